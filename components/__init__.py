@@ -1,0 +1,1 @@
+"""One KFP component a stage: a few lines that call star.stages."""

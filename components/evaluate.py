@@ -1,0 +1,52 @@
+"""KFP component of the stage evaluate."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="star-python", install_kfp_package=False)
+def evaluate(
+    config: str,
+    code: str,
+    data: dsl.Input[dsl.Dataset],
+    teacher: dsl.Input[dsl.Model],
+    distilled: dsl.Input[dsl.Model],
+    refined: dsl.Input[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Compares teacher, distilled and refined student on the held-out rows.
+
+    Args:
+        config: the stage's sections of the configuration, as JSON.
+        code: digest of the stage's code, by which its result is cached.
+        data: the data set of synthesize.
+        teacher: the teacher's model folder.
+        distilled: the distilled student's model folder.
+        refined: the refined student's model folder.
+        evaluation: evaluation.json and the reports.
+        report: the evaluation as a page.
+        summary: the evaluation as a table.
+        metrics: the stage's figures.
+    """
+    import shutil
+    from pathlib import Path
+
+    from star import stages
+    from star.config import Config
+
+    stages.require_code("evaluate", code)
+    values = stages.evaluate(
+        Config.from_json(config),
+        data=Path(data.path),
+        teacher=Path(teacher.path),
+        distilled=Path(distilled.path),
+        refined=Path(refined.path),
+        out=Path(evaluation.path),
+    )
+    for file, shown in (("report.html", report), ("report.md", summary)):
+        Path(shown.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(evaluation.path) / file, shown.path)
+    for key, value in values.items():
+        metrics.log_metric(key, value)

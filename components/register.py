@@ -1,0 +1,38 @@
+"""KFP component of the stage register."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="star-python", install_kfp_package=False)
+def register(
+    config: str,
+    code: str,
+    refined: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    registration: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Registers the refined student in MLflow; behind the gate it becomes champion.
+
+    Args:
+        config: the stage's sections of the configuration, as JSON.
+        code: digest of the stage's code, by which its result is cached.
+        refined: the refined student's model folder.
+        evaluation: evaluation.json and the reports.
+        registration: what was registered and why it was promoted or not.
+        metrics: the stage's figures.
+    """
+    from pathlib import Path
+
+    from star import stages
+    from star.config import Config
+
+    stages.require_code("register", code)
+    values = stages.register(
+        Config.from_json(config),
+        refined=Path(refined.path),
+        evaluation=Path(evaluation.path),
+        out=Path(registration.path),
+    )
+    for key, value in values.items():
+        metrics.log_metric(key, value)

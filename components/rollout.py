@@ -1,0 +1,38 @@
+"""KFP component of the stage rollout."""
+
+from kfp import dsl
+
+
+@dsl.component(base_image="star-python", install_kfp_package=False)
+def rollout(
+    config: str,
+    code: str,
+    data: dsl.Input[dsl.Dataset],
+    teacher: dsl.Input[dsl.Model],
+    rollouts: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+):
+    """Samples the teacher on the training prompts and keeps valid, distinct completions.
+
+    Args:
+        config: the stage's sections of the configuration, as JSON.
+        code: digest of the stage's code, by which its result is cached.
+        data: the data set of synthesize.
+        teacher: the teacher's model folder.
+        rollouts: the teacher's sequences.
+        metrics: the stage's figures.
+    """
+    from pathlib import Path
+
+    from star import stages
+    from star.config import Config
+
+    stages.require_code("rollout", code)
+    values = stages.rollout(
+        Config.from_json(config),
+        data=Path(data.path),
+        teacher=Path(teacher.path),
+        out=Path(rollouts.path),
+    )
+    for key, value in values.items():
+        metrics.log_metric(key, value)

@@ -1,0 +1,1 @@
+"""The packaged profiles and example tools."""

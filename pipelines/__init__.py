@@ -1,0 +1,1 @@
+"""The stages as one KFP pipeline: compiled for a cluster, or run on this machine."""

@@ -1,0 +1,47 @@
+"""What `star run` prints at the end: one table of the three models, and where everything is."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from star.pipelines.run import PipelineResult
+from star.registry.tracking import home, tracking_uri
+
+MODELS = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
+SCORES = {"exact_match": "exact match", "mean_reward": "mean reward", "format_errors": "format errors", "pass_at_8": "pass@8"}
+
+
+def print_summary(result: PipelineResult) -> None:
+    """Prints the table and the places."""
+    evaluation = result.metrics("evaluate")
+    table = Table(title="Held-out rows")
+    table.add_column("model")
+    for heading in (*SCORES.values(), "seconds"):
+        table.add_column(heading, justify="right")
+    for model, stage in MODELS.items():
+        scores = [f"{evaluation[f'{model}_{key}']:.3f}" if f"{model}_{key}" in evaluation else "" for key in SCORES]
+        table.add_row(model, *scores, f"{result.metrics(stage)['seconds']:.0f}")
+    registration = json.loads((result.folders["register"] / "registration.json").read_text(encoding="utf-8"))
+    console = Console()
+    console.print(table)
+    for line in _places(result, registration):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _places(result: PipelineResult, registration: dict) -> list[str]:
+    name, version = registration["model"], registration["version"]
+    verdict = "is the champion" if registration["champion"] == version else f"is not the champion; version {registration['champion']} stays"
+    latest = home() / "latest"
+    lines = [
+        f"model     {name} version {version} {verdict}",
+        *(f"          {reason}" for reason in registration["reasons"]),
+        f"folder    {latest / 'refine'}",
+        f"report    {latest / 'evaluate' / 'report.html'}",
+        f"run       {result.run_id or 'not tracked'} in {tracking_uri()}",
+        f"log       {result.log}",
+        f"time      {result.seconds:.0f} s, stages run: {', '.join(result.ran) or 'none'}",
+    ]
+    if registration["champion"] is not None:
+        lines.append('try       star call "Book a flight from Oslo to Rome" --tools tools.json')
+    return lines

@@ -1,0 +1,48 @@
+"""Distillation of a student from a top-k store: the base, the check that both speak the same tokens, CKD."""
+
+from pathlib import Path
+
+from star.ckd.trainer import CKDTrainer
+from star.config import Architecture, Config
+from star.errors import InputError
+from star.models import build_base, load_model, load_tokenizer, save_model
+from star.storage import Workspace
+from star.teacher.topk import TOKENIZER
+from star.tokenizer import tokenizer_digest
+from star.training import Log, seed_everything, train
+
+
+def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) -> dict[str, float]:
+    """Trains the student on the store of `topk` and writes it to `work.out`.
+
+    Returns:
+        the last training values: loss, fkl, tail.
+
+    Raises:
+        InputError: the student's tokenizer is not the one the teacher's signal was stored with.
+    """
+    tokenizer = load_tokenizer(topk / TOKENIZER)
+    base = config.student.base
+    if isinstance(base, Architecture):
+        label = "warm up the student's base"
+        model = build_base(base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log)
+    else:
+        base = Path(base) if Path(base).is_dir() else base
+        require_same_tokenizer(load_tokenizer(base, revision=config.student.revision), tokenizer, student=str(base), topk=topk)
+        model = load_model(base, revision=config.student.revision)
+    seed_everything(config.seed)
+    trainer = CKDTrainer(
+        model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed
+    )
+    metrics = train(trainer, label="distil the student (CKD)", curve=work.out / "ckd_curve.json", log=log)
+    save_model(trainer.model, tokenizer, work.out)
+    return metrics
+
+
+def require_same_tokenizer(student_tokenizer, tokenizer, *, student: str, topk: Path) -> None:
+    """Raises InputError unless both tokenizers turn text into the same ids: stored ids mean nothing to another one."""
+    if tokenizer_digest(student_tokenizer) != tokenizer_digest(tokenizer):
+        raise InputError(
+            f"the tokenizer of the student {student} is not the one that {topk} was stored with: "
+            "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"
+        )

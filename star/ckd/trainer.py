@@ -1,0 +1,110 @@
+"""CKD training on transformers' Trainer: the teacher's stored top-k in, the student's weights out; no teacher in memory.
+
+T completion tokens of a batch, H hidden, V vocabulary, K teacher ids a token, B sequences, L padded length.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from star.ckd.loss import fused_linear_ckd
+from star.config import Distill
+from star.teacher.store import TopKStore
+from star.teacher.topk import read_sequences
+from star.training import supervised_arguments
+
+IGNORE = -100
+
+
+class DistillationRows(Dataset):
+    """A rollout's sequences joined with the teacher's top-k by sequence id."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ids, self.sequences = read_sequences(folder)
+        self.store = TopKStore(folder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sequence = self.sequences[index]
+        teacher_ids_TK, teacher_logprobs_TK = self.store[self.ids[index]]
+        return {
+            "input_ids": sequence.prompt_ids + sequence.completion_ids,
+            "labels": [IGNORE] * len(sequence.prompt_ids) + sequence.completion_ids,
+            "teacher_ids": torch.as_tensor(teacher_ids_TK, dtype=torch.int64),
+            "teacher_logprobs": torch.as_tensor(teacher_logprobs_TK, dtype=torch.float32),
+        }
+
+
+def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Pads rows of input_ids and labels on the right, and joins teacher rows in the order of the batch where there are some."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(key: str, filler: int) -> torch.Tensor:
+        return torch.tensor([list(row[key]) + [filler] * (longest - len(row[key])) for row in rows])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch = {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", IGNORE),
+        "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
+    }
+    if "teacher_ids" in rows[0]:
+        batch["teacher_ids"] = torch.cat([row["teacher_ids"] for row in rows])
+        batch["teacher_logprobs"] = torch.cat([row["teacher_logprobs"] for row in rows])
+    return batch
+
+
+class CKDTrainer(Trainer):
+    """Minimises FKL_k + lambda * tail over the completion tokens of the whole batch (method: CKD loss).
+
+    The loss is divided by the global count of completion tokens, also under gradient accumulation and several ranks.
+    """
+
+    def __init__(self, model, folder: Path, *, settings: Distill, state: Path, pad_id: int, seed: int) -> None:
+        super().__init__(
+            model=model,
+            args=supervised_arguments(settings, folder=state, seed=seed),
+            train_dataset=DistillationRows(folder),
+            data_collator=lambda rows: collate_completions(rows, pad_id=pad_id),
+        )
+        self.settings = settings
+        self.sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+        self.loss_tokens = 0
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        # Prompts need no logits: select the rows that predict a completion token first.
+        hidden_BLH = model.get_decoder()(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+        ).last_hidden_state
+        hidden_TH = hidden_BLH[:, :-1][inputs["labels"][:, 1:] != IGNORE]
+        output = fused_linear_ckd(
+            hidden_TH,
+            model.get_output_embeddings().weight,
+            inputs["teacher_ids"],
+            inputs["teacher_logprobs"],
+            top_m=self.settings.top_m,
+            tail_weight=self.settings.tail_weight,
+            reduction="sum",
+        )
+        tokens = hidden_TH.shape[0]
+        self.loss_tokens += tokens
+        self.sums["fkl"] += output.fkl.double().cpu()
+        self.sums["tail"] += output.tail.double().cpu()
+        # Trainer sums over accumulation steps and averages over ranks.
+        loss = output.loss / (tokens if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.loss_tokens and "loss" in logs:
+            logs |= {name: float(total) / self.loss_tokens for name, total in self.sums.items()}
+            self.sums.clear()
+            self.loss_tokens = 0
+        super().log(logs, *args, **kwargs)

@@ -1,0 +1,258 @@
+"""The `star` command: one subcommand a stage, `run` for the whole pipeline, and what one does with the result.
+
+Exit status: 0 done, 1 the work failed, 2 the user's input is at fault. Heavy imports stay inside the commands, so that help is quick.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from star.errors import PipelineError, cure_of
+
+app = typer.Typer(
+    help="Distil a large function-calling model into a super-tiny one.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
+app.add_typer(pipeline_app, name="pipeline")
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write. It appears when it is whole.")]
+SeedDataOption = Annotated[Path | None, typer.Option("--seed-data", help="Rows of your own: JSON Lines with messages and tools.")]
+ResumeOption = Annotated[bool, typer.Option("--resume/--restart", help="Go on with killed work, or begin anew.")]
+NameOption = Annotated[str, typer.Option("--name", help="Registered model.")]
+
+
+def _folder(text: str):
+    return Annotated[Path, typer.Option(help=text)]
+
+
+DataOption = _folder("Folder of `star synthesize`.")
+TeacherOption = _folder("Folder of `star refine-teacher`.")
+
+
+@app.command()
+def run(config: ConfigOption = "tiny", seed_data: SeedDataOption = None) -> None:
+    """Run the whole pipeline on this machine; what is already done is not done again.
+
+    Examples: `star run`, `star run --config configs/tiny.yaml --seed-data rows.jsonl`
+    """
+    from star.config import load_config
+    from star.pipelines.run import run_local
+    from star.pipelines.summary import print_summary
+
+    print_summary(run_local(load_config(config, seed_data=seed_data)))
+
+
+@app.command()
+def synthesize(out: OutOption, config: ConfigOption = "tiny", seed_data: SeedDataOption = None, resume: ResumeOption = True) -> None:
+    """Make the training and held-out rows from tools and seed rows.
+
+    Example: `star synthesize --out runs/hand/data`
+    """
+    _stage("synthesize", config, seed_data=seed_data, out=out, resume=resume)
+
+
+@app.command()
+def refine_teacher(data: DataOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True) -> None:
+    """Make the teacher fit the data: train it where its base is from scratch, refine it with Sim-RL.
+
+    Example: `star refine-teacher --data runs/hand/data --out runs/hand/teacher`
+    """
+    _stage("refine-teacher", config, data=data, out=out, resume=resume)
+
+
+@app.command()
+def rollout(data: DataOption, teacher: TeacherOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True) -> None:
+    """Sample the teacher on the training prompts; keep valid, distinct completions.
+
+    Example: `star rollout --data runs/hand/data --teacher runs/hand/teacher --out runs/hand/rollouts`
+    """
+    _stage("rollout", config, data=data, teacher=teacher, out=out, resume=resume)
+
+
+@app.command()
+def extract_topk(
+    rollouts: _folder("Folder of `star rollout`."),
+    teacher: TeacherOption,
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    resume: ResumeOption = True,
+) -> None:
+    """Store the teacher's top-k log-probs over the rollouts.
+
+    Example: `star extract-topk --rollouts runs/hand/rollouts --teacher runs/hand/teacher --out runs/hand/topk`
+    """
+    _stage("extract-topk", config, rollouts=rollouts, teacher=teacher, out=out, resume=resume)
+
+
+@app.command()
+def distill(
+    topk: _folder("Folder of `star extract-topk`."),
+    out: OutOption,
+    student: Annotated[str | None, typer.Option(help="Base model, a folder or an id, instead of the configuration's.")] = None,
+    config: ConfigOption = "tiny",
+    resume: ResumeOption = True,
+) -> None:
+    """Distil the stored signal into the student with CKD.
+
+    Example: `star distill --topk runs/hand/topk --out runs/hand/distilled`
+    """
+    _stage("distill", config, topk=topk, student=student, out=out, resume=resume)
+
+
+@app.command()
+def refine(
+    student: _folder("Folder of `star distill`."),
+    data: DataOption,
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    resume: ResumeOption = True,
+) -> None:
+    """Refine the distilled student with Sim-RL on the similarity reward.
+
+    Example: `star refine --student runs/hand/distilled --data runs/hand/data --out runs/hand/refined`
+    """
+    _stage("refine", config, student=student, data=data, out=out, resume=resume)
+
+
+@app.command()
+def evaluate(
+    data: DataOption,
+    teacher: TeacherOption,
+    distilled: _folder("Folder of `star distill`."),
+    refined: _folder("Folder of `star refine`."),
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    resume: ResumeOption = True,
+) -> None:
+    """Compare teacher, distilled and refined student on the held-out rows; write the report.
+
+    Example: `star evaluate --data D --teacher T --distilled S --refined R --out runs/hand/evaluation`
+    """
+    _stage("evaluate", config, data=data, teacher=teacher, distilled=distilled, refined=refined, out=out, resume=resume)
+
+
+@app.command()
+def register(
+    refined: _folder("Folder of `star refine`."),
+    evaluation: _folder("Folder of `star evaluate`."),
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    resume: ResumeOption = True,
+) -> None:
+    """Register the refined student in MLflow; behind the gate it becomes champion.
+
+    Example: `star register --refined runs/hand/refined --evaluation runs/hand/evaluation --out runs/hand/registration`
+    """
+    _stage("register", config, refined=refined, evaluation=evaluation, out=out, resume=resume)
+
+
+@app.command()
+def call(
+    query: Annotated[str, typer.Argument(help="What the user asks for.")],
+    tools: Annotated[Path, typer.Option(help="JSON file with the tools that may be called.")],
+    model: Annotated[str, typer.Option(help="An alias or version of the registered model, or a model folder.")] = "champion",
+    name: NameOption = "star",
+) -> None:
+    """Ask a model for the call that answers a request, and print it as JSON, one call a line.
+
+    Example: `star call "Book a flight from Oslo to Rome" --tools tools.json`
+    """
+    from star.inference import answer
+
+    completion = answer(query, tools=tools, model=model, name=name)
+    for made in completion.tool_calls:
+        typer.echo(json.dumps(made, ensure_ascii=False))
+    if completion.content:
+        typer.echo(completion.content)
+
+
+@app.command()
+def models(name: NameOption = "star") -> None:
+    """List the registered versions: scores, aliases, lineage."""
+    from star.registry.table import print_versions
+
+    print_versions(name)
+
+
+@app.command()
+def promote(version: Annotated[int, typer.Argument(help="Version to make champion.")], name: NameOption = "star") -> None:
+    """Make a registered version the champion, past the gate.
+
+    Example: `star promote 2`
+    """
+    from star.registry.promotion import promote as make_champion
+
+    typer.echo(f"{make_champion(name, version)} is the champion")
+
+
+@app.command()
+def rollback(name: NameOption = "star") -> None:
+    """Make the previous champion the champion again."""
+    from star.registry.promotion import rollback as step_back
+
+    typer.echo(f"{step_back(name)} is the champion again")
+
+
+@app.command()
+def doctor(config: ConfigOption = "tiny") -> None:
+    """Check this machine against a configuration: packages, memory, disk, tracking. Every failed check says the cure."""
+    from star.config import load_config
+    from star.doctor import print_checks
+
+    if not print_checks(load_config(config)):
+        raise typer.Exit(2)
+
+
+@pipeline_app.command("compile")
+def compile_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")],
+    config: ConfigOption = "tiny",
+    image: Annotated[str, typer.Option(help="Container image of the tasks.")] = "star-python:latest",
+) -> None:
+    """Compile the pipeline of a configuration for Kubeflow Pipelines.
+
+    Example: `star pipeline compile --config configs/qwen3-0.6b.yaml --output star.yaml`
+    """
+    from star.config import load_config
+    from star.pipelines.star_pipeline import compile_pipeline
+
+    compile_pipeline(load_config(config), output, image=image)
+    typer.echo(f"wrote {output}")
+
+
+def _stage(name: str, config: str, *, seed_data: Path | None = None, **arguments: object) -> None:
+    from star.config import load_config
+    from star.stages import stage_named
+
+    metrics = stage_named(name).function(load_config(config, seed_data=seed_data), **arguments)
+    typer.echo(json.dumps(metrics, indent=1))
+
+
+def main() -> None:
+    """Runs the command line; errors that the user can cure are one line and exit status 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=True)
+    except PipelineError as error:
+        _fail(str(error), status=2 if error.input_fault else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted: run the same command again to go on", status=130)
+    except Exception as error:
+        if (cure := cure_of(error)) is None:
+            raise
+        _fail(cure, status=2)
+
+
+def _fail(message: str, *, status: int) -> None:
+    typer.secho(f"star: {message}", fg=typer.colors.RED, err=True)
+    sys.exit(status)

@@ -1,0 +1,258 @@
+"""Typed configuration: one YAML file an experiment, every setting validated before anything starts.
+
+A stage sees only its own sections (`Config.slice`), so a changed setting changes the digest of the stages that read it and of no other.
+The defaults are the paper's values (arXiv 2602.03022, section 4 and appendix); a profile in `configs/` states what differs.
+"""
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+
+from star.errors import InputError
+
+PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRef(Section):
+    """A file of the user's, with its sha256: a changed file is a changed setting."""
+
+    path: Path
+    sha256: str
+
+    def read_verified(self) -> Path:
+        """The path, after its content was compared with the digest taken when the configuration was loaded."""
+        if sha256_of(self.path) != self.sha256:
+            raise InputError(f"{self.path} has changed since the run was configured: start the run again")
+        return self.path
+
+
+def _file_ref(value: Any, info: ValidationInfo) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    folder = (info.context or {}).get("folder", Path.cwd())
+    path = (folder / Path(value).expanduser()).resolve()
+    return {"path": path, "sha256": sha256_of(path)}
+
+
+File = Annotated[FileRef, BeforeValidator(_file_ref)]
+
+
+class Data(Section):
+    """What the training and held-out rows are made of."""
+
+    tools: File | None = Field(None, description="tools to generate rows for; the packaged example tools when not given")
+    seed_data: File | None = Field(None, description="rows of your own (messages + tools, JSONL), imported, cleaned and mixed in")
+    generated_rows: int = Field(6000, ge=0, description="rows the offline generator makes")
+    heldout_rows: int = Field(300, ge=1, description="rows kept back for evaluation")
+    tools_per_prompt: int = Field(3, ge=2, description="tools a generated prompt shows, at most")
+
+
+class Architecture(Section):
+    """Sizes of a Qwen3 model built from scratch."""
+
+    hidden_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8)
+    num_hidden_layers: int = Field(ge=1)
+    num_attention_heads: int = Field(ge=1)
+    num_key_value_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=8)
+
+
+class Training(Section):
+    """One supervised training, in steps of whole batches."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1, description="sequences an optimiser step")
+    micro_batch_size: int | None = Field(None, ge=1, description="sequences a forward pass; the whole batch when not given")
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    save_steps: int = Field(50, ge=1, description="steps between checkpoints, from which a killed run resumes")
+
+
+class SimRL(Section):
+    """GRPO on the similarity reward (method: section 3.3)."""
+
+    steps: int = Field(ge=1)
+    prompts_per_step: int = Field(16, ge=1)
+    num_generations: int = Field(8, ge=2, description="rollouts a prompt")
+    micro_batch_size: int | None = Field(None, ge=1, description="completions a forward pass; the whole step when not given")
+    learning_rate: float = Field(3e-7, gt=0)
+    beta: float = Field(1e-3, ge=0, description="KL coefficient")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(512, ge=1)
+    save_steps: int = Field(20, ge=1)
+
+
+class Scratch(Section):
+    """How models are built here instead of downloaded: a copy warm-up plays the part of pre-training (copying heads form, then the task)."""
+
+    vocab_size: int = Field(ge=300, description="of the tokenizer trained on the rows")
+    warmup: Training
+    warmup_span: int = Field(12, ge=2, description="tokens of the sequence that the warm-up has the model repeat")
+
+
+Base = Annotated[str | Architecture, Field(description="a Hugging Face id, a folder, or the sizes of a model to build from scratch")]
+
+
+class Teacher(Section):
+    base: Base = "Qwen/Qwen3-8B"
+    revision: str | None = Field(None, description="commit of the Hugging Face repository")
+    sft: Training | None = Field(None, description="supervised training on the rows first; a base from scratch needs it")
+    refine: SimRL | None = Field(None, description="Sim-RL on the teacher")
+
+
+class Student(Section):
+    base: Base = "Qwen/Qwen3-0.6B"
+    revision: str | None = Field(None, description="commit of the Hugging Face repository")
+
+
+class Rollout(Section):
+    prompts: int | None = Field(None, ge=1, description="training prompts to roll out; all of them when not given")
+    samples: int = Field(8, ge=1, description="samples a prompt")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_size: int = Field(64, ge=1, description="prompts a generation batch")
+
+
+class TopK(Section):
+    top_k: int = Field(100, ge=1)
+    batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens a forward pass")
+
+
+class Distill(Training):
+    learning_rate: float = Field(3e-6, gt=0)
+    top_m: int = Field(100, ge=1)
+    tail_weight: float = Field(10.0, ge=0, description="lambda of the loss")
+
+
+class Evaluate(Section):
+    samples: int = Field(8, ge=1, description="samples a row, for pass@k and entropy")
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_size: int = Field(64, ge=1, description="rows a generation batch")
+
+
+class Gate(Section):
+    """The bars a candidate must clear to become champion."""
+
+    min_exact_match: float = Field(0.5, ge=0, le=1, description="share of held-out rows answered exactly, at least")
+    max_format_errors: float = Field(0.05, ge=0, le=1, description="share of answers that cannot be parsed, at most")
+    max_regression: float = Field(0.01, ge=0, description="exact match or mean reward below the champion's, at most")
+
+
+class Registry(Section):
+    model_name: str = Field("star", min_length=1, description="registered model in MLflow")
+    gate: Gate = Gate()
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: str = Field("star", min_length=1)
+    seed: int = 7
+    max_prompt_tokens: int = Field(5120, ge=16, description="rows with longer prompts are left out of training, and counted")
+    data: Data = Data()
+    scratch: Scratch | None = None
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    rollout: Rollout = Rollout()
+    topk: TopK = TopK()
+    distill: Distill = Distill(steps=1000)
+    refine: SimRL = SimRL(steps=500)
+    evaluate: Evaluate = Evaluate()
+    registry: Registry = Registry()
+
+    @model_validator(mode="after")
+    def _scratch_is_described(self) -> "Config":
+        if self.scratch is None and any(isinstance(base, Architecture) for base in (self.teacher.base, self.student.base)):
+            raise ValueError("a base to build from scratch needs the section `scratch` (vocab_size, warmup)")
+        return self
+
+    def slice(self, sections: tuple[str, ...]) -> str:
+        """The named sections as canonical JSON: what a stage is given, and what its digest is taken of."""
+        content = self.model_dump(mode="json", include=set(sections))
+        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The configuration of a slice: sections that are not in it have their defaults and are not read by the stage."""
+        return cls.model_validate_json(text)
+
+
+def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
+    """Reads and validates a YAML file, or a packaged profile by its name (`tiny`, `qwen3-0.6b`, ...).
+
+    Paths in the file are relative to the file. `extends: OTHER.yaml` starts from another file and overrides section by section.
+
+    Raises:
+        InputError: the file is missing, is not YAML, has an unknown key or a value out of range; the message names the key.
+    """
+    content, folder = _read_yaml(_find(path))
+    if seed_data is not None:
+        content["data"] = {**(content.get("data") or {}), "seed_data": str(seed_data.expanduser().resolve())}
+    try:
+        return Config.model_validate(content, context={"folder": folder})
+    except ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise InputError(f"{path}: {problems}") from error
+
+
+def _find(path: Path | str) -> Path:
+    if str(path) in PROFILES:
+        return Path(str(resources.files("star.configs") / f"{path}.yaml"))
+    return Path(path)
+
+
+def _read_yaml(path: Path) -> tuple[dict, Path]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no configuration at {path}: give a YAML file or one of {', '.join(PROFILES)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold settings by name, like `seed: 7`")
+    if "extends" in content:
+        base, _ = _read_yaml(path.parent / content.pop("extends"))
+        content = _merge(base, content)
+    return content, path.parent.resolve()
+
+
+def _merge(base: dict, over: dict) -> dict:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _describe(problem: dict) -> str:
+    name = ".".join(str(part) for part in problem["loc"] if part not in ("str", "Architecture")) or "the file"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key `{name}`: check the spelling against docs/configuration.md"
+    return f"`{name}`: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, in hex.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"no file at {path}: check the path")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

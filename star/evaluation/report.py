@@ -1,0 +1,414 @@
+"""Turn one evaluation into a page to read and a table to paste.
+
+`write_report` writes a single HTML file: its style and its charts (page.py) are inside, it has no script and asks the
+network for nothing, and a content security policy forbids both. What models wrote is hostile until escaped: every text
+goes through `page.text`. A part that the evaluation does not hold is left out, heading and all.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from star.evaluation import page
+from star.evaluation.page import text
+
+Evaluation = dict[str, Any]
+Model = dict[str, Any]
+
+_MAX_FAILURES = 30  # shown, worst first
+
+
+class Metric(NamedTuple):
+    """How one score is called and read: `better` is 1 if more is better, -1 if less is, 0 if neither."""
+
+    label: str
+    percent: bool = False
+    better: int = 1
+
+
+_METRICS = {
+    "exact_match": Metric("Exact match", percent=True),
+    "mean_reward": Metric("Mean reward"),
+    "format_errors": Metric("Format errors", percent=True, better=-1),
+    "entropy": Metric("Policy entropy (nats)", better=0),
+}
+_FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Parameters", "parameters", page.size),
+    ("Tokens per second", "tokens_per_second", page.rate),
+    ("Time", "seconds", page.duration),
+)
+
+
+def write_report(path: Path, evaluation: Evaluation) -> None:
+    """Write `evaluation` to `path` as one self-contained HTML file, valid UTF-8 whatever the models wrote.
+
+    All keys are optional: title, created, suite, models, comparisons, curves, failures, lineage. A score is
+    {"mean", "low", "high"}; one that is not a finite number counts as missing. Folders are made as needed.
+    """
+    parts = [(anchor, heading, render(evaluation)) for anchor, heading, render in _SECTIONS]
+    parts = [part for part in parts if part[2]]
+    links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading, _ in parts)
+    sections = "\n".join(
+        f'<section id="{anchor}" aria-labelledby="{anchor}-h"><h2 id="{anchor}-h">{heading}</h2>\n{body}</section>'
+        for anchor, heading, body in parts
+    )
+    navigation = f'<nav aria-label="Sections">{links}</nav>' if links else ""
+    document = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
+        f"<title>{text(_title(evaluation))}</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n"
+        f"<header>{_masthead(evaluation)}{navigation}</header>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(document, encoding="utf-8", newline="\n")
+
+
+def markdown_table(evaluation: Evaluation) -> str:
+    """The comparison of the models as a GitHub table, one column a model, intervals in brackets; "" without models."""
+    models = _models(evaluation)
+    if not models:
+        return ""
+    rows = ["| | " + " | ".join(_markdown(model["name"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
+    for label, cells in _comparison_rows(models):
+        shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
+        rows.append(f"| {_markdown(label)} | {' | '.join(shown)} |")
+    return "\n".join(rows) + "\n"
+
+
+# ---- the page's parts: each takes the evaluation and gives HTML, "" when there is nothing to show
+
+
+def _masthead(evaluation: Evaluation) -> str:
+    """When and on how many rows, the title, the outcome in one sentence."""
+    facts = [str(evaluation["created"])] if evaluation.get("created") else []
+    for name, suite in (evaluation.get("suite") or {}).items():
+        if suite.get("rows"):
+            facts.append(f"{suite['rows']:,} {'held-out' if name == 'heldout' else name} rows")
+    eyebrow = f'<p class="eyebrow">{text(" · ".join(facts))}</p>' if facts else ""
+    return f"{eyebrow}<h1>{text(_title(evaluation))}</h1>{_summary(_models(evaluation))}"
+
+
+def _summary(models: list[Model]) -> str:
+    """One sentence: the final model against the teacher in quality, size and speed."""
+    final, teacher = _final(models), next((model for model in models if model["name"] == "teacher"), None)
+    if final is None or teacher is None or final is teacher:
+        return ""
+    mine, its = _score(final, "exact_match"), _score(teacher, "exact_match")
+    if mine is None or its is None:
+        return ""
+    said = f"<strong>{text(final['name'])}</strong> answers {_show('exact_match', mine['mean'])} of the rows exactly"
+    said += f" right against the teacher's {_show('exact_match', its['mean'])}"
+    size, teacher_size = _number(final.get("parameters")), _number(teacher.get("parameters"))
+    if size and teacher_size and size < teacher_size:
+        said += f", with {page.size(size)} parameters instead of {page.size(teacher_size)}"
+    speed, teacher_speed = _number(final.get("tokens_per_second")), _number(teacher.get("tokens_per_second"))
+    if speed and teacher_speed and speed > 1.05 * teacher_speed:
+        said += f" and {speed / teacher_speed:.1f} times the tokens per second"
+    return f'<p class="lede">{said}.</p>'
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """A card a metric: the final model's number in large, all models with their intervals beneath."""
+    models = _models(evaluation)
+    final = _final(models)
+    if final is None:
+        return ""
+    names = ["exact_match", *_pass_names(models)[-1:], "mean_reward", "format_errors"]
+    cards = [_card(name, models, score) for name in names if (score := _score(final, name))]
+    note = f"Numbers of {text(final['name'])}; the bars are 95% bootstrap intervals of the mean."
+    return f'<p class="note">{note}</p><div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _card(name: str, models: list[Model], score: dict) -> str:
+    dots = []
+    for i, model in enumerate(models):
+        if found := _score(model, name):
+            mean = found["mean"]
+            low, high = (found["low"], found["high"]) if _interval(name, found) else (mean, mean)
+            dots.append(page.Dot(i, model["name"], mean, low, high, _show(name, mean)))
+    label = _metric(name).label
+    title = f"{label}: " + ", ".join(f"{dot.label} {dot.shown}" for dot in dots)
+    chart = page.interval_chart(title, dots) if len(dots) > 1 else ""
+    return (
+        f'<article class="card"><h3>{label}</h3><p class="big">{_show(name, score["mean"])}</p>'
+        f'<p class="note">{_interval(name, score)}</p>{chart}</article>'
+    )
+
+
+def _comparison(evaluation: Evaluation) -> str:
+    """All scores of all models, then the paired differences."""
+    models = _models(evaluation)
+    head = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model in enumerate(models))
+    body = ""
+    for label, cells in _comparison_rows(models):
+        columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
+        body += f'<tr><th scope="row">{text(label)}</th>{"".join(columns)}</tr>'
+    caption = "Mean of each score with its 95% bootstrap interval."
+    scores = page.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
+    return scores + _differences(evaluation.get("comparisons") or [])
+
+
+def _differences(comparisons: list[dict]) -> str:
+    """The paired comparisons: difference, interval, p value, and what they allow to say."""
+    body = "".join(_difference_row(item) for item in comparisons if _number(item.get("difference")) is not None)
+    caption = (
+        "Paired differences on the same rows with their 95% bootstrap intervals; p of a sign-flip permutation test, "
+        "not corrected for the number of comparisons."
+    )
+    columns = {"Comparison": "left", "Metric": "left", "Difference": "", "p": "", "Reading": "left"}
+    head = "".join(f'<th scope="col" class="{side}">{name}</th>' for name, side in columns.items())
+    return page.table(caption, head, body, label="Paired differences") if body else ""
+
+
+def _difference_row(item: dict) -> str:
+    name, metric = item["metric"], _metric(item["metric"])
+    low, high, p_value = (_number(item.get(key)) for key in ("low", "high", "p_value"))
+    known = low is not None and high is not None
+    sign = 0 if not known else 1 if low > 0 else -1 if high < 0 else 0
+    reading, tone = {1: ("better", "good"), -1: ("worse", "bad"), 0: ("", "muted")}[sign * metric.better]
+    reading = reading or ("unclear" if not sign else "higher" if sign > 0 else "lower")
+    interval = f"<small>{_range(name, low, high, signed=True)}</small>" if known else ""
+    p_shown = "" if p_value is None else "&lt; 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return (
+        f'<tr><th scope="row">{text(item["a"])} − {text(item["b"])}</th><td class="left">{text(metric.label)}</td>'
+        f"<td>{_show(name, item['difference'], signed=True)}{interval}</td><td>{p_shown}</td>"
+        f'<td class="left {tone}">{reading}</td></tr>'
+    )
+
+
+def _kinds(evaluation: Evaluation) -> str:
+    """Exact match and mean reward of every kind of row, a bar a model."""
+    models, figures = _models(evaluation), ""
+    kinds: dict[str, int | None] = {}
+    for model in models:
+        kinds |= {kind: found.get("rows") for kind, found in (model.get("by_kind") or {}).items()}
+    for name in ("exact_match", "mean_reward"):
+        groups = []
+        for kind, rows in kinds.items():
+            bars = []
+            for i, model in enumerate(models):
+                value = _number((model.get("by_kind") or {}).get(kind, {}).get(name))
+                if value is not None:
+                    bars.append(page.Bar(i, model["name"], value, _show(name, value)))
+            if bars:
+                groups.append((f"{kind} · {rows:,} rows" if rows else kind, bars))
+        if groups:
+            label = _metric(name).label
+            chart = page.bar_chart(f"{label} by kind of row", groups)
+            figures += f"<figure><figcaption><b>{label}</b></figcaption>{chart}</figure>"
+    return (
+        f'{page.legend([model["name"] for model in models])}<div class="grid wide">{figures}</div>' if figures else ""
+    )
+
+
+def _pass_at_k(evaluation: Evaluation) -> str:
+    """pass@k against k, k on a doubling axis."""
+    models = _models(evaluation)
+    names, lines = _pass_names(models), []
+    for i, model in enumerate(models):
+        scores = [(math.log2(_draws(name)), score) for name in names if (score := _score(model, name))]
+        band = [(x, score["low"], score["high"]) for x, score in scores if _interval("exact_match", score)]
+        if scores:
+            lines.append(page.Line(i, model["name"], [(x, score["mean"]) for x, score in scores], band))
+    if len(names) < 2 or not lines:
+        return ""
+    ticks = [(math.log2(_draws(name)), f"k = {_draws(name)}") for name in names]
+    ends = ", ".join(f"{line.label} {line.points[0][1]:.1%} to {line.points[-1][1]:.1%}" for line in lines)
+    chart = page.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
+    note = "The chance that at least one of k samples is exactly right (unbiased estimate), with its 95% interval. "
+    note += "A line that stays flat as k grows belongs to a model whose samples are all alike."
+    return f'<figure class="solo">{chart}<figcaption>{note}</figcaption></figure>'
+
+
+def _curves(evaluation: Evaluation) -> str:
+    """Learning curves, one small chart a stage and metric."""
+    stages = ""
+    for stage, records in (evaluation.get("curves") or {}).items():
+        names = dict.fromkeys(name for record in records for name in record if name != "step")
+        charts = "".join(_learning_curve(stage, name, records) for name in names)
+        stages += f'<h3>{text(stage)}</h3><div class="grid">{charts}</div>' if charts else ""
+    note = '<p class="note">Against the training step; beside the name, the first and the last value.</p>'
+    return note + stages if stages else ""
+
+
+def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
+    pairs = [(_number(record.get("step", i)), _number(record.get(name))) for i, record in enumerate(records)]
+    points = sorted((x, y) for x, y in pairs if x is not None and y is not None)
+    if len({step for step, _ in points}) < 2:
+        return ""
+    first, last, label = points[0], points[-1], name.replace("_", " ")
+    ticks = [(x, f"{x:,.0f}") for x in page.ticks(first[0], last[0]) if x == int(x)]
+    span = f"{page.short(first[1])} → {page.short(last[1])}"
+    title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"
+    line = page.Line(1, "", page.thin(points), [])
+    chart = page.line_chart(title, [line], x_ticks=ticks, y_text=page.tick, width=340, height=150)
+    return f"<figure><figcaption><b>{text(label)}</b><span>{span}</span></figcaption>{chart}</figure>"
+
+
+def _confusion(evaluation: Evaluation) -> str:
+    """A two by two table a model: was a call due, did it call. Keys read expected_predicted."""
+    tables = ""
+    for i, model in enumerate(_models(evaluation)):
+        counts = model.get("call_confusion") or {}
+        total = sum(counts.values())
+        if not total:
+            continue
+        right = (counts.get("call_call", 0) + counts.get("none_none", 0)) / total
+        rows = _confusion_row(counts, "call", "Call due") + _confusion_row(counts, "none", "No call due")
+        tables += (
+            f'<table class="confusion"><caption>{page.swatch(i)}<b>{text(model["name"])}</b> decides right in '
+            f'{right:.1%} of {total:,} rows</caption><thead><tr><td></td><th scope="col">Called</th>'
+            f'<th scope="col">Did not</th></tr></thead><tbody>{rows}</tbody></table>'
+        )
+    return f'<div class="grid">{tables}</div>' if tables else ""
+
+
+def _confusion_row(counts: dict[str, int], expected: str, label: str) -> str:
+    found = {predicted: counts.get(f"{expected}_{predicted}", 0) for predicted in ("call", "none")}
+    total, cells = sum(found.values()), ""
+    for predicted, count in found.items():
+        share, tone = (100 * count / total if total else 0), ("right" if predicted == expected else "wrong")
+        cells += f'<td class="{tone}" style="--share:{share:.0f}%">{count:,}<small>{share:.1f}%</small></td>'
+    return f'<tr><th scope="row">{label}</th>{cells}</tr>'
+
+
+def _failures(evaluation: Evaluation) -> str:
+    """The rows with the lowest reward: expected and predicted side by side, the words that differ marked."""
+    failures = sorted(evaluation.get("failures") or [], key=lambda item: _number(item.get("reward")) or 0)
+    articles = "".join(_failure(item) for item in failures[:_MAX_FAILURES])
+    shown = f"The {_MAX_FAILURES} worst of {len(failures):,}. " if len(failures) > _MAX_FAILURES else ""
+    marks = 'Words <mark class="missing">expected but missing</mark> and <mark class="extra">not expected</mark>.'
+    return f'<p class="note">{shown}{marks}</p>{articles}' if articles else ""
+
+
+def _failure(item: dict) -> str:
+    reward = _number(item.get("reward"))
+    facts = [text(item[key]) for key in ("model", "kind", "id") if item.get(key)]
+    facts += [] if reward is None else [f"reward {_show('mean_reward', reward)}"]
+    query = f"<blockquote>{text(page.cut(str(item['query'])))}</blockquote>" if item.get("query") else ""
+    expected, predicted = page.word_diff(_readable(item.get("expected")), _readable(item.get("predicted")))
+    return (
+        f'<article class="failure"><p class="note">{" · ".join(facts)}</p>{query}<div class="pair">'
+        f"<div><h3>Expected</h3>{expected}</div><div><h3>Predicted</h3>{predicted}</div></div></article>"
+    )
+
+
+def _lineage(evaluation: Evaluation) -> str:
+    """What the models were made from."""
+    rows = "".join(
+        f'<tr><th scope="row">{text(key)}</th><td class="left"><code>{text(value)}</code></td></tr>'
+        for key, value in (evaluation.get("lineage") or {}).items()
+    )
+    head = '<th scope="col" class="left">Part</th><th scope="col" class="left">Version</th>'
+    return page.table("What these models and numbers were made from.", head, rows, label="Lineage") if rows else ""
+
+
+_SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
+    ("headline", "Headline", _headline),
+    ("comparison", "Comparison", _comparison),
+    ("kinds", "By kind", _kinds),
+    ("pass", "pass@k", _pass_at_k),
+    ("curves", "Learning curves", _curves),
+    ("calls", "Call or no call", _confusion),
+    ("failures", "Worst failures", _failures),
+    ("lineage", "Lineage", _lineage),
+)
+
+
+# ---- reading the evaluation
+
+
+def _title(evaluation: Evaluation) -> str:
+    return str(evaluation.get("title") or "Evaluation")
+
+
+def _models(evaluation: Evaluation) -> list[Model]:
+    return evaluation.get("models") or []
+
+
+def _final(models: list[Model]) -> Model | None:
+    """The model that the page is about: the last one made."""
+    return models[-1] if models else None
+
+
+def _score(model: Model, name: str) -> dict[str, float | None] | None:
+    """Mean, low and high of one score; None when there is no mean."""
+    found = (model.get("scores") or {}).get(name) or {}
+    score = {key: _number(found.get(key)) for key in ("mean", "low", "high")}
+    return None if score["mean"] is None else score
+
+
+def _pass_names(models: list[Model]) -> list[str]:
+    """The pass@k scores that any model has, k rising."""
+    names = {name for model in models for name in model.get("scores") or {}}
+    return sorted((name for name in names if re.fullmatch(r"pass_at_[1-9]\d*", name)), key=_draws)
+
+
+def _draws(name: str) -> int:
+    return int(name.rpartition("_")[2])
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None for whatever else JSON may hold."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _metric(name: str) -> Metric:
+    if name.startswith("pass_at_"):
+        return Metric(f"pass@{name.removeprefix('pass_at_')}", percent=True)
+    return _METRICS.get(name) or Metric(name.replace("_", " "), better=0)
+
+
+# ---- words and numbers
+
+
+def _comparison_rows(models: list[Model]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(label, [(value, interval) of every model]) of everything at least one model has."""
+    names = ["exact_match", *_pass_names(models), "mean_reward", "format_errors", "entropy"]
+    rows = []
+    for name in names:
+        scores = [_score(model, name) for model in models]
+        cells = [(_show(name, score["mean"]), _interval(name, score)) if score else ("–", "") for score in scores]
+        rows.append((_metric(name).label, cells))
+    for label, key, show in _FACTS:
+        numbers = [_number(model.get(key)) for model in models]
+        rows.append((label, [("–" if number is None else show(number), "") for number in numbers]))
+    return [(label, cells) for label, cells in rows if any(value != "–" for value, _ in cells)]
+
+
+def _show(name: str, value: float, *, signed: bool = False) -> str:
+    """A score as its metric is read: 71.2%, 0.423; a signed percentage is a difference in points: +3.1 pp."""
+    unit = "" if not _metric(name).percent else "\u00a0pp" if signed else "%"
+    return _digits(name, value, signed) + unit
+
+
+def _range(name: str, low: float, high: float, *, signed: bool = False) -> str:
+    return f"{_digits(name, low, signed)} to {_show(name, high, signed=signed)}"
+
+
+def _digits(name: str, value: float, signed: bool) -> str:
+    sign = "+" if signed else ""
+    return (f"{100 * value:{sign}.1f}" if _metric(name).percent else f"{value:{sign}.3f}").replace("-", "−")
+
+
+def _interval(name: str, score: dict[str, float | None]) -> str:
+    """ "70.1 to 74.3%", or "" when the interval is not known."""
+    low, high = score["low"], score["high"]
+    return "" if low is None or high is None else _range(name, low, high)
+
+
+def _markdown(raw: str) -> str:
+    """`raw` as literal text inside a GitHub table cell."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text(" ".join(raw.split())))
+
+
+def _readable(value: object) -> str:
+    """A model text without its blank lines, parsed calls as indented JSON."""
+    raw = "" if value is None else value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    return page.cut(re.sub(r"\n\s*\n", "\n", raw.strip()))

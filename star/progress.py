@@ -1,0 +1,79 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log, an event stream for the runner that shows all stages.
+
+`star run` sets STAR_EVENTS to a file; every stage appends one JSON object a line to it, and the runner draws them.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LINE_SECONDS = 15.0  # between two lines in a log
+EVENT_SECONDS = 0.5  # between two events of one bar
+
+
+def emit(**event: Any) -> None:
+    """Appends one event for the runner, where one listens."""
+    if path := os.environ.get("STAR_EVENTS"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+
+class Bar:
+    """One piece of work with a known number of steps. `start` steps were done by an earlier, killed run."""
+
+    def __init__(self, label: str, total: int, *, start: int = 0) -> None:
+        self.label, self.total, self.done, self.start = label, total, start, start
+        self.began = time.monotonic()
+        self.shown_at = 0.0
+        self.rich = None
+
+    def __enter__(self) -> "Bar":
+        if sys.stderr.isatty() and "STAR_EVENTS" not in os.environ:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            self.rich.start()
+            self.task = self.rich.add_task(self.label, total=self.total, completed=self.start)
+        self._show(force=True)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._show(force=True)
+        if self.rich:
+            self.rich.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        self._show(force=False)
+
+    def _show(self, *, force: bool) -> None:
+        if self.rich:
+            self.rich.update(self.task, completed=self.done)
+            return
+        listening = "STAR_EVENTS" in os.environ
+        now = time.monotonic()
+        if not force and now - self.shown_at < (EVENT_SECONDS if listening else LINE_SECONDS):
+            return
+        self.shown_at = now
+        if listening:
+            emit(kind="progress", label=self.label, done=self.done, total=self.total)
+        else:
+            left = (now - self.began) / max(1, self.done - self.start) * (self.total - self.done)
+            estimate = f", about {left:.0f} s left" if self.done > self.start else ""
+            print(f"{self.label}: {self.done}/{self.total}{estimate}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def listening_to(path: str) -> Iterator[None]:
+    """Sends the events of this process and its children to `path`."""
+    os.environ["STAR_EVENTS"] = path
+    try:
+        yield
+    finally:
+        os.environ.pop("STAR_EVENTS", None)

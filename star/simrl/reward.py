@@ -1,0 +1,156 @@
+"""The Sim-RL reward: how similar a completion's calls (or its reply) are to the target's, in [-1, 1].
+
+R = -1 for a format error, else the content score: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv 2602.03022,
+section on Sim-RL). Values equal the official code's; where that code would raise, this one gives the format error. It
+never raises.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from rapidfuzz.distance import LCSseq
+
+from star.chat import CALL_OPEN, Completion, FormatError, parse_completion, parse_target, validate_calls
+
+TOKEN = re.compile("[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The parts of a reward.
+
+    Attributes:
+        total: what is trained on: -1 for a format error, else `content`.
+        format: 1 when the format holds, else -1.
+        content: the similarity to the target in [0, 1]; 0 for a format error.
+    """
+
+    total: float
+    format: float
+    content: float
+
+
+FORMAT_ERROR = Reward(total=-1.0, format=-1.0, content=0.0)
+
+
+def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
+    """Scores a completion against its target.
+
+    Args:
+        completion: what the model gave after `<|im_start|>assistant\\n`.
+        target: the text it should have given; the opening `<think>` may be missing.
+        tools: the tools of the prompt, bare or wrapped, in either dialect of `star.chat.tool_parameters`.
+
+    Returns:
+        `FORMAT_ERROR` also where the target or the tools are at fault. The completion is read as the official reward
+        reads it (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply and
+        scores 0.
+    """
+    try:
+        expected = parse_target(target, strict=False)
+        predicted = parse_completion(completion, strict=False)
+        validate_calls(predicted, tools)
+    except FormatError:
+        return FORMAT_ERROR
+    if expected.tool_calls:
+        content = _calls_similarity(predicted.tool_calls, expected.tool_calls) if predicted.tool_calls else 0.0
+    else:
+        content = _reply_similarity(predicted, expected.content)
+    return Reward(total=content, format=1.0, content=content)
+
+
+def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bool:
+    """Whether a completion makes exactly the target's calls, in any order.
+
+    Arguments are compared as JSON values: 1 is 1.0, but neither true nor "1".
+    A target without calls is matched by every reply without calls: whether to call is exact, wording is not. A format
+    error, here in the strict reading, matches nothing. Never raises.
+    """
+    try:
+        expected = parse_target(target)
+        predicted = parse_completion(completion)
+        validate_calls(predicted, tools)
+    except FormatError:
+        return False
+    return Counter(map(_canonical_call, predicted.tool_calls)) == Counter(map(_canonical_call, expected.tool_calls))
+
+
+def rouge_l(first: str, second: str) -> float:
+    """ROUGE-L F1 of two texts as rouge_score computes it with its stemmer; 1 for equal texts, 0 beside a blank one."""
+    if first == second:
+        return 1.0
+    first_tokens, second_tokens = _tokens(first), _tokens(second)
+    common = LCSseq.similarity(first_tokens, second_tokens)
+    if not common:
+        return 0.0
+    precision, recall = common / len(first_tokens), common / len(second_tokens)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _reply_similarity(predicted: Completion, reply: str) -> float:
+    is_reply = predicted.content and not predicted.tool_calls and CALL_OPEN not in predicted.content
+    return rouge_l(predicted.content, reply) if is_reply else 0.0
+
+
+def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+    """R_fc: predicted calls in their order, each with the most similar expected call of its name that is left."""
+    unused: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for call in expected:
+        unused[call["name"]].append(call["arguments"])
+    similarity, matched = 0.0, 0
+    for call in predicted:
+        scores = [_arguments_similarity(call["arguments"], arguments) for arguments in unused[call["name"]]]
+        if scores:
+            best = max(scores)
+            unused[call["name"]].pop(scores.index(best))
+            similarity, matched = similarity + best, matched + 1
+    return similarity / (len(predicted) + len(expected) - matched)
+
+
+def _arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+    union = len(predicted.keys() | expected.keys())
+    if not union:
+        return 1.0
+    return sum(_value_similarity(predicted[key], expected[key]) for key in predicted if key in expected) / union
+
+
+def _value_similarity(predicted: Any, expected: Any) -> float:
+    if isinstance(predicted, str) and isinstance(expected, str):
+        return rouge_l(predicted, expected)
+    if isinstance(predicted, int | float) and isinstance(expected, int | float):  # booleans are integers: True == 1.0
+        return float(predicted == expected)
+    return float(str(predicted) == str(expected))
+
+
+def _tokens(text: str) -> list[str]:
+    return [_stem(token) if len(token) > 3 else token for token in TOKEN.findall(text.lower())]
+
+
+@lru_cache(maxsize=1 << 16)
+def _stem(token: str) -> str:
+    return _stemmer()(token)
+
+
+@cache
+def _stemmer() -> Callable[[str], str]:
+    # nltk takes seconds to import: only who compares texts pays for it.
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer().stem
+
+
+def _canonical_call(call: dict[str, Any]) -> str:
+    return json.dumps([call["name"], _canonical(call["arguments"])], sort_keys=True)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

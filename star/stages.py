@@ -1,0 +1,221 @@
+"""The eight stages as plain functions under one contract: (config, input folders, one output folder) -> metrics.
+
+A stage verifies the folders it is given, works in a partial folder, and publishes a finished one with its manifest. Called again for the
+same work it answers from the manifest; killed and called again it goes on. KFP, DVC and the command line all call these functions, and
+`STAGES` is the one description of the graph that they are held against.
+"""
+
+import inspect
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from star import progress
+from star.code import code_digest
+from star.config import Config
+from star.errors import InputError, cure_of
+from star.storage import METRICS, Manifest, Workspace, digest_of, is_finished, open_input, partial_folder, publish
+from star.storage import refuse_foreign, write_json
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the graph: what it is called, which stage feeds each of its inputs, which sections of the configuration it reads."""
+
+    name: str
+    function: Callable[..., Metrics]
+    inputs: dict[str, str]
+    sections: tuple[str, ...]
+
+
+def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
+    """Makes the data set: rows generated from the tools, seed rows imported, all cleaned, split into train and held-out.
+
+    Writes train.jsonl, heldout.jsonl, and rejects.jsonl with a reason for every row that was left out.
+    """
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.data.synthesize import make_data_set
+
+        return make_data_set(config.data, seed=config.seed, out=workspace.out)
+
+    return _run("synthesize", work, config, inputs={}, out=out, resume=resume)
+
+
+def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True) -> Metrics:
+    """Makes the teacher fit the data: trained on it where its base is from scratch, then refined with Sim-RL. Writes a model folder."""
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.data.rows import read_rows
+        from star.teacher.refine import make_teacher
+
+        return make_teacher(config, list(read_rows(data / "train.jsonl")), work=workspace, log=log)
+
+    return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
+
+
+def rollout(config: Config, *, data: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
+    """Samples the teacher on the training prompts; valid, distinct completions become sequences.parquet."""
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.data.rows import read_rows
+        from star.teacher.rollout import roll_out_rows
+
+        rows = list(read_rows(data / "train.jsonl"))
+        return roll_out_rows(teacher, rows, config=config, work=workspace)
+
+    return _run("rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume)
+
+
+def extract_topk(config: Config, *, rollouts: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
+    """Stores the teacher's top-k log-probs over the rollouts, with the sequences and the tokenizer: all that distillation reads."""
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.teacher.topk import extract_folder
+
+        return extract_folder(teacher, rollouts, settings=config.topk, out=workspace.out)
+
+    return _run("extract-topk", work, config, inputs={"rollouts": rollouts, "teacher": teacher}, out=out, resume=resume)
+
+
+def distill(config: Config, *, topk: Path, out: Path, student: Path | str | None = None, resume: bool = True) -> Metrics:
+    """Distils the stored signal into the student with CKD. Writes a model folder.
+
+    Args:
+        student: the base to start from, a folder or a Hugging Face id, instead of the configuration's.
+    """
+    if student is not None:
+        config = config.model_copy(update={"student": config.student.model_copy(update={"base": str(student)})})
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.ckd.distill import distill_student
+
+        return distill_student(config, topk, work=workspace, log=log)
+
+    return _run("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
+
+
+def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
+    """Refines the distilled student with Sim-RL on the training prompts. Writes a model folder."""
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.data.rows import read_rows
+        from star.simrl.trainer import refine_on_rows
+
+        rows = list(read_rows(data / "train.jsonl"))
+        return refine_on_rows(student, rows, config=config, work=workspace, log=log)
+
+    return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
+
+
+def evaluate(config: Config, *, data: Path, teacher: Path, distilled: Path, refined: Path, out: Path, resume: bool = True) -> Metrics:
+    """Compares teacher, distilled and refined student on the held-out rows. Writes evaluation.json, report.html and report.md."""
+    models = {"teacher": teacher, "distilled": distilled, "refined": refined}
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.evaluation.suite import evaluate_models
+
+        return evaluate_models(models, data, config=config, work=workspace)
+
+    return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume)
+
+
+def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resume: bool = True) -> Metrics:
+    """Registers the refined student in MLflow with scores and lineage; behind the gate it becomes `champion`. Writes registration.json."""
+
+    def work(workspace: Workspace, log: Callable) -> Metrics:
+        from star.registry.register import register_and_promote
+
+        return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
+
+    return _run("register", work, config, inputs={"refined": refined, "evaluation": evaluation}, out=out, resume=resume)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("synthesize", synthesize, {}, ("seed", "data")),
+    Stage("refine-teacher", refine_teacher, {"data": "synthesize"}, ("seed", "max_prompt_tokens", "scratch", "teacher")),
+    Stage("rollout", rollout, {"data": "synthesize", "teacher": "refine-teacher"}, ("seed", "max_prompt_tokens", "rollout")),
+    Stage("extract-topk", extract_topk, {"rollouts": "rollout", "teacher": "refine-teacher"}, ("topk",)),
+    Stage("distill", distill, {"topk": "extract-topk"}, ("seed", "scratch", "student", "distill")),
+    Stage("refine", refine, {"student": "distill", "data": "synthesize"}, ("seed", "max_prompt_tokens", "refine")),
+    Stage(
+        "evaluate",
+        evaluate,
+        {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
+        ("seed", "evaluate"),
+    ),
+    Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",)),
+)
+
+
+def stage_named(name: str) -> Stage:
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def _run(name: str, work: Callable[[Workspace, Callable], Metrics], config: Config, *, inputs: dict[str, Path], out: Path, resume: bool) -> Metrics:
+    """Runs one stage's work under the contract of this module."""
+    from star.registry.tracking import stage_run
+
+    stage = stage_named(name)
+    out = Path(out).absolute()
+    refuse_foreign(out)
+    manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
+    settings = config.slice(stage.sections)
+    manifest = Manifest(
+        stage=name,
+        fingerprint="",
+        config_digest=digest_of(settings),
+        code_digest=code_digest(stage.function),
+        code_version=code_version(),
+        inputs={key: entry.digest for key, entry in manifests.items()},
+    )
+    fingerprint = digest_of([name, manifest.config_digest, manifest.code_digest, manifest.inputs])
+    manifest = Manifest(**{**vars(manifest), "fingerprint": fingerprint})
+    if is_finished(out, fingerprint=fingerprint):
+        progress.emit(kind="finished", stage=name, cached=True)
+        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+    progress.emit(kind="started", stage=name)
+    try:
+        with partial_folder(out, stage=name, fingerprint=fingerprint, resume=resume) as workspace:
+            began = time.monotonic()
+            with stage_run(name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+                metrics = work(workspace, run.log_metrics)
+                metrics = {key: float(value) for key, value in metrics.items()} | {"seconds": round(time.monotonic() - began, 1)}
+                run.log_metrics({key: value for key, value in metrics.items()})
+                for report in workspace.out.glob("report.*"):
+                    run.log_artifact(report)
+            write_json(workspace.out / METRICS, metrics)
+            publish(workspace.out, out=out, manifest=manifest)
+    except BaseException as error:
+        cure = cure_of(error)
+        progress.emit(kind="failed", stage=name, error=cure or f"{type(error).__name__}: {error}", input_fault=cure is not None)
+        raise
+    progress.emit(kind="finished", stage=name, cached=False)
+    return metrics
+
+
+def require_code(name: str, digest: str) -> None:
+    """Raises InputError when the stage's code here is not the code its pipeline was compiled from: the cache would lie."""
+    if code_digest(stage_named(name).function) != digest:
+        raise InputError(f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again")
+
+
+def code_version() -> str:
+    """The version of the installed package."""
+    with suppress(PackageNotFoundError):
+        return version("star-distill")
+    return "source"
+
+
+def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings as `section.key`, the way MLflow shows parameters."""
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

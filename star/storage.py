@@ -1,0 +1,198 @@
+"""Folders that are whole or not there: manifest, checksums, atomic publish, resume.
+
+A stage works in a partial folder: `out/` becomes the result, `state/` holds what a resumed run needs. When the work is done the
+manifest is written last and the folder is renamed to its place. A folder without a valid manifest is refused as an input.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from star.config import sha256_of
+from star.errors import InputError
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    path: str
+    size: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a stage's folder holds and where it came from."""
+
+    stage: str
+    fingerprint: str
+    config_digest: str
+    code_digest: str
+    code_version: str
+    inputs: dict[str, str]
+    files: list[FileEntry] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the content: names, sizes and digests of all files but the metrics."""
+        content = [asdict(entry) for entry in self.files if entry.path != METRICS]
+        return digest_of({"stage": self.stage, "files": content})
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a stage works until it is done: `out` becomes the result, `state` is kept for a killed run to go on from."""
+
+    out: Path
+    state: Path
+
+
+def digest_of(value: object) -> str:
+    """sha256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a finished folder.
+
+    Raises:
+        InputError: the folder is missing, has no manifest, or the manifest cannot be read; the message names the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no folder at {folder}: run the stage that makes it first")
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise InputError(f"{folder} has no {MANIFEST}, so it is not a finished stage's output: run the stage that makes it again")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        files = [FileEntry(**entry) for entry in content.pop("files")]
+        return Manifest(**content, files=files)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again") from error
+
+
+def open_input(folder: Path, *, stage: str) -> Manifest:
+    """Verifies a finished folder of `stage`, every file by size and sha256, and returns its manifest.
+
+    Raises:
+        InputError: it is another stage's output, or a file is missing or changed; the message names it.
+    """
+    manifest = read_manifest(folder)
+    if manifest.stage != stage:
+        raise InputError(f"{folder} is the output of {manifest.stage}, not of {stage}: give the folder that `star {stage}` wrote")
+    for entry in manifest.files:
+        file = folder / entry.path
+        if not file.is_file() or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
+            raise InputError(f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again")
+    return manifest
+
+
+def is_finished(out: Path, *, fingerprint: str) -> bool:
+    """Whether `out` already is the whole result of exactly this work. A damaged result counts as not finished."""
+    try:
+        return read_manifest(out).fingerprint == fingerprint and bool(open_input(out, stage=read_manifest(out).stage))
+    except InputError:
+        return False
+
+
+@contextlib.contextmanager
+def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> Iterator[Workspace]:
+    """The partial folder of this work, kept when the work fails or is killed, so that it can go on.
+
+    It lies beside `out`, or in $STAR_WORK where that is set (a volume that outlives the pod). Work with another fingerprint starts anew.
+
+    Raises:
+        InputError: another process is at the same work.
+    """
+    from filelock import FileLock, Timeout
+
+    work_root = os.environ.get("STAR_WORK")
+    work = Path(work_root) / f"{stage}-{fingerprint[:16]}" if work_root else out.parent / f".{out.name}.partial"
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.with_name(work.name + ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"another process is writing {out}: wait for it, or give another folder") from None
+    try:
+        mark = work / "fingerprint"
+        if work.exists() and not (resume and mark.is_file() and mark.read_text() == fingerprint):
+            shutil.rmtree(work)
+        folder = Workspace(out=work / "out", state=work / "state")
+        folder.out.mkdir(parents=True, exist_ok=True)
+        folder.state.mkdir(exist_ok=True)
+        mark.write_text(fingerprint)
+        yield folder
+        if not work.exists():
+            return
+        shutil.rmtree(work)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def publish(folder: Path, *, out: Path, manifest: Manifest, rows: dict[str, int] | None = None) -> Manifest:
+    """Writes the manifest of `folder` last and renames it to `out`, replacing an older result of a stage.
+
+    Raises:
+        InputError: `out` holds something that no stage wrote; it is left as it is.
+    """
+    counts = rows or {}
+    files = [
+        FileEntry(name, file.stat().st_size, sha256_of(file), counts.get(name))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and (name := file.relative_to(folder).as_posix()) != MANIFEST
+    ]
+    finished = Manifest(**{**vars(manifest), "files": files})
+    make_readable(folder)
+    write_json(folder / MANIFEST, asdict(finished))
+    refuse_foreign(out)
+    _move(folder, out)
+    return finished
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raises InputError when `out` holds anything that is not a stage's output: it will not be overwritten."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
+        raise InputError(f"{out} exists and is not a stage's output: give another folder, or move it away")
+
+
+def make_readable(folder: Path) -> None:
+    """Gives all files mode 0644: weights are saved as 0600, which another user on a shared volume could not read."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+
+
+def _move(folder: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    incoming = out.with_name(f".{out.name}.incoming")
+    outgoing = out.with_name(f".{out.name}.outgoing")
+    for leftover in (incoming, outgoing):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        folder.rename(incoming)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(folder, incoming)
+    if out.exists():
+        out.rename(outgoing)
+    incoming.rename(out)
+    shutil.rmtree(outgoing, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""What every training of STAR shares: deterministic, checkpointed, resumed bit for bit, with progress and learning curves.
+
+The loops are transformers' Trainer and TRL's GRPOTrainer; this module only sets them up and drives them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from star.config import Training
+from star.progress import Bar
+
+Log = Callable[[dict[str, float], int], None]
+COMPLETE = "complete"  # marks a checkpoint that was written to its end
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch, and asks torch for deterministic kernels."""
+    from transformers import set_seed
+
+    set_seed(seed)
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def hardware_arguments() -> dict[str, Any]:
+    """bf16 on a GPU that has it, plain fp32 on a CPU."""
+    on_gpu = torch.cuda.is_available()
+    return {"use_cpu": not on_gpu, "bf16": on_gpu and torch.cuda.is_bf16_supported()}
+
+
+def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int) -> dict[str, Any]:
+    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step, `micro_batch_size` a forward pass."""
+    micro = min(training.micro_batch_size or batch_size, batch_size)
+    return {
+        "output_dir": str(folder),
+        "max_steps": training.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": max(1, batch_size // micro),
+        "learning_rate": training.learning_rate,
+        "save_strategy": "steps",
+        "save_steps": training.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": max(1, training.steps // 50),
+        "seed": seed,
+        "data_seed": seed,
+        "disable_tqdm": True,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        **hardware_arguments(),
+    }
+
+
+def supervised_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
+    """Arguments of a supervised training: AdamW, warm-up over 5% of the steps, then cosine."""
+    return TrainingArguments(
+        **common_arguments(training, folder=folder, seed=seed, batch_size=training.batch_size),
+        weight_decay=training.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, training.steps // 20),
+        max_grad_norm=1.0,
+    )
+
+
+def train(trainer: Trainer, *, label: str, curve: Path, log: Log) -> dict[str, float]:
+    """Runs a trainer to its last step, from its last whole checkpoint where there is one, and writes its learning curve.
+
+    Args:
+        label: what the progress bar says.
+        curve: JSON file for the logged values by step, the ones from before a kill included.
+        log: called with the values and the step whenever the trainer logs.
+
+    Returns:
+        the last logged value of every figure.
+    """
+    folder = Path(trainer.args.output_dir)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_MarkComplete())
+    trainer.add_callback(_ShowProgress(label, log))
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
+    curve.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    return {key: value for entry in history for key, value in entry.items() if key not in ("step", "epoch")}
+
+
+def _timeless(entry: dict[str, float]) -> dict[str, float]:
+    # What differs from run to run must not make equal results look different.
+    return {key: value for key, value in entry.items() if key != "step_time"}
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint written to its end; half-written ones are removed."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in checkpoints if (path / COMPLETE).is_file()]
+    for path in set(checkpoints) - set(whole):
+        shutil.rmtree(path)
+    return str(whole[-1]) if whole else None
+
+
+class _MarkComplete(TrainerCallback):
+    """Marks a checkpoint when all of it is on disk: a kill in the middle of saving must not leave one that looks whole."""
+
+    def on_save(self, args, state, control, **kwargs) -> None:
+        os.sync()
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class _ShowProgress(TrainerCallback):
+    def __init__(self, label: str, log: Log) -> None:
+        self.label, self.log = label, log
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        self.log({key: value for key, value in logs.items() if isinstance(value, int | float)}, state.global_step)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.bar = Bar(self.label, state.max_steps, start=state.global_step)
+        self.bar.__enter__()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.bar.advance()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self.bar.__exit__()

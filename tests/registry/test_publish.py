@@ -1,0 +1,111 @@
+"""From a folder into the registry and back."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from star.errors import InputError
+from star.registry.promotion import promote
+from star.registry.publish import Version, fetch_model, find_version, list_versions, register_model
+from star.registry.tracking import connect, stage_run
+
+SCORES = {"exact_match": 0.815, "pass@8": 0.9, "format_errors": 0.0}
+
+
+def register(folder: Path, *, digest: str = "d1", name: str = "tiny") -> Version:
+    return register_model(
+        folder, name=name, scores=SCORES, lineage={"data": "5eed", "code": "abc"}, model_digest=digest
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_registered_comes_back(home: Path, model: Path) -> None:
+    with stage_run("register"):
+        registered = register(model, name="qwen3-0.6b")
+    promote("qwen3-0.6b", registered.version)
+    original = content(model)
+    shutil.rmtree(model)  # the registry has a copy of its own
+    fetched = fetch_model("qwen3-0.6b", home / "cache")
+    assert content(fetched) == original
+    assert fetched == home / "cache" / "d1"
+    for reference in ("qwen3-0.6b@champion", "models:/qwen3-0.6b@champion", "qwen3-0.6b/1", "models:/qwen3-0.6b/1"):
+        assert fetch_model(reference, home / "cache") == fetched
+    assert [path.name for path in (home / "cache").iterdir()] == ["d1"]
+
+
+def test_a_version_tells_where_it_comes_from(home: Path, model: Path) -> None:
+    first = register(model)
+    second = register(model, digest="d2")
+    promote("tiny", 2)
+    assert (first.version, second.version) == (1, 2)
+    newest, oldest = list_versions("tiny")
+    assert (newest.version, newest.aliases, newest.model_digest) == (2, ("champion",), "d2")
+    assert (oldest.version, oldest.aliases, oldest.model_digest) == (1, (), "d1")
+    assert newest.scores == {"exact_match": 0.815, "pass_8": 0.9, "format_errors": 0.0}
+    assert newest.lineage == {"data": "5eed", "code": "abc"}
+    assert newest.created >= oldest.created
+    assert set(newest.files) == set(content(model))
+
+
+def test_the_same_model_is_registered_once(home: Path, model: Path) -> None:
+    assert register(model) == register(model)
+    assert len(list_versions("tiny")) == 1
+
+
+def test_a_damaged_cache_is_mended(home: Path, model: Path) -> None:
+    register(model)
+    fetched = fetch_model("tiny/1", home / "cache")
+    (fetched / "model.safetensors").write_bytes(b"damaged")
+    assert content(fetch_model("tiny/1", home / "cache")) == content(model)
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "empty"])
+def test_a_damaged_store_is_refused(home: Path, model: Path, damage: str) -> None:
+    register(model)
+    (stored,) = (home / "mlartifacts").rglob("model.safetensors")
+    if damage == "change":
+        stored.write_bytes(stored.read_bytes() + b"x")
+    elif damage == "remove":
+        stored.unlink()
+    else:
+        shutil.rmtree(stored.parent)
+        stored.parent.mkdir()
+    with pytest.raises(InputError, match=r"tiny version 1 .*model\.safetensors"):
+        fetch_model("tiny/1", home / "cache")
+    assert list((home / "cache").iterdir()) == []
+
+
+def test_what_is_missing_is_named(home: Path, model: Path) -> None:
+    assert list_versions("tiny") == []
+    with pytest.raises(InputError, match=r"no model 'tiny' is registered: run `star run` first"):
+        fetch_model("tiny", home / "cache")
+    register(model)
+    with pytest.raises(InputError, match=r"no version of tiny is called 'champion'.*\(1\)"):
+        fetch_model("tiny", home / "cache")
+    with pytest.raises(InputError, match=r"tiny has no version 9: choose one of 1"):
+        find_version("tiny", version=9)
+    for reference in ("", "tiny/latest", "a/b/c", "it's", "tiny@"):
+        with pytest.raises(InputError, match="names no model"):
+            fetch_model(reference, home / "cache")
+
+
+def test_what_cannot_be_registered_is_refused(home: Path, model: Path) -> None:
+    with pytest.raises(InputError, match="cannot be named 'team/tiny'"):
+        register(model, name="team/tiny")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="is no model"):
+        register(model)
+    assert list_versions("tiny") == []
+
+
+def test_a_foreign_version_is_listed_and_not_fetched(home: Path, model: Path) -> None:
+    client = connect()
+    client.create_registered_model("tiny")
+    client.create_model_version("tiny", source=model.as_uri())
+    assert list_versions("tiny")[0].files == {}
+    with pytest.raises(InputError, match="was not registered by `star`"):
+        fetch_model("tiny/1", home / "cache")

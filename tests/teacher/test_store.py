@@ -1,0 +1,372 @@
+"""The top-k store: what goes in comes out, a kill costs one shard at most, and every fault is named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star.errors import InputError
+from star.teacher.store import TopKStore, TopKWriter
+
+VOCAB = 500
+K = 8
+
+
+def make_sequence(tokens: int, *, seed: int = 0, vocab: int = VOCAB, k: int = K) -> tuple[np.ndarray, np.ndarray]:
+    """The top-k of random logits, as a teacher gives them: ids int64, log-probabilities float32, in falling order."""
+    logits = 4 * np.random.default_rng(seed).standard_normal((tokens, vocab)).astype(np.float32)
+    logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    ids = np.argsort(-logprobs, axis=1)[:, :k]
+    return ids, np.take_along_axis(logprobs, ids, axis=1)
+
+
+def make_sequences(lengths: list[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    return {f"row-{number}": make_sequence(length, seed=number) for number, length in enumerate(lengths)}
+
+
+def write(folder: Path, sequences: dict, **options: int) -> None:
+    with TopKWriter(folder, K, vocab_size=VOCAB, **options) as writer:
+        for sequence_id, arrays in sequences.items():
+            if sequence_id not in writer:
+                writer.add(sequence_id, *arrays)
+
+
+def read_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def assert_holds(store: TopKStore, sequences: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    assert list(store) == list(sequences)
+    assert len(store) == len(sequences)
+    for sequence_id, (ids, logprobs) in sequences.items():
+        got_ids, got_logprobs = store[sequence_id]
+        assert (got_ids.dtype, got_logprobs.dtype) == (np.int32, np.float32)
+        np.testing.assert_array_equal(got_ids, ids)
+        np.testing.assert_allclose(got_logprobs, logprobs, rtol=0, atol=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), max_size=8),
+    tokens_per_shard=st.integers(1, 30),
+    vocab=st.sampled_from([3, 500, 65535, 65536, 151936]),
+    data=st.data(),
+)
+def test_round_trip(lengths, tokens_per_shard, vocab, data):
+    k = min(K, vocab)
+    logprob = st.floats(-20, 0, width=32)
+    sequences = {}
+    for length in lengths:
+        ids = data.draw(st.lists(st.integers(0, vocab - 1), min_size=k, max_size=k))
+        logprobs = data.draw(st.lists(logprob, min_size=k, max_size=k))
+        name = data.draw(st.text().filter(lambda name: name not in sequences))
+        sequences[name] = (np.tile(ids, (length, 1)), np.tile(np.float32(logprobs), (length, 1)))
+    with tempfile.TemporaryDirectory() as folder:
+        with TopKWriter(folder, K, vocab_size=vocab, tokens_per_shard=tokens_per_shard) as writer:
+            for name, arrays in sequences.items():
+                writer.add(name, *arrays)
+        store = TopKStore(folder)
+        assert (store.top_k, store.vocab_size, store.tokens) == (k, vocab, sum(lengths))
+        assert_holds(store, sequences)
+
+
+def test_sequences_are_found_in_any_order_and_others_are_not(tmp_path):
+    sequences = make_sequences([5, 1, 7, 1, 3])
+    write(tmp_path, sequences, tokens_per_shard=6)
+    store = TopKStore(tmp_path)
+    for name in ("row-4", "row-0", "row-3"):
+        np.testing.assert_array_equal(store[name][0], sequences[name][0])
+    assert "row-2" in store and "row-5" not in store
+    with pytest.raises(InputError, match="'row-5' is not in .*extract"):
+        store["row-5"]
+
+
+def test_shards_are_bounded_and_a_longer_sequence_has_its_own(tmp_path):
+    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
+    index = json.loads((tmp_path / "index.json").read_bytes())
+    assert {name: place[:3] for name, place in index["sequences"].items()} == {
+        "row-0": [0, 0, 4],
+        "row-1": [0, 4, 2],
+        "row-2": [1, 0, 3],
+        "row-3": [2, 0, 9],
+        "row-4": [3, 0, 1],
+    }
+    assert (index["shards"], index["tokens"], index["top_k"], index["vocab_size"]) == (4, 19, K, VOCAB)
+
+
+@pytest.mark.parametrize("vocab, bytes_a_token", [(500, 8 * 4), (65535, 8 * 4), (65536, 8 * 6)])
+def test_ids_take_the_smallest_type(tmp_path, vocab, bytes_a_token):
+    with TopKWriter(tmp_path, K, vocab_size=vocab) as writer:
+        ids = np.full((1000, K), vocab - 1)
+        writer.add("long", ids, np.full((1000, K), -3.0))
+    assert 0 <= (tmp_path / "topk-00000.safetensors").stat().st_size - 1000 * bytes_a_token < 500
+    np.testing.assert_array_equal(TopKStore(tmp_path)["long"][0], ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_torch_tensors_are_taken(tmp_path, dtype):
+    ids, logprobs = (torch.from_numpy(array) for array in make_sequence(4))
+    logprobs = logprobs.to(dtype).requires_grad_()
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("tensor", ids.to(torch.int32), logprobs)
+    assert_holds(TopKStore(tmp_path), {"tensor": (ids.numpy(), logprobs.detach().double().numpy())})
+
+
+def test_what_was_added_is_a_copy(tmp_path):
+    ids, logprobs = make_sequence(4)
+    given_ids, given_logprobs = ids.astype(np.uint16), logprobs.astype(np.float16)
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("row", given_ids, given_logprobs)
+        given_ids[:], given_logprobs[:] = 0, 0
+    assert_holds(TopKStore(tmp_path), {"row": (ids, logprobs)})
+
+
+def test_order_in_memory_does_not_matter(tmp_path):
+    ids, logprobs = make_sequence(4)
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("row", np.asfortranarray(ids), np.asfortranarray(logprobs))
+    assert_holds(TopKStore(tmp_path), {"row": (ids, logprobs)})
+
+
+def test_very_small_and_slightly_positive_log_probabilities_stay_in_range(tmp_path):
+    with TopKWriter(tmp_path, 2, vocab_size=VOCAB) as writer:
+        writer.add("edge", np.array([[1, 2]]), np.array([[1e-4, -1e9]]))
+    logprobs = TopKStore(tmp_path)["edge"][1]
+    assert logprobs[0, 0] == 0.0 and np.isfinite(logprobs[0, 1]) and np.exp(logprobs[0, 1]) == 0.0
+
+
+def test_same_input_gives_same_bytes(tmp_path):
+    sequences = make_sequences([4, 2, 3, 9, 1])
+    for name in ("one", "two"):
+        write(tmp_path / name, sequences, tokens_per_shard=6)
+    assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
+
+
+@pytest.mark.parametrize("done", range(6))
+def test_abandoned_writer_is_continued_to_the_same_bytes(tmp_path, done):
+    sequences = make_sequences([4, 2, 3, 9, 1])
+    write(tmp_path / "whole", sequences, tokens_per_shard=6)
+    abandoned = TopKWriter(tmp_path / "killed", K, vocab_size=VOCAB, tokens_per_shard=6)
+    for name in list(sequences)[:done]:
+        abandoned.add(name, *sequences[name])
+    with pytest.raises(InputError, match="index.json is missing.*unfinished"):
+        TopKStore(tmp_path / "killed")
+    write(tmp_path / "killed", sequences, tokens_per_shard=6)
+    assert read_bytes(tmp_path / "killed") == read_bytes(tmp_path / "whole")
+
+
+def test_next_writer_knows_what_is_already_there(tmp_path):
+    sequences = make_sequences([4, 2, 3])
+    abandoned = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=6)
+    for name, arrays in sequences.items():
+        abandoned.add(name, *arrays)
+    assert len(abandoned) == 3 and "row-2" in abandoned
+    reopened = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=6)
+    assert [name for name in sequences if name in reopened] == ["row-0", "row-1"]
+    assert len(reopened) == 2
+
+
+def test_kill_while_a_shard_is_written_leaves_whole_shards_only(tmp_path):
+    script = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_store import K, VOCAB, make_sequences
+from star.teacher.store import TopKWriter
+writer = TopKWriter(sys.argv[1], K, vocab_size=VOCAB, tokens_per_shard=6)
+for number, (name, arrays) in enumerate(make_sequences([4, 2, 3, 9, 1]).items()):
+    if number == 3:
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+    writer.add(name, *arrays)
+"""
+    folder = tmp_path / "killed"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
+    assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
+    assert sorted(read_bytes(folder)) == ["topk-00000.safetensors", "topk-00001.safetensors.tmp"]
+    sequences = make_sequences([4, 2, 3, 9, 1])
+    write(folder, sequences, tokens_per_shard=6)
+    write(tmp_path / "whole", sequences, tokens_per_shard=6)
+    assert read_bytes(folder) == read_bytes(tmp_path / "whole")
+
+
+def test_half_written_shard_of_a_killed_writer_is_removed(tmp_path):
+    (tmp_path / "topk-00007.safetensors.tmp").write_bytes(b"half")
+    write(tmp_path, make_sequences([2]))
+    assert sorted(read_bytes(tmp_path)) == ["index.json", "topk-00000.safetensors"]
+
+
+def test_block_that_fails_leaves_the_store_unfinished(tmp_path):
+    with pytest.raises(RuntimeError), TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("row", *make_sequence(2))
+        raise RuntimeError("the teacher ran out of memory")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finished_store_can_be_added_to_and_is_unfinished_meanwhile(tmp_path):
+    sequences = make_sequences([4, 2, 3])
+    write(tmp_path, {name: sequences[name] for name in ("row-0", "row-1")}, tokens_per_shard=3)
+    writer = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=2)
+    writer.add("row-2", *sequences["row-2"])
+    assert len(TopKStore(tmp_path)) == 2  # nothing of it is on disk yet
+    writer.add("row-3", *sequences["row-0"])
+    with pytest.raises(InputError, match="unfinished"):
+        TopKStore(tmp_path)
+    writer.close()
+    assert_holds(TopKStore(tmp_path), sequences | {"row-3": sequences["row-0"]})
+
+
+def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    write(tmp_path, make_sequences([2]))
+    assert (tmp_path / "manifest.json").read_text() == "{}"
+    assert list(TopKStore(tmp_path)) == ["row-0"]
+
+
+def test_empty_store_is_a_store(tmp_path):
+    write(tmp_path, {})
+    assert len(TopKStore(tmp_path)) == 0
+
+
+IDS, LOGPROBS = make_sequence(3)
+ONE = np.arange(IDS.size).reshape(IDS.shape) == 11  # where one wrong value is put
+
+
+@pytest.mark.parametrize(
+    "ids, logprobs, message",
+    [
+        (IDS[:, :5], LOGPROBS[:, :5], r"ids \(3, 5\) .* must both be \[tokens, 8\]"),
+        (IDS, LOGPROBS[:2], r"log-probs \(2, 8\)"),
+        (IDS[0], LOGPROBS[0], r"ids \(8,\)"),
+        (IDS[:0], LOGPROBS[:0], "no tokens: leave it out"),
+        (IDS.astype(np.float32), LOGPROBS, "ids must be integers, not float32"),
+        (np.where(ONE, VOCAB, IDS), LOGPROBS, "to 500 leave the vocabulary of 500"),
+        (np.where(ONE, -1, IDS), LOGPROBS, "ids from -1"),
+        (IDS, np.where(ONE, np.nan, LOGPROBS), "must be finite"),
+        (IDS, np.where(ONE, -np.inf, LOGPROBS), "must be finite"),
+        (IDS, np.where(ONE, 2.5, LOGPROBS), "log-prob 2.5 is above 0"),
+    ],
+)
+def test_wrong_sequences_are_refused_by_name_and_leave_no_trace(tmp_path, ids, logprobs, message):
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        with pytest.raises(InputError, match=f"sequence 'bad' .*{message}"):
+            writer.add("bad", ids, logprobs)
+        assert "bad" not in writer
+        writer.add("good", IDS, LOGPROBS)
+        with pytest.raises(InputError, match="'good' is already in"):
+            writer.add("good", IDS, LOGPROBS)
+    assert list(TopKStore(tmp_path)) == ["good"]
+
+
+def test_top_k_is_clamped_to_the_vocabulary(tmp_path):
+    for _ in range(2):
+        with TopKWriter(tmp_path, 100, vocab_size=5) as writer:
+            if "all" not in writer:
+                writer.add("all", *make_sequence(3, vocab=5, k=5))
+    assert TopKStore(tmp_path)["all"][0].shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [({"top_k": 4}, "top_k 8 where 4 is wanted"), ({"vocab_size": 600}, "vocab_size 500 where 600 is wanted")],
+)
+def test_folder_of_other_settings_is_refused(tmp_path, sizes, message):
+    write(tmp_path, make_sequences([2]))
+    with pytest.raises(InputError, match=f"topk-00000.safetensors has {message}"):
+        TopKWriter(tmp_path, **({"top_k": K, "vocab_size": VOCAB} | sizes))
+
+
+@pytest.mark.parametrize("sizes", [{"top_k": 0}, {"vocab_size": 0}, {"tokens_per_shard": 0}])
+def test_sizes_below_one_are_refused(tmp_path, sizes):
+    with pytest.raises(InputError, match="at least 1"):
+        TopKWriter(tmp_path, **({"vocab_size": VOCAB} | sizes))
+
+
+def test_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(InputError, match="store is a file"):
+        TopKWriter(tmp_path / "store", vocab_size=VOCAB)
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match="no top-k store at .*nowhere.*extract-topk"):
+        TopKStore(tmp_path / "nowhere")
+
+
+def damage_by_truncation(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def damage_by_emptying(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def damage_by_overwriting(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+def damage_by_another_content(path: Path) -> None:
+    path.write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")  # a sound safetensors file without tensors or metadata
+
+
+DAMAGES = [damage_by_truncation, damage_by_emptying, damage_by_overwriting, damage_by_another_content]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
+def test_damaged_or_missing_shard_is_named_to_reader_and_writer(tmp_path, damage):
+    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
+    damage(tmp_path / "topk-00001.safetensors")
+    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing): .*extract the top-k again"):
+        TopKStore(tmp_path)
+    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing): .*extract the top-k again"):
+        TopKWriter(tmp_path, K, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize("position", [-1, -2000, -5000])
+def test_flipped_bit_is_noticed_where_it_is_read(tmp_path, position):
+    sequences = make_sequences([100, 100])
+    write(tmp_path, sequences)
+    path = tmp_path / "topk-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+    store, damaged = TopKStore(tmp_path), []
+    for name in sequences:
+        try:
+            store[name]
+        except InputError as error:
+            assert "topk-00000.safetensors is damaged: restore it" in str(error)
+            damaged.append(name)
+    assert len(damaged) == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_index_is_named(tmp_path, damage):
+    write(tmp_path, make_sequences([4]))
+    damage(tmp_path / "index.json")
+    with pytest.raises(InputError, match="index.json is damaged or of another format version"):
+        TopKStore(tmp_path)
+
+
+def test_index_of_a_later_format_is_refused(tmp_path):
+    write(tmp_path, make_sequences([4]))
+    index = json.loads((tmp_path / "index.json").read_bytes())
+    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 2}))
+    with pytest.raises(InputError, match="another format version"):
+        TopKStore(tmp_path)
+
+
+def test_shard_of_another_extraction_is_noticed(tmp_path):
+    write(tmp_path / "one", make_sequences([4, 3]), tokens_per_shard=4)
+    write(tmp_path / "two", make_sequences([2, 2, 3]), tokens_per_shard=4)
+    (tmp_path / "two" / "topk-00000.safetensors").replace(tmp_path / "one" / "topk-00000.safetensors")
+    with pytest.raises(InputError, match="index.json does not list what the shards hold"):
+        TopKStore(tmp_path / "one")
