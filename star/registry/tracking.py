@@ -2,9 +2,8 @@
 
 The environment says where: MLFLOW_TRACKING_URI, else a database in STAR_HOME (`./runs` when not set) with the
 artifacts beside it. `star run` opens a pipeline run and every stage a child run of it. Under Kubeflow's MLflow plugin
-the task's run exists already (MLFLOW_RUN_ID): the stage writes into it and leaves its end to whoever made it. While a
-run is open it is MLflow's active run, so transformers' MLflowCallback logs the training curve into it. A server that
-does not answer costs seconds and one warning, never the work.
+the task's run exists already (MLFLOW_RUN_ID): the stage writes into it and leaves its end to whoever made it. A server
+that does not answer costs seconds and one warning, never the work.
 """
 
 import logging
@@ -169,18 +168,12 @@ def stage_run(
         yield run
 
 
-def report_to() -> list[str]:
-    """What to give transformers' TrainingArguments: `["mlflow"]` inside a live run, else nothing."""
-    mlflow = sys.modules.get("mlflow")
-    return ["mlflow"] if mlflow and mlflow.active_run() else []
-
-
 @contextmanager
 def _tracked(name: str, *, parent: str | None, params: Mapping[str, object], tags: Mapping[str, str]) -> Iterator[Run]:
-    lent = os.environ.pop("MLFLOW_RUN_ID", None)  # left there, transformers' callback would end the run
+    lent = os.environ.pop("MLFLOW_RUN_ID", None)  # left there, MLflow would resume it where a new run is meant
     try:
         run = _start(name, lent=lent, parent=parent, tags=tags)
-        with _sigterm_raises(), _one_warning_for_the_curve(run):
+        with _sigterm_raises():
             try:
                 run._log_params(params)
                 yield run
@@ -266,22 +259,6 @@ def _sigterm_raises() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def _one_warning_for_the_curve(run: Run) -> Iterator[None]:
-    """MLflow sends the callback's metrics in a thread, and reports there every batch that a dead server lost."""
-    queue = logging.getLogger("mlflow.utils.async_logging.async_logging_queue")
-
-    def warn_instead(record: logging.LogRecord) -> bool:
-        run._warn("misses part of the training curve", _cut(record.getMessage()))
-        return False
-
-    queue.addFilter(warn_instead)
-    try:
-        yield
-    finally:
-        queue.removeFilter(warn_instead)
 
 
 def _metrics(metrics: Mapping[str, float], *, step: int) -> list["Metric"]:
