@@ -28,6 +28,8 @@ def refine(
     from star.config import Config
 
     stages.require_code("refine", code)
-    values = stages.refine(Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path))
+    values = stages.refine(
+        Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path)
+    )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +47,8 @@ def run_local(config: Config) -> PipelineResult:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     log = root / "logs" / f"{stamp}.log"
     events = root / "logs" / f"{stamp}.events.jsonl"
+    # The limits are for the cluster; that a local process has none is known.
+    warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
     log.parent.mkdir(parents=True, exist_ok=True)
     events.touch()
     began = time.monotonic()
@@ -54,9 +57,9 @@ def run_local(config: Config) -> PipelineResult:
     os.environ.setdefault("STAR_WORK", str(root / "work"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        with pipeline_run(config.name, params={"config": config.name, "seed": config.seed}) as run:
-            with listening_to(str(events)), Display(events) as display:
-                outputs = _execute(config, root=root, log=log, display=display)
+        parent = pipeline_run(config.name, params={"config": config.name, "seed": config.seed})
+        with parent as run, listening_to(str(events)), Display(events) as display:
+            outputs = _execute(config, root=root, log=log, display=display)
     finally:
         if work_before is None:
             os.environ.pop("STAR_WORK", None)
@@ -86,7 +89,9 @@ def _execute(config: Config, *, root: Path, log: Path, display) -> dict:
         if failed is None:
             raise PipelineError(f"{error}; the log is {log}", input_fault=False) from error
         where = "" if failed["input_fault"] else f"; the log is {log}"
-        raise PipelineError(f"{failed['stage']}: {failed['error']}{where}", input_fault=failed["input_fault"]) from error
+        raise PipelineError(
+            f"{failed['stage']}: {failed['error']}{where}", input_fault=failed["input_fault"]
+        ) from error
     return {name: outputs[name] for name in Folders._fields}
 
 

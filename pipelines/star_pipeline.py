@@ -52,7 +52,9 @@ def build_pipeline(config: Config, *, image: str = IMAGE):
         data = prepared(synthesize(**settings("synthesize")), "synthesize").outputs["data"]
         teacher = prepared(refine_teacher(data=data, **settings("refine-teacher")), "refine-teacher").outputs["teacher"]
         rollouts = prepared(rollout(data=data, teacher=teacher, **settings("rollout")), "rollout").outputs["rollouts"]
-        topk = prepared(extract_topk(rollouts=rollouts, teacher=teacher, **settings("extract-topk")), "extract-topk").outputs["topk"]
+        topk = prepared(
+            extract_topk(rollouts=rollouts, teacher=teacher, **settings("extract-topk")), "extract-topk"
+        ).outputs["topk"]
         distilled = prepared(distill(topk=topk, **settings("distill")), "distill").outputs["distilled"]
         refined = prepared(refine(student=distilled, data=data, **settings("refine")), "refine").outputs["refined"]
         models = {"teacher": teacher, "distilled": distilled, "refined": refined}

@@ -9,7 +9,12 @@ from star.pipelines.run import PipelineResult
 from star.registry.tracking import home, tracking_uri
 
 MODELS = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
-SCORES = {"exact_match": "exact match", "mean_reward": "mean reward", "format_errors": "format errors", "pass_at_8": "pass@8"}
+SCORES = {
+    "exact_match": "exact match",
+    "mean_reward": "mean reward",
+    "format_errors": "format errors",
+    "pass_at_8": "pass@8",
+}
 
 
 def print_summary(result: PipelineResult) -> None:
@@ -31,7 +36,11 @@ def print_summary(result: PipelineResult) -> None:
 
 def _places(result: PipelineResult, registration: dict) -> list[str]:
     name, version = registration["model"], registration["version"]
-    verdict = "is the champion" if registration["champion"] == version else f"is not the champion; version {registration['champion']} stays"
+    verdict = (
+        "is the champion"
+        if registration["champion"] == version
+        else f"is not the champion; version {registration['champion']} stays"
+    )
     latest = home() / "latest"
     lines = [
         f"model     {name} version {version} {verdict}",

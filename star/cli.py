@@ -23,9 +23,14 @@ app = typer.Typer(
 pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
 
-ConfigOption = Annotated[str, typer.Option("--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b.")]
+ConfigOption = Annotated[
+    str,
+    typer.Option("--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b."),
+]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="The folder to write. It appears when it is whole.")]
-SeedDataOption = Annotated[Path | None, typer.Option("--seed-data", help="Rows of your own: JSON Lines with messages and tools.")]
+SeedDataOption = Annotated[
+    Path | None, typer.Option("--seed-data", help="Rows of your own: JSON Lines with messages and tools.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume/--restart", help="Go on with killed work, or begin anew.")]
 NameOption = Annotated[str, typer.Option("--name", help="Registered model.")]
 
@@ -52,7 +57,9 @@ def run(config: ConfigOption = "tiny", seed_data: SeedDataOption = None) -> None
 
 
 @app.command()
-def synthesize(out: OutOption, config: ConfigOption = "tiny", seed_data: SeedDataOption = None, resume: ResumeOption = True) -> None:
+def synthesize(
+    out: OutOption, config: ConfigOption = "tiny", seed_data: SeedDataOption = None, resume: ResumeOption = True
+) -> None:
     """Make the training and held-out rows from tools and seed rows.
 
     Example: `star synthesize --out runs/hand/data`
@@ -61,7 +68,9 @@ def synthesize(out: OutOption, config: ConfigOption = "tiny", seed_data: SeedDat
 
 
 @app.command()
-def refine_teacher(data: DataOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True) -> None:
+def refine_teacher(
+    data: DataOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True
+) -> None:
     """Make the teacher fit the data: train it where its base is from scratch, refine it with Sim-RL.
 
     Example: `star refine-teacher --data runs/hand/data --out runs/hand/teacher`
@@ -70,7 +79,9 @@ def refine_teacher(data: DataOption, out: OutOption, config: ConfigOption = "tin
 
 
 @app.command()
-def rollout(data: DataOption, teacher: TeacherOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True) -> None:
+def rollout(
+    data: DataOption, teacher: TeacherOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True
+) -> None:
     """Sample the teacher on the training prompts; keep valid, distinct completions.
 
     Example: `star rollout --data runs/hand/data --teacher runs/hand/teacher --out runs/hand/rollouts`
@@ -97,7 +108,9 @@ def extract_topk(
 def distill(
     topk: _folder("Folder of `star extract-topk`."),
     out: OutOption,
-    student: Annotated[str | None, typer.Option(help="Base model, a folder or an id, instead of the configuration's.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="Base model, a folder or an id, instead of the configuration's.")
+    ] = None,
     config: ConfigOption = "tiny",
     resume: ResumeOption = True,
 ) -> None:
@@ -159,16 +172,22 @@ def register(
 def call(
     query: Annotated[str, typer.Argument(help="What the user asks for.")],
     tools: Annotated[Path, typer.Option(help="JSON file with the tools that may be called.")],
-    model: Annotated[str, typer.Option(help="An alias or version of the registered model, or a model folder.")] = "champion",
+    model: Annotated[
+        str, typer.Option(help="An alias or version of the registered model, or a model folder.")
+    ] = "champion",
     name: NameOption = "star",
 ) -> None:
     """Ask a model for the call that answers a request, and print it as JSON, one call a line.
 
     Example: `star call "Book a flight from Oslo to Rome" --tools tools.json`
     """
+    from star.chat import FormatError
     from star.inference import answer
 
-    completion = answer(query, tools=tools, model=model, name=name)
+    try:
+        completion = answer(query, tools=tools, model=model, name=name)
+    except FormatError as error:
+        _fail(str(error), status=1)
     for made in completion.tool_calls:
         typer.echo(json.dumps(made, ensure_ascii=False))
     if completion.content:
@@ -184,7 +203,9 @@ def models(name: NameOption = "star") -> None:
 
 
 @app.command()
-def promote(version: Annotated[int, typer.Argument(help="Version to make champion.")], name: NameOption = "star") -> None:
+def promote(
+    version: Annotated[int, typer.Argument(help="Version to make champion.")], name: NameOption = "star"
+) -> None:
     """Make a registered version the champion, past the gate.
 
     Example: `star promote 2`
@@ -256,3 +277,7 @@ def main() -> None:
 def _fail(message: str, *, status: int) -> None:
     typer.secho(f"star: {message}", fg=typer.colors.RED, err=True)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

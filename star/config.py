@@ -48,8 +48,12 @@ File = Annotated[FileRef, BeforeValidator(_file_ref)]
 class Data(Section):
     """What the training and held-out rows are made of."""
 
-    tools: File | None = Field(None, description="tools to generate rows for; the packaged example tools when not given")
-    seed_data: File | None = Field(None, description="rows of your own (messages + tools, JSONL), imported, cleaned and mixed in")
+    tools: File | None = Field(
+        None, description="tools to generate rows for; the packaged example tools when not given"
+    )
+    seed_data: File | None = Field(
+        None, description="rows of your own (messages + tools, JSONL), imported, cleaned and mixed in"
+    )
     generated_rows: int = Field(6000, ge=0, description="rows the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="rows kept back for evaluation")
     tools_per_prompt: int = Field(3, ge=2, description="tools a generated prompt shows, at most")
@@ -71,7 +75,9 @@ class Training(Section):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(128, ge=1, description="sequences an optimiser step")
-    micro_batch_size: int | None = Field(None, ge=1, description="sequences a forward pass; the whole batch when not given")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="sequences a forward pass; the whole batch when not given"
+    )
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     save_steps: int = Field(50, ge=1, description="steps between checkpoints, from which a killed run resumes")
@@ -83,7 +89,9 @@ class SimRL(Section):
     steps: int = Field(ge=1)
     prompts_per_step: int = Field(16, ge=1)
     num_generations: int = Field(8, ge=2, description="rollouts a prompt")
-    micro_batch_size: int | None = Field(None, ge=1, description="completions a forward pass; the whole step when not given")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="completions a forward pass; the whole step when not given"
+    )
     learning_rate: float = Field(3e-7, gt=0)
     beta: float = Field(1e-3, ge=0, description="KL coefficient")
     temperature: float = Field(1.0, gt=0)
@@ -99,13 +107,17 @@ class Scratch(Section):
     warmup_span: int = Field(12, ge=2, description="tokens of the sequence that the warm-up has the model repeat")
 
 
-Base = Annotated[str | Architecture, Field(description="a Hugging Face id, a folder, or the sizes of a model to build from scratch")]
+Base = Annotated[
+    str | Architecture, Field(description="a Hugging Face id, a folder, or the sizes of a model to build from scratch")
+]
 
 
 class Teacher(Section):
     base: Base = "Qwen/Qwen3-8B"
     revision: str | None = Field(None, description="commit of the Hugging Face repository")
-    sft: Training | None = Field(None, description="supervised training on the rows first; a base from scratch needs it")
+    sft: Training | None = Field(
+        None, description="supervised training on the rows first; a base from scratch needs it"
+    )
     refine: SimRL | None = Field(None, description="Sim-RL on the teacher")
 
 
@@ -158,7 +170,9 @@ class Config(Section):
 
     name: str = Field("star", min_length=1)
     seed: int = 7
-    max_prompt_tokens: int = Field(5120, ge=16, description="rows with longer prompts are left out of training, and counted")
+    max_prompt_tokens: int = Field(
+        5120, ge=16, description="rows with longer prompts are left out of training, and counted"
+    )
     data: Data = Data()
     scratch: Scratch | None = None
     teacher: Teacher = Teacher()
@@ -172,7 +186,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> "Config":
-        if self.scratch is None and any(isinstance(base, Architecture) for base in (self.teacher.base, self.student.base)):
+        if self.scratch is None and any(
+            isinstance(base, Architecture) for base in (self.teacher.base, self.student.base)
+        ):
             raise ValueError("a base to build from scratch needs the section `scratch` (vocab_size, warmup)")
         return self
 

@@ -34,9 +34,15 @@ def checks(config: Config) -> Iterator[Check]:
     need_disk, need_memory = (200, 64) if pretrained else (2, 6)
     place = next(folder for folder in (home(), *home().parents) if folder.exists())
     free = shutil.disk_usage(place).free / GIB
-    yield Check("disk", free >= need_disk, f"{free:.0f} GiB free at {place}, {need_disk} needed: free some, or set STAR_HOME elsewhere")
+    yield Check(
+        "disk",
+        free >= need_disk,
+        f"{free:.0f} GiB free at {place}, {need_disk} needed: free some, or set STAR_HOME elsewhere",
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    yield Check("memory", memory >= need_memory * 0.95, f"{memory:.0f} GiB, {need_memory} needed: choose a larger machine")
+    yield Check(
+        "memory", memory >= need_memory * 0.95, f"{memory:.0f} GiB, {need_memory} needed: choose a larger machine"
+    )
     yield Check("home", os.access(place, os.W_OK), f"{home()} must be writable: set STAR_HOME to a folder of yours")
     try:
         connect()
@@ -47,10 +53,20 @@ def checks(config: Config) -> Iterator[Check]:
         import torch
 
         gpu = torch.cuda.is_available()
-        yield Check("GPU", gpu, torch.cuda.get_device_name() if gpu else "none found: this profile trains pretrained models, use a GPU node")
+        yield Check(
+            "GPU",
+            gpu,
+            torch.cuda.get_device_name()
+            if gpu
+            else "none found: this profile trains pretrained models, use a GPU node",
+        )
     for base in pretrained:
         known = Path(base).is_dir() or not os.environ.get("HF_HUB_OFFLINE")
-        yield Check(base, known, "a folder, or downloaded on first use" if known else "not here and HF_HUB_OFFLINE is set: unset it")
+        yield Check(
+            base,
+            known,
+            "a folder, or downloaded on first use" if known else "not here and HF_HUB_OFFLINE is set: unset it",
+        )
 
 
 def print_checks(config: Config) -> bool:
@@ -61,5 +77,7 @@ def print_checks(config: Config) -> bool:
     passed = True
     for check in checks(config):
         passed &= check.passed
-        console.print(f"[{'green' if check.passed else 'red'}]{'ok  ' if check.passed else 'FAIL'}[/] {check.name:<14} {check.detail}")
+        console.print(
+            f"[{'green' if check.passed else 'red'}]{'ok  ' if check.passed else 'FAIL'}[/] {check.name:<14} {check.detail}"
+        )
     return passed

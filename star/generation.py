@@ -37,9 +37,17 @@ def generate(
     torch.manual_seed(seed)
     model.eval()
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
     output = model.generate(
-        **batch, **sampling, num_return_sequences=samples, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+        **batch,
+        **sampling,
+        num_return_sequences=samples,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
     )
     ends = end_tokens(model, tokenizer)
     completions = [_cut(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
@@ -80,7 +88,9 @@ def completion_hidden(model, sequences: list[Sequence], *, pad_id: int) -> list[
     rows = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
     input_ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=model.device)
     attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
-    hidden_BLH = model.get_decoder()(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    hidden_BLH = model.get_decoder()(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
     return [hidden_BLH[i, len(s.prompt_ids) - 1 : len(s) - 1] for i, s in enumerate(sequences)]
 
 
@@ -91,7 +101,9 @@ def policy_entropy(model, sequences: list[Sequence], *, pad_id: int, batch_token
     head = model.get_output_embeddings()
     entropies = [0.0] * len(sequences)
     for batch in batches_by_length(sequences, batch_tokens=batch_tokens):
-        for index, hidden_TH in zip(batch, completion_hidden(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True):
+        for index, hidden_TH in zip(
+            batch, completion_hidden(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True
+        ):
             logprobs_TV = torch.log_softmax(head(hidden_TH).float(), dim=-1)
             entropies[index] = float(-(logprobs_TV.exp() * logprobs_TV).sum(-1).mean())
     return entropies

@@ -29,7 +29,9 @@ def answer(query: str, *, tools: Path, model: str, name: str) -> Completion:
     tokenizer = load_tokenizer(folder)
     prompt = render_prompt([{"role": "user", "content": query}], shown, tokenizer)
     loaded = load_model(folder)
-    [[sample]] = generate(loaded, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0)
+    [[sample]] = generate(
+        loaded, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0
+    )
     try:
         completion = parse_completion(sample.text)
         validate_calls(completion, shown)

@@ -43,7 +43,9 @@ def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: An
         return auto.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model {model} cannot be loaded: {reason}; give a folder, or an id this machine can download") from error
+        raise InputError(
+            f"model {model} cannot be loaded: {reason}; give a folder, or an id this machine can download"
+        ) from error
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
@@ -72,7 +74,9 @@ def scratch_model(architecture: Architecture, tokenizer, *, seed: int) -> Qwen3F
     return Qwen3ForCausalLM(config)
 
 
-def build_base(architecture: Architecture, scratch: Scratch, *, tokenizer, state: Path, label: str, seed: int, log: Log):
+def build_base(
+    architecture: Architecture, scratch: Scratch, *, tokenizer, state: Path, label: str, seed: int, log: Log
+):
     """A model from scratch after its copy warm-up.
 
     Args:

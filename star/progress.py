@@ -34,7 +34,14 @@ class Bar:
     def __enter__(self) -> "Bar":
         if sys.stderr.isatty() and "STAR_EVENTS" not in os.environ:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
             columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))

@@ -16,12 +16,19 @@ class Prompt:
 def render_rows(rows: list[dict], tokenizer) -> list[Prompt]:
     """One prompt a row, in the order of the rows."""
     return [
-        Prompt(row["id"], render_prompt(row["messages"][:-1], row["tools"], tokenizer), render_target(row["messages"][-1]), row["tools"])
+        Prompt(
+            row["id"],
+            render_prompt(row["messages"][:-1], row["tools"], tokenizer),
+            render_target(row["messages"][-1]),
+            row["tools"],
+        )
         for row in rows
     ]
 
 
 def within_length(prompts: list[Prompt], tokenizer, *, max_prompt_tokens: int) -> list[Prompt]:
     """The prompts of at most `max_prompt_tokens` tokens, in their order."""
-    lengths = [len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]]
+    lengths = [
+        len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
+    ]
     return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]

@@ -5,7 +5,6 @@ same work it answers from the manifest; killed and called again it goes on. KFP,
 `STAGES` is the one description of the graph that they are held against.
 """
 
-import inspect
 import json
 import time
 from collections.abc import Callable
@@ -18,8 +17,18 @@ from star import progress
 from star.code import code_digest
 from star.config import Config
 from star.errors import InputError, cure_of
-from star.storage import METRICS, Manifest, Workspace, digest_of, is_finished, open_input, partial_folder, publish
-from star.storage import refuse_foreign, write_json
+from star.storage import (
+    METRICS,
+    Manifest,
+    Workspace,
+    digest_of,
+    is_finished,
+    open_input,
+    partial_folder,
+    publish,
+    refuse_foreign,
+    write_json,
+)
 
 Metrics = dict[str, float]
 
@@ -84,7 +93,9 @@ def extract_topk(config: Config, *, rollouts: Path, teacher: Path, out: Path, re
     return _run("extract-topk", work, config, inputs={"rollouts": rollouts, "teacher": teacher}, out=out, resume=resume)
 
 
-def distill(config: Config, *, topk: Path, out: Path, student: Path | str | None = None, resume: bool = True) -> Metrics:
+def distill(
+    config: Config, *, topk: Path, out: Path, student: Path | str | None = None, resume: bool = True
+) -> Metrics:
     """Distils the stored signal into the student with CKD. Writes a model folder.
 
     Args:
@@ -114,7 +125,9 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
     return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 
 
-def evaluate(config: Config, *, data: Path, teacher: Path, distilled: Path, refined: Path, out: Path, resume: bool = True) -> Metrics:
+def evaluate(
+    config: Config, *, data: Path, teacher: Path, distilled: Path, refined: Path, out: Path, resume: bool = True
+) -> Metrics:
     """Compares teacher, distilled and refined student on the held-out rows. Writes evaluation.json, report.html and report.md."""
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
 
@@ -139,8 +152,15 @@ def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resu
 
 STAGES: tuple[Stage, ...] = (
     Stage("synthesize", synthesize, {}, ("seed", "data")),
-    Stage("refine-teacher", refine_teacher, {"data": "synthesize"}, ("seed", "max_prompt_tokens", "scratch", "teacher")),
-    Stage("rollout", rollout, {"data": "synthesize", "teacher": "refine-teacher"}, ("seed", "max_prompt_tokens", "rollout")),
+    Stage(
+        "refine-teacher", refine_teacher, {"data": "synthesize"}, ("seed", "max_prompt_tokens", "scratch", "teacher")
+    ),
+    Stage(
+        "rollout",
+        rollout,
+        {"data": "synthesize", "teacher": "refine-teacher"},
+        ("seed", "max_prompt_tokens", "rollout"),
+    ),
     Stage("extract-topk", extract_topk, {"rollouts": "rollout", "teacher": "refine-teacher"}, ("topk",)),
     Stage("distill", distill, {"topk": "extract-topk"}, ("seed", "scratch", "student", "distill")),
     Stage("refine", refine, {"student": "distill", "data": "synthesize"}, ("seed", "max_prompt_tokens", "refine")),
@@ -158,7 +178,15 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def _run(name: str, work: Callable[[Workspace, Callable], Metrics], config: Config, *, inputs: dict[str, Path], out: Path, resume: bool) -> Metrics:
+def _run(
+    name: str,
+    work: Callable[[Workspace, Callable], Metrics],
+    config: Config,
+    *,
+    inputs: dict[str, Path],
+    out: Path,
+    resume: bool,
+) -> Metrics:
     """Runs one stage's work under the contract of this module."""
     from star.registry.tracking import stage_run
 
@@ -186,7 +214,9 @@ def _run(name: str, work: Callable[[Workspace, Callable], Metrics], config: Conf
             began = time.monotonic()
             with stage_run(name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
                 metrics = work(workspace, run.log_metrics)
-                metrics = {key: float(value) for key, value in metrics.items()} | {"seconds": round(time.monotonic() - began, 1)}
+                metrics = {key: float(value) for key, value in metrics.items()} | {
+                    "seconds": round(time.monotonic() - began, 1)
+                }
                 run.log_metrics({key: value for key, value in metrics.items()})
                 for report in workspace.out.glob("report.*"):
                     run.log_artifact(report)
@@ -194,7 +224,9 @@ def _run(name: str, work: Callable[[Workspace, Callable], Metrics], config: Conf
             publish(workspace.out, out=out, manifest=manifest)
     except BaseException as error:
         cure = cure_of(error)
-        progress.emit(kind="failed", stage=name, error=cure or f"{type(error).__name__}: {error}", input_fault=cure is not None)
+        progress.emit(
+            kind="failed", stage=name, error=cure or f"{type(error).__name__}: {error}", input_fault=cure is not None
+        )
         raise
     progress.emit(kind="finished", stage=name, cached=False)
     return metrics
@@ -203,7 +235,9 @@ def _run(name: str, work: Callable[[Workspace, Callable], Metrics], config: Conf
 def require_code(name: str, digest: str) -> None:
     """Raises InputError when the stage's code here is not the code its pipeline was compiled from: the cache would lie."""
     if code_digest(stage_named(name).function) != digest:
-        raise InputError(f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again")
+        raise InputError(
+            f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
+        )
 
 
 def code_version() -> str:

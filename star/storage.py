@@ -78,13 +78,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"no folder at {folder}: run the stage that makes it first")
     file = folder / MANIFEST
     if not file.is_file():
-        raise InputError(f"{folder} has no {MANIFEST}, so it is not a finished stage's output: run the stage that makes it again")
+        raise InputError(
+            f"{folder} has no {MANIFEST}, so it is not a finished stage's output: run the stage that makes it again"
+        )
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = [FileEntry(**entry) for entry in content.pop("files")]
         return Manifest(**content, files=files)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again") from error
+        raise InputError(
+            f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again"
+        ) from error
 
 
 def open_input(folder: Path, *, stage: str) -> Manifest:
@@ -95,11 +99,15 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
     """
     manifest = read_manifest(folder)
     if manifest.stage != stage:
-        raise InputError(f"{folder} is the output of {manifest.stage}, not of {stage}: give the folder that `star {stage}` wrote")
+        raise InputError(
+            f"{folder} is the output of {manifest.stage}, not of {stage}: give the folder that `star {stage}` wrote"
+        )
     for entry in manifest.files:
         file = folder / entry.path
         if not file.is_file() or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
-            raise InputError(f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again")
+            raise InputError(
+                f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
+            )
     return manifest
 
 

@@ -25,10 +25,14 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
     base = config.student.base
     if isinstance(base, Architecture):
         label = "warm up the student's base"
-        model = build_base(base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log)
+        model = build_base(
+            base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log
+        )
     else:
         base = Path(base) if Path(base).is_dir() else base
-        require_same_tokenizer(load_tokenizer(base, revision=config.student.revision), tokenizer, student=str(base), topk=topk)
+        require_same_tokenizer(
+            load_tokenizer(base, revision=config.student.revision), tokenizer, student=str(base), topk=topk
+        )
         model = load_model(base, revision=config.student.revision)
     seed_everything(config.seed)
     trainer = CKDTrainer(

@@ -16,7 +16,21 @@ from star.errors import InputError
 REFUSAL = "None of the given tools can do that."
 OPENINGS = ("", "", "please ", "hello, ")
 KINDS = {"simple": 0.55, "parallel": 0.25, "irrelevance": 0.2}
-WORDS = "amber birch cedar delta ember flint grove harbor ivory juniper kestrel lotus maple north opal".split()
+WORDS = (
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "flint",
+    "grove",
+    "harbor",
+    "ivory",
+    "juniper",
+    "kestrel",
+    "lotus",
+    "maple",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,9 @@ def generate_rows(tools: list[dict], count: int, *, seed: int, tools_per_prompt:
         InputError: fewer than two tools, so nothing could ever be chosen or refused.
     """
     if len(tools) < 2:
-        raise InputError(f"the generator needs at least 2 tools to choose between, got {len(tools)}: add tools to the tools file")
+        raise InputError(
+            f"the generator needs at least 2 tools to choose between, got {len(tools)}: add tools to the tools file"
+        )
     for index in range(count):
         rng = random.Random(f"{seed}:{index}")
         yield _row(tools, rng, seed=seed, index=index, tools_per_prompt=min(tools_per_prompt, len(tools)))
@@ -50,7 +66,11 @@ def public_tool(tool: dict) -> dict:
         name: {key: value for key, value in schema.items() if key != "examples"}
         for name, schema in tool["parameters"]["properties"].items()
     }
-    return {"name": tool["name"], "description": tool["description"], "parameters": {**tool["parameters"], "properties": properties}}
+    return {
+        "name": tool["name"],
+        "description": tool["description"],
+        "parameters": {**tool["parameters"], "properties": properties},
+    }
 
 
 def _row(tools: list[dict], rng: random.Random, *, seed: int, index: int, tools_per_prompt: int) -> dict:

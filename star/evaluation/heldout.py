@@ -16,7 +16,9 @@ from star.simrl.reward import exact_match, similarity_reward
 PASS_K = (1, 4, 8)
 
 
-def evaluate_heldout(model, tokenizer, rows: list[dict], prompts: list[Prompt], *, settings: Evaluate, seed: int, label: str) -> dict:
+def evaluate_heldout(
+    model, tokenizer, rows: list[dict], prompts: list[Prompt], *, settings: Evaluate, seed: int, label: str
+) -> dict:
     """Answers every held-out row once greedily and `settings.samples` times at temperature.
 
     Args:
@@ -25,14 +27,18 @@ def evaluate_heldout(model, tokenizer, rows: list[dict], prompts: list[Prompt], 
     Returns:
         the model's entry of an evaluation (see star/evaluation/report.py), and `outcomes`: one dict a row.
     """
-    batches = [range(start, min(start + settings.batch_size, len(rows))) for start in range(0, len(rows), settings.batch_size)]
+    batches = [
+        range(start, min(start + settings.batch_size, len(rows))) for start in range(0, len(rows), settings.batch_size)
+    ]
     outcomes, tokens, began = [], 0, time.monotonic()
     with Bar(label, len(batches)) as bar:
         for number, batch in enumerate(batches):
             texts = [prompts[index].text for index in batch]
             limits = {"max_new_tokens": settings.max_new_tokens, "seed": seed * 1_000_003 + number}
             greedy = generate(model, tokenizer, texts, samples=1, temperature=0.0, **limits)
-            sampled = generate(model, tokenizer, texts, samples=settings.samples, temperature=settings.temperature, **limits)
+            sampled = generate(
+                model, tokenizer, texts, samples=settings.samples, temperature=settings.temperature, **limits
+            )
             tokens += sum(len(sample.token_ids) for group in (*greedy, *sampled) for sample in group)
             first = [
                 Sequence(tokenizer(text, add_special_tokens=False)["input_ids"], group[0].token_ids)
@@ -102,7 +108,9 @@ def _scores(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict[
 def _by_kind(outcomes: list[dict]) -> dict[str, dict[str, float]]:
     groups = defaultdict(list)
     for outcome in outcomes:
-        groups[outcome["kind"] if outcome["source"] == "generated" else f"{outcome['source']}: {outcome['kind']}"].append(outcome)
+        groups[
+            outcome["kind"] if outcome["source"] == "generated" else f"{outcome['source']}: {outcome['kind']}"
+        ].append(outcome)
     return {
         kind: {
             "rows": len(group),

@@ -64,7 +64,9 @@ def _compare(outcomes: dict[str, list[dict]], *, seed: int) -> list[dict]:
         for metric, key in (("exact_match", "exact_match"), ("mean_reward", "reward")):
             first, second = ([outcome[key] for outcome in outcomes[name]] for name in (a, b))
             mean, low, high, p_value = paired_difference(first, second, seed=seed)
-            comparisons.append({"a": a, "b": b, "metric": metric, "difference": mean, "low": low, "high": high, "p_value": p_value})
+            comparisons.append(
+                {"a": a, "b": b, "metric": metric, "difference": mean, "low": low, "high": high, "p_value": p_value}
+            )
     return comparisons
 
 
@@ -75,8 +77,13 @@ def _curves(folder: Path):
 
 
 def _failures(outcomes: list[dict], *, model: str) -> list[dict]:
-    wrong = sorted((outcome for outcome in outcomes if not outcome["exact_match"]), key=lambda o: (o["reward"], o["id"]))
-    return [{key: o[key] for key in ("id", "kind", "query", "expected", "predicted", "reward")} | {"model": model} for o in wrong]
+    wrong = sorted(
+        (outcome for outcome in outcomes if not outcome["exact_match"]), key=lambda o: (o["reward"], o["id"])
+    )
+    return [
+        {key: o[key] for key in ("id", "kind", "query", "expected", "predicted", "reward")} | {"model": model}
+        for o in wrong
+    ]
 
 
 def _lineage(folders: dict[str, Path]) -> dict[str, str]:

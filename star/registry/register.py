@@ -7,7 +7,6 @@ from star.config import Registry
 from star.evaluation.suite import EVALUATION
 from star.registry.promotion import champion, decide, promote
 from star.registry.publish import register_model
-from star.registry.tracking import tracking_uri
 from star.storage import read_manifest, write_json
 
 REGISTRATION = "registration.json"
@@ -24,7 +23,9 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
     entry = next(model for model in report["models"] if model["name"] == "refined")
     scores = {name: value["mean"] for name, value in entry["scores"].items()}
     lineage = {**report["lineage"], "code": manifest.code_version, "evaluation": read_manifest(evaluation).digest}
-    version = register_model(refined, name=settings.model_name, scores=scores, lineage=lineage, model_digest=manifest.digest)
+    version = register_model(
+        refined, name=settings.model_name, scores=scores, lineage=lineage, model_digest=manifest.digest
+    )
     current = champion(settings.model_name)
     rival = current if current and current.version != version.version else None
     decision = decide(version.scores, rival.scores if rival else None, settings.gate)
@@ -40,7 +41,6 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
             "promoted": decision.passed,
             "reasons": decision.reasons,
             "champion": now.version if now else None,
-            "tracking_uri": tracking_uri(),
         },
     )
     return {"version": version.version, "promoted": float(bool(now and now.version == version.version))}

@@ -31,7 +31,6 @@ PARENT_VARIABLE = "STAR_PARENT_RUN_ID"  # empty: the pipeline found no tracking,
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow's own patience is minutes: too long for training to wait
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_ASYNC_LOGGING_BUFFERING_SECONDS": "5",  # the training curve in batches, not in a request a step
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }

@@ -22,7 +22,9 @@ def refine_on_rows(student: Path, rows: list[dict], *, config: Config, work: Wor
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     counts = {"prompts": len(prompts), "too_long": len(rendered) - len(prompts)}
     label = "refine the student (Sim-RL)"
-    return counts | refine_model(student, tokenizer, prompts, settings=config.refine, seed=config.seed, work=work, label=label, log=log)
+    return counts | refine_model(
+        student, tokenizer, prompts, settings=config.refine, seed=config.seed, work=work, label=label, log=log
+    )
 
 
 def refine_model(
@@ -37,7 +39,9 @@ def refine_model(
         the last logged values of the trainer, the mean reward among them.
     """
     seed_everything(seed)
-    trainer = build_trainer(load_model(model), tokenizer, prompts, settings=settings, folder=work.state / "simrl", seed=seed)
+    trainer = build_trainer(
+        load_model(model), tokenizer, prompts, settings=settings, folder=work.state / "simrl", seed=seed
+    )
     metrics = train(trainer, label=label, curve=work.out / "simrl_curve.json", log=log)
     save_model(trainer.model, tokenizer, work.out)
     return {name: metrics[name] for name in REPORTED if name in metrics}
@@ -70,10 +74,14 @@ def build_trainer(model, tokenizer, prompts: list[Prompt], *, settings: SimRL, f
         }
     )
 
-    def similarity(prompts: list[str], completions: list[str], target: list[str], row: list[int], **_: object) -> list[float]:
+    def similarity(
+        prompts: list[str], completions: list[str], target: list[str], row: list[int], **_: object
+    ) -> list[float]:
         return [
             similarity_reward(completion, expected, tools_of[index]).total
             for completion, expected, index in zip(completions, target, row, strict=True)
         ]
 
-    return GRPOTrainer(model=model, reward_funcs=similarity, args=config, train_dataset=rows, processing_class=tokenizer)
+    return GRPOTrainer(
+        model=model, reward_funcs=similarity, args=config, train_dataset=rows, processing_class=tokenizer
+    )

@@ -1,7 +1,6 @@
 """The teacher: a base, trained on the rows where it has to be (a base from scratch), then refined with Sim-RL."""
 
 from functools import partial
-from pathlib import Path
 
 from transformers import Trainer
 
@@ -26,13 +25,17 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log)
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     if not kept:
-        raise InputError(f"all {len(rows)} training prompts are longer than max_prompt_tokens = {config.max_prompt_tokens}: raise it")
+        raise InputError(
+            f"all {len(rows)} training prompts are longer than max_prompt_tokens = {config.max_prompt_tokens}: raise it"
+        )
     metrics: dict[str, float] = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
     trained = work.state / "trained"
     if not (trained / "config.json").is_file():
         model = _base(config, tokenizer, work=work, log=log)
         if config.teacher.sft:
-            metrics |= _fine_tune(model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log)
+            metrics |= _fine_tune(
+                model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log
+            )
         unfinished = work.state / "trained.partial"
         save_model(model, tokenizer, unfinished)
         unfinished.rename(trained)
@@ -56,7 +59,13 @@ def _base(config: Config, tokenizer, *, work: Workspace, log: Log):
     base = config.teacher.base
     if isinstance(base, Architecture):
         return build_base(
-            base, config.scratch, tokenizer=tokenizer, state=work.state, label="warm up the teacher's base", seed=config.seed, log=log
+            base,
+            config.scratch,
+            tokenizer=tokenizer,
+            state=work.state,
+            label="warm up the teacher's base",
+            seed=config.seed,
+            log=log,
         )
     return load_model(base, revision=config.teacher.revision)
 

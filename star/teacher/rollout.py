@@ -49,14 +49,18 @@ def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, work: Work
     return {"prompts": len(chosen), "too_long": len(rendered) - len(prompts), **counts}
 
 
-def roll_out(model, tokenizer, prompts: list[Prompt], *, settings: Rollout, seed: int, work: Workspace) -> dict[str, int]:
+def roll_out(
+    model, tokenizer, prompts: list[Prompt], *, settings: Rollout, seed: int, work: Workspace
+) -> dict[str, int]:
     """Samples, filters and writes `sequences.parquet`; finished batches are kept when the work is killed.
 
     Returns:
         how many samples were kept and how many were dropped, by reason: truncated, format_errors, duplicates.
     """
     by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.row_id))
-    batches = [by_length[start : start + settings.batch_size] for start in range(0, len(by_length), settings.batch_size)]
+    batches = [
+        by_length[start : start + settings.batch_size] for start in range(0, len(by_length), settings.batch_size)
+    ]
     parts = [work.state / f"part-{index:05d}.parquet" for index in range(len(batches))]
     done = sum(part.exists() for part in parts)
     with Bar("roll out the teacher", len(batches), start=done) as bar:
@@ -72,7 +76,14 @@ def roll_out(model, tokenizer, prompts: list[Prompt], *, settings: Rollout, seed
                 max_new_tokens=settings.max_new_tokens,
                 seed=seed * 1_000_003 + index,
             )
-            _write_part(part, [row for prompt, samples in zip(batch, sampled, strict=True) for row in judge(prompt, samples, tokenizer)])
+            _write_part(
+                part,
+                [
+                    row
+                    for prompt, samples in zip(batch, sampled, strict=True)
+                    for row in judge(prompt, samples, tokenizer)
+                ],
+            )
             bar.advance()
     table = pa.concat_tables([pq.read_table(part) for part in parts])
     kept = table.filter(pc.equal(table["verdict"], "kept")).drop(["verdict"]).sort_by("id")
@@ -87,7 +98,9 @@ def judge(prompt: Prompt, samples: list[Sample], tokenizer) -> list[dict]:
     seen: set[str] = set()
     rows = []
     for number, sample in enumerate(samples):
-        verdict = "truncated" if not sample.finished else "kept" if _is_valid(sample.text, prompt.tools) else "format_errors"
+        verdict = (
+            "truncated" if not sample.finished else "kept" if _is_valid(sample.text, prompt.tools) else "format_errors"
+        )
         if verdict == "kept" and sample.text in seen:
             verdict = "duplicates"
         seen.add(sample.text)

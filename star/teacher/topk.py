@@ -16,7 +16,6 @@ from star.progress import Bar
 from star.teacher.rollout import SEQUENCES
 from star.teacher.store import TopKWriter
 
-
 TOKENIZER = "tokenizer"
 
 
@@ -31,7 +30,10 @@ def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, out: Path) 
 def read_sequences(folder: Path) -> tuple[list[str], list[Sequence]]:
     """The ids and the tokens of a rollout's sequences, in the order of the file."""
     table = pq.read_table(folder / SEQUENCES, columns=["id", "prompt_ids", "completion_ids"]).to_pydict()
-    sequences = [Sequence(prompt, completion) for prompt, completion in zip(table["prompt_ids"], table["completion_ids"], strict=True)]
+    sequences = [
+        Sequence(prompt, completion)
+        for prompt, completion in zip(table["prompt_ids"], table["completion_ids"], strict=True)
+    ]
     return table["id"], sequences
 
 

@@ -1,0 +1,37 @@
+# Everything a clone needs: `make run` for a champion, `make test` for the tests. Both make .venv when it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install run test test-all lint compile clean
+
+help:            ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed  ## the virtual environment with everything in it
+
+# torch first, alone: resolved together with the rest it would come as the newest build, gigabytes larger.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: install     ## the whole pipeline with the tiny profile, to a registered champion
+	$(BIN)/star run --config configs/tiny.yaml
+
+test: install    ## the quick tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install ## all tests, real trainings and kills among them
+	$(BIN)/python -m pytest
+
+lint: install    ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+compile: install ## the pipeline as KFP YAML
+	$(BIN)/star pipeline compile --config configs/tiny.yaml --output build/star-tiny.yaml
+
+clean:           ## the environment and all runs
+	rm -rf $(VENV) runs

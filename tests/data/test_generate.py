@@ -1,0 +1,117 @@
+"""The offline generator."""
+
+import json
+from itertools import islice
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from star.data.cleaning import clean
+from star.data.generate import KINDS, draw_value, generate_rows, public_tool
+from star.data.synthesize import example_tools
+from star.data.tools import load_tools, normalize_tool
+from star.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def tools() -> list[dict]:
+    return load_tools(example_tools())
+
+
+def test_the_same_seed_gives_the_same_rows(tools: list[dict]) -> None:
+    assert list(generate_rows(tools, 40, seed=3)) == list(generate_rows(tools, 40, seed=3))
+    assert list(generate_rows(tools, 40, seed=3)) != list(generate_rows(tools, 40, seed=4))
+
+
+def test_more_rows_begin_with_the_same_rows(tools: list[dict]) -> None:
+    assert list(islice(generate_rows(tools, 90, seed=3), 40)) == list(generate_rows(tools, 40, seed=3))
+
+
+def test_every_row_is_clean(tools: list[dict]) -> None:
+    result = clean(generate_rows(tools, 400, seed=1))
+    assert not set(result.reasons()) - {"duplicate", "near_duplicate"}
+    assert result.fitted == 0
+
+
+def test_all_kinds_come_in_their_shares(tools: list[dict]) -> None:
+    rows = list(generate_rows(tools, 1000, seed=1))
+    for kind, share in KINDS.items():
+        assert sum(row["kind"] == kind for row in rows) / 1000 == pytest.approx(share, abs=0.06)
+
+
+def test_the_values_of_a_call_are_in_the_request(tools: list[dict]) -> None:
+    for row in generate_rows(tools, 200, seed=2):
+        for call in row["messages"][-1]["tool_calls"]:
+            for value in call["arguments"].values():
+                assert str(value) in row["messages"][0]["content"]
+
+
+def test_an_irrelevant_row_shows_no_tool_that_was_asked_for(tools: list[dict]) -> None:
+    answers = {}
+    for row in generate_rows(tools, 600, seed=5):
+        if row["kind"] == "simple":
+            answers[row["messages"][0]["content"].lower()] = row["messages"][-1]["tool_calls"][0]["name"]
+    asked = [row for row in generate_rows(tools, 600, seed=5) if row["kind"] == "irrelevance"]
+    known = [(row, answers.get(row["messages"][0]["content"].lower())) for row in asked]
+    assert any(name for _, name in known)
+    for row, name in known:
+        assert name not in {tool["name"] for tool in row["tools"]}
+
+
+def test_prompts_show_no_hints(tools: list[dict]) -> None:
+    shown = json.dumps([public_tool(tool) for tool in tools])
+    assert "x-queries" not in shown
+    assert "examples" not in shown
+
+
+def test_tools_without_hints_are_asked_for_by_their_description() -> None:
+    plain = [
+        normalize_tool({"name": "find_route", "description": "Find a route.", "parameters": {"from": {"type": "str"}}}),
+        normalize_tool({"name": "ping", "description": "", "parameters": {}}),
+    ]
+    texts = {row["messages"][0]["content"].lower() for row in generate_rows(plain, 60, seed=0)}
+    assert any("find a route: from " in text for text in texts)
+    assert any("ping" in text for text in texts)
+
+
+def test_one_tool_is_too_few(tools: list[dict]) -> None:
+    with pytest.raises(InputError, match="at least 2 tools"):
+        list(generate_rows(tools[:1], 1, seed=0))
+
+
+SCHEMAS = st.recursive(
+    st.one_of(
+        st.builds(
+            lambda low, size: {"type": "integer", "minimum": low, "maximum": low + size},
+            st.integers(-99, 99),
+            st.integers(0, 50),
+        ),
+        st.builds(
+            lambda low, size: {"type": "number", "minimum": low, "maximum": low + 1 + size},
+            st.integers(-9, 9),
+            st.integers(0, 9),
+        ),
+        st.just({"type": "boolean"}),
+        st.sampled_from(
+            [{"type": "string"}, {"type": "string", "format": "date"}, {"type": "string", "format": "email"}]
+        ),
+        st.lists(st.text(min_size=1), min_size=1, max_size=4, unique=True).map(lambda values: {"enum": values}),
+    ),
+    lambda inner: st.one_of(
+        inner.map(lambda items: {"type": "array", "items": items}),
+        st.dictionaries(st.text(max_size=5), inner, max_size=3).map(
+            lambda parts: {"type": "object", "properties": parts, "required": list(parts)}
+        ),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schema=SCHEMAS, seed=st.integers(0, 999))
+def test_a_drawn_value_is_valid(schema: dict, seed: int) -> None:
+    import random
+
+    Draft202012Validator(schema).validate(draw_value(schema, random.Random(seed)))

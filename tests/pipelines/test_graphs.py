@@ -1,0 +1,97 @@
+"""The three runners walk the same graph: star.stages.STAGES, the compiled KFP pipeline, dvc.yaml."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from star.code import code_digest, reachable_modules
+from star.config import load_config
+from star.pipelines.star_pipeline import compile_pipeline
+from star.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+INPUTS = {stage.name: stage.inputs for stage in STAGES}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    file = tmp_path_factory.mktemp("compiled") / "star.yaml"
+    compile_pipeline(load_config("tiny"), file, image="registry.example/star-python:1")
+    return next(yaml.safe_load_all(file.read_text()))
+
+
+@pytest.fixture(scope="module")
+def dvc() -> dict:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+
+
+def test_kfp_has_the_same_stages_and_inputs(compiled: dict) -> None:
+    graph = {}
+    for name, task in compiled["root"]["dag"]["tasks"].items():
+        artifacts = task.get("inputs", {}).get("artifacts", {})
+        graph[name] = {key: source["taskOutputArtifact"]["producerTask"] for key, source in artifacts.items()}
+    assert graph == INPUTS
+
+
+def test_kfp_gives_every_stage_its_own_sections_and_its_code(compiled: dict) -> None:
+    config = load_config("tiny")
+    for stage in STAGES:
+        given = compiled["root"]["dag"]["tasks"][stage.name]["inputs"]["parameters"]
+        assert given["config"]["runtimeValue"]["constant"] == config.slice(stage.sections)
+        assert set(json.loads(config.slice(stage.sections))) == set(stage.sections)
+        assert given["code"]["runtimeValue"]["constant"] == code_digest(stage.function)
+
+
+def test_kfp_never_caches_the_registration(compiled: dict) -> None:
+    cached = {
+        name for name, task in compiled["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")
+    }
+    assert cached == set(INPUTS) - {"register"}
+
+
+def test_kfp_runs_all_tasks_in_the_given_image(compiled: dict) -> None:
+    executors = compiled["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {"registry.example/star-python:1"}
+
+
+def test_dvc_has_the_same_stages_and_inputs(dvc: dict) -> None:
+    producer = {stage["outs"][0]: name for name, stage in dvc["stages"].items()}
+    graph = {}
+    for name, stage in dvc["stages"].items():
+        words = shlex.split(stage["cmd"])
+        assert words[:2] == ["star", name]
+        options = dict(zip(words[2::2], words[3::2], strict=True))
+        assert options.pop("--out") == stage["outs"][0]
+        assert options.pop("--config") == "${config}"
+        graph[name] = {option.removeprefix("--"): producer[folder] for option, folder in options.items()}
+        assert set(options.values()) <= set(stage["deps"])
+    assert graph == INPUTS
+
+
+def test_dvc_watches_the_sections_that_the_stage_reads(dvc: dict) -> None:
+    for stage in STAGES:
+        [watched] = dvc["stages"][stage.name]["params"]
+        assert tuple(watched["${config}"]) == stage.sections
+
+
+def test_dvc_watches_the_code_that_the_stage_runs(dvc: dict) -> None:
+    upstream: dict[str, list[str]] = {}
+    for stage in STAGES:
+        watched = [dep for dep in dvc["stages"][stage.name]["deps"] if dep.startswith("star/")]
+        upstream[stage.name] = watched + [dep for source in stage.inputs.values() for dep in upstream[source]]
+        for module in reachable_modules(stage.function):
+            file = module.replace(".", "/") + ".py"
+            covered = any(file == dep or file.startswith(dep + "/") for dep in upstream[stage.name])
+            assert covered or (ROOT / module.replace(".", "/")).is_dir(), (
+                f"{stage.name} runs {file}, which dvc.yaml does not watch"
+            )
+
+
+def test_compiled_yaml_names_no_secret_and_no_local_path(compiled: dict) -> None:
+    text = json.dumps(compiled)
+    assert str(ROOT) not in text
+    assert not re.search(r"(?i)password|secret_key|token\"\s*:", text)
