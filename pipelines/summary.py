@@ -1,6 +1,7 @@
 """What `star run` prints at the end: one table of the three models, and where everything is."""
 
 import json
+from importlib import resources
 
 from rich.console import Console
 from rich.table import Table
@@ -36,11 +37,7 @@ def print_summary(result: PipelineResult) -> None:
 
 def _places(result: PipelineResult, registration: dict) -> list[str]:
     name, version = registration["model"], registration["version"]
-    verdict = (
-        "is the champion"
-        if registration["champion"] == version
-        else f"is not the champion; version {registration['champion']} stays"
-    )
+    verdict = _verdict(version, registration["champion"])
     latest = home() / "latest"
     lines = [
         f"model     {name} version {version} {verdict}",
@@ -52,5 +49,13 @@ def _places(result: PipelineResult, registration: dict) -> list[str]:
         f"time      {result.seconds:.0f} s, stages run: {', '.join(result.ran) or 'none'}",
     ]
     if registration["champion"] is not None:
-        lines.append('try       star call "Book a flight from Oslo to Rome" --tools tools.json')
+        lines.append(
+            f'try       star call "Book a flight from Oslo to Rome" --tools {resources.files("star.configs") / "travel.json"}'
+        )
     return lines
+
+
+def _verdict(version: int, champion: int | None) -> str:
+    if champion == version:
+        return "is the champion"
+    return "is not the champion: " + ("there is none yet" if champion is None else f"version {champion} stays")

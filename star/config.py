@@ -56,7 +56,9 @@ class Data(Section):
     )
     generated_rows: int = Field(6000, ge=0, description="rows the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="rows kept back for evaluation")
-    tools_per_prompt: int = Field(3, ge=2, description="tools a generated prompt shows, at most")
+    tools_per_prompt: int = Field(
+        4, ge=1, description="tools a generated prompt shows, at most (a call needs its own, so never fewer)"
+    )
 
 
 class Architecture(Section):
@@ -100,7 +102,7 @@ class SimRL(Section):
 
 
 class Scratch(Section):
-    """How models are built here instead of downloaded: a copy warm-up plays the part of pre-training (copying heads form, then the task)."""
+    """How models are built here instead of downloaded: a copy warm-up plays the part of pre-training."""
 
     vocab_size: int = Field(ge=300, description="of the tokenizer trained on the rows")
     warmup: Training
@@ -113,6 +115,8 @@ Base = Annotated[
 
 
 class Teacher(Section):
+    """The large model and what is done to it before it teaches."""
+
     base: Base = "Qwen/Qwen3-8B"
     revision: str | None = Field(None, description="commit of the Hugging Face repository")
     sft: Training | None = Field(
@@ -122,11 +126,15 @@ class Teacher(Section):
 
 
 class Student(Section):
+    """The small model that learns."""
+
     base: Base = "Qwen/Qwen3-0.6B"
     revision: str | None = Field(None, description="commit of the Hugging Face repository")
 
 
 class Rollout(Section):
+    """How the teacher is sampled on the training prompts."""
+
     prompts: int | None = Field(None, ge=1, description="training prompts to roll out; all of them when not given")
     samples: int = Field(8, ge=1, description="samples a prompt")
     temperature: float = Field(1.0, gt=0)
@@ -135,17 +143,23 @@ class Rollout(Section):
 
 
 class TopK(Section):
+    """What is stored of the teacher's distribution."""
+
     top_k: int = Field(100, ge=1)
     batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens a forward pass")
 
 
 class Distill(Training):
+    """CKD: the loss and its training."""
+
     learning_rate: float = Field(3e-6, gt=0)
     top_m: int = Field(100, ge=1)
     tail_weight: float = Field(10.0, ge=0, description="lambda of the loss")
 
 
 class Evaluate(Section):
+    """How the models answer the held-out rows."""
+
     samples: int = Field(8, ge=1, description="samples a row, for pass@k and entropy")
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
@@ -161,6 +175,8 @@ class Gate(Section):
 
 
 class Registry(Section):
+    """Where the student is registered, and what it takes to be champion."""
+
     model_name: str = Field("star", min_length=1, description="registered model in MLflow")
     gate: Gate = Gate()
 
@@ -168,8 +184,8 @@ class Registry(Section):
 class Config(Section):
     """A whole experiment."""
 
-    name: str = Field("star", min_length=1)
-    seed: int = 7
+    name: str = Field("star", min_length=1, description="of the run in MLflow")
+    seed: int = Field(7, description="of rows, trainings and samples")
     max_prompt_tokens: int = Field(
         5120, ge=16, description="rows with longer prompts are left out of training, and counted"
     )

@@ -6,6 +6,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 LINE_SECONDS = 15.0  # between two lines in a log
 EVENT_SECONDS = 0.5  # between two events of one bar
+WATCH_SECONDS = 0.5  # between two looks at the runner
 
 
 def emit(**event: Any) -> None:
@@ -78,9 +80,26 @@ class Bar:
 
 @contextmanager
 def listening_to(path: str) -> Iterator[None]:
-    """Sends the events of this process and its children to `path`."""
-    os.environ["STAR_EVENTS"] = path
+    """Sends the events of this process and its children to `path`, and has the children end with this process."""
+    os.environ |= {"STAR_EVENTS": path, "STAR_RUNNER": str(os.getpid())}
     try:
         yield
     finally:
-        os.environ.pop("STAR_EVENTS", None)
+        for name in ("STAR_EVENTS", "STAR_RUNNER"):
+            os.environ.pop(name, None)
+
+
+def end_with_runner() -> None:
+    """Ends this process soon after the runner that started it, however that ended: an orphan would hold the stage's folder."""
+    runner = int(os.environ.get("STAR_RUNNER", os.getpid()))
+    if runner != os.getpid():
+        threading.Thread(target=_watch, args=(runner,), daemon=True).start()
+
+
+def _watch(runner: int) -> None:
+    while True:
+        time.sleep(WATCH_SECONDS)
+        try:
+            os.kill(runner, 0)
+        except ProcessLookupError:
+            os._exit(137)

@@ -190,6 +190,7 @@ def _run(
     """Runs one stage's work under the contract of this module."""
     from star.registry.tracking import stage_run
 
+    progress.end_with_runner()
     stage = stage_named(name)
     out = Path(out).absolute()
     refuse_foreign(out)

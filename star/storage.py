@@ -18,6 +18,7 @@ from star.config import sha256_of
 from star.errors import InputError
 
 MANIFEST = "manifest.json"
+LOCK_SECONDS = 5.0  # longer than a killed run's process needs to notice and end
 METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is
 
 
@@ -135,7 +136,7 @@ def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
     work.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(work.with_name(work.name + ".lock"))
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise InputError(f"another process is writing {out}: wait for it, or give another folder") from None
     try:

@@ -6,6 +6,7 @@ The loops are transformers' Trainer and TRL's GRPOTrainer; this module only sets
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from star.config import Training
 from star.progress import Bar
 
+# TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
 Log = Callable[[dict[str, float], int], None]
+IGNORE = -100  # the label of tokens without a loss
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 
 
@@ -31,9 +36,10 @@ def seed_everything(seed: int) -> None:
 
 
 def hardware_arguments() -> dict[str, Any]:
-    """bf16 on a GPU that has it, plain fp32 on a CPU."""
+    """bf16 where a GPU has it, and activations recomputed to save its memory; plain fp32 on a CPU."""
     on_gpu = torch.cuda.is_available()
-    return {"use_cpu": not on_gpu, "bf16": on_gpu and torch.cuda.is_bf16_supported()}
+    bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    return {"use_cpu": not on_gpu, "bf16": bf16, "gradient_checkpointing": on_gpu}
 
 
 def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int) -> dict[str, Any]:
@@ -60,14 +66,35 @@ def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int)
 
 
 def supervised_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
-    """Arguments of a supervised training: AdamW, warm-up over 5% of the steps, then cosine."""
+    """Arguments of a supervised training: AdamW, warm-up over 5% of the steps, a plateau, decay over the last 30%."""
     return TrainingArguments(
         **common_arguments(training, folder=folder, seed=seed, batch_size=training.batch_size),
         weight_decay=training.weight_decay,
-        lr_scheduler_type="cosine",
+        adam_beta2=0.98,  # a short training has no time for the long memory of 0.999
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": training.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
         warmup_steps=max(1, training.steps // 20),
         max_grad_norm=1.0,
     )
+
+
+def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
+    """Pads rows of input_ids and labels on the right, and joins teacher rows in the order of the batch where there are some."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(key: str, filler: int) -> torch.Tensor:
+        return torch.tensor([list(row[key]) + [filler] * (longest - len(row[key])) for row in rows])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    batch = {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", IGNORE),
+        "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
+    }
+    if "teacher_ids" in rows[0]:
+        batch["teacher_ids"] = torch.cat([row["teacher_ids"] for row in rows])
+        batch["teacher_logprobs"] = torch.cat([row["teacher_logprobs"] for row in rows])
+    return batch
 
 
 def train(trainer: Trainer, *, label: str, curve: Path, log: Log) -> dict[str, float]:

@@ -105,3 +105,10 @@ def test_every_section_is_read_by_a_stage() -> None:
 def test_sha256_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing"):
         sha256_of(tmp_path / "nothing")
+
+
+def test_the_reference_is_up_to_date() -> None:
+    from star.config_reference import reference
+
+    written = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == reference(), "run: python -m star.config_reference > docs/configuration.md"

@@ -15,9 +15,7 @@ from star.ckd.loss import fused_linear_ckd
 from star.config import Distill
 from star.teacher.store import TopKStore
 from star.teacher.topk import read_sequences
-from star.training import supervised_arguments
-
-IGNORE = -100
+from star.training import IGNORE, collate_completions, supervised_arguments
 
 
 class DistillationRows(Dataset):
@@ -39,25 +37,6 @@ class DistillationRows(Dataset):
             "teacher_ids": torch.as_tensor(teacher_ids_TK, dtype=torch.int64),
             "teacher_logprobs": torch.as_tensor(teacher_logprobs_TK, dtype=torch.float32),
         }
-
-
-def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Pads rows of input_ids and labels on the right, and joins teacher rows in the order of the batch where there are some."""
-    longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(key: str, filler: int) -> torch.Tensor:
-        return torch.tensor([list(row[key]) + [filler] * (longest - len(row[key])) for row in rows])
-
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    batch = {
-        "input_ids": padded("input_ids", pad_id),
-        "labels": padded("labels", IGNORE),
-        "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
-    }
-    if "teacher_ids" in rows[0]:
-        batch["teacher_ids"] = torch.cat([row["teacher_ids"] for row in rows])
-        batch["teacher_logprobs"] = torch.cat([row["teacher_logprobs"] for row in rows])
-    return batch
 
 
 class CKDTrainer(Trainer):

@@ -46,7 +46,7 @@ def generate_rows(tools: list[dict], count: int, *, seed: int, tools_per_prompt:
 
     Args:
         tools: normal-form tools, which may carry `x-queries` and `examples`.
-        tools_per_prompt: how many tools a prompt shows, at most; between two and this many are drawn.
+        tools_per_prompt: how many tools a prompt shows, at most; one to this many are drawn.
 
     Raises:
         InputError: fewer than two tools, so nothing could ever be chosen or refused.
@@ -81,18 +81,24 @@ def _row(tools: list[dict], rng: random.Random, *, seed: int, index: int, tools_
         requests.append(_request(wanted[0], rng))
     others = [tool for tool in tools if tool not in wanted]
     rng.shuffle(others)
-    shown = others[: rng.randint(2, tools_per_prompt)]
+    shown = others[: rng.randint(1, tools_per_prompt)]
     if kind != "irrelevance":
         shown = wanted + others[: max(0, len(shown) - len(wanted))]
         rng.shuffle(shown)
-    target = {"role": "assistant", "content": REFUSAL, "tool_calls": [], "reasoning_content": ""}
-    if kind != "irrelevance":
-        target |= {"content": "", "tool_calls": [request.call for request in requests]}
+    target = _target([request.call for request in requests], given=kind != "irrelevance")
     query = rng.choice(OPENINGS) + " and ".join(request.text for request in requests)
     query = query[0].upper() + query[1:]
     row = {"messages": [{"role": "user", "content": query}, target], "tools": [public_tool(tool) for tool in shown]}
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
     return {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind}
+
+
+def _target(calls: list[dict], *, given: bool) -> dict:
+    """The answer, with a word of reasoning: which tools the request needs, and whether they are there."""
+    needed = ", ".join(dict.fromkeys(call["name"] for call in calls))
+    reasoning = f"{needed}: {'given' if given else 'missing'}"
+    answer = {"content": "", "tool_calls": calls} if given else {"content": REFUSAL, "tool_calls": []}
+    return {"role": "assistant", **answer, "reasoning_content": reasoning}
 
 
 def _request(tool: dict, rng: random.Random) -> Request:

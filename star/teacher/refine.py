@@ -4,7 +4,6 @@ from functools import partial
 
 from transformers import Trainer
 
-from star.ckd.trainer import IGNORE, collate_completions
 from star.config import Architecture, Config, Training
 from star.errors import InputError
 from star.models import build_base, load_model, load_tokenizer, save_model
@@ -12,7 +11,7 @@ from star.prompts import Prompt, render_rows, within_length
 from star.simrl.trainer import refine_model
 from star.storage import Workspace
 from star.tokenizer import bootstrap_tokenizer, train_tokenizer
-from star.training import Log, seed_everything, supervised_arguments, train
+from star.training import IGNORE, Log, collate_completions, seed_everything, supervised_arguments, train
 
 
 def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log) -> dict[str, float]:

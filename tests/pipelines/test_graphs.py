@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.code import code_digest, reachable_modules
+from star.code import code_digest
 from star.config import load_config
 from star.pipelines.star_pipeline import compile_pipeline
 from star.stages import STAGES
@@ -59,13 +59,13 @@ def test_kfp_runs_all_tasks_in_the_given_image(compiled: dict) -> None:
 
 
 def test_dvc_has_the_same_stages_and_inputs(dvc: dict) -> None:
-    producer = {stage["outs"][0]: name for name, stage in dvc["stages"].items()}
+    producer = {next(iter(stage["outs"][0])): name for name, stage in dvc["stages"].items()}
     graph = {}
     for name, stage in dvc["stages"].items():
         words = shlex.split(stage["cmd"])
         assert words[:2] == ["star", name]
         options = dict(zip(words[2::2], words[3::2], strict=True))
-        assert options.pop("--out") == stage["outs"][0]
+        assert options.pop("--out") in stage["outs"][0]
         assert options.pop("--config") == "${config}"
         graph[name] = {option.removeprefix("--"): producer[folder] for option, folder in options.items()}
         assert set(options.values()) <= set(stage["deps"])
@@ -78,17 +78,10 @@ def test_dvc_watches_the_sections_that_the_stage_reads(dvc: dict) -> None:
         assert tuple(watched["${config}"]) == stage.sections
 
 
-def test_dvc_watches_the_code_that_the_stage_runs(dvc: dict) -> None:
-    upstream: dict[str, list[str]] = {}
-    for stage in STAGES:
-        watched = [dep for dep in dvc["stages"][stage.name]["deps"] if dep.startswith("star/")]
-        upstream[stage.name] = watched + [dep for source in stage.inputs.values() for dep in upstream[source]]
-        for module in reachable_modules(stage.function):
-            file = module.replace(".", "/") + ".py"
-            covered = any(file == dep or file.startswith(dep + "/") for dep in upstream[stage.name])
-            assert covered or (ROOT / module.replace(".", "/")).is_dir(), (
-                f"{stage.name} runs {file}, which dvc.yaml does not watch"
-            )
+def test_dvc_watches_the_code_and_leaves_the_rest_to_the_stage(dvc: dict) -> None:
+    for stage in dvc["stages"].values():
+        assert "star" in stage["deps"]
+        assert all(options == {"persist": True} for out in stage["outs"] for options in out.values())
 
 
 def test_compiled_yaml_names_no_secret_and_no_local_path(compiled: dict) -> None:
