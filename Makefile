@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install run test test-all lint compile clean
+.PHONY: help install run test test-slow lint compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,8 +23,8 @@ run: install     ## the whole pipeline with the tiny profile, to a registered ch
 test: install    ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: install ## all tests, real trainings and kills among them
-	$(BIN)/python -m pytest
+test-slow: install ## the slow tests: kills in the middle of trainings, whole runs, DVC, the wheel
+	$(BIN)/python -m pytest -m slow
 
 lint: install    ## style
 	$(BIN)/ruff check .

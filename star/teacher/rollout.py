@@ -101,9 +101,9 @@ def judge(prompt: Prompt, samples: list[Sample], tokenizer) -> list[dict]:
         verdict = (
             "truncated" if not sample.finished else "kept" if _is_valid(sample.text, prompt.tools) else "format_errors"
         )
-        if verdict == "kept" and sample.text in seen:
-            verdict = "duplicates"
-        seen.add(sample.text)
+        if verdict == "kept":
+            verdict = "duplicates" if sample.text in seen else "kept"
+            seen.add(sample.text)
         rows.append(
             {
                 "id": f"{prompt.row_id}#{number}",

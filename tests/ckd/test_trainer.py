@@ -1,0 +1,88 @@
+"""CKDTrainer: the loss of the method over a real store, the same under gradient accumulation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from star.ckd.trainer import CKDTrainer, DistillationRows
+from star.config import Config
+from star.models import load_model, load_tokenizer
+from star.training import IGNORE, collate_completions
+
+
+def trainer_for(folder: Path, student: Path, state: Path, config: Config, **settings: object) -> CKDTrainer:
+    return CKDTrainer(
+        load_model(student),
+        folder,
+        settings=config.distill.model_copy(update=settings),
+        state=state,
+        pad_id=load_tokenizer(student).pad_token_id,
+        seed=1,
+    )
+
+
+def test_the_loss_is_the_methods(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, top_m=9, tail_weight=3.0)
+    rows = [trainer.train_dataset[index] for index in range(3)]
+    batch = trainer.data_collator(rows)
+    loss = trainer.compute_loss(trainer.model, batch)
+
+    total, tokens = 0.0, 0
+    for row in rows:
+        logits = trainer.model(torch.tensor([row["input_ids"]])).logits[0].double()
+        places = [place for place, label in enumerate(row["labels"]) if label != IGNORE]
+        for place, ids, logprobs in zip(places, row["teacher_ids"], row["teacher_logprobs"].double(), strict=True):
+            q = torch.softmax(logits[place - 1], -1)
+            fkl = (logprobs.exp() * (logprobs - q[ids].log())).sum()
+            outside = set(q.topk(9).indices.tolist()) - set(ids.tolist())
+            total += float(fkl + 3.0 * sum(q[i] for i in outside))
+            tokens += 1
+    assert float(loss.detach()) == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_accumulated_micro_batches_train_like_the_whole_batch(
+    micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    weights = []
+    for micro_batch in (4, 1):
+        trainer = trainer_for(
+            finished["extract-topk"],
+            finished["distill"],
+            tmp_path / str(micro_batch),
+            micro,
+            steps=2,
+            batch_size=4,
+            micro_batch_size=micro_batch,
+        )
+        trainer.train()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
+    started = torch.cat([parameter.detach().flatten() for parameter in load_model(finished["distill"]).parameters()])
+    moved = (weights[0] - started).abs().max()
+    assert moved > 1e-4
+    assert (weights[0] - weights[1]).abs().max() < 0.02 * moved
+
+
+def test_what_is_logged_adds_up_to_the_loss(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=3, tail_weight=2.0)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "fkl" in entry]
+    assert len(logged) == 3
+    for entry in logged:
+        assert entry["loss"] == pytest.approx(entry["fkl"] + 2.0 * entry["tail"], rel=1e-3)
+
+
+def test_rows_join_the_store_by_sequence(finished: dict[str, Path]) -> None:
+    rows = DistillationRows(finished["extract-topk"])
+    for row in (rows[index] for index in range(len(rows))):
+        labelled = sum(label != IGNORE for label in row["labels"])
+        assert labelled == len(row["teacher_ids"]) == len(row["teacher_logprobs"])
+
+
+def test_padding_is_on_the_right_and_has_no_label() -> None:
+    batch = collate_completions(
+        [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}, {"input_ids": [5], "labels": [5]}], pad_id=0
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [5, IGNORE, IGNORE]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
