@@ -1,5 +1,5 @@
 # Everything a clone needs: `make run` for a champion, `make test` for the tests. Both make .venv when it is missing.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
