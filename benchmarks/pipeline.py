@@ -1,7 +1,7 @@
 """Figures of a finished pipeline run, as Markdown for docs/results.md: quality of the three models, seconds and peak memory a stage.
 
-    /usr/bin/time -v make run 2> time.txt
-    .venv/bin/python benchmarks/pipeline.py runs --time time.txt
+/usr/bin/time -v make run 2> time.txt
+.venv/bin/python benchmarks/pipeline.py runs --time time.txt
 """
 
 import argparse

@@ -30,6 +30,7 @@ def evaluate(
         summary: the evaluation as a table.
         metrics: the stage's figures.
     """
+    import json
     import shutil
     from pathlib import Path
 
@@ -50,3 +51,5 @@ def evaluate(
         shutil.copyfile(Path(evaluation.path) / file, shown.path)
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

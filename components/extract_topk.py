@@ -22,6 +22,7 @@ def extract_topk(
         topk: the top-k store with its sequences.
         metrics: the stage's figures.
     """
+    import json
     from pathlib import Path
 
     from star import stages
@@ -36,3 +37,5 @@ def extract_topk(
     )
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

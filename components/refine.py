@@ -22,6 +22,7 @@ def refine(
         refined: the refined student's model folder.
         metrics: the stage's figures.
     """
+    import json
     from pathlib import Path
 
     from star import stages
@@ -33,3 +34,5 @@ def refine(
     )
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

@@ -20,6 +20,7 @@ def refine_teacher(
         teacher: the teacher's model folder.
         metrics: the stage's figures.
     """
+    import json
     from pathlib import Path
 
     from star import stages
@@ -29,3 +30,5 @@ def refine_teacher(
     values = stages.refine_teacher(Config.from_json(config), data=Path(data.path), out=Path(teacher.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

@@ -22,6 +22,7 @@ def register(
         registration: what was registered and why it was promoted or not.
         metrics: the stage's figures.
     """
+    import json
     from pathlib import Path
 
     from star import stages
@@ -36,3 +37,5 @@ def register(
     )
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

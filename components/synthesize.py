@@ -18,6 +18,7 @@ def synthesize(
         data: the data set of synthesize.
         metrics: the stage's figures.
     """
+    import json
     from pathlib import Path
 
     from star import stages
@@ -27,3 +28,5 @@ def synthesize(
     values = stages.synthesize(Config.from_json(config), out=Path(data.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
+    # A cached result counts only while there is a file for each of its artifacts.
+    Path(metrics.path).write_text(json.dumps(values))

@@ -7,6 +7,7 @@ models, `logs/` what the stages printed, `cache/`, `pipeline/` and `work/` belon
 import contextlib
 import json
 import os
+import shutil
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from star.progress import listening_to
 from star.registry.tracking import home, pipeline_run
 from star.stages import STAGES
 from star.storage import METRICS
+
+FULL = 1 << 20  # bytes left below which a disk is full
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ def _execute(config: Config, *, root: Path, log: Path, display) -> dict:
             outputs = pipeline().outputs
     except RuntimeError as error:
         failed = display.failure()
+        if failed is None and shutil.disk_usage(root).free < FULL:
+            message = f"no space left on the disk at {root}: free some and run again, finished work is kept"
+            raise PipelineError(message, input_fault=True) from error
         if failed is None:
             raise PipelineError(f"{error}; the log is {log}", input_fault=False) from error
         where = "" if failed["input_fault"] else f"; the log is {log}"

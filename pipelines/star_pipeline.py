@@ -15,6 +15,7 @@ from star.components.register import register
 from star.components.rollout import rollout
 from star.components.synthesize import synthesize
 from star.config import Config
+from star.errors import InputError
 from star.pipelines.resources import node_for, place
 from star.stages import stage_named
 
@@ -43,7 +44,7 @@ def build_pipeline(config: Config, *, image: str = IMAGE):
         return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
 
     def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-        task.set_display_name(name).set_container_image(image)
+        task.set_display_name(name).set_container_image(image).set_caching_options(stage_named(name).cached)
         place(task, node_for(name, config))
         return task
 
@@ -60,8 +61,6 @@ def build_pipeline(config: Config, *, image: str = IMAGE):
         models = {"teacher": teacher, "distilled": distilled, "refined": refined}
         evaluation = prepared(evaluate(data=data, **models, **settings("evaluate")), "evaluate").outputs["evaluation"]
         registered = prepared(register(refined=refined, evaluation=evaluation, **settings("register")), "register")
-        # The registry may have changed since: whether this model is champion is decided anew every time.
-        registered.set_caching_options(enable_caching=False)
         registration = registered.outputs["registration"]
         return Folders(data, teacher, rollouts, topk, distilled, refined, evaluation, registration)
 
@@ -69,6 +68,17 @@ def build_pipeline(config: Config, *, image: str = IMAGE):
 
 
 def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> None:
-    """Writes the pipeline of a configuration as KFP YAML."""
+    """Writes the pipeline of a configuration as KFP YAML.
+
+    Raises:
+        InputError: the output is not a YAML file, or the configuration names files that only this machine has.
+    """
+    if output.suffix not in (".yaml", ".yml"):
+        raise InputError(f"{output} must end in .yaml: give another --output")
+    for file in (config.data.tools, config.data.seed_data):
+        if file is not None and file.is_local:
+            raise InputError(
+                f"{file.path} is on this machine, where no pod can read it: run this profile with `star run`"
+            )
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build_pipeline(config, image=image), str(output))

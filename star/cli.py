@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from star.errors import PipelineError, cure_of
 
@@ -182,16 +183,18 @@ def call(
     Example: `star call "Book a flight from Oslo to Rome" --tools tools.json`
     """
     from star.chat import FormatError
+    from star.evaluation.page import visible
     from star.inference import answer
 
     try:
         completion = answer(query, tools=tools, model=model, name=name)
     except FormatError as error:
         _fail(str(error), status=1)
+    # What a model wrote may hold escape sequences: a terminal gets only what it can show.
     for made in completion.tool_calls:
-        typer.echo(json.dumps(made, ensure_ascii=False))
+        typer.echo(visible(json.dumps(made, ensure_ascii=False)))
     if completion.content:
-        typer.echo(completion.content)
+        typer.echo(visible(completion.content))
 
 
 @app.command()
@@ -263,11 +266,14 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted: run the same command again to go on", status=130)
     except PipelineError as error:
         _fail(str(error), status=2 if error.input_fault else 1)
-    except KeyboardInterrupt:
-        _fail("interrupted: run the same command again to go on", status=130)
     except Exception as error:
         if (cure := cure_of(error)) is None:
             raise

@@ -10,36 +10,83 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from star.errors import InputError
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 
 
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content, in hex.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"no file at {path}: check the path")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FileRef(Section):
-    """A file of the user's, with its sha256: a changed file is a changed setting."""
+MAX_EXTENDS = 8
+PACKAGED = "star:"  # before the name of a file that comes with the package
 
-    path: Path
+
+class FileRef(Section):
+    """A file with its sha256: a changed file is a changed setting."""
+
+    path: str
     sha256: str
 
     def read_verified(self) -> Path:
         """The path, after its content was compared with the digest taken when the configuration was loaded."""
-        if sha256_of(self.path) != self.sha256:
-            raise InputError(f"{self.path} has changed since the run was configured: start the run again")
-        return self.path
+        path = _located(self.path)
+        if sha256_of(path) != self.sha256:
+            raise InputError(f"{path} has changed since the run was configured: start the run again")
+        return path
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine has it."""
+        return not self.path.startswith(PACKAGED)
 
 
-def _file_ref(value: Any, info: ValidationInfo) -> Any:
+class ModelFolder(Section):
+    """A model folder with the sha256 over its files: weights trained anew are another base."""
+
+    path: str
+    sha256: str
+
+
+def _located(path: str) -> Path:
+    return packaged_file(path.removeprefix(PACKAGED)) if path.startswith(PACKAGED) else Path(path)
+
+
+def packaged_file(name: str) -> Path:
+    """A profile or a tools file that comes with the package."""
+    return Path(str(resources.files("star.configs") / name))
+
+
+def _file_ref(value: Any) -> Any:
     if not isinstance(value, str | Path):
         return value
-    folder = (info.context or {}).get("folder", Path.cwd())
-    path = (folder / Path(value).expanduser()).resolve()
-    return {"path": path, "sha256": sha256_of(path)}
+    path = str(value) if str(value).startswith(PACKAGED) else str(Path(value).expanduser().resolve())
+    return {"path": path, "sha256": sha256_of(_located(path))}
+
+
+def _model_folder(value: Any) -> Any:
+    if not isinstance(value, str) or not Path(value).expanduser().is_dir():
+        return value
+    folder = Path(value).expanduser().resolve()
+    content = [
+        (file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors")
+    ]
+    return {"path": str(folder), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
 File = Annotated[FileRef, BeforeValidator(_file_ref)]
@@ -48,8 +95,10 @@ File = Annotated[FileRef, BeforeValidator(_file_ref)]
 class Data(Section):
     """What the training and held-out rows are made of."""
 
-    tools: File | None = Field(
-        None, description="tools to generate rows for; the packaged example tools when not given"
+    tools: File = Field(
+        PACKAGED + "tools.json",
+        validate_default=True,
+        description="tools to generate rows for; `star:` stands for the packaged files",
     )
     seed_data: File | None = Field(
         None, description="rows of your own (messages + tools, JSONL), imported, cleaned and mixed in"
@@ -84,6 +133,10 @@ class Training(Section):
     weight_decay: float = Field(1e-4, ge=0)
     save_steps: int = Field(50, ge=1, description="steps between checkpoints, from which a killed run resumes")
 
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> "Training":
+        return _whole_micro_batches(self, self.batch_size)
+
 
 class SimRL(Section):
     """GRPO on the similarity reward (method: section 3.3)."""
@@ -100,6 +153,16 @@ class SimRL(Section):
     max_new_tokens: int = Field(512, ge=1)
     save_steps: int = Field(20, ge=1)
 
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_step(self) -> "SimRL":
+        return _whole_micro_batches(self, self.prompts_per_step * self.num_generations)
+
+
+def _whole_micro_batches(settings: Any, batch_size: int) -> Any:
+    if settings.micro_batch_size and batch_size % settings.micro_batch_size:
+        raise ValueError(f"micro_batch_size {settings.micro_batch_size} must divide the batch of {batch_size}")
+    return settings
+
 
 class Scratch(Section):
     """How models are built here instead of downloaded: a copy warm-up plays the part of pre-training."""
@@ -110,7 +173,9 @@ class Scratch(Section):
 
 
 Base = Annotated[
-    str | Architecture, Field(description="a Hugging Face id, a folder, or the sizes of a model to build from scratch")
+    ModelFolder | Architecture | str,
+    BeforeValidator(_model_folder),
+    Field(description="a Hugging Face id, a folder, or the sizes of a model to build from scratch"),
 ]
 
 
@@ -189,7 +254,7 @@ class Config(Section):
     max_prompt_tokens: int = Field(
         5120, ge=16, description="rows with longer prompts are left out of training, and counted"
     )
-    data: Data = Data()
+    data: Data = Field(default_factory=Data)
     scratch: Scratch | None = None
     teacher: Teacher = Teacher()
     student: Student = Student()
@@ -227,23 +292,21 @@ def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
     Raises:
         InputError: the file is missing, is not YAML, has an unknown key or a value out of range; the message names the key.
     """
-    content, folder = _read_yaml(_find(path))
+    content = _read_yaml(_find(path))
     if seed_data is not None:
-        content["data"] = {**(content.get("data") or {}), "seed_data": str(seed_data.expanduser().resolve())}
+        content = _merge(content, {"data": {"seed_data": str(seed_data.expanduser().resolve())}})
     try:
-        return Config.model_validate(content, context={"folder": folder})
+        return Config.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise InputError(f"{path}: {problems}") from error
 
 
-def _find(path: Path | str) -> Path:
-    if str(path) in PROFILES:
-        return Path(str(resources.files("star.configs") / f"{path}.yaml"))
-    return Path(path)
+def _find(path: Path | str, *, folder: Path = Path()) -> Path:
+    return packaged_file(f"{path}.yaml") if str(path) in PROFILES else folder / path
 
 
-def _read_yaml(path: Path) -> tuple[dict, Path]:
+def _read_yaml(path: Path, *, depth: int = 0) -> dict:
     import yaml
 
     try:
@@ -255,12 +318,24 @@ def _read_yaml(path: Path) -> tuple[dict, Path]:
     except yaml.YAMLError as error:
         where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold settings by name, like `seed: 7`")
-    if "extends" in content:
-        base, _ = _read_yaml(path.parent / content.pop("extends"))
-        content = _merge(base, content)
-    return content, path.parent.resolve()
+    if not isinstance(content, dict) or not isinstance(content.get("extends", ""), str):
+        raise InputError(f"{path} must hold settings by name, like `seed: 7`, and `extends` one file")
+    base = content.pop("extends", None)
+    _make_absolute(content, folder=path.parent.resolve())
+    if base is None:
+        return content
+    if depth == MAX_EXTENDS:
+        raise InputError(f"{path}: more than {MAX_EXTENDS} files extend each other: does one extend itself?")
+    return _merge(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
+
+
+def _make_absolute(content: dict, *, folder: Path) -> None:
+    """Paths in a file are relative to the file; a base is a path when there is such a folder."""
+    for section, key in (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base")):
+        settings = content.get(section)
+        value = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(value, str) and not value.startswith(PACKAGED) and (key != "base" or (folder / value).is_dir()):
+            settings[key] = str(folder / Path(value).expanduser())
 
 
 def _merge(base: dict, over: dict) -> dict:
@@ -272,19 +347,10 @@ def _merge(base: dict, over: dict) -> dict:
 
 
 def _describe(problem: dict) -> str:
-    name = ".".join(str(part) for part in problem["loc"] if part not in ("str", "Architecture")) or "the file"
+    name = (
+        ".".join(str(part) for part in problem["loc"] if part not in ("str", "Architecture", "ModelFolder"))
+        or "the file"
+    )
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{name}`: check the spelling against docs/configuration.md"
     return f"`{name}`: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hex.
-
-    Raises:
-        InputError: there is no such file.
-    """
-    if not path.is_file():
-        raise InputError(f"no file at {path}: check the path")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,6 +23,6 @@ def cure_of(error: BaseException) -> str | None:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' at {place}' if place else ''}: free some and run again, finished work is kept"
-    if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}: choose another folder, or change its owner or mode"
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
+        return f"{error.filename} cannot be used ({error.strerror}): choose another path, or change its owner or mode"
     return None

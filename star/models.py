@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Trainer
 from transformers.utils import logging as transformers_logging
 
-from star.config import Architecture, Scratch
+from star.config import Architecture, ModelFolder, Scratch
 from star.errors import InputError
 from star.training import Log, seed_everything, supervised_arguments, train
 
@@ -28,11 +29,19 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None):
     return tokenizer
 
 
-def load_model(model: str | Path, *, revision: str | None = None):
-    """The causal language model of a folder or hub id; safetensors only, no remote code. fp32 on a CPU, bf16 on a GPU."""
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+def load_model(model: str | Path, *, revision: str | None = None, training: bool = False):
+    """The causal language model of a folder or hub id; safetensors only, no remote code.
+
+    fp32 on a CPU and for training (steps of 3e-7 vanish in bf16 weights; the trainer computes in bf16), else bf16 on a GPU.
+    """
+    dtype = torch.bfloat16 if torch.cuda.is_available() and not training else torch.float32
     loaded = _load(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def base_source(base: ModelFolder | str) -> Path | str:
+    """Where a pretrained base of the configuration is loaded from."""
+    return Path(base.path) if isinstance(base, ModelFolder) else base
 
 
 def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: Any):
@@ -41,8 +50,8 @@ def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: An
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
     try:
         return auto.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"model {model} cannot be loaded: {reason}; give a folder, or an id this machine can download"
         ) from error
@@ -84,13 +93,13 @@ def build_base(
     """
     finished = state / "base"
     if (finished / "config.json").is_file():
-        return load_model(finished)
+        return load_model(finished, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
     arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)
     count = scratch.warmup.steps * scratch.warmup.batch_size
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
-    train(trainer, label=label, curve=state / "warmup.json", log=log)
+    train(trainer, phase="warmup", label=label, state=state, log=log)
     unfinished = state / "base.partial"
     save_model(model, tokenizer, unfinished)
     unfinished.rename(finished)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from star.chat import render_prompt, render_target
+from star.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,17 @@ def render_rows(rows: list[dict], tokenizer) -> list[Prompt]:
 
 
 def within_length(prompts: list[Prompt], tokenizer, *, max_prompt_tokens: int) -> list[Prompt]:
-    """The prompts of at most `max_prompt_tokens` tokens, in their order."""
+    """The prompts of at most `max_prompt_tokens` tokens, in their order.
+
+    Raises:
+        InputError: all are longer.
+    """
     lengths = [
         len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
     ]
-    return [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
+    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
+    if not kept:
+        raise InputError(
+            f"all {len(prompts)} prompts are longer than max_prompt_tokens = {max_prompt_tokens}: raise it"
+        )
+    return kept

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from star import progress
 from star.code import code_digest
-from star.config import Config
+from star.config import Config, Student
 from star.errors import InputError, cure_of
 from star.storage import (
     METRICS,
     Manifest,
     Workspace,
     digest_of,
+    finish_interrupted,
     is_finished,
     open_input,
     partial_folder,
@@ -41,6 +42,7 @@ class Stage:
     function: Callable[..., Metrics]
     inputs: dict[str, str]
     sections: tuple[str, ...]
+    cached: bool = True
 
 
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
@@ -102,7 +104,7 @@ def distill(
         student: the base to start from, a folder or a Hugging Face id, instead of the configuration's.
     """
     if student is not None:
-        config = config.model_copy(update={"student": config.student.model_copy(update={"base": str(student)})})
+        config = config.model_copy(update={"student": Student(base=str(student))})
 
     def work(workspace: Workspace, log: Callable) -> Metrics:
         from star.ckd.distill import distill_student
@@ -170,7 +172,8 @@ STAGES: tuple[Stage, ...] = (
         {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
         ("seed", "evaluate"),
     ),
-    Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",)),
+    # The registry may have changed since: whether the model is champion is looked at anew every time.
+    Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",), cached=False),
 )
 
 
@@ -187,49 +190,57 @@ def _run(
     out: Path,
     resume: bool,
 ) -> Metrics:
-    """Runs one stage's work under the contract of this module."""
+    """Runs one stage's work under the contract of this module, and tells a listening runner how it went."""
+    progress.end_with_runner()
+    try:
+        return _run_once(stage_named(name), work, config, inputs=inputs, out=Path(out).absolute(), resume=resume)
+    except BaseException as error:
+        cure = cure_of(error)
+        said = cure or f"{type(error).__name__}: {error}"
+        progress.emit(kind="failed", stage=name, error=said, input_fault=cure is not None)
+        raise
+
+
+def _run_once(
+    stage: Stage,
+    work: Callable[[Workspace, Callable], Metrics],
+    config: Config,
+    *,
+    inputs: dict[str, Path],
+    out: Path,
+    resume: bool,
+) -> Metrics:
     from star.registry.tracking import stage_run
 
-    progress.end_with_runner()
-    stage = stage_named(name)
-    out = Path(out).absolute()
     refuse_foreign(out)
     manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
     settings = config.slice(stage.sections)
     manifest = Manifest(
-        stage=name,
+        stage=stage.name,
         fingerprint="",
         config_digest=digest_of(settings),
         code_digest=code_digest(stage.function),
         code_version=code_version(),
         inputs={key: entry.digest for key, entry in manifests.items()},
     )
-    fingerprint = digest_of([name, manifest.config_digest, manifest.code_digest, manifest.inputs])
+    fingerprint = digest_of([stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs])
     manifest = Manifest(**{**vars(manifest), "fingerprint": fingerprint})
-    if is_finished(out, fingerprint=fingerprint):
-        progress.emit(kind="finished", stage=name, cached=True)
+    finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
+    if stage.cached and is_finished(out, fingerprint=fingerprint):
+        progress.emit(kind="finished", stage=stage.name, cached=True)
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
-    progress.emit(kind="started", stage=name)
-    try:
-        with partial_folder(out, stage=name, fingerprint=fingerprint, resume=resume) as workspace:
-            began = time.monotonic()
-            with stage_run(name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
-                metrics = work(workspace, run.log_metrics)
-                metrics = {key: float(value) for key, value in metrics.items()} | {
-                    "seconds": round(time.monotonic() - began, 1)
-                }
-                run.log_metrics({key: value for key, value in metrics.items()})
-                for report in workspace.out.glob("report.*"):
-                    run.log_artifact(report)
-            write_json(workspace.out / METRICS, metrics)
-            publish(workspace.out, out=out, manifest=manifest)
-    except BaseException as error:
-        cure = cure_of(error)
-        progress.emit(
-            kind="failed", stage=name, error=cure or f"{type(error).__name__}: {error}", input_fault=cure is not None
-        )
-        raise
-    progress.emit(kind="finished", stage=name, cached=False)
+    progress.emit(kind="started", stage=stage.name)
+    with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
+        began = time.monotonic()
+        with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+            metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
+            metrics["seconds"] = round(time.monotonic() - began, 1)
+            run.log_metrics(metrics)
+            for report in workspace.out.glob("report.*"):
+                run.log_artifact(report)
+        write_json(workspace.out / METRICS, metrics)
+        publish(workspace.out, out=out, manifest=manifest)
+    progress.emit(kind="finished", stage=stage.name, cached=False)
     return metrics
 
 

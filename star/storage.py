@@ -156,15 +156,14 @@ def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def publish(folder: Path, *, out: Path, manifest: Manifest, rows: dict[str, int] | None = None) -> Manifest:
+def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of `folder` last and renames it to `out`, replacing an older result of a stage.
 
     Raises:
         InputError: `out` holds something that no stage wrote; it is left as it is.
     """
-    counts = rows or {}
     files = [
-        FileEntry(name, file.stat().st_size, sha256_of(file), counts.get(name))
+        FileEntry(name, file.stat().st_size, sha256_of(file), _count_rows(file))
         for file in sorted(folder.rglob("*"))
         if file.is_file() and (name := file.relative_to(folder).as_posix()) != MANIFEST
     ]
@@ -173,7 +172,20 @@ def publish(folder: Path, *, out: Path, manifest: Manifest, rows: dict[str, int]
     write_json(folder / MANIFEST, asdict(finished))
     refuse_foreign(out)
     _move(folder, out)
+    if note := _note(manifest.stage, manifest.fingerprint):
+        note.write_text(str(out), encoding="utf-8")
     return finished
+
+
+def _count_rows(file: Path) -> int | None:
+    if file.suffix == ".parquet":
+        from pyarrow.parquet import read_metadata
+
+        return read_metadata(file).num_rows
+    if file.suffix == ".jsonl":
+        with file.open("rb") as lines:
+            return sum(1 for _ in lines)
+    return None
 
 
 def refuse_foreign(out: Path) -> None:
@@ -189,18 +201,44 @@ def make_readable(folder: Path) -> None:
             file.chmod(0o644)
 
 
+def finish_interrupted(out: Path, *, stage: str, fingerprint: str) -> None:
+    """Puts a whole result in its place that a kill caught between two renames, or before its runner took note of it."""
+    incoming, note = _incoming(out), _note(stage, fingerprint)
+    if note and note.is_file() and not is_finished(out, fingerprint=fingerprint):
+        published = Path(note.read_text(encoding="utf-8"))
+        if is_finished(published, fingerprint=fingerprint):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(published, incoming, dirs_exist_ok=True)
+    if is_finished(incoming, fingerprint=fingerprint):
+        _replace(out, incoming)
+
+
+def _note(stage: str, fingerprint: str) -> Path | None:
+    """Where $STAR_WORK remembers the folder of a finished work."""
+    root = os.environ.get("STAR_WORK")
+    return Path(root) / f"{stage}-{fingerprint[:16]}.done" if root else None
+
+
+def _incoming(out: Path) -> Path:
+    return out.with_name(f".{out.name}.incoming")
+
+
 def _move(folder: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    incoming = out.with_name(f".{out.name}.incoming")
-    outgoing = out.with_name(f".{out.name}.outgoing")
-    for leftover in (incoming, outgoing):
-        shutil.rmtree(leftover, ignore_errors=True)
+    incoming = _incoming(out)
+    shutil.rmtree(incoming, ignore_errors=True)
     try:
         folder.rename(incoming)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         shutil.copytree(folder, incoming)
+    _replace(out, incoming)
+
+
+def _replace(out: Path, incoming: Path) -> None:
+    outgoing = out.with_name(f".{out.name}.outgoing")
+    shutil.rmtree(outgoing, ignore_errors=True)
     if out.exists():
         out.rename(outgoing)
     incoming.rename(out)

@@ -54,7 +54,7 @@ def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int)
         "save_strategy": "steps",
         "save_steps": training.save_steps,
         "save_total_limit": 2,
-        "logging_steps": max(1, training.steps // 50),
+        "logging_steps": _logging_steps(training),
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": True,
@@ -63,6 +63,12 @@ def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int)
         "dataloader_pin_memory": False,
         **hardware_arguments(),
     }
+
+
+def _logging_steps(training: Any) -> int:
+    # Sums that are logged at a checkpoint are empty there: a resumed run then logs the same values as one left alone.
+    most = max(1, training.steps // 50)
+    return next(steps for steps in range(min(most, training.save_steps), 0, -1) if training.save_steps % steps == 0)
 
 
 def supervised_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
@@ -97,25 +103,43 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
     return batch
 
 
-def train(trainer: Trainer, *, label: str, curve: Path, log: Log) -> dict[str, float]:
+def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) -> None:
     """Runs a trainer to its last step, from its last whole checkpoint where there is one, and writes its learning curve.
 
     Args:
+        phase: what this training is called in the curve's file name and in the logged figures.
         label: what the progress bar says.
-        curve: JSON file for the logged values by step, the ones from before a kill included.
+        state: folder for `<phase>_curve.json`: the logged values by step, the ones from before a kill included.
         log: called with the values and the step whenever the trainer logs.
 
-    Returns:
-        the last logged value of every figure.
+    Raises:
+        RuntimeError: the trainer stopped before its last step.
     """
-    folder = Path(trainer.args.output_dir)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete())
-    trainer.add_callback(_ShowProgress(label, log))
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.add_callback(
+        _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+    if trainer.state.global_step != trainer.args.max_steps:
+        raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
-    curve.write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    return {key: value for entry in history for key, value in entry.items() if key not in ("step", "epoch")}
+    (state / f"{phase}_curve.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+
+
+def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[str, float]:
+    """Copies the learning curves of a stage to its output.
+
+    Returns:
+        the last logged value of each of `figures`, as `<phase>_<figure>`.
+    """
+    last = {}
+    for curve in sorted(state.glob("*_curve.json")):
+        shutil.copyfile(curve, out / curve.name)
+        phase = curve.name.removesuffix("_curve.json")
+        for entry in json.loads(curve.read_text(encoding="utf-8")):
+            last |= {f"{phase}_{figure}": entry[figure] for figure in figures if figure in entry}
+    return last
 
 
 def _timeless(entry: dict[str, float]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def test_a_file_is_taken_by_content_and_relative_to_the_configuration(tmp_path: 
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
     config = load_config(write(tmp_path, "data: {seed_data: rows.jsonl}"))
-    assert config.data.seed_data.path == rows
+    assert config.data.seed_data.read_verified() == rows
     before = config.slice(("data",))
     rows.write_text("{} \n")
     with pytest.raises(InputError, match="has changed"):
@@ -112,3 +112,39 @@ def test_the_reference_is_up_to_date() -> None:
 
     written = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == reference(), "run: python -m star.config_reference > docs/configuration.md"
+
+
+def test_a_base_file_keeps_its_own_paths(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team" / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "team" / "base.yaml").write_text("data: {seed_data: rows.jsonl}\n")
+    config = load_config(write(tmp_path, "extends: team/base.yaml\nseed: 3\n"))
+    assert config.data.seed_data.read_verified() == tmp_path / "team" / "rows.jsonl"
+
+
+def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "extends: tiny\nname: mine\n")).scratch is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("extends: config.yaml", "extend"),
+        ("extends: 3", "extends"),
+        ("distill: {steps: 1, batch_size: 10, micro_batch_size: 4}", "must divide"),
+        ("data: hello", "`data`"),
+    ],
+)
+def test_more_faults_are_one_line(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=named):
+        load_config(write(tmp_path, text), seed_data=tmp_path / "rows.jsonl" if text.startswith("extends: 3") else None)
+
+
+def test_weights_trained_anew_are_another_base(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"first")
+    first = load_config(write(tmp_path, "student: {base: model}"))
+    (folder / "model.safetensors").write_bytes(b"second")
+    assert load_config(tmp_path / "config.yaml").slice(("student",)) != first.slice(("student",))

@@ -12,6 +12,7 @@ from star.config import Config
 from star.data.rows import read_rows
 from star.errors import InputError
 from star.models import load_model, load_tokenizer
+from star.prompts import Prompt
 from star.stages import STAGES, distill, extract_topk, refine, register, rollout, synthesize
 from star.storage import open_input, read_manifest
 from star.teacher.store import TopKStore
@@ -155,9 +156,19 @@ def test_seed_rows_reach_training_and_evaluation(micro: Config, tmp_path: Path) 
         {row["source"] for row in read_rows(tmp_path / "data" / part)} for part in ("train.jsonl", "heldout.jsonl")
     ]
     assert sources == [{"generated", "seed"}, {"generated", "seed"}]
+    rows = {row["id"]: row["source"] for row in read_rows(tmp_path / "data" / "train.jsonl")}
+    assert {"generated", "seed"} == {rows[row_id] for row_id in chosen_ids(given, tmp_path / "data")}
     assert metrics["imported"] == 31
     rejects = (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()
     assert len(rejects) == metrics["rejected"] >= 1
+
+
+def chosen_ids(config: Config, data: Path) -> list[str]:
+    """The rows that a rollout of half of them would take."""
+    from star.teacher.rollout import choose
+
+    prompts = [Prompt(row["id"], "", "", []) for row in read_rows(data / "train.jsonl")]
+    return [prompt.row_id for prompt in choose(prompts, count=len(prompts) // 2, seed=config.seed)]
 
 
 def test_registration_promotes_once_behind_the_gate(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
@@ -172,6 +183,19 @@ def test_registration_promotes_once_behind_the_gate(micro: Config, finished: dic
     written = json.loads((tmp_path / "refused" / "registration.json").read_text())
     assert written["champion"] is None
     assert any("is below" in reason for reason in written["reasons"])
+
+
+def test_a_rollback_outlives_the_next_run(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    from star.registry.promotion import champion, promote, rollback
+    from star.registry.publish import register_model
+
+    inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
+    older = register_model(finished["distill"], name="star", scores={}, lineage={}, model_digest="older")
+    promote("star", older.version)
+    assert register(micro, **inputs, out=tmp_path / "first")["promoted"] == 1
+    assert rollback("star").version == older.version
+    assert register(micro, **inputs, out=tmp_path / "first")["promoted"] == 0
+    assert champion("star").version == older.version
 
 
 def test_a_half_written_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:

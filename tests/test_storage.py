@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.storage import Manifest, digest_of, is_finished, open_input, partial_folder, publish, read_manifest
+from star.storage import (
+    Manifest,
+    digest_of,
+    finish_interrupted,
+    is_finished,
+    open_input,
+    partial_folder,
+    publish,
+    read_manifest,
+)
 
 
 def manifest(fingerprint: str = "f") -> Manifest:
@@ -69,7 +78,34 @@ def test_the_work_folder_of_the_environment_is_used(tmp_path: Path, monkeypatch:
     with partial_folder(out, stage="s", fingerprint="f" * 64, resume=True) as work:
         assert work.out.is_relative_to(tmp_path / "work")
         publish(work.out, out=out, manifest=manifest())
-    assert not list((tmp_path / "work").iterdir())
+    assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".done"]
+
+
+def test_a_result_that_its_runner_did_not_note_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAR_WORK", str(tmp_path / "work"))
+    finish(tmp_path / "first")
+    finish_interrupted(tmp_path / "second", stage="synthesize", fingerprint="f")
+    assert is_finished(tmp_path / "second", fingerprint="f")
+    assert is_finished(tmp_path / "first", fingerprint="f")
+    finish_interrupted(tmp_path / "third", stage="synthesize", fingerprint="other")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_result_caught_between_two_renames_is_put_in_its_place(tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    finish(out)
+    out.rename(tmp_path / ".data.incoming")
+    finish_interrupted(out, stage="synthesize", fingerprint="other")
+    assert not out.exists()
+    finish_interrupted(out, stage="synthesize", fingerprint="f")
+    assert is_finished(out, fingerprint="f")
+
+
+def test_the_manifest_counts_rows(tmp_path: Path) -> None:
+    finish(tmp_path / "data", content="{}\n{}\n")
+    assert [entry.rows for entry in read_manifest(tmp_path / "data").files] == [2]
 
 
 def test_a_newer_result_replaces_an_older_one(tmp_path: Path) -> None:

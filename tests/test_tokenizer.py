@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.chat import FORMAT_TOKENS, SPECIAL_TOKENS, render_target
+from star.config import packaged_file
 from star.data.generate import generate_rows
-from star.data.synthesize import example_tools
 from star.data.tools import load_tools
 from star.prompts import render_rows
 from star.tokenizer import ENVELOPES, bootstrap_tokenizer, tokenizer_digest, train_tokenizer
@@ -14,7 +14,7 @@ from star.tokenizer import ENVELOPES, bootstrap_tokenizer, tokenizer_digest, tra
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    rows = list(generate_rows(load_tools(example_tools()), 200, seed=1))
+    rows = list(generate_rows(load_tools(packaged_file("tools.json")), 200, seed=1))
     return [prompt.text + prompt.target for prompt in render_rows(rows, bootstrap_tokenizer())]
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from star.ckd.trainer import CKDTrainer
 from star.config import Architecture, Config
 from star.errors import InputError
-from star.models import build_base, load_model, load_tokenizer, save_model
+from star.models import base_source, build_base, load_model, load_tokenizer, save_model
 from star.storage import Workspace
 from star.teacher.topk import TOKENIZER
 from star.tokenizer import tokenizer_digest
-from star.training import Log, seed_everything, train
+from star.training import Log, publish_curves, seed_everything, train
 
 
 def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) -> dict[str, float]:
@@ -29,18 +29,16 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
             base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log
         )
     else:
-        base = Path(base) if Path(base).is_dir() else base
-        require_same_tokenizer(
-            load_tokenizer(base, revision=config.student.revision), tokenizer, student=str(base), topk=topk
-        )
-        model = load_model(base, revision=config.student.revision)
+        source, revision = base_source(base), config.student.revision
+        require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
+        model = load_model(source, revision=revision, training=True)
     seed_everything(config.seed)
     trainer = CKDTrainer(
         model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed
     )
-    metrics = train(trainer, label="distil the student (CKD)", curve=work.out / "ckd_curve.json", log=log)
+    train(trainer, phase="ckd", label="distil the student (CKD)", state=work.state, log=log)
     save_model(trainer.model, tokenizer, work.out)
-    return metrics
+    return publish_curves(work.state, out=work.out, figures=("loss", "fkl", "tail"))
 
 
 def require_same_tokenizer(student_tokenizer, tokenizer, *, student: str, topk: Path) -> None:

@@ -42,7 +42,7 @@ class DistillationRows(Dataset):
 class CKDTrainer(Trainer):
     """Minimises FKL_k + lambda * tail over the completion tokens of the whole batch (method: CKD loss).
 
-    The loss is divided by the global count of completion tokens, also under gradient accumulation and several ranks.
+    The loss is divided by the count of completion tokens of the whole batch, also under gradient accumulation.
     """
 
     def __init__(self, model, folder: Path, *, settings: Distill, state: Path, pad_id: int, seed: int) -> None:
@@ -57,10 +57,12 @@ class CKDTrainer(Trainer):
         self.loss_tokens = 0
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        # Prompts need no logits: select the rows that predict a completion token first.
-        hidden_BLH = model.get_decoder()(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        ).last_hidden_state
+        # The decoder is called past the forward that accelerate wraps in autocast.
+        with self.accelerator.autocast():
+            hidden_BLH = model.get_decoder()(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            ).last_hidden_state
+        # Prompts need no logits: only the rows that predict a completion token go on.
         hidden_TH = hidden_BLH[:, :-1][inputs["labels"][:, 1:] != IGNORE]
         output = fused_linear_ckd(
             hidden_TH,
@@ -75,10 +77,8 @@ class CKDTrainer(Trainer):
         self.loss_tokens += tokens
         self.sums["fkl"] += output.fkl.double().cpu()
         self.sums["tail"] += output.tail.double().cpu()
-        # Trainer sums over accumulation steps and averages over ranks.
+        # Trainer sums over accumulation steps.
         loss = output.loss / (tokens if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

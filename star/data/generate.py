@@ -7,7 +7,9 @@ seed always give the same rows, and row i does not depend on how many rows are m
 
 import hashlib
 import json
+import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from star.errors import InputError
 
 REFUSAL = "None of the given tools can do that."
 OPENINGS = ("", "", "please ", "hello, ")
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 KINDS = {"simple": 0.55, "parallel": 0.25, "irrelevance": 0.2}
 WORDS = (
     "amber",
@@ -63,7 +66,7 @@ def generate_rows(tools: list[dict], count: int, *, seed: int, tools_per_prompt:
 def public_tool(tool: dict) -> dict:
     """The tool as a prompt shows it: without `x-` hints and without `examples`, which are for the generator only."""
     properties = {
-        name: {key: value for key, value in schema.items() if key != "examples"}
+        name: {key: value for key, value in schema.items() if key != "examples"} if isinstance(schema, dict) else schema
         for name, schema in tool["parameters"]["properties"].items()
     }
     return {
@@ -108,7 +111,7 @@ def _request(tool: dict, rng: random.Random) -> Request:
     for name, schema in properties.items():
         if name in required or rng.random() < 0.5:
             arguments[name] = _draw_unused(schema, rng, used=list(arguments.values()))
-    templates = [text for text in tool.get("x-queries", []) if all("{" + name + "}" in text for name in arguments)]
+    templates = [text for text in tool.get("x-queries", []) if set(PLACEHOLDER.findall(text)) == arguments.keys()]
     if templates:
         text = rng.choice(templates)
         for name, value in arguments.items():
@@ -128,18 +131,20 @@ def _draw_unused(schema: dict, rng: random.Random, *, used: list) -> object:
     return value
 
 
-def draw_value(schema: dict, rng: random.Random) -> object:
+def draw_value(schema: dict | bool, rng: random.Random) -> object:
     """One value that the schema accepts: its enum or examples first, then what its type and format say."""
+    if not isinstance(schema, dict):  # `true` accepts anything
+        schema = {}
     if choices := schema.get("enum") or schema.get("examples"):
         return rng.choice(choices)
     kind = schema.get("type", "string")
     kind = kind[0] if isinstance(kind, list) else kind
     if kind == "integer":
-        low = int(schema.get("minimum", 1))
-        return rng.randint(low, int(schema.get("maximum", low + 99)))
+        low, high = _bounds(schema, width=99)
+        return rng.randint(math.ceil(low), max(math.ceil(low), math.floor(high)))
     if kind == "number":
-        low = float(schema.get("minimum", 0.0))
-        return round(rng.uniform(low, float(schema.get("maximum", low + 100.0))), 1)
+        low, high = _bounds(schema, width=100)
+        return min(max(round(rng.uniform(low, high), 1), low), high)
     if kind == "boolean":
         return rng.random() < 0.5
     if kind == "array":
@@ -147,6 +152,11 @@ def draw_value(schema: dict, rng: random.Random) -> object:
     if kind == "object":
         return {key: draw_value(part, rng) for key, part in schema.get("properties", {}).items()}
     return _string(schema.get("format", ""), rng)
+
+
+def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
+    low = schema.get("minimum", min(1, schema["maximum"] - width) if "maximum" in schema else 1)
+    return low, schema.get("maximum", low + width)
 
 
 def _string(form: str, rng: random.Random) -> str:

@@ -27,10 +27,11 @@ def evaluate_heldout(
     Returns:
         the model's entry of an evaluation (see star/evaluation/report.py), and `outcomes`: one dict a row.
     """
-    batches = [
-        range(start, min(start + settings.batch_size, len(rows))) for start in range(0, len(rows), settings.batch_size)
-    ]
-    outcomes, tokens, began = [], 0, time.monotonic()
+    # Prompts of like length together: a long one must not stretch a whole batch of short ones.
+    order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
+    batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
+    outcomes: list[dict] = [{}] * len(rows)
+    tokens, began = 0, time.monotonic()
     with Bar(label, len(batches)) as bar:
         for number, batch in enumerate(batches):
             texts = [prompts[index].text for index in batch]
@@ -46,7 +47,8 @@ def evaluate_heldout(
             ]
             entropies = policy_entropy(model, first, pad_id=tokenizer.pad_token_id, batch_tokens=8192)
             for index, best, group, entropy in zip(batch, greedy, sampled, entropies, strict=True):
-                outcomes.append(_outcome(rows[index], prompts[index], best[0].text, [s.text for s in group], entropy))
+                texts_of_group = [sample.text for sample in group]
+                outcomes[index] = _outcome(rows[index], prompts[index], best[0].text, texts_of_group, entropy)
             bar.advance()
     seconds = time.monotonic() - began
     return {

@@ -67,6 +67,16 @@ def register_model(
     return _read(_upload(folder, name=name, tags=tags), aliases={})
 
 
+def annotate(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
+    """Writes newer scores and lineage to a version's tags and returns the version as it is then."""
+    client = connect()
+    tags = {SCORE + key: repr(float(value)) for key, value in scores.items()}
+    tags |= {LINEAGE + key: value for key, value in lineage.items()}
+    for key, value in tags.items():
+        client.set_model_version_tag(version.name, str(version.version), mlflow_key(key), value)
+    return find_version(version.name, version=version.version)
+
+
 def list_versions(name: str) -> list[Version]:
     """All versions of a model, newest first; none when nothing was registered under that name.
 

@@ -6,13 +6,12 @@ from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from star.config import Config, SimRL
+from star.errors import InputError
 from star.models import load_model, load_tokenizer, save_model
 from star.prompts import Prompt, render_rows, within_length
 from star.simrl.reward import similarity_reward
 from star.storage import Workspace
-from star.training import Log, common_arguments, seed_everything, train
-
-REPORTED = ("reward", "reward_std", "kl", "entropy", "loss")
+from star.training import Log, common_arguments, publish_curves, seed_everything, train
 
 
 def refine_on_rows(student: Path, rows: list[dict], *, config: Config, work: Workspace, log: Log) -> dict[str, float]:
@@ -22,33 +21,36 @@ def refine_on_rows(student: Path, rows: list[dict], *, config: Config, work: Wor
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     counts = {"prompts": len(prompts), "too_long": len(rendered) - len(prompts)}
     label = "refine the student (Sim-RL)"
-    return counts | refine_model(
-        student, tokenizer, prompts, settings=config.refine, seed=config.seed, work=work, label=label, log=log
-    )
+    refine_model(student, tokenizer, prompts, settings=config.refine, seed=config.seed, work=work, label=label, log=log)
+    return counts | publish_curves(work.state, out=work.out, figures=("loss", "reward", "kl", "entropy"))
 
 
 def refine_model(
     model: Path, tokenizer, prompts: list[Prompt], *, settings: SimRL, seed: int, work: Workspace, label: str, log: Log
-) -> dict[str, float]:
+) -> None:
     """Refines the model of a folder and writes the result to `work.out`.
 
     Args:
         model: a Hugging Face folder; it is also the reference of the KL term.
-
-    Returns:
-        the last logged values of the trainer, the mean reward among them.
     """
     seed_everything(seed)
     trainer = build_trainer(
-        load_model(model), tokenizer, prompts, settings=settings, folder=work.state / "simrl", seed=seed
+        load_model(model, training=True), tokenizer, prompts, settings=settings, folder=work.state / "simrl", seed=seed
     )
-    metrics = train(trainer, label=label, curve=work.out / "simrl_curve.json", log=log)
+    train(trainer, phase="simrl", label=label, state=work.state, log=log)
     save_model(trainer.model, tokenizer, work.out)
-    return {name: metrics[name] for name in REPORTED if name in metrics}
 
 
 def build_trainer(model, tokenizer, prompts: list[Prompt], *, settings: SimRL, folder: Path, seed: int) -> GRPOTrainer:
-    """A GRPOTrainer (method: Sim-RL optimiser) whose reward is `similarity_reward`; checkpoints go to `folder`."""
+    """A GRPOTrainer whose reward is `similarity_reward`; checkpoints go to `folder`.
+
+    Raises:
+        InputError: fewer prompts than a step takes.
+    """
+    if len(prompts) < settings.prompts_per_step:
+        raise InputError(
+            f"{len(prompts)} prompts cannot fill a step of prompts_per_step = {settings.prompts_per_step}: lower it"
+        )
     arguments = common_arguments(
         settings, folder=folder, seed=seed, batch_size=settings.prompts_per_step * settings.num_generations
     )

@@ -1,55 +1,58 @@
 """The teacher: a base, trained on the rows where it has to be (a base from scratch), then refined with Sim-RL."""
 
+import shutil
 from functools import partial
 
 from transformers import Trainer
 
 from star.config import Architecture, Config, Training
-from star.errors import InputError
-from star.models import build_base, load_model, load_tokenizer, save_model
+from star.models import base_source, build_base, load_model, load_tokenizer, save_model
 from star.prompts import Prompt, render_rows, within_length
 from star.simrl.trainer import refine_model
 from star.storage import Workspace
 from star.tokenizer import bootstrap_tokenizer, train_tokenizer
-from star.training import IGNORE, Log, collate_completions, seed_everything, supervised_arguments, train
+from star.training import (
+    IGNORE,
+    Log,
+    collate_completions,
+    publish_curves,
+    seed_everything,
+    supervised_arguments,
+    train,
+)
 
 
 def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log) -> dict[str, float]:
     """Writes the teacher's model folder to `work.out`. Every step that was finished before a kill is taken from `work.state`.
 
     Returns:
-        the last training values, and too_long: rows left out because of their length.
+        the last training values by phase, and too_long: rows left out because of their length.
     """
     tokenizer = _tokenizer(config, rows)
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    if not kept:
-        raise InputError(
-            f"all {len(rows)} training prompts are longer than max_prompt_tokens = {config.max_prompt_tokens}: raise it"
-        )
-    metrics: dict[str, float] = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
     trained = work.state / "trained"
     if not (trained / "config.json").is_file():
         model = _base(config, tokenizer, work=work, log=log)
         if config.teacher.sft:
-            metrics |= _fine_tune(
-                model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log
-            )
+            _fine_tune(model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log)
         unfinished = work.state / "trained.partial"
         save_model(model, tokenizer, unfinished)
         unfinished.rename(trained)
     if config.teacher.refine:
         label = "refine the teacher (Sim-RL)"
-        return metrics | refine_model(
+        refine_model(
             trained, tokenizer, kept, settings=config.teacher.refine, seed=config.seed, work=work, label=label, log=log
         )
-    save_model(load_model(trained), tokenizer, work.out)
-    return metrics
+    else:
+        shutil.copytree(trained, work.out, dirs_exist_ok=True)
+    counts = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
+    return counts | publish_curves(work.state, out=work.out, figures=("loss", "reward", "kl", "entropy"))
 
 
 def _tokenizer(config: Config, rows: list[dict]):
     if not isinstance(config.teacher.base, Architecture):
-        return load_tokenizer(config.teacher.base, revision=config.teacher.revision)
+        return load_tokenizer(base_source(config.teacher.base), revision=config.teacher.revision)
     rendered = render_rows(rows, bootstrap_tokenizer())
     return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
 
@@ -66,12 +69,12 @@ def _base(config: Config, tokenizer, *, work: Workspace, log: Log):
             seed=config.seed,
             log=log,
         )
-    return load_model(base, revision=config.teacher.revision)
+    return load_model(base_source(base), revision=config.teacher.revision, training=True)
 
 
 def _fine_tune(
     model, tokenizer, prompts: list[Prompt], *, settings: Training, seed: int, work: Workspace, log: Log
-) -> dict[str, float]:
+) -> None:
     seed_everything(seed)
     trainer = Trainer(
         model=model,
@@ -79,7 +82,7 @@ def _fine_tune(
         train_dataset=[_supervised_row(prompt, tokenizer) for prompt in prompts],
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )
-    return train(trainer, label="train the teacher", curve=work.out / "sft_curve.json", log=log)
+    train(trainer, phase="sft", label="train the teacher", state=work.state, log=log)
 
 
 def _supervised_row(prompt: Prompt, tokenizer) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ from star.models import load_model, load_tokenizer
 from star.progress import Bar
 from star.prompts import Prompt, render_rows, within_length
 from star.simrl.reward import similarity_reward
-from star.storage import Workspace
+from star.storage import Workspace, digest_of
 
 SEQUENCES = "sequences.parquet"
 SCHEMA = pa.schema(
@@ -35,11 +35,11 @@ SCHEMA = pa.schema(
 
 
 def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, work: Workspace) -> dict[str, float]:
-    """Rolls the teacher of a folder out on the rows' prompts; `rollout.prompts` bounds how many, the first ones by id."""
+    """Rolls the teacher of a folder out on the rows' prompts; `rollout.prompts` bounds how many, drawn by the seed."""
     tokenizer = load_tokenizer(teacher)
     rendered = render_rows(rows, tokenizer)
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    chosen = sorted(prompts, key=lambda prompt: prompt.row_id)[: config.rollout.prompts]
+    chosen = choose(prompts, count=config.rollout.prompts, seed=config.seed)
     counts = roll_out(load_model(teacher), tokenizer, chosen, settings=config.rollout, seed=config.seed, work=work)
     if not counts["kept"]:
         raise InputError(

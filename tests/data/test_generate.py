@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from star.config import packaged_file
 from star.data.cleaning import clean
 from star.data.generate import KINDS, draw_value, generate_rows, public_tool
-from star.data.synthesize import example_tools
 from star.data.tools import load_tools, normalize_tool
 from star.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def tools() -> list[dict]:
-    return load_tools(example_tools())
+    return load_tools(packaged_file("tools.json"))
 
 
 def test_the_same_seed_gives_the_same_rows(tools: list[dict]) -> None:
