@@ -49,6 +49,11 @@ def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, work: Work
     return {"prompts": len(chosen), "too_long": len(rendered) - len(prompts), **counts}
 
 
+def choose(prompts: list[Prompt], *, count: int | None, seed: int) -> list[Prompt]:
+    """`count` of the prompts, drawn by their ids and the seed, so that every source of rows has its share."""
+    return sorted(prompts, key=lambda prompt: digest_of([seed, prompt.row_id]))[:count]
+
+
 def roll_out(
     model, tokenizer, prompts: list[Prompt], *, settings: Rollout, seed: int, work: Workspace
 ) -> dict[str, int]:
