@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star.config import Training
 from star.progress import Bar
@@ -120,7 +120,13 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     trainer.add_callback(
         _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(trainer.args.output_dir)))
+    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
+        # Trainer would take one step more from its last checkpoint.
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]

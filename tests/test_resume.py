@@ -23,6 +23,7 @@ KILLS = [
     ("rollout", "part-00000.parquet"),
     ("distill", "warmup/checkpoint-2/complete"),
     ("distill", "ckd/checkpoint-2/complete"),
+    ("distill", "ckd/checkpoint-6/complete"),
     ("refine", "simrl/checkpoint-2/complete"),
 ]
 
@@ -32,7 +33,9 @@ def command(name: str, finished: dict[str, Path], out: Path) -> list[str]:
     return [sys.executable, "-m", "star.cli", name, f"--config={MICRO}", *inputs, f"--out={out}"]
 
 
-@pytest.mark.parametrize(("name", "sign"), KILLS, ids=[f"{name}-{sign.split('/')[0]}" for name, sign in KILLS])
+@pytest.mark.parametrize(
+    ("name", "sign"), KILLS, ids=[f"{name}-{sign.removesuffix('/complete')}" for name, sign in KILLS]
+)
 def test_a_killed_stage_ends_with_the_same_bytes(
     name: str, sign: str, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
