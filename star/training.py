@@ -130,7 +130,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
-    (state / f"{phase}_curve.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    (state / f"{phase}_curve.json").write_text(json.dumps(history, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[str, float]:

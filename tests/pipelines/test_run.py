@@ -58,7 +58,8 @@ def test_a_killed_run_goes_on(place: Path, finished: dict[str, Path]) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = star(place, "run", "--config", MICRO)
-    assert ran(done) == ["distill", "refine", "evaluate", "register"]
+    # The stage that was killed may just have ended; what came before it is not done again.
+    assert ran(done) in (["distill", "refine", "evaluate", "register"], ["refine", "evaluate", "register"])
     for stage in STAGES[:6]:
         assert (
             read_manifest(place / "runs" / "latest" / stage.name).digest == read_manifest(finished[stage.name]).digest
@@ -126,5 +127,5 @@ def test_dvc_gives_the_same_metrics(place: Path, tmp_path: Path, finished: dict[
         assert metrics(tmp_path / "runs" / "dvc" / folder) == metrics(finished[stage])
     assert "refined_exact_match" in run("metrics", "show")
     shown = json.loads(run("plots", "show", "--json"))
-    assert len(shown) >= 3
+    assert {"training of the teacher", "Sim-RL reward", "distillation"} <= set(shown["data"])
     assert "Data and pipelines are up to date" in run("repro")
