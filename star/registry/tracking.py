@@ -96,8 +96,10 @@ def connect() -> "MlflowClient":
     """
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
-    for chatty in ("mlflow.store.db.utils", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(
+        logging.CRITICAL
+    )  # its tracebacks; what failed is said in one line below
     import mlflow
 
     uri, given = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
