@@ -8,8 +8,12 @@ import contextlib
 import json
 import os
 import shutil
+import signal
+import sys
+import threading
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -61,7 +65,7 @@ def run_local(config: Config) -> PipelineResult:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         parent = pipeline_run(config.name, params={"config": config.name, "seed": config.seed})
-        with parent as run, listening_to(str(events)), Display(events) as display:
+        with _sigterm_ends_stages(), parent as run, listening_to(str(events)), Display(events) as display:
             outputs = _execute(config, root=root, log=log, display=display)
     finally:
         if work_before is None:
@@ -69,6 +73,26 @@ def run_local(config: Config) -> PipelineResult:
     folders = {stage.name: Path(outputs[name].path) for stage, name in zip(STAGES, outputs, strict=True)}
     _link_latest(root / "latest", folders)
     return PipelineResult(folders, display.ran, time.monotonic() - began, log, run.run_id)
+
+
+@contextlib.contextmanager
+def _sigterm_ends_stages() -> Iterator[None]:
+    """SIGTERM ends the running stage too: kfp would wait for it to finish before anything else happens."""
+    import psutil
+
+    def end(*_: object) -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        sys.exit(143)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if in_main else None
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _execute(config: Config, *, root: Path, log: Path, display) -> dict:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from star.stages import STAGES
@@ -45,16 +46,30 @@ def metrics(folder: Path) -> dict[str, float]:
     return {key: value for key, value in values.items() if key not in TIMED}
 
 
-def test_a_killed_run_goes_on(place: Path, finished: dict[str, Path]) -> None:
+def started(place: Path, *, until: str) -> subprocess.Popen:
+    """A run of the micro profile that has just come as far as a file of that pattern."""
     command = [sys.executable, "-m", "star.cli", "run", "--config", str(MICRO)]
     process = subprocess.Popen(
         command, cwd=place, env=environment(place), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not list((place / "runs").glob("work/distill-*/state/ckd/checkpoint-2/complete")):
+    while not list((place / "runs").glob(until)):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+    return process
+
+
+def test_a_run_told_to_end_takes_its_stage_along(place: Path) -> None:
+    process = started(place, until="work/refine-teacher-*/state/warmup/checkpoint-2/complete")
+    [stage] = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert not stage.is_running()
+
+
+def test_a_killed_run_goes_on(place: Path, finished: dict[str, Path]) -> None:
+    process = started(place, until="work/distill-*/state/ckd/checkpoint-2/complete")
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = star(place, "run", "--config", MICRO)
@@ -82,6 +97,22 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(place: Path) -> None:
     assert ran(star(place, "run", "--config", changed)) == ["evaluate", "register"]
     evaluation = json.loads((place / "runs" / "latest" / "evaluate" / "evaluation.json").read_text())
     assert "pass_at_8" not in evaluation["models"][0]["scores"]
+
+
+def test_a_damaged_result_is_named_and_made_again(place: Path) -> None:
+    changed = place / "once_more.yaml"
+    changed.write_text(f"extends: {MICRO}\nevaluate: {{samples: 2}}\n")
+    folder = (place / "runs" / "latest" / "distill").resolve()
+    weights = folder / "model.safetensors"
+    before = read_manifest(folder).digest
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    done = star(place, "run", "--config", changed)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"star: evaluate: {weights} is missing or was changed since `star distill` wrote it" in done.stderr
+    assert f"delete {folder} and run the stage again" in done.stderr
+    shutil.rmtree(folder)
+    assert "distill" in ran(star(place, "run", "--config", changed))
+    assert read_manifest(place / "runs" / "latest" / "distill").digest == before
 
 
 def test_a_failing_stage_is_one_line(place: Path) -> None:
