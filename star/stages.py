@@ -7,8 +7,8 @@ same work it answers from the manifest; killed and called again it goes on. KFP,
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -191,60 +191,57 @@ def _run(
     resume: bool,
 ) -> Metrics:
     """Runs one stage's work under the contract of this module, and tells a listening runner how it went."""
-    from star.registry.tracking import stage_run
-
-    stage, out = stage_named(name), Path(out).absolute()
     progress.end_with_runner()
-    with _failures_told(name):
-        refuse_foreign(out)
-        manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        settings = config.slice(stage.sections)
-        manifest = _manifest(stage, settings, manifests)
-        fingerprint = manifest.fingerprint
-        finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
-        if stage.cached and is_finished(out, fingerprint=fingerprint):
-            progress.emit(kind="finished", stage=stage.name, cached=True)
-            return json.loads((out / METRICS).read_text(encoding="utf-8"))
-        progress.emit(kind="started", stage=stage.name)
-        with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
-            began = time.monotonic()
-            with stage_run(
-                stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}
-            ) as run:
-                metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
-                metrics["seconds"] = round(time.monotonic() - began, 1)
-                run.log_metrics(metrics)
-                for report in workspace.out.glob("report.*"):
-                    run.log_artifact(report)
-            write_json(workspace.out / METRICS, metrics)
-            publish(workspace.out, out=out, manifest=manifest)
-        progress.emit(kind="finished", stage=stage.name, cached=False)
-        return metrics
-
-
-def _manifest(stage: Stage, settings: str, inputs: dict[str, Manifest]) -> Manifest:
-    """What the result will be made of: the stage, its settings, its code and the content of its inputs, and a digest of all."""
-    config, code = digest_of(settings), code_digest(stage.function)
-    contents = {key: entry.digest for key, entry in inputs.items()}
-    return Manifest(
-        stage=stage.name,
-        fingerprint=digest_of([stage.name, config, code, contents]),
-        config_digest=config,
-        code_digest=code,
-        code_version=code_version(),
-        inputs=contents,
-    )
-
-
-@contextmanager
-def _failures_told(name: str) -> Iterator[None]:
     try:
-        yield
+        return _run_once(stage_named(name), work, config, inputs=inputs, out=Path(out).absolute(), resume=resume)
     except BaseException as error:
         cure = cure_of(error)
         said = cure or f"{type(error).__name__}: {error}"
         progress.emit(kind="failed", stage=name, error=said, input_fault=cure is not None)
         raise
+
+
+def _run_once(
+    stage: Stage,
+    work: Callable[[Workspace, Callable], Metrics],
+    config: Config,
+    *,
+    inputs: dict[str, Path],
+    out: Path,
+    resume: bool,
+) -> Metrics:
+    from star.registry.tracking import stage_run
+
+    refuse_foreign(out)
+    manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
+    settings = config.slice(stage.sections)
+    manifest = Manifest(
+        stage=stage.name,
+        fingerprint="",
+        config_digest=digest_of(settings),
+        code_digest=code_digest(stage.function),
+        code_version=code_version(),
+        inputs={key: entry.digest for key, entry in manifests.items()},
+    )
+    fingerprint = digest_of([stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs])
+    manifest = Manifest(**{**vars(manifest), "fingerprint": fingerprint})
+    finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
+    if stage.cached and is_finished(out, fingerprint=fingerprint):
+        progress.emit(kind="finished", stage=stage.name, cached=True)
+        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+    progress.emit(kind="started", stage=stage.name)
+    with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
+        began = time.monotonic()
+        with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+            metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
+            metrics["seconds"] = round(time.monotonic() - began, 1)
+            run.log_metrics(metrics)
+            for report in workspace.out.glob("report.*"):
+                run.log_artifact(report)
+        write_json(workspace.out / METRICS, metrics)
+        publish(workspace.out, out=out, manifest=manifest)
+    progress.emit(kind="finished", stage=stage.name, cached=False)
+    return metrics
 
 
 def require_code(name: str, digest: str) -> None:
