@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
+topk_app = typer.Typer(help="The teacher's stored signal.", no_args_is_help=True)
+app.add_typer(topk_app, name="topk")
 
 ConfigOption = Annotated[
     str,
@@ -33,6 +35,9 @@ SeedDataOption = Annotated[
     Path | None, typer.Option("--seed-data", help="Rows of your own: JSON Lines with messages and tools.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume/--restart", help="Go on with killed work, or begin anew.")]
+ShardOption = Annotated[
+    str, typer.Option(help="Part i of n of the work, as 2/4; `star merge` puts the parts together.")
+]
 NameOption = Annotated[str, typer.Option("--name", help="Registered model.")]
 
 
@@ -81,13 +86,18 @@ def refine_teacher(
 
 @app.command()
 def rollout(
-    data: DataOption, teacher: TeacherOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True
+    data: DataOption,
+    teacher: TeacherOption,
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    shard: ShardOption = "1/1",
+    resume: ResumeOption = True,
 ) -> None:
     """Sample the teacher on the training prompts; keep valid, distinct completions.
 
     Example: `star rollout --data runs/hand/data --teacher runs/hand/teacher --out runs/hand/rollouts`
     """
-    _stage("rollout", config, data=data, teacher=teacher, out=out, resume=resume)
+    _stage("rollout", config, data=data, teacher=teacher, out=out, shard=shard, resume=resume)
 
 
 @app.command()
@@ -96,13 +106,39 @@ def extract_topk(
     teacher: TeacherOption,
     out: OutOption,
     config: ConfigOption = "tiny",
+    shard: ShardOption = "1/1",
     resume: ResumeOption = True,
 ) -> None:
     """Store the teacher's top-k log-probs over the rollouts.
 
     Example: `star extract-topk --rollouts runs/hand/rollouts --teacher runs/hand/teacher --out runs/hand/topk`
     """
-    _stage("extract-topk", config, rollouts=rollouts, teacher=teacher, out=out, resume=resume)
+    _stage("extract-topk", config, rollouts=rollouts, teacher=teacher, out=out, shard=shard, resume=resume)
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders that `--shard 1/n` to `n/n` wrote, all of them.")],
+    out: OutOption,
+) -> None:
+    """Put the parts of a sharded rollout or extraction together, by their manifests.
+
+    Example: `star merge runs/hand/topk-1 runs/hand/topk-2 --out runs/hand/topk`
+    """
+    from star.stages import merge as merge_parts
+
+    typer.echo(json.dumps(merge_parts(parts, out=out), indent=1))
+
+
+@topk_app.command("inspect")
+def inspect_topk(folder: Annotated[Path, typer.Argument(help="Folder of `star extract-topk`.")]) -> None:
+    """Check a top-k store and print what it holds: sequences, tokens, bytes a token, mass covered, entropy.
+
+    Example: `star topk inspect runs/latest/extract-topk`
+    """
+    from star.teacher.inspection import print_inspection
+
+    print_inspection(folder)
 
 
 @app.command()

@@ -197,6 +197,9 @@ class Student(Section):
     revision: str | None = Field(None, description="commit of the Hugging Face repository")
 
 
+SERVER = "URL of an OpenAI-compatible server (`vllm serve`) with the teacher, such as http://host:8000/v1; without it transformers runs it"
+
+
 class Rollout(Section):
     """How the teacher is sampled on the training prompts."""
 
@@ -205,6 +208,11 @@ class Rollout(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
     batch_size: int = Field(64, ge=1, description="prompts a generation batch")
+    min_reward: float | None = Field(
+        None, ge=-1, le=1, description="samples with a lower similarity reward against the ground truth are dropped"
+    )
+    retries: int = Field(1, ge=0, description="times that samples which failed are drawn again, at most")
+    server: str | None = Field(None, pattern="^https?://", description=SERVER)
 
 
 class TopK(Section):
@@ -212,6 +220,7 @@ class TopK(Section):
 
     top_k: int = Field(100, ge=1)
     batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens a forward pass")
+    server: str | None = Field(None, pattern="^https?://", description=SERVER)
 
 
 class Distill(Training):

@@ -1,8 +1,8 @@
 """One shard of a top-k store: a safetensors file that any reader of the format opens.
 
 Its tensors are `data`, the sequences as `star.teacher.codec` encodes them, one after another; `ends` [S], where each ends in it;
-`table` [S, 3], where its id ends in `names`, its tokens, the crc32 of its bytes; `names`, the ids in UTF-8. The metadata entry "topk" is the
-header that all shards of a store share.
+`table` [S, 3], where its id ends in `names`, its tokens, the crc32 of its bytes; `names`, the ids in UTF-8. The metadata
+entry "topk" is the header that all shards of a store share.
 
 Shapes: S sequences, T tokens of a sequence, K ids a token.
 """

@@ -73,6 +73,8 @@ class TopKWriter:
         self.folder = Path(folder)
         self.tokens_per_shard = tokens_per_shard
         self._header = make_header(top_k, vocab_size, provenance or {})
+        self.top_k: int = self._header["top_k"]
+        self.vocab_size = vocab_size
         self._pending: dict[str, tuple[int, bytes]] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,8 @@ class TopKStore:
         verify: compare every shard with its sha256; False only where that was just done.
 
     Attributes:
-        top_k, vocab_size, tokens, provenance: as the writer was given them, and how many tokens there are.
+        top_k, vocab_size, provenance: as the writer was given them.
+        tokens, shards: how many there are.
 
     Raises:
         InputError: the folder, its index or a shard is missing, damaged or does not belong to the rest; the message names it.
@@ -164,6 +167,7 @@ class TopKStore:
         self.top_k: int = self._index["top_k"]
         self.vocab_size: int = self._index["vocab_size"]
         self.tokens: int = self._index["tokens"]
+        self.shards = len(self._index["shards"])
         self.provenance: dict[str, str] = self._index["provenance"]
         self._header = make_header(self.top_k, self.vocab_size, self.provenance)
         self._open: OrderedDict[int, Shard] = OrderedDict()
@@ -176,7 +180,7 @@ class TopKStore:
         return self._index["sequences"]
 
     def __iter__(self) -> Iterator[str]:
-        for number in range(len(self._index["shards"])):
+        for number in range(self.shards):
             yield from self._shard(number).names
 
     def __contains__(self, sequence_id: object) -> bool:
