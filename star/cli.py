@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is at fault. Heavy im
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def merge(
     """
     from star.stages import merge as merge_parts
 
-    typer.echo(json.dumps(merge_parts(parts, out=out), indent=1))
+    _print_metrics(merge_parts, parts=parts, out=out)
 
 
 @topk_app.command("inspect")
@@ -138,7 +139,7 @@ def inspect_topk(folder: Annotated[Path, typer.Argument(help="Folder of `star ex
     """
     from star.teacher.inspection import print_inspection
 
-    print_inspection(folder)
+    print_inspection(_fetched(folder))
 
 
 @app.command()
@@ -293,8 +294,31 @@ def _stage(name: str, config: str, *, seed_data: Path | None = None, **arguments
     from star.config import load_config
     from star.stages import stage_named
 
-    metrics = stage_named(name).function(load_config(config, seed_data=seed_data), **arguments)
+    function = stage_named(name).function
+    _print_metrics(lambda **folders: function(load_config(config, seed_data=seed_data), **folders), **arguments)
+
+
+def _print_metrics(work: Callable[..., dict], *, out: Path, **arguments: object) -> None:
+    """Does the work on local folders and prints its figures: what lies in S3 is fetched before, and uploaded after."""
+    from star.registry.tracking import home
+    from star.s3 import Place, is_remote, upload_folder
+
+    place = Place.parse(out) if is_remote(out) else None
+    local = home() / "s3" / "made" / place.bucket / place.prefix if place else out
+    metrics = work(out=local, **{name: _fetched(value) for name, value in arguments.items()})
+    if place:
+        upload_folder(local, str(place))
     typer.echo(json.dumps(metrics, indent=1))
+
+
+def _fetched(value: object) -> object:
+    """A local copy of a folder in S3; a list's members each; anything else as it is."""
+    from star.registry.tracking import home
+    from star.s3 import download_folder, is_remote
+
+    if isinstance(value, list):
+        return [_fetched(member) for member in value]
+    return download_folder(value, home() / "s3" / "fetched") if isinstance(value, Path) and is_remote(value) else value
 
 
 def main() -> None:
