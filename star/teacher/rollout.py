@@ -54,7 +54,7 @@ def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, part: Part
     settings = config.rollout
     sample = TeacherServer(settings.server).generate if settings.server else partial(generate, load_model(teacher))
     counts = roll_out(sample, tokenizer, chosen, settings=settings, seed=config.seed, part=part, work=work)
-    if not counts["kept"]:
+    if sum(counts.values()) and not counts["kept"]:
         raise InputError(
             f"the teacher gave no valid completion in {sum(counts.values())} samples ({counts}): "
             "train it longer, raise rollout.max_new_tokens, or lower rollout.min_reward"

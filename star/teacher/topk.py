@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, part: Part,
     table = pq.read_table(rollouts / SEQUENCES)
     ids, sequences = read_sequences(rollouts)
     batches = part.of(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
-    pq.write_table(table.take(sorted(index for batch in batches for index in batch)), out / SEQUENCES)
+    taken = sorted(index for batch in batches for index in batch)
+    pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
     score, vocab_size = _scorer(teacher, tokenizer, settings)
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, settings.top_k, vocab_size=vocab_size, provenance=provenance) as writer:
