@@ -4,8 +4,8 @@ Distributions: of a real forward pass (a small Qwen3 with Qwen's own tokenizer, 
 and evaluated on text it has not seen; also sharpened, as a stronger model's are), of random logits, and adversarial ones: uniformly random
 ids, log-probabilities spread evenly over a range, rows out of order, rows padded.
 
-Layouts: `arrow` is an IPC file with int32 ids and float32 log-probs, `arrow fp16` the same with float16, `zstd` the latter compressed (level 9),
-`exact` 18-bit ids and float16 (computed: 100 * (18 + 16) / 8 = 425).
+Layouts: `arrow` is an IPC file with int32 ids and float32 log-probs, `arrow fp16` the same with float16, `zstd` the latter compressed
+(level 9), `exact` 18-bit ids and float16 (computed: 100 * (18 + 16) / 8 = 425).
 
     pip download --no-deps dashscope && unzip dashscope-*.whl dashscope/resources/qwen.tiktoken   # Apache-2.0; the ranks are not kept here
     pip install tiktoken
@@ -40,6 +40,7 @@ PATTERN = (
 def read_text_ids(ranks: Path) -> torch.Tensor:
     """The Python documentation's topics as Qwen's tokens."""
     from pydoc_data.topics import topics
+
     from tiktoken import Encoding
 
     lines = ranks.read_text().splitlines()
@@ -57,7 +58,7 @@ def train(ids: torch.Tensor, *, steps: int) -> tuple[Qwen3ForCausalLM, list[floa
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     losses = []
-    for step in range(steps):
+    for _ in range(steps):
         starts = torch.randint(0, len(ids) - 129, (8,))
         rows = torch.stack([ids[start : start + 129] for start in starts])
         hidden = model.get_decoder()(input_ids=rows[:, :-1]).last_hidden_state.flatten(0, 1)
@@ -147,7 +148,7 @@ def arrow_bytes(ids: np.ndarray, logprobs: np.ndarray, *, compression: pa.Codec 
 
 
 def least_bytes(nats: float, step: float = 0.02) -> float:
-    """What no lossless code of ids in order, and levels of `step` spread anyhow over a range, can go below: in bits, log2 of how many there are."""
+    """What no lossless code of ids in order, and levels of `step` spread anyhow over a range, can go below: log2 of how many there are."""
     levels = nats / step
     arrangements = math.lgamma(levels + K + 1) - math.lgamma(levels + 1) - math.lgamma(K + 1)
     return (K * math.log2(V) + arrangements / math.log(2)) / 8

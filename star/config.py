@@ -138,6 +138,13 @@ class Training(Section):
         return _whole_micro_batches(self, self.batch_size)
 
 
+class Lora(Section):
+    """Low-rank adapters in place of a training of all weights; what is published has them merged in."""
+
+    rank: int = Field(64, ge=1)
+    alpha: int = Field(128, ge=1, description="the adapters' product is scaled by alpha / rank")
+
+
 class SimRL(Section):
     """GRPO on the similarity reward (method: section 3.3)."""
 
@@ -152,6 +159,7 @@ class SimRL(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
     save_steps: int = Field(20, ge=1)
+    lora: Lora | None = Field(None, description="train adapters; an 8B teacher then fits one 80 GB card")
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_step(self) -> "SimRL":

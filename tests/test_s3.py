@@ -1,7 +1,6 @@
 """Folders in S3, against a real server of the protocol over loopback, and a proxy before it that fails on demand."""
 
 import http.client
-import os
 import shutil
 import socket
 import subprocess
