@@ -215,6 +215,18 @@ def measure_extraction(model, ids: torch.Tensor) -> dict[str, float]:
     return {f"{name} tokens/s": tokens / float(np.median(values)) for name, values in seconds.items()}
 
 
+def measure_training(hidden: int) -> dict[str, float]:
+    """Tokens a second that CKD consumes at most: the loss and its gradients alone, without the student's layers."""
+    from star.ckd.loss import fused_linear_ckd
+
+    ids_TK, logprobs_TK = next(random_logits(3, sequences=1))
+    hidden_TH = torch.randn(len(ids_TK), hidden, requires_grad=True)
+    weight_VH = (0.02 * torch.randn(V, hidden)).requires_grad_()
+    began = time.process_time()
+    fused_linear_ckd(hidden_TH, weight_VH, ids_TK, logprobs_TK).loss.backward()
+    return {"CKD loss alone, tokens/s": len(ids_TK) / (time.process_time() - began)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=Path, required=True, help="qwen.tiktoken")
@@ -245,6 +257,7 @@ def main() -> None:
         )
     for row in measure_memory():
         print(json.dumps({key: round(value, 1) for key, value in row.items()}), flush=True)
+    print(measure_training(arguments.hidden), flush=True)
     print("extraction, trained model, hidden 64:", measure_extraction(model, held_out), flush=True)
     wide = {"hidden_size": arguments.hidden, "intermediate_size": 3 * arguments.hidden, "num_hidden_layers": 2}
     config = Qwen3Config(vocab_size=V, **wide, num_attention_heads=8, num_key_value_heads=8, head_dim=128)
