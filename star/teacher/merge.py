@@ -1,5 +1,6 @@
 """Makes one result of the parts that `--shard 1/n` to `n/n` wrote: rows are put together, shards of the store are linked as they are."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,8 +50,6 @@ def merge_parts(manifests: dict[Path, Manifest], *, out: Path) -> dict[str, floa
 
 
 def _sum_metrics(files: list[Path]) -> dict[str, float]:
-    import json
-
     metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     shared = {"prompts", "too_long"}
     return {name: metrics[0][name] if name in shared else sum(m[name] for m in metrics) for name in metrics[0]}

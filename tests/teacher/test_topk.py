@@ -181,7 +181,7 @@ def test_a_disk_without_room_is_refused_before_the_teacher_works(tmp_path: Path,
     def never(_: list) -> list:
         raise AssertionError("the teacher was asked")
 
-    with pytest.raises(InputError, match="the top-k of 600 tokens takes about 170 kB and .* has 100 kB free"):
+    with pytest.raises(InputError, match="the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
         store_scores(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
 
 
@@ -222,7 +222,7 @@ runpy.run_module("star.cli", run_name="__main__")
 SMALL_SHARDS = """
 import sys, runpy
 import star.teacher.store as store
-store.TopKWriter.__init__.__kwdefaults__["tokens_per_shard"] = 60
+store.TopKWriter.__init__.__kwdefaults__["tokens_per_shard"] = 150
 """
 
 
@@ -261,11 +261,11 @@ runpy.run_module("star.cli", run_name="__main__")
     assert len(list(whole.glob("topk-*"))) >= 3
     out, kept, kills = tmp_path / "out", -1, 0
     while not out.exists():
-        # Always at the fifth operation of what is left: the work comes forward through all of them, one kill after another.
+        # One operation later each time: the kills fall on writes, renames and syncs of shards, then of the lookup and the index.
         before = len(list(tmp_path.glob(".out.partial/out/topk-*.safetensors")))
         assert before >= kept
         kept = before
-        process = subprocess.run([*command, str(4 + kills % 3), *extraction(finished, out)], capture_output=True)
+        process = subprocess.run([*command, str(4 + kills), *extraction(finished, out)], capture_output=True)
         kills += process.returncode == -signal.SIGKILL
         assert process.returncode in (0, -signal.SIGKILL), process.stderr.decode()
         assert kills < 60
@@ -278,7 +278,7 @@ def test_an_extraction_killed_at_random_times_ends_with_the_same_bytes(
     finished: dict[str, Path], tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(4)
-    for number in range(4):
+    for number in range(3):
         out = tmp_path / f"out-{number}"
         command = [sys.executable, "-c", KILLED_AT, str(draw.uniform(2, 12)), *extraction(finished, out)]
         subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
