@@ -3,7 +3,8 @@
 What a row of K = 100 ids out of V = 151,936 costs at least: 215.2 bytes for which ids in which order, and what their log-probabilities add.
 
 - **ids** are cut at a bit: the low bits are kept as they are, four of the high parts make one number in base ceil(V / 2^low). For
-  V = 151,936 that is 17.25 bits an id, where log2(V) = 17.21.
+  V = 151,936 that is 17.25 bits an id, where log2(V) = 17.21. Where the same ids come again from token to token, as a teacher's often do,
+  zstd finds them, and its bytes are taken when they are fewer.
 - **log-probabilities** become levels of `STEP` nats. A row in falling order is the gaps between its levels, all of them >= 0, in a Rice
   code: the low bits of a gap as they are, the rest in unary. The r-th gap of a distribution with an exponential tail is itself exponential
   with a mean proportional to 1/r (Renyi 1953), so the code's parameter is chosen for each octave of ranks (1, 2-3, 4-7, ...) of each row,
@@ -18,6 +19,7 @@ Shapes: T tokens, K ids a token, O octaves of ranks, N values. All bits are litt
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
 
 STEP = 0.0199  # nats between two levels: off by half of it at most, and by a float32's rounding
 LOWEST = -65504.0  # lower ones are stored as this: e^-65504 is 0 in every type
@@ -25,6 +27,8 @@ GROUP = 4  # ids whose high parts make one number
 FIRST_PARAMETER = 4  # what the first octave's parameter is stored as the distance from
 FALLING, SIGNED = 0, 1
 PADDED = 2  # flag: rows end in -inf, and their finite values are counted
+COMPRESSED = 4  # flag: the ids are zstd's
+_ZSTD = pa.Codec("zstd", 3)
 
 
 def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> bytes:
@@ -51,10 +55,13 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
     parameters_TO = _choose_parameters(gaps_TK)
     widths_TK = np.repeat(parameters_TO, _octaves(k)[1], axis=1)
     unary = _pack_unary(np.concatenate([_zigzag(_surprise(parameters_TO)).ravel(), (gaps_TK >> widths_TK).ravel()]))
+    ids = _pack_ids(ids_TK.ravel(), vocab_size)
+    compressed = _ZSTD.compress(ids_TK.astype("<u4").tobytes(), asbytes=True)
+    fewer = len(compressed) + 4 < len(ids)
     parts = [
-        bytes([order | PADDED * padded]),
+        bytes([order | PADDED * padded | COMPRESSED * fewer]),
         len(unary).to_bytes(4, "little"),
-        _pack_ids(ids_TK.ravel(), vocab_size),
+        len(compressed).to_bytes(4, "little") + compressed if fewer else ids,
         unary,
         pack_bits(gaps_TK.ravel(), widths_TK.ravel()),
     ]
@@ -67,11 +74,15 @@ def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) ->
     """The ids [T, K] as int32 and the log-probabilities [T, K] as float32 of what `encode` made of a sequence."""
     buffer = np.frombuffer(data, np.uint8)
     flags, unary_size = int(buffer[0]), int.from_bytes(buffer[1:5].tobytes(), "little")
-    ids_size = _ids_size(tokens * k, vocab_size)
-    ids = _unpack_ids(buffer[5 : 5 + ids_size], tokens * k, vocab_size)
-    unary_end = 5 + ids_size + unary_size
+    if flags & COMPRESSED:
+        ids_end = 9 + int.from_bytes(buffer[5:9].tobytes(), "little")
+        ids = np.frombuffer(_ZSTD.decompress(buffer[9:ids_end], tokens * k * 4), "<u4").astype(np.int32)
+    else:
+        ids_end = 5 + _ids_size(tokens * k, vocab_size)
+        ids = _unpack_ids(buffer[5:ids_end], tokens * k, vocab_size)
+    unary_end = ids_end + unary_size
     starts, sizes = _octaves(k)
-    quotients = _unpack_unary(buffer[5 + ids_size : unary_end])
+    quotients = _unpack_unary(buffer[ids_end:unary_end])
     octaves = tokens * len(starts)
     parameters_TO = _from_surprise(_unzigzag(quotients[:octaves]).reshape(tokens, -1))
     widths = np.repeat(parameters_TO, sizes, axis=1).ravel()
@@ -109,7 +120,10 @@ def _choose_parameters(gaps_TK: np.ndarray) -> np.ndarray:
 def _surprise(parameters_TO: np.ndarray) -> np.ndarray:
     """How far each parameter is from the one expected: the octave's before less one."""
     expected_TO = np.maximum(parameters_TO[:, :-1] - 1, 0)
-    return np.concatenate([parameters_TO[:, :1] - FIRST_PARAMETER, parameters_TO[:, 1:] - expected_TO], axis=1)
+    return np.concatenate(
+        [parameters_TO[:, :1] - FIRST_PARAMETER, parameters_TO[:, 1:] - expected_TO],
+        axis=1,
+    )
 
 
 def _from_surprise(surprise_TO: np.ndarray) -> np.ndarray:

@@ -405,6 +405,16 @@ def test_shard_of_another_run_is_named(tmp_path, teacher, message):
         TopKStore(tmp_path / "one")
 
 
+def test_ids_that_come_again_are_not_kept_again(tmp_path):
+    ids = np.tile(np.random.default_rng(0).permutation(151936)[:100], (64, 1))
+    logprobs = -np.sort(np.random.default_rng(1).uniform(0, 15, (64, 100)))
+    with TopKWriter(tmp_path, 100, vocab_size=151936) as writer:
+        writer.add("row", ids, logprobs)
+    store = TopKStore(tmp_path)
+    assert store.size / store.tokens < 120
+    assert_holds(store, {"row": (ids, logprobs)})
+
+
 def test_rows_come_back_in_the_order_they_came_in(tmp_path):
     draw = np.random.default_rng(5)
     ids, logprobs = draw.integers(0, VOCAB, (50, K)), -draw.uniform(0, 60, (50, K))
