@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is at fault. Heavy im
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
+topk_app = typer.Typer(help="The teacher's stored signal.", no_args_is_help=True)
+app.add_typer(topk_app, name="topk")
 
 ConfigOption = Annotated[
     str,
@@ -33,6 +36,9 @@ SeedDataOption = Annotated[
     Path | None, typer.Option("--seed-data", help="Rows of your own: JSON Lines with messages and tools.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume/--restart", help="Go on with killed work, or begin anew.")]
+ShardOption = Annotated[
+    str, typer.Option(help="Part i of n of the work, as 2/4; `star merge` puts the parts together.")
+]
 NameOption = Annotated[str, typer.Option("--name", help="Registered model.")]
 
 
@@ -81,13 +87,18 @@ def refine_teacher(
 
 @app.command()
 def rollout(
-    data: DataOption, teacher: TeacherOption, out: OutOption, config: ConfigOption = "tiny", resume: ResumeOption = True
+    data: DataOption,
+    teacher: TeacherOption,
+    out: OutOption,
+    config: ConfigOption = "tiny",
+    shard: ShardOption = "1/1",
+    resume: ResumeOption = True,
 ) -> None:
     """Sample the teacher on the training prompts; keep valid, distinct completions.
 
     Example: `star rollout --data runs/hand/data --teacher runs/hand/teacher --out runs/hand/rollouts`
     """
-    _stage("rollout", config, data=data, teacher=teacher, out=out, resume=resume)
+    _stage("rollout", config, data=data, teacher=teacher, out=out, shard=shard, resume=resume)
 
 
 @app.command()
@@ -96,13 +107,39 @@ def extract_topk(
     teacher: TeacherOption,
     out: OutOption,
     config: ConfigOption = "tiny",
+    shard: ShardOption = "1/1",
     resume: ResumeOption = True,
 ) -> None:
     """Store the teacher's top-k log-probs over the rollouts.
 
     Example: `star extract-topk --rollouts runs/hand/rollouts --teacher runs/hand/teacher --out runs/hand/topk`
     """
-    _stage("extract-topk", config, rollouts=rollouts, teacher=teacher, out=out, resume=resume)
+    _stage("extract-topk", config, rollouts=rollouts, teacher=teacher, out=out, shard=shard, resume=resume)
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(help="Folders that `--shard 1/n` to `n/n` wrote, all of them.")],
+    out: OutOption,
+) -> None:
+    """Put the parts of a sharded rollout or extraction together, by their manifests.
+
+    Example: `star merge runs/hand/topk-1 runs/hand/topk-2 --out runs/hand/topk`
+    """
+    from star.stages import merge as merge_parts
+
+    _print_metrics(merge_parts, parts=parts, out=out)
+
+
+@topk_app.command("inspect")
+def inspect_topk(folder: Annotated[Path, typer.Argument(help="Folder of `star extract-topk`.")]) -> None:
+    """Check a top-k store and print what it holds: sequences, tokens, bytes a token, mass covered, entropy.
+
+    Example: `star topk inspect runs/latest/extract-topk`
+    """
+    from star.teacher.inspection import print_inspection
+
+    print_inspection(_fetched(folder))
 
 
 @app.command()
@@ -257,8 +294,31 @@ def _stage(name: str, config: str, *, seed_data: Path | None = None, **arguments
     from star.config import load_config
     from star.stages import stage_named
 
-    metrics = stage_named(name).function(load_config(config, seed_data=seed_data), **arguments)
+    function = stage_named(name).function
+    _print_metrics(lambda **folders: function(load_config(config, seed_data=seed_data), **folders), **arguments)
+
+
+def _print_metrics(work: Callable[..., dict], *, out: Path, **arguments: object) -> None:
+    """Does the work on local folders and prints its figures: what lies in S3 is fetched before, and uploaded after."""
+    from star.registry.tracking import home
+    from star.s3 import Place, is_remote, upload_folder
+
+    place = Place.parse(out) if is_remote(out) else None
+    local = home() / "s3" / "made" / place.bucket / place.prefix if place else out
+    metrics = work(out=local, **{name: _fetched(value) for name, value in arguments.items()})
+    if place:
+        upload_folder(local, str(place))
     typer.echo(json.dumps(metrics, indent=1))
+
+
+def _fetched(value: object) -> object:
+    """A local copy of a folder in S3; a list's members each; anything else as it is."""
+    from star.registry.tracking import home
+    from star.s3 import download_folder, is_remote
+
+    if isinstance(value, list):
+        return [_fetched(member) for member in value]
+    return download_folder(value, home() / "s3" / "fetched") if isinstance(value, Path) and is_remote(value) else value
 
 
 def main() -> None:

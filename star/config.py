@@ -138,6 +138,13 @@ class Training(Section):
         return _whole_micro_batches(self, self.batch_size)
 
 
+class Lora(Section):
+    """Low-rank adapters in place of a training of all weights; what is published has them merged in."""
+
+    rank: int = Field(64, ge=1)
+    alpha: int = Field(128, ge=1, description="the adapters' product is scaled by alpha / rank")
+
+
 class SimRL(Section):
     """GRPO on the similarity reward (method: section 3.3)."""
 
@@ -152,6 +159,7 @@ class SimRL(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
     save_steps: int = Field(20, ge=1)
+    lora: Lora | None = Field(None, description="train adapters; an 8B teacher then fits one 80 GB card")
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_step(self) -> "SimRL":
@@ -197,6 +205,9 @@ class Student(Section):
     revision: str | None = Field(None, description="commit of the Hugging Face repository")
 
 
+SERVER = "URL of an OpenAI-compatible server (`vllm serve`) with the teacher, such as http://host:8000/v1; without it transformers runs it"
+
+
 class Rollout(Section):
     """How the teacher is sampled on the training prompts."""
 
@@ -205,6 +216,11 @@ class Rollout(Section):
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
     batch_size: int = Field(64, ge=1, description="prompts a generation batch")
+    min_reward: float | None = Field(
+        None, ge=-1, le=1, description="samples with a lower similarity reward against the ground truth are dropped"
+    )
+    retries: int = Field(1, ge=0, description="times that samples which failed are drawn again, at most")
+    server: str | None = Field(None, pattern="^https?://", description=SERVER)
 
 
 class TopK(Section):
@@ -212,6 +228,7 @@ class TopK(Section):
 
     top_k: int = Field(100, ge=1)
     batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens a forward pass")
+    server: str | None = Field(None, pattern="^https?://", description=SERVER)
 
 
 class Distill(Training):

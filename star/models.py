@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Trainer
 from transformers.utils import logging as transformers_logging
 
-from star.config import Architecture, ModelFolder, Scratch
+from star.config import Architecture, Lora, ModelFolder, Scratch
 from star.errors import InputError
 from star.training import Log, seed_everything, supervised_arguments, train
 
@@ -29,14 +29,26 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None):
     return tokenizer
 
 
-def load_model(model: str | Path, *, revision: str | None = None, training: bool = False):
+def load_model(model: str | Path, *, revision: str | None = None, training: bool = False, lora: Lora | None = None):
     """The causal language model of a folder or hub id; safetensors only, no remote code.
 
     fp32 on a CPU and for training (steps of 3e-7 vanish in bf16 weights; the trainer computes in bf16), else bf16 on a GPU.
+
+    Args:
+        lora: adapters to train, in fp32, on every linear layer; the weights themselves stay as they are, in bf16 on a GPU.
     """
-    dtype = torch.bfloat16 if torch.cuda.is_available() and not training else torch.float32
+    whole = training and lora is None
+    dtype = torch.bfloat16 if torch.cuda.is_available() and not whole else torch.float32
     loaded = _load(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return _with_adapters(loaded, lora) if lora else loaded
+
+
+def _with_adapters(model, lora: Lora):
+    from peft import LoraConfig, get_peft_model
+
+    targets = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return get_peft_model(model, LoraConfig(**targets))
 
 
 def base_source(base: ModelFolder | str) -> Path | str:
@@ -58,7 +70,9 @@ def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: An
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
-    """Writes a plain Hugging Face folder: safetensors weights, config, tokenizer with its chat template."""
+    """Writes a plain Hugging Face folder: safetensors weights (adapters merged in), config, tokenizer with its chat template."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

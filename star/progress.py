@@ -24,6 +24,11 @@ def emit(**event: Any) -> None:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
+def say(text: str) -> None:
+    """One line about the work, beside its bar."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class Bar:
     """One piece of work with a known number of steps. `start` steps were done by an earlier, killed run."""
 

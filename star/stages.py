@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from star.errors import InputError, cure_of
 from star.storage import (
     METRICS,
     Manifest,
+    Part,
     Workspace,
     digest_of,
     finish_interrupted,
@@ -27,11 +28,13 @@ from star.storage import (
     open_input,
     partial_folder,
     publish,
+    read_manifest,
     refuse_foreign,
     write_json,
 )
 
 Metrics = dict[str, float]
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -71,28 +74,67 @@ def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True
     return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
 
 
-def rollout(config: Config, *, data: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
-    """Samples the teacher on the training prompts; valid, distinct completions become sequences.parquet."""
+def rollout(
+    config: Config, *, data: Path, teacher: Path, out: Path, shard: str = "1/1", resume: bool = True
+) -> Metrics:
+    """Samples the teacher on the training prompts; valid, distinct completions become sequences.parquet.
+
+    Args:
+        shard: i/n, the part of the batches to do; `merge` makes one result of all n.
+    """
+    part = Part.parse(shard)
 
     def work(workspace: Workspace, log: Callable) -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.rollout import roll_out_rows
 
         rows = list(read_rows(data / "train.jsonl"))
-        return roll_out_rows(teacher, rows, config=config, work=workspace)
+        return roll_out_rows(teacher, rows, config=config, part=part, work=workspace)
 
-    return _run("rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume)
+    return _run("rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume, part=part)
 
 
-def extract_topk(config: Config, *, rollouts: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
-    """Stores the teacher's top-k log-probs over the rollouts, with the sequences and the tokenizer: all that distillation reads."""
+def extract_topk(
+    config: Config, *, rollouts: Path, teacher: Path, out: Path, shard: str = "1/1", resume: bool = True
+) -> Metrics:
+    """Stores the teacher's top-k log-probs over the rollouts, with the sequences and the tokenizer: all that distillation reads.
+
+    Args:
+        shard: i/n, the part of the batches to do; `merge` makes one result of all n. A part of a rollout gives that part.
+    """
+    part = Part.parse(shard)
 
     def work(workspace: Workspace, log: Callable) -> Metrics:
         from star.teacher.topk import extract_folder
 
-        return extract_folder(teacher, rollouts, settings=config.topk, out=workspace.out)
+        return extract_folder(teacher, rollouts, settings=config.topk, part=part, out=workspace.out)
 
-    return _run("extract-topk", work, config, inputs={"rollouts": rollouts, "teacher": teacher}, out=out, resume=resume)
+    inputs = {"rollouts": rollouts, "teacher": teacher}
+    return _run("extract-topk", work, config, inputs=inputs, out=out, resume=resume, part=part)
+
+
+def merge(parts: list[Path], *, out: Path) -> Metrics:
+    """Makes one folder of what `rollout` or `extract_topk` wrote with shard 1/n to n/n; nothing is computed again.
+
+    Raises:
+        InputError: a part is missing, damaged, there twice, or of another run; the message names it.
+    """
+    from star.teacher.merge import merge_parts, require_all_parts
+
+    manifests = {Path(folder): open_input(Path(folder), stage=read_manifest(Path(folder)).stage) for folder in parts}
+    require_all_parts(manifests)
+    out, first = Path(out).absolute(), next(iter(manifests.values()))
+    refuse_foreign(out)
+    digests = {manifest.part: manifest.digest for manifest in manifests.values()}
+    fingerprint = digest_of(["merge", digests])
+    if is_finished(out, fingerprint=fingerprint):
+        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+    merged = replace(first, fingerprint=fingerprint, inputs=digests, files=[], part=None)
+    with partial_folder(out, stage=first.stage, fingerprint=fingerprint, resume=False) as workspace:
+        metrics = merge_parts(manifests, out=workspace.out)
+        write_json(workspace.out / METRICS, metrics)
+        publish(workspace.out, out=out, manifest=merged)
+    return metrics
 
 
 def distill(
@@ -189,11 +231,13 @@ def _run(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
+    part: Part = WHOLE,
 ) -> Metrics:
     """Runs one stage's work under the contract of this module, and tells a listening runner how it went."""
     progress.end_with_runner()
     try:
-        return _run_once(stage_named(name), work, config, inputs=inputs, out=Path(out).absolute(), resume=resume)
+        stage, out = stage_named(name), Path(out).absolute()
+        return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
     except BaseException as error:
         cure = cure_of(error)
         said = cure or f"{type(error).__name__}: {error}"
@@ -209,11 +253,13 @@ def _run_once(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
+    part: Part,
 ) -> Metrics:
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
     manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
+    given = _part_of_inputs(stage, inputs, manifests, part)
     settings = config.slice(stage.sections)
     manifest = Manifest(
         stage=stage.name,
@@ -222,9 +268,11 @@ def _run_once(
         code_digest=code_digest(stage.function),
         code_version=code_version(),
         inputs={key: entry.digest for key, entry in manifests.items()},
+        part=given,
     )
-    fingerprint = digest_of([stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs])
-    manifest = Manifest(**{**vars(manifest), "fingerprint": fingerprint})
+    content = [stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs]
+    fingerprint = digest_of([*content, given] if given else content)
+    manifest = replace(manifest, fingerprint=fingerprint)
     finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
     if stage.cached and is_finished(out, fingerprint=fingerprint):
         progress.emit(kind="finished", stage=stage.name, cached=True)
@@ -242,6 +290,18 @@ def _run_once(
         publish(workspace.out, out=out, manifest=manifest)
     progress.emit(kind="finished", stage=stage.name, cached=False)
     return metrics
+
+
+def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], part: Part) -> str | None:
+    """Which part of the whole the result will be, or None. Only extraction takes a part of its input for one of its own."""
+    for key, manifest in manifests.items():
+        if manifest.part is not None:
+            if stage.name != "extract-topk" or part != WHOLE:
+                raise InputError(
+                    f"{inputs[key]} is part {manifest.part} only: put the parts together with `star merge`"
+                )
+            return manifest.part
+    return str(part) if part != WHOLE else None
 
 
 def require_code(name: str, digest: str) -> None:

@@ -35,7 +35,12 @@ def refine_model(
     """
     seed_everything(seed)
     trainer = build_trainer(
-        load_model(model, training=True), tokenizer, prompts, settings=settings, folder=work.state / "simrl", seed=seed
+        load_model(model, training=True, lora=settings.lora),
+        tokenizer,
+        prompts,
+        settings=settings,
+        folder=work.state / "simrl",
+        seed=seed,
     )
     train(trainer, phase="simrl", label=label, state=work.state, log=log)
     save_model(trainer.model, tokenizer, work.out)

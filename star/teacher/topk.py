@@ -1,30 +1,57 @@
 """Extraction: one forward pass of the teacher over prompt and completion, its top-k log-probs at the completion's positions to disk.
 
-T completion tokens, H hidden, V vocabulary, K teacher ids a token.
+T completion tokens, N tokens of a batch, C tokens of a chunk, H hidden, V vocabulary, K teacher ids a token, B ids of a block.
 """
 
-import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from star.config import TopK
 from star.generation import Sequence, batches_by_length, completion_hidden
 from star.models import load_model, load_tokenizer
-from star.progress import Bar
+from star.progress import Bar, say
+from star.storage import Part, read_manifest
+from star.teacher.capacity import bytes_a_token, readable_size, readable_time, require_space
 from star.teacher.rollout import SEQUENCES
+from star.teacher.server import TeacherServer
 from star.teacher.store import TopKWriter
+from star.tokenizer import tokenizer_digest
 
 TOKENIZER = "tokenizer"
+CHUNK_BYTES = 64 * 2**20  # what the [C, V] logits may take
+BLOCK = 64  # ids of which only the largest is looked at first
+
+Score = Callable[[list[Sequence]], list[tuple[Tensor, Tensor]]]
 
 
-def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, out: Path) -> dict[str, float]:
-    """Writes everything a student learns from to `out`: the sequences, the tokenizer and the top-k store."""
+def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, part: Part, out: Path) -> dict[str, float]:
+    """Writes everything a student learns from to `out`: the sequences, the tokenizer and the top-k store.
+
+    Args:
+        part: which part of the batches; the parts of one extraction together hold what a whole one does.
+
+    Raises:
+        InputError: the disk is too small for the store.
+    """
     tokenizer = load_tokenizer(teacher)
     tokenizer.save_pretrained(out / TOKENIZER)
-    shutil.copyfile(rollouts / SEQUENCES, out / SEQUENCES)
-    return extract_topk(load_model(teacher), tokenizer, rollouts, settings=settings, out=out)
+    table = pq.read_table(rollouts / SEQUENCES)
+    ids, sequences = read_sequences(rollouts)
+    batches = part.of(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
+    taken = sorted(index for batch in batches for index in batch)
+    pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
+    score, vocab_size = _scorer(teacher, tokenizer, settings)
+    provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
+    with TopKWriter(out, settings.top_k, vocab_size=vocab_size, provenance=provenance) as writer:
+        return store_scores(score, ids, sequences, batches, writer=writer)
 
 
 def read_sequences(folder: Path) -> tuple[list[str], list[Sequence]]:
@@ -37,31 +64,87 @@ def read_sequences(folder: Path) -> tuple[list[str], list[Sequence]]:
     return table["id"], sequences
 
 
-@torch.inference_mode()
-def extract_topk(model, tokenizer, rollouts: Path, *, settings: TopK, out: Path) -> dict[str, float]:
-    """Writes the store of a rollout's sequences to `out`, going on where a killed extraction stopped.
+def _scorer(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
+    if settings.server:
+        server = TeacherServer(settings.server)
+        vocab_size = server.vocab_size(teacher)
+        return partial(server.top_k, k=min(settings.top_k, vocab_size)), vocab_size
+    model = load_model(teacher).eval()
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    return partial(score_batch, model, pad_id=tokenizer.pad_token_id, k=min(settings.top_k, vocab_size)), vocab_size
 
-    Log-softmax in fp32 over the whole vocabulary, then the top k; padded positions are never computed into logits.
+
+def store_scores(
+    score: Score, ids: list[str], sequences: list[Sequence], batches: list[list[int]], *, writer: TopKWriter
+) -> dict[str, float]:
+    """Scores the batches that are not stored yet, and stores each while the next is scored.
 
     Returns:
-        sequences and completion tokens stored.
+        sequences and completion tokens of all batches.
     """
-    model.eval()
-    ids, sequences = read_sequences(rollouts)
-    head = model.get_output_embeddings()
-    vocab_size = head.weight.shape[0]
-    top_k = min(settings.top_k, vocab_size)
-    writer = TopKWriter(out, top_k=top_k, vocab_size=vocab_size)
-    with Bar("extract the top-k", len(ids)) as bar:
-        for batch in batches_by_length(sequences, batch_tokens=settings.batch_tokens):
-            missing = [index for index in batch if ids[index] not in writer]
-            if missing:
-                hidden = completion_hidden(model, [sequences[index] for index in batch], pad_id=tokenizer.pad_token_id)
-                for index, hidden_TH in zip(batch, hidden, strict=True):
-                    if index not in missing:
-                        continue
-                    logprobs_TK, ids_TK = torch.log_softmax(head(hidden_TH).float(), dim=-1).topk(top_k, dim=-1)
-                    writer.add(ids[index], ids_TK.cpu(), logprobs_TK.cpu())
-            bar.advance(len(batch))
-    writer.close()
-    return {"sequences": len(ids), "tokens": sum(len(s.completion_ids) for s in sequences)}
+    tokens = sum(len(sequences[index].completion_ids) for batch in batches for index in batch)
+    left = [batch for batch in batches if any(ids[index] not in writer for index in batch)]
+    tokens_left = sum(len(sequences[index].completion_ids) for batch in left for index in batch)
+    needed = int(tokens_left * bytes_a_token(writer.top_k, writer.vocab_size))
+    require_space(writer.folder, needed, what=f"the top-k of {tokens_left:,} tokens")
+    count = sum(map(len, batches))
+    say(f"top-k: {count:,} sequences, {tokens:,} tokens; {readable_size(needed)} to write")
+    began, scored = time.monotonic(), 0
+    with Bar("extract the top-k", len(batches), start=len(batches) - len(left)) as bar, ThreadPoolExecutor(1) as pool:
+        storing: Future | None = None
+        for number, batch in enumerate(left):
+            scores = score([sequences[index] for index in batch])
+            if storing:
+                storing.result()
+            storing = pool.submit(_store, writer, [ids[index] for index in batch], scores)
+            scored += sum(len(ids_TK) for ids_TK, _ in scores)
+            if number == 0:
+                rate = scored / (time.monotonic() - began)
+                say(f"top-k: about {readable_time(tokens_left / rate)} at {rate:,.0f} completion tokens a second")
+            bar.advance()
+        if storing:
+            storing.result()
+    return {"sequences": count, "tokens": tokens}
+
+
+def _store(writer: TopKWriter, ids: list[str], scores: list[tuple[Tensor, Tensor]]) -> None:
+    for sequence_id, (ids_TK, logprobs_TK) in zip(ids, scores, strict=True):
+        if sequence_id not in writer:
+            writer.add(sequence_id, ids_TK, logprobs_TK)
+
+
+@torch.inference_mode()
+def score_batch(model, sequences: list[Sequence], *, pad_id: int, k: int) -> list[tuple[Tensor, Tensor]]:
+    """The k most probable ids of each completion position, [T, K], and their log-probabilities: log-softmax in fp32 over all ids.
+
+    One forward pass; logits are made at completion positions only, so many at a time as `CHUNK_BYTES` hold.
+    """
+    hidden = completion_hidden(model, sequences, pad_id=pad_id)
+    hidden_NH, head = torch.cat(hidden), model.get_output_embeddings()
+    rows = max(1, CHUNK_BYTES // (head.weight.shape[0] * 4))
+    chunks = [top_k_logprobs(head(hidden_CH).float(), k) for hidden_CH in hidden_NH.split(rows)]
+    ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*chunks, strict=True))
+    lengths = [len(hidden_TH) for hidden_TH in hidden]
+    return list(zip(ids_NK.split(lengths), logprobs_NK.split(lengths), strict=True))
+
+
+def top_k_logprobs(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ids and log-probabilities of the k largest logits, falling. Overwrites the logits.
+
+    The k largest lie in the k blocks with the largest maxima, so only k * B candidates are sorted; the softmax's sum is taken in place.
+    """
+    vocab_size = logits_CV.shape[1]
+    blocks = vocab_size // BLOCK
+    if blocks <= k:
+        top_CK, ids_CK = logits_CV.topk(k, dim=1)
+    else:
+        blocked_CPB = logits_CV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
+        chosen_CK = blocked_CPB.amax(2).topk(k, dim=1, sorted=False).indices
+        ids_CKB = chosen_CK[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits_CV.device)
+        rest = torch.arange(blocks * BLOCK, vocab_size, device=logits_CV.device).expand(len(logits_CV), -1)
+        candidates = torch.cat([ids_CKB.flatten(1), rest], dim=1)
+        top_CK, places_CK = logits_CV.gather(1, candidates).topk(k, dim=1)
+        ids_CK = candidates.gather(1, places_CK)
+    largest_C1 = top_CK[:, :1]
+    sum_C1 = logits_CV.sub_(largest_C1).exp_().sum(1, keepdim=True)
+    return ids_CK, top_CK - largest_C1 - sum_C1.log()

@@ -1,13 +1,16 @@
 """What becomes of the teacher's samples."""
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from star.config import Rollout
 from star.generation import Sample
 from star.models import load_tokenizer
 from star.prompts import Prompt
-from star.teacher.rollout import judge
+from star.teacher.rollout import VERDICTS, _table, account, judge, sample_batch
 
 TOOLS = [
     {"name": "ping", "description": "", "parameters": {"type": "object", "properties": {"host": {"type": "string"}}}}
@@ -46,3 +49,54 @@ def test_every_sample_has_its_verdict(tokenizer) -> None:
 def test_a_truncated_sample_does_not_make_a_whole_one_a_duplicate(tokenizer) -> None:
     rows = judge(Prompt("r", "a prompt", CALL, TOOLS), [sample(CALL, finished=False), sample(CALL)], tokenizer)
     assert [row["verdict"] for row in rows] == ["truncated", "kept"]
+
+
+def test_low_rewards_are_dropped_and_counted_by_prompt(tokenizer) -> None:
+    prompt = Prompt("r", "a prompt", CALL, TOOLS)
+    samples = [
+        sample(CALL),
+        sample(CALL),
+        sample(CALL.replace('"a"', '"b"')),
+        sample("?"),
+        sample(CALL, finished=False),
+    ]
+    rows = judge(prompt, samples, tokenizer, min_reward=0.5)
+    assert [row["verdict"] for row in rows] == ["kept", "duplicates", "low_reward", "format_errors", "truncated"]
+    [counted] = account(_table(rows)).to_pylist()
+    assert counted.pop("mean_reward") == pytest.approx((1 + 1 + 0 - 1 + 1) / 5)
+    verdicts = {"kept": 1, "duplicates": 1, "low_reward": 1, "format_errors": 1, "truncated": 1}
+    assert counted == {"row_id": "r", "samples": 5, **verdicts}
+
+
+class Scripted:
+    """A sampler that gives one text a round, and notes what it was asked."""
+
+    def __init__(self, *rounds: str) -> None:
+        self.rounds, self.asked = rounds, []
+
+    def __call__(self, tokenizer, texts: list[str], *, samples: int, seed: int, **_) -> list[list[Sample]]:
+        self.asked.append((list(texts), samples, seed))
+        return [[sample(self.rounds[len(self.asked) - 1])] * samples for _ in texts]
+
+
+@pytest.mark.parametrize("retries", [0, 1, 2, 5])
+def test_failures_are_sampled_again_up_to_the_limit(tokenizer, retries: int) -> None:
+    sampler = Scripted("?", "?", CALL, CALL, CALL, CALL)
+    prompts = [Prompt("r", "one", CALL, TOOLS), Prompt("s", "two", CALL, TOOLS)]
+    rows = sample_batch(sampler, tokenizer, prompts, settings=Rollout(samples=2, retries=retries), seed=3)
+    rounds = min(retries + 1, 3)
+    assert [asked[:2] for asked in sampler.asked[1:]] == [(["one", "one", "two", "two"], 1)] * (rounds - 1)
+    assert len({seed for _, _, seed in sampler.asked}) == rounds
+    assert len(rows) == 4 * rounds == len({row["id"] for row in rows})
+    kept = [row["row_id"] for row in rows if row["verdict"] == "kept"]
+    assert kept == (["r", "s"] if retries >= 2 else [])
+
+
+def test_every_prompt_is_accounted_for(finished: dict[str, Path]) -> None:
+    folder = finished["rollout"]
+    prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(prompts) == metrics["prompts"]
+    for verdict in VERDICTS:
+        assert sum(row[verdict] for row in prompts) == metrics[verdict]
+    assert all(row["samples"] == sum(row[verdict] for verdict in VERDICTS) for row in prompts)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star.errors import InputError
-from star.teacher.store import TopKStore, TopKWriter
+from star.teacher.store import OPEN_SHARDS, TopKStore, TopKWriter, merge_stores
 
 VOCAB = 500
 K = 8
@@ -33,7 +33,7 @@ def make_sequences(lengths: list[int]) -> dict[str, tuple[np.ndarray, np.ndarray
     return {f"row-{number}": make_sequence(length, seed=number) for number, length in enumerate(lengths)}
 
 
-def write(folder: Path, sequences: dict, **options: int) -> None:
+def write(folder: Path, sequences: dict, **options) -> None:
     with TopKWriter(folder, K, vocab_size=VOCAB, **options) as writer:
         for sequence_id, arrays in sequences.items():
             if sequence_id not in writer:
@@ -93,23 +93,25 @@ def test_sequences_are_found_in_any_order_and_others_are_not(tmp_path):
 def test_shards_are_bounded_and_a_longer_sequence_has_its_own(tmp_path):
     write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
     index = json.loads((tmp_path / "index.json").read_bytes())
-    assert {name: place[:3] for name, place in index["sequences"].items()} == {
-        "row-0": [0, 0, 4],
-        "row-1": [0, 4, 2],
-        "row-2": [1, 0, 3],
-        "row-3": [2, 0, 9],
-        "row-4": [3, 0, 1],
-    }
-    assert (index["shards"], index["tokens"], index["top_k"], index["vocab_size"]) == (4, 19, K, VOCAB)
+    assert [(entry["sequences"], entry["tokens"]) for entry in index["shards"]] == [(2, 6), (1, 3), (1, 9), (1, 1)]
+    assert (index["sequences"], index["tokens"], index["top_k"], index["vocab_size"]) == (5, 19, K, VOCAB)
 
 
-@pytest.mark.parametrize("vocab, bytes_a_token", [(500, 8 * 4), (65535, 8 * 4), (65536, 8 * 6)])
-def test_ids_take_the_smallest_type(tmp_path, vocab, bytes_a_token):
-    with TopKWriter(tmp_path, K, vocab_size=vocab) as writer:
-        ids = np.full((1000, K), vocab - 1)
-        writer.add("long", ids, np.full((1000, K), -3.0))
-    assert 0 <= (tmp_path / "topk-00000.safetensors").stat().st_size - 1000 * bytes_a_token < 500
-    np.testing.assert_array_equal(TopKStore(tmp_path)["long"][0], ids)
+@pytest.mark.parametrize("scale", [1.0, 2.5, 6.0, 12.0])
+def test_a_token_of_a_large_vocabulary_takes_281_bytes_at_most(tmp_path, scale):
+    sequences = {}
+    for number in range(4):
+        logits = scale * np.random.default_rng(number).standard_normal((32, 151936)).astype(np.float32)
+        logprobs, ids = torch.log_softmax(torch.from_numpy(logits), dim=-1).topk(100)
+        sequences[f"row-{number}#0"] = (ids.numpy(), logprobs.numpy())
+    with TopKWriter(tmp_path, 100, vocab_size=151936) as writer:
+        for name, arrays in sequences.items():
+            writer.add(name, *arrays)
+    store = TopKStore(tmp_path)
+    assert_holds(store, sequences)
+    assert store.size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    # A store of 128 tokens; its files' headers (about 1.5 kB) are of no weight in a real one.
+    assert (store.size - 1500) / store.tokens <= 281
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -127,7 +129,7 @@ def test_what_was_added_is_a_copy(tmp_path):
     with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
         writer.add("row", given_ids, given_logprobs)
         given_ids[:], given_logprobs[:] = 0, 0
-    assert_holds(TopKStore(tmp_path), {"row": (ids, logprobs)})
+    assert_holds(TopKStore(tmp_path), {"row": (ids, logprobs.astype(np.float16).astype(np.float32))})
 
 
 def test_order_in_memory_does_not_matter(tmp_path):
@@ -201,7 +203,7 @@ for number, (name, arrays) in enumerate(make_sequences([4, 2, 3, 9, 1]).items())
 def test_half_written_shard_of_a_killed_writer_is_removed(tmp_path):
     (tmp_path / "topk-00007.safetensors.tmp").write_bytes(b"half")
     write(tmp_path, make_sequences([2]))
-    assert sorted(read_bytes(tmp_path)) == ["index.json", "topk-00000.safetensors"]
+    assert sorted(read_bytes(tmp_path)) == ["index.json", "lookup.npy", "topk-00000.safetensors"]
 
 
 def test_block_that_fails_leaves_the_store_unfinished(tmp_path):
@@ -251,7 +253,9 @@ ONE = np.arange(IDS.size).reshape(IDS.shape) == 11  # where one wrong value is p
         (np.where(ONE, VOCAB, IDS), LOGPROBS, "to 500 leave the vocabulary of 500"),
         (np.where(ONE, -1, IDS), LOGPROBS, "ids from -1"),
         (IDS, np.where(ONE, np.nan, LOGPROBS), "must be finite"),
-        (IDS, np.where(ONE, -np.inf, LOGPROBS), "must be finite"),
+        (IDS, np.where(ONE, np.inf, LOGPROBS), "must be finite"),
+        (IDS, np.where(ONE, -np.inf, LOGPROBS), "-inf must be at the end of a row"),
+        (IDS, np.full(LOGPROBS.shape, -np.inf), "after a finite one"),
         (IDS, np.where(ONE, 2.5, LOGPROBS), "log-prob 2.5 is above 0"),
     ],
 )
@@ -324,28 +328,54 @@ DAMAGES = [damage_by_truncation, damage_by_emptying, damage_by_overwriting, dama
 def test_damaged_or_missing_shard_is_named_to_reader_and_writer(tmp_path, damage):
     write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
     damage(tmp_path / "topk-00001.safetensors")
-    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing): .*extract the top-k again"):
+    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing).*: .*extract the top-k again"):
         TopKStore(tmp_path)
-    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing): .*extract the top-k again"):
+    with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing).*: .*extract the top-k again"):
         TopKWriter(tmp_path, K, vocab_size=VOCAB)
 
 
-@pytest.mark.parametrize("position", [-1, -2000, -5000])
-def test_flipped_bit_is_noticed_where_it_is_read(tmp_path, position):
-    sequences = make_sequences([100, 100])
-    write(tmp_path, sequences)
-    path = tmp_path / "topk-00000.safetensors"
+@pytest.mark.parametrize("position", [-1, 600, 9, 0])
+def test_flipped_bit_is_named_before_anything_is_read(tmp_path, position):
+    write(tmp_path, make_sequences([100, 100, 50]), tokens_per_shard=200)
+    flip(tmp_path / "topk-00000.safetensors", position)
+    with pytest.raises(InputError, match="topk-00000.safetensors is damaged.*extract the top-k again"):
+        TopKStore(tmp_path)
+
+
+def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 1
     path.write_bytes(data)
-    store, damaged = TopKStore(tmp_path), []
-    for name in sequences:
+
+
+def test_bit_that_flips_after_the_check_is_noticed_where_it_is_read(tmp_path):
+    write(tmp_path, make_sequences([100, 100]))
+    store = TopKStore(tmp_path)
+    content = (tmp_path / "topk-00000.safetensors").read_bytes()
+    flip(tmp_path / "topk-00000.safetensors", content.index(b"row-0row-1") // 2)
+    damaged = []
+    for name in store:
         try:
             store[name]
         except InputError as error:
             assert "topk-00000.safetensors is damaged: restore it" in str(error)
             damaged.append(name)
     assert len(damaged) == 1
+
+
+def test_writer_does_not_go_on_after_a_damaged_shard(tmp_path):
+    write(tmp_path, make_sequences([100, 100]))
+    flip(tmp_path / "topk-00000.safetensors", 900)
+    with pytest.raises(InputError, match="topk-00000.safetensors is damaged"):
+        TopKWriter(tmp_path, K, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
+def test_damaged_or_missing_lookup_is_named(tmp_path, damage):
+    write(tmp_path, make_sequences([4]))
+    damage(tmp_path / "lookup.npy")
+    with pytest.raises(InputError, match="lookup.npy is (damaged|missing)"):
+        TopKStore(tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -359,14 +389,77 @@ def test_damaged_index_is_named(tmp_path, damage):
 def test_index_of_a_later_format_is_refused(tmp_path):
     write(tmp_path, make_sequences([4]))
     index = json.loads((tmp_path / "index.json").read_bytes())
-    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 2}))
+    (tmp_path / "index.json").write_text(json.dumps(index | {"version": 3}))
     with pytest.raises(InputError, match="another format version"):
         TopKStore(tmp_path)
 
 
-def test_shard_of_another_extraction_is_noticed(tmp_path):
-    write(tmp_path / "one", make_sequences([4, 3]), tokens_per_shard=4)
-    write(tmp_path / "two", make_sequences([2, 2, 3]), tokens_per_shard=4)
-    (tmp_path / "two" / "topk-00000.safetensors").replace(tmp_path / "one" / "topk-00000.safetensors")
-    with pytest.raises(InputError, match="index.json does not list what the shards hold"):
+@pytest.mark.parametrize(
+    "teacher, message", [("b", "is a shard of another run"), ("a", "is damaged or of another run")]
+)
+def test_shard_of_another_run_is_named(tmp_path, teacher, message):
+    write(tmp_path / "one", make_sequences([4, 3]), tokens_per_shard=4, provenance={"teacher": "a"})
+    write(tmp_path / "two", make_sequences([3, 3, 9]), tokens_per_shard=4, provenance={"teacher": teacher})
+    (tmp_path / "two" / "topk-00002.safetensors").replace(tmp_path / "one" / "topk-00001.safetensors")
+    with pytest.raises(InputError, match=f"topk-00001.safetensors {message}"):
         TopKStore(tmp_path / "one")
+
+
+def test_ids_that_come_again_are_not_kept_again(tmp_path):
+    ids = np.tile(np.random.default_rng(0).permutation(151936)[:100], (64, 1))
+    logprobs = -np.sort(np.random.default_rng(1).uniform(0, 15, (64, 100)))
+    with TopKWriter(tmp_path, 100, vocab_size=151936) as writer:
+        writer.add("row", ids, logprobs)
+    store = TopKStore(tmp_path)
+    assert store.size / store.tokens < 120
+    assert_holds(store, {"row": (ids, logprobs)})
+
+
+def test_rows_come_back_in_the_order_they_came_in(tmp_path):
+    draw = np.random.default_rng(5)
+    ids, logprobs = draw.integers(0, VOCAB, (50, K)), -draw.uniform(0, 60, (50, K))
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("row", ids, logprobs)
+    assert_holds(TopKStore(tmp_path), {"row": (ids, logprobs)})
+
+
+def test_rows_padded_with_minus_infinity_come_back_padded(tmp_path):
+    ids, logprobs = make_sequence(6)
+    for row in range(6):
+        logprobs[row, row + 1 :] = -np.inf
+    with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
+        writer.add("row", ids, logprobs)
+    got_ids, got_logprobs = TopKStore(tmp_path)["row"]
+    np.testing.assert_array_equal(got_ids, ids)
+    np.testing.assert_array_equal(np.isneginf(got_logprobs), np.isneginf(logprobs))
+    np.testing.assert_allclose(got_logprobs[np.isfinite(logprobs)], logprobs[np.isfinite(logprobs)], rtol=0, atol=0.01)
+
+
+def test_parts_are_merged_by_their_manifests(tmp_path):
+    sequences = make_sequences([4, 2, 3, 9, 1, 5])
+    names = list(sequences)
+    parts = [tmp_path / f"part-{number}" for number in range(3)]
+    for number, part in enumerate(parts):
+        write(part, {name: sequences[name] for name in names[number::3]}, tokens_per_shard=6)
+    merge_stores(parts, tmp_path / "whole")
+    store = TopKStore(tmp_path / "whole")
+    assert sorted(store) == sorted(names) and store.tokens == 24
+    for name, (ids, _) in sequences.items():
+        np.testing.assert_array_equal(store[name][0], ids)
+
+
+def test_parts_that_do_not_belong_together_are_not_merged(tmp_path):
+    for name, teacher in (("one", "a"), ("two", "b"), ("three", "a")):
+        write(tmp_path / name, make_sequences([4]), provenance={"teacher": teacher})
+    with pytest.raises(InputError, match="two and .*one are not parts of one extraction"):
+        merge_stores([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    with pytest.raises(InputError, match="'row-0' is in .* twice"):
+        merge_stores([tmp_path / "one", tmp_path / "three"], tmp_path / "out")
+
+
+def test_open_shards_are_bounded(tmp_path):
+    sequences = make_sequences([1] * 40)
+    write(tmp_path, sequences, tokens_per_shard=1)
+    store = TopKStore(tmp_path)
+    assert_holds(store, sequences)
+    assert len(store._open) == OPEN_SHARDS

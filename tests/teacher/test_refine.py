@@ -1,0 +1,49 @@
+"""Refining with adapters: what is published is a plain model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from star import stages
+from star.config import Config, Lora
+from star.models import load_model, save_model
+
+
+@pytest.fixture
+def lora() -> Lora:
+    return Lora(rank=4, alpha=8)
+
+
+def test_only_adapters_are_trained_and_they_start_as_nothing(finished: dict[str, Path], lora: Lora) -> None:
+    plain = load_model(finished["refine-teacher"])
+    adapted = load_model(finished["refine-teacher"], training=True, lora=lora)
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(adapted(ids).logits, plain(ids).logits, atol=1e-6)
+
+
+def test_saved_adapters_are_merged(finished: dict[str, Path], lora: Lora, tmp_path: Path) -> None:
+    from star.models import load_tokenizer
+
+    adapted = load_model(finished["refine-teacher"], training=True, lora=lora)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = adapted(ids).logits.detach()
+    save_model(adapted, load_tokenizer(finished["refine-teacher"]), tmp_path)
+    assert not list(tmp_path.glob("adapter*"))
+    assert torch.allclose(load_model(tmp_path)(ids).logits, expected, atol=1e-4)
+
+
+def test_a_refinement_with_adapters_gives_a_plain_model(
+    micro: Config, finished: dict[str, Path], lora: Lora, tmp_path: Path
+) -> None:
+    refine = micro.refine.model_copy(update={"lora": lora, "learning_rate": 1e-2, "temperature": 1.0})
+    config = micro.model_copy(update={"refine": refine})
+    student = finished["distill"]
+    stages.refine(config, student=student, data=finished["synthesize"], out=tmp_path / "refined")
+    before, after = (dict(load_model(folder).named_parameters()) for folder in (student, tmp_path / "refined"))
+    assert before.keys() == after.keys()
