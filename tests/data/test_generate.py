@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 from star.config import packaged_file
 from star.data.cleaning import clean
 from star.data.generate import KINDS, draw_value, generate_rows, public_tool
-from star.data.tools import load_tools, normalize_tool
+from star.data.tool_files import load_tools
+from star.data.tools import normalize_tool
 from star.errors import InputError
 
 
