@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from star.cli_data import data_app
 from star.errors import PipelineError, cure_of
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
+app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[
     str,

@@ -210,6 +210,7 @@ def _run_once(
     out: Path,
     resume: bool,
 ) -> Metrics:
+    from star.data.digest import dvc_digest
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
@@ -233,6 +234,9 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+            for key, folder in inputs.items():
+                if stage.inputs[key] == "synthesize":
+                    run.log_dataset("data", digest=dvc_digest(Path(folder)), source=Path(folder))
             metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)

@@ -4,7 +4,7 @@ Read are BFCL's files (`question` as turns of messages, `function`, answers unde
 `function`, answers likewise). A row is contaminated when one of its user turns
 
 - is a turn of the benchmark word for word, or shares 13 words in a row with one (the usual measure since GPT-3), or
-- is the same sentence with other values: what is left once numbers, quotations, names and the call's own values are taken out is alike
+- is the same sentence with other values: what is left without numbers, quotations, names and the call's own values is alike
   (MinHash finds the candidates, Jaccard over words and pairs of words decides). Short sentences are common property ("What is the weather
   in"), so there the tool or its parameters must be the benchmark's too.
 
@@ -31,7 +31,28 @@ BANDS, BAND_ROWS = 16, 4
 WORD = re.compile(r"[^\W_]+(?:'[a-z]+)?")
 QUOTED = re.compile(r"\"[^\"\n]{1,200}\"|'(?=\S)[^'\n]{1,200}(?<=\S)'(?!\w)|“[^”]{1,200}”|`[^`]{1,200}`")
 NUMBER_WORDS = frozenset(
-    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "thirty", "forty", "fifty", "hundred", "thousand", "million"]
+    [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "twenty",
+        "thirty",
+        "forty",
+        "fifty",
+        "hundred",
+        "thousand",
+        "million",
+    ]
 )
 
 
@@ -247,7 +268,39 @@ def _skeleton(text: str, values: frozenset[str]) -> tuple[str, ...]:
 
 # Words that a value may hold without being one: taking them out would leave different holes in two copies of a sentence.
 COMMON = frozenset(
-    ["a", "an", "and", "are", "as", "at", "be", "by", "can", "do", "for", "from", "have", "how", "i", "in", "is", "it", "me", "my", "of", "on", "or", "please", "that", "the", "this", "to", "what", "with", "you"]
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "can",
+        "do",
+        "for",
+        "from",
+        "have",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "me",
+        "my",
+        "of",
+        "on",
+        "or",
+        "please",
+        "that",
+        "the",
+        "this",
+        "to",
+        "what",
+        "with",
+        "you",
+    ]
 )
 
 

@@ -1,7 +1,7 @@
 """The message forms of public data sets: OpenAI's, ShareGPT's (`from`, `value`), Hermes' `<tool_call>` in the text, and ToolACE's calls.
 
-ToolACE lists its tools as JSON inside the system prompt and writes calls as `[Get Weather(city="Oslo"), ...]`. That text is parsed as Python
-literals and never executed.
+ToolACE lists its tools as JSON inside the system prompt and writes calls as `[Get Weather(city="Oslo"), ...]`. That text is parsed as
+Python literals and never executed.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """Finds rows that repeat one kept before, exactly or nearly, across all sources, in memory that does not grow with the rows.
 
-What was kept is in an SQLite file. A near duplicate needs the same target *and* a similar query, so a row is only compared with those of its
-own target: directly while these are few, through MinHash bands (datasketch) once a target is shared by many, as refusals are.
+What was kept is in an SQLite file. A near duplicate needs the same target *and* a similar query, so a row is only compared with those of
+its own target: directly while these are few, through MinHash bands (datasketch) once a target is shared by many, as refusals are.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ row for every assistant turn. A record that cannot be a row is handed back as a 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,34 @@ def _tool(text: str) -> dict:
     """The tool in normal form. Data sets repeat their tools and a check takes milliseconds, hence the cache."""
     tool = normalize_tool(json.loads(text))
     return {key: tool[key] for key in ("name", "description", "parameters")}
+
+
+def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
+    """Yields {"original", "tool"} for every distinct tool of the files' records: as it was written, and in normal form.
+
+    A tool that has no normal form is left out here; the rows that show it are rejects, with the reason.
+    """
+    seen: set[bytes] = set()
+    for path in paths:
+        for _, record in read_records(path):
+            for written in _written_tools(record):
+                text = json.dumps(written, sort_keys=True)
+                if (mark := hashlib.blake2b(text.encode(), digest_size=8).digest()) in seen:
+                    continue
+                seen.add(mark)
+                try:
+                    yield {"original": written, "tool": _tool(json.dumps(written))}
+                except InputError:
+                    continue
+
+
+def _written_tools(record: Any) -> list:
+    try:
+        if "conversations" in record or "messages" in record:
+            return _conversation(record)[1]
+        return list_in(record, "tools")
+    except (InputError, TypeError, AttributeError):
+        return []
 
 
 def _identity(given: Any, content: dict, source: str) -> str:

@@ -1,7 +1,7 @@
 """Two augmentations that keep a model from leaning on names (Hammer, Lin et al. 2024, arXiv 2410.04587).
 
-Masking gives functions and parameters random names everywhere in a row, so only descriptions say what they do. Shuffling changes the order of
-the tools and of each tool's parameters. Both give a new row whose `parents` name the row it came from.
+Masking gives functions and parameters random names everywhere in a row, so only descriptions say what they do. Shuffling changes the order
+of the tools and of each tool's parameters. Both give a new row whose `parents` name the row it came from.
 """
 
 import random

@@ -126,9 +126,10 @@ class _Document:
         if "examples" in schema and not isinstance(schema["examples"], list):
             del schema["examples"]
         for bound in ("Minimum", "Maximum"):  # in OpenAPI 3.0 a flag beside the bound, in JSON Schema the bound itself
-            if isinstance(schema.get(f"exclusive{bound}"), bool):
-                if schema.pop(f"exclusive{bound}") and bound.lower() in schema:
-                    schema[f"exclusive{bound}"] = schema.pop(bound.lower())
+            if schema.get(f"exclusive{bound}") is True and bound.lower() in schema:
+                schema[f"exclusive{bound}"] = schema.pop(bound.lower())
+            elif isinstance(schema.get(f"exclusive{bound}"), bool):
+                del schema[f"exclusive{bound}"]
         return _nullable(schema) if written.get("nullable") is True else schema
 
     def _part(self, key: str, value: object, inside: tuple[str, ...]) -> object:
@@ -269,7 +270,7 @@ def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, boo
 
 def _name(given: object, method: str, path: str) -> str:
     """The operation's id, else method and path, in the letters that every API accepts."""
-    name = given if isinstance(given, str) and given.strip() else f"{method}_{path}"
+    name = given if isinstance(given, str) and given.strip() else f"{method}_{path.strip('/')}"
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:LONGEST_NAME] or method
 
 

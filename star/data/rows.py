@@ -140,7 +140,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                     yield number, line
                 continue
             while line and not line.endswith(b"\n"):
-                line = file.readline(LONGEST_LINE)
+                line = file.readline(2**20)
             yield number, None
 
 

@@ -7,7 +7,7 @@ not grow with the rows.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,8 @@ from pathlib import Path
 from star.data.cleaning import Check, examine, fault_of, is_fitted
 from star.data.duplicates import Duplicates
 from star.data.figures import Figures
-from star.data.rows import Reject, json_line, ordered_row
+from star.data.quotas import shortfalls, wanted_rows, within_quotas
+from star.data.rows import Reject, json_line, ordered_row, read_rows
 from star.errors import InputError
 from star.progress import Bar
 from star.storage import write_json
@@ -38,6 +39,7 @@ def write_set(
     out: Path,
     state: Path,
     checks: tuple[Check, ...] = (),
+    observe: Callable[[dict], Iterable[str]] | None = None,
     total: int | None = None,
     label: str = "rows",
 ) -> Figures:
@@ -47,6 +49,7 @@ def write_set(
         records: rows and rejects, the same in the same order whenever they are asked for.
         state: a folder that outlives a kill, for the index of kept rows.
         checks: run between a row's own faults and the search for duplicates.
+        observe: names what a kept row is counted under in the figures' overlaps.
         total: how many records there are, for the progress bar.
 
     Raises:
@@ -76,6 +79,7 @@ def write_set(
                 else:
                     figures.fitted += is_fitted(given[0], result)
                     figures.add(result)
+                    figures.overlaps.update(observe(result) if observe else ())
                     rows.write(json_line(ordered_row(result)))
                 given.clear()
                 if figures.read % CHECKPOINT == 0:
@@ -101,6 +105,28 @@ def _go_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, Figures]
         (out / name).touch()
         os.truncate(out / name, size)
     return state["done"], Figures.from_json(state["figures"])
+
+
+def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed: int) -> Figures:
+    """Cuts a written set's rows down to `total` in these shares; the others join the rejects. Returns the new figures, also written."""
+    before, wanted = read_figures(folder), wanted_rows(shares, total)
+    after = Figures(
+        read=before.read, fitted=before.fitted, rejects=before.rejects, rejects_by_source=before.rejects_by_source
+    )
+    after.overlaps = before.overlaps
+    rows, cut = folder / ROWS, folder / f".{ROWS}"
+    with cut.open("wb") as kept, (folder / REJECTS).open("ab") as rejects:
+        for row in within_quotas(read_rows(rows), read_rows(rows), wanted=wanted, seed=seed):
+            if isinstance(row, Reject):
+                after.add_reject(row)
+                rejects.write(reject_line(row))
+            else:
+                after.add(row)
+                kept.write(json_line(row))
+    after.shortfalls = shortfalls(after.kinds, wanted)
+    write_json(folder / FIGURES, after.to_json())
+    cut.replace(rows)
+    return after
 
 
 def reject_line(reject: Reject) -> bytes:

@@ -130,8 +130,8 @@ def _called(row: dict) -> set[str]:
 def split_by_tool(rows: Iterable[dict], *, tools: set[str], heldout: int) -> Iterator[tuple[str, dict | Reject]]:
     """Yields ("train" | "heldout" | "reject", row or Reject) for each row, in order.
 
-    Rows that call a held-out tool are held out, the first `heldout` of them; the others are rejected, for training must not see the tool. Of
-    all other rows the held-out tools are taken away; a row with no tool left is rejected.
+    Rows that call a held-out tool are held out, the first `heldout` of them; the others are rejected, for training must not see the tool.
+    Of all other rows the held-out tools are taken away; a row with no tool left is rejected.
     """
     taken = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""Tools from a file, whatever it is: a list of tools in any dialect, an MCP answer, one JSON Schema, an OpenAPI 3 document; JSON or YAML."""
+"""Tools from a file, whatever it is: a list of tools in any dialect, an MCP answer, one JSON Schema, an OpenAPI document; JSON or YAML."""
 
 import json
 from collections.abc import Iterator
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from star.data.openapi import is_openapi, tools_of_openapi
+from star.data.records import read_records
 from star.data.rows import Reject
 from star.data.tools import normalize_tool, repeated_name
 from star.errors import InputError
 
 LARGEST_FILE = 64 * 2**20  # bytes; the largest public OpenAPI documents have ten million
-MOST_NODES = 2_000_000
+MOST_NODES = 1_000_000
 
 
 def load_tools(path: Path) -> list[dict]:
@@ -55,6 +56,18 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue
         yield tool if "x-original" in tool or written == tool else {**tool, "x-original": written}
+
+
+def holds_tools(path: Path) -> bool:
+    """Whether a file holds tools; else it holds rows, which are records with messages or a query."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return True
+    if path.is_dir() or path.suffix.lower() in (".parquet", ".jsonl"):
+        return False
+    for _, record in read_records(path):
+        if isinstance(record, dict):
+            return not record.keys() & {"messages", "conversations", "query"}
+    return True  # an object over many lines: an OpenAPI document, for one
 
 
 def _listed(document: object) -> object:

@@ -77,7 +77,7 @@ def normalize_tool(tool: dict) -> dict:
             (inner[key] for key in ("inputSchema", "input_schema", "parameters", "arguments") if key in inner), None
         )
         parameters = _parameters(written)
-        Draft202012Validator.check_schema(parameters)
+        _check_schema(json.dumps(parameters))
     except SchemaError as error:
         where = "".join(f"[{part!r}]" for part in error.absolute_path)
         raise InputError(f"tool {name!r}: parameters{where} is not valid JSON Schema: {error.message[:200]}") from error
@@ -87,6 +87,12 @@ def normalize_tool(tool: dict) -> dict:
         raise InputError(f"tool {name!r}: {error}") from error
     hints = {key: value for key, value in inner.items() if key.startswith("x-")}
     return {"name": name, "description": described, "parameters": parameters, **hints}
+
+
+@lru_cache(maxsize=4096)
+def _check_schema(schema: str) -> None:
+    """Checks a schema once however many tools share it: the check takes milliseconds."""
+    Draft202012Validator.check_schema(json.loads(schema))
 
 
 @lru_cache(maxsize=4096)
