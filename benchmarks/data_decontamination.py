@@ -4,7 +4,7 @@ pip download --no-deps bfcl-eval==2026.3.23 && unzip -q bfcl_eval-*.whl -d bfcl
 .venv/bin/python benchmarks/data_decontamination.py bfcl/bfcl_eval/data [--clean rows.jsonl]
 
 Every single-turn row with an answer is planted four times: word for word, with other values, with other tool names, and with both.
-Values are changed in the question and in the call. `--clean` gives rows that come from elsewhere, to see how many of those are taken for copies.
+Values are changed in the question and in the call. `--clean` gives rows from elsewhere, to see how many are taken for copies.
 """
 
 import argparse

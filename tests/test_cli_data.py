@@ -25,7 +25,9 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     made = star("synthesize", "--tools", "tools/tools.json", "--rows", 300, "--out", "rows", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     before = (tmp_path / "rows" / "rows.jsonl").stat().st_mtime_ns
-    assert star("synthesize", "--tools", "tools/tools.json", "--rows", 300, "--out", "rows", cwd=tmp_path).returncode == 0
+    assert (
+        star("synthesize", "--tools", "tools/tools.json", "--rows", 300, "--out", "rows", cwd=tmp_path).returncode == 0
+    )
     assert (tmp_path / "rows" / "rows.jsonl").stat().st_mtime_ns == before, "done once"
     checked = star("check", "rows", "rows", "--quota", "simple=1", "--rows", 40, "--out", "clean", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
@@ -52,7 +54,9 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
 )
 def test_a_fault_of_the_user_is_one_line_and_exit_2(arguments: tuple, named: str, tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("a: [")
-    (tmp_path / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n')
+    (tmp_path / "rows.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
+    )
     done = star(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -1,5 +1,6 @@
 """The data card: what a set holds, where it comes from, what was left out and why; as Markdown and as one HTML page with plots."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def _entries(title: str, counts: Counter) -> list[tuple[str, int]]:
 
 def _summary(figures: Figures) -> str:
     return (
-        f"{figures.rows:,} rows kept of {figures.read:,} read; {figures.rejects.total():,} left out, each with its reason in rejects.jsonl; "
-        f"in {figures.fitted:,} rows a value was given the type that its tool declares."
+        f"{figures.rows:,} rows kept of {figures.read:,} read; {figures.rejects.total():,} left out, each with its reason. "
+        f"In {figures.fitted:,} rows a value was given the type that its tool declares."
     )
 
 
@@ -88,10 +89,7 @@ def markdown_card(figures: Figures) -> str:
 
 def _cell(name: str) -> str:
     """A name as Markdown that can be nothing but text."""
-    shown = visible(name).replace("\n", " ")
-    for letter in "\\`*_[]<>|&":
-        shown = shown.replace(letter, f"&#{ord(letter)};")
-    return shown
+    return re.sub(r"[\\`*\[\]<>|&]", lambda found: f"&#{ord(found[0])};", visible(name).replace("\n", " "))
 
 
 def html_card(figures: Figures) -> str:

@@ -8,7 +8,7 @@ Read are BFCL's files (`question` as turns of messages, `function`, answers unde
   (MinHash finds the candidates, Jaccard over words and pairs of words decides). Short sentences are common property ("What is the weather
   in"), so there the tool or its parameters must be the benchmark's too.
 
-Kept rows that share 8 words in a row, or show a tool of a benchmark's name, are counted for the report: the first is what this may have missed.
+Kept rows that share 8 words in a row, or show a tool of a benchmark's name, are counted for the report: what this may have missed.
 """
 
 import hashlib

@@ -21,7 +21,7 @@ from star.errors import InputError
 from star.progress import Bar
 from star.storage import write_json
 
-CHECKPOINT = 2000  # records
+CHECKPOINT = 1000  # records
 ROWS, REJECTS, FIGURES, TOOLS = "rows.jsonl", "rejects.jsonl", "figures.json", "tools.jsonl"
 
 # Gives the records from a position on: (position) -> records. A generator begins there; a file is read up to there.

@@ -15,7 +15,11 @@ LONG = "Please book me a table for two people at the Italian restaurant near the
 
 
 def tool(name: str, *parameters: str) -> dict:
-    return {"name": name, "description": "", "parameters": {"type": "object", "properties": {key: {} for key in parameters}}}
+    return {
+        "name": name,
+        "description": "",
+        "parameters": {"type": "object", "properties": {key: {} for key in parameters}},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +27,16 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
     folder = tmp_path_factory.mktemp("bench")
     (folder / "possible_answer").mkdir()
     rows = [
-        {"id": "b0", "question": [[{"role": "user", "content": AREA}]], "function": [tool("triangle_area", "base", "height")]},
-        {"id": "b1", "question": [[{"role": "user", "content": WEATHER}]], "function": [tool("weather.get", "city", "unit")]},
+        {
+            "id": "b0",
+            "question": [[{"role": "user", "content": AREA}]],
+            "function": [tool("triangle_area", "base", "height")],
+        },
+        {
+            "id": "b1",
+            "question": [[{"role": "user", "content": WEATHER}]],
+            "function": [tool("weather.get", "city", "unit")],
+        },
         {"id": "a2", "question": f"system: be brief\nuser: {LONG}\n", "function": [tool("book", "people", "when")]},
     ]
     (folder / "BFCL_v4_simple.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -44,7 +56,10 @@ def row(query: str, *tools: dict, **arguments: object) -> dict:
     [
         (row(AREA, tool("triangle_area", "base", "height")), "contaminated_verbatim"),
         (row(AREA.upper() + "!", tool("renamed", "x")), "contaminated_verbatim"),
-        (row(AREA.replace("10", "7").replace("5", "12.5"), tool("renamed", "x", "y"), x=7, y=12.5), "contaminated_near"),
+        (
+            row(AREA.replace("10", "7").replace("5", "12.5"), tool("renamed", "x", "y"), x=7, y=12.5),
+            "contaminated_near",
+        ),
         (row("Hello! " + LONG + " Thank you.", tool("other", "a")), "contaminated_13gram"),
         (row(WEATHER.replace("Paris", "oslo"), tool("weather.get", "city", "unit"), city="oslo"), "contaminated_near"),
     ],
