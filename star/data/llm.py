@@ -2,7 +2,8 @@
 
 Gate 1, format: the answer is one JSON object with a query and calls, as many as the kind asks for. Gate 2, schema: every call passes
 what cleaning asks of a row, and every value of it is in the query. Gate 3, meaning: the model, asked anew, says that the calls do what
-the query asks. What fails is rejected with the gate's reason. Tools and seed rows are shown to the model as data; nothing it writes is executed.
+the query asks. What fails is rejected with the gate's reason. Tools and seed rows are shown to the model as data; nothing that it writes
+is executed.
 
 Answers are appended to a log as they come, so a killed run asks for nothing twice; rows are read from it in the order of their numbers.
 """

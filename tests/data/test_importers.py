@@ -164,7 +164,7 @@ def test_parquet_and_saved_data_sets_give_the_same_rows(tmp_path: Path) -> None:
 
 
 TOOLACE = {
-    "system": f"You are an expert. Here is a list of functions in JSON format:\n{json.dumps([{**TOOL, 'name': 'Get Weather/Now'}])}\nDo it.",
+    "system": f"You are an expert. A list of functions in JSON:\n{json.dumps([{**TOOL, 'name': 'Get Weather/Now'}])}\nDo it.",
     "conversations": [
         {"from": "user", "value": "Oslo and (as text) 'Rome'?"},
         {
