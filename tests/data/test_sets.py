@@ -72,14 +72,14 @@ def test_a_killed_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
         "--tools",
         str(packaged_file("tools.json")),
         "--rows",
-        "12000",
+        "4000",
         "--out",
     ]
     state = tmp_path / ".killed.partial" / "state" / "kept.sqlite"
     running = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
     began = time.monotonic()
     while time.monotonic() - began < 60 and not (
-        (rows := state.parents[1] / "out" / "rows.jsonl").exists() and rows.stat().st_size > 2e6
+        (rows := state.parents[1] / "out" / "rows.jsonl").exists() and rows.stat().st_size > 1e6
     ):
         time.sleep(0.05)
     os.kill(running.pid, signal.SIGKILL)
