@@ -6,6 +6,7 @@ its own target: directly while these are few, through MinHash bands (datasketch)
 
 import hashlib
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 from star.data.rows import query_of, target_of
@@ -15,6 +16,9 @@ SHINGLE = 5  # characters
 BANDS, BAND_ROWS = 25, 5  # a pair at SIMILAR shares a band with probability 0.99995; those are compared exactly
 HASH_SEED = 1
 FEW = 16  # rows of one target that are compared directly
+# Requests made from one template share bands by the thousand, so a row's work is bounded: of each band the latest rows are looked at, and of
+# these the ones that share most bands. A pair at SIMILAR shares two bands or more with probability 0.9993.
+RECENT, LIKELY = 100, 32
 CACHE_KIB = 65536  # of SQLite; the file may be any size
 
 SCHEMA = """
@@ -115,11 +119,16 @@ class Duplicates:
     def _candidates(self, target_hash: int, bands: list[int]) -> list[tuple[str, str]]:
         if not bands:
             return self.database.execute("select id, query from rows where target = ?", (target_hash,)).fetchall()
-        marks = ",".join("?" * len(bands))
-        sharing = f"select distinct number from bands where band in ({marks})"
-        return self.database.execute(
-            f"select id, query from rows where number in ({sharing}) order by number", bands
-        ).fetchall()
+        shared: Counter = Counter()
+        for band in bands:
+            recent = "select number from bands where band = ? order by number desc limit ?"
+            shared.update(number for (number,) in self.database.execute(recent, (band, RECENT)))
+        likely = sorted(
+            (number for number, count in shared.items() if count > 1), key=lambda number: (-shared[number], number)
+        )
+        marks = ",".join("?" * len(likely[:LIKELY]))
+        found = f"select id, query from rows where number in ({marks}) order by number"
+        return self.database.execute(found, likely[:LIKELY]).fetchall()
 
 
 def shingles_of(text: str) -> set[str]:
