@@ -16,7 +16,7 @@ SHINGLE = 5  # characters
 BANDS, BAND_ROWS = 25, 5  # a pair at SIMILAR shares a band with probability 0.99995; those are compared exactly
 HASH_SEED = 1
 FEW = 16  # rows of one target that are compared directly
-# Requests made from one template share bands by the thousand, so a row's work is bounded: of each band the latest rows are looked at, and of
+# Requests made from one template share bands by the thousand, so a row's work is bounded: of each band the latest rows count, and of
 # these the ones that share most bands. A pair at SIMILAR shares two bands or more with probability 0.9993.
 RECENT, LIKELY = 100, 32
 CACHE_KIB = 65536  # of SQLite; the file may be any size
