@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from star.cli_data import data_app
 from star.errors import PipelineError, cure_of
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=Tru
 app.add_typer(pipeline_app, name="pipeline")
 topk_app = typer.Typer(help="The teacher's stored signal.", no_args_is_help=True)
 app.add_typer(topk_app, name="topk")
+app.add_typer(data_app, name="data")
 
 ConfigOption = Annotated[
     str,

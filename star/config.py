@@ -8,7 +8,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -105,8 +105,28 @@ class Data(Section):
     )
     generated_rows: int = Field(6000, ge=0, description="rows the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="rows kept back for evaluation")
+    split: Literal["row", "tool"] = Field(
+        "row",
+        description="what is held out: rows of any tool, or tools with all their rows, so that held-out tools are new",
+    )
     tools_per_prompt: int = Field(
         4, ge=1, description="tools a generated prompt shows, at most (a call needs its own, so never fewer)"
+    )
+    kinds: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {
+            "simple": 0.25,
+            "multiple": 0.15,
+            "parallel": 0.1,
+            "parallel-multiple": 0.1,
+            "irrelevance": 0.14,
+            "missing-parameter": 0.08,
+            "multi-turn": 0.09,
+            "multi-step": 0.09,
+        },
+        description="weight of each kind of generated row; 0 leaves a kind out",
+    )
+    masked: float = Field(
+        0.0, ge=0, le=1, description="share of generated rows whose functions and parameters get random names (Hammer)"
     )
 
 

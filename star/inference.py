@@ -4,7 +4,7 @@ from pathlib import Path
 
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
 from star.data.generate import public_tool
-from star.data.tools import load_tools
+from star.data.tool_files import load_tools
 from star.errors import InputError
 
 MAX_NEW_TOKENS = 512

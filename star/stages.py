@@ -51,13 +51,13 @@ class Stage:
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
     """Makes the data set: rows generated from the tools, seed rows imported, all cleaned, split into train and held-out.
 
-    Writes train.jsonl, heldout.jsonl, and rejects.jsonl with a reason for every row that was left out.
+    Writes train.jsonl, heldout.jsonl, rejects.jsonl with a reason for every row that was left out, and the set's card.
     """
 
     def work(workspace: Workspace, log: Callable) -> Metrics:
         from star.data.synthesize import make_data_set
 
-        return make_data_set(config.data, seed=config.seed, out=workspace.out)
+        return make_data_set(config.data, seed=config.seed, out=workspace.out, state=workspace.state)
 
     return _run("synthesize", work, config, inputs={}, out=out, resume=resume)
 
@@ -255,6 +255,7 @@ def _run_once(
     resume: bool,
     part: Part,
 ) -> Metrics:
+    from star.data.digest import dvc_digest
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
@@ -281,10 +282,13 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+            for key, folder in inputs.items():
+                if stage.inputs[key] == "synthesize":
+                    run.log_dataset("data", digest=dvc_digest(Path(folder)), source=Path(folder))
             metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
-            for report in workspace.out.glob("report.*"):
+            for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
         write_json(workspace.out / METRICS, metrics)
         publish(workspace.out, out=out, manifest=manifest)

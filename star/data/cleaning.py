@@ -9,24 +9,18 @@ A near duplicate needs the same target *and* a similar query. So "weather in Osl
 being different calls, while one question asked twice in almost the same words cannot reach both sides of the split.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
-from jsonschema import Draft202012Validator
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from star.data.rows import Reject, query_of, target_of
-from star.data.tools import fit, repeated_name
+from star.data.duplicates import Duplicates
+from star.data.rows import Reject
+from star.data.tools import fit, repeated_name, validator
 
-SIMILAR = 0.8  # Jaccard similarity of two queries' shingles from which they are the same question
-SHINGLE = 5  # characters
-BANDS, BAND_ROWS = 25, 5  # a pair at SIMILAR shares a band with probability 0.99995; those are compared exactly
-HASH_SEED = 1
+Check = Callable[[dict], tuple[str, str] | None]  # (reason, detail) of a row's fault, or None
 
 
 @dataclass(frozen=True)
@@ -43,27 +37,31 @@ class CleanResult:
 
 
 def clean(rows: Iterable[dict | Reject]) -> CleanResult:
-    """Checks rows one by one, then against those kept before them; of duplicates the first stays.
+    """Cleans rows that fit into memory: `fault_of` each, then against those kept before them; of duplicates the first stays."""
+    given = list(rows)
+    examined = list(examine(given, [fault_of, Duplicates().admit]))
+    kept = [row for row in examined if isinstance(row, dict)]
+    rejects = [row for row in examined if isinstance(row, Reject)]
+    return CleanResult(kept, rejects, sum(is_fitted(*pair) for pair in zip(given, examined, strict=True)))
 
-    A Reject that comes in goes out. Reasons: empty_query, empty_target, duplicate_tool (two tools of one name),
-    unknown_tool, unknown_argument, missing_argument, refused_value, unusable_schema, duplicate_id, duplicate (same
-    query, tool names and target), near_duplicate; and `unreadable` from the importers.
+
+def examine(rows: Iterable[dict | Reject], checks: list[Check]) -> Iterator[dict | Reject]:
+    """Yields each row, its arguments in the declared types, or a Reject by the first check that finds fault; one for one.
+
+    A Reject that comes in goes out.
     """
-    kept: list[dict] = []
-    rejects: list[Reject] = []
-    fitted = 0
-    duplicates = _Duplicates()
     for given in rows:
         if isinstance(given, Reject):
-            rejects.append(given)
+            yield given
             continue
         row = fit_arguments(given)
-        if fault := fault_of(row) or duplicates.admit(row):
-            rejects.append(Reject(given["id"], *fault, given))
-            continue
-        kept.append(row)
-        fitted += row is not given
-    return CleanResult(kept, rejects, fitted)
+        fault = next(filter(None, (check(row) for check in checks)), None)
+        yield Reject(given["id"], *fault, given) if fault else row
+
+
+def is_fitted(given: dict | Reject, examined: dict | Reject) -> bool:
+    """Whether cleaning kept the row and changed a value in type."""
+    return isinstance(examined, dict) and examined is not given
 
 
 def fit_arguments(row: dict) -> dict:
@@ -86,7 +84,11 @@ def _schema_at(schemas: dict, name: str) -> dict:
 
 
 def fault_of(row: dict) -> tuple[str, str] | None:
-    """(reason, detail) of the first fault of a row by itself, or None. Only the target's calls are judged."""
+    """(reason, detail) of the first fault of a row by itself, or None. Only the target's calls are judged.
+
+    Reasons: empty_query, empty_target, duplicate_tool (two tools of one name), unknown_tool, unknown_argument,
+    missing_argument, refused_value, unusable_schema.
+    """
     asked = [message.get("content") or "" for message in row["messages"] if message["role"] == "user"]
     if not asked or not all(text.strip() for text in asked):
         return "empty_query", "a user turn is blank" if asked else "there is no user turn"
@@ -113,56 +115,10 @@ def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None
     if missing := [key for key in parameters.get("required", []) if key not in call["arguments"]]:
         return "missing_argument", f"{name} requires {missing[0]!r}"
     try:
-        error = next(_validator(json.dumps(parameters)).iter_errors(call["arguments"]), None)
+        error = next(validator(json.dumps(parameters)).iter_errors(call["arguments"]), None)
     except (Unresolvable, RecursionError) as problem:
         return "unusable_schema", f"{name}: {type(problem).__name__}: {problem}"[:300]
     if error is None:
         return None
     where = "".join(f"[{part!r}]" for part in error.absolute_path)
     return "refused_value", f"{name}{where}: {error.message}"[:300]
-
-
-@lru_cache(maxsize=4096)
-def _validator(parameters: str) -> Draft202012Validator:
-    """A validator for a tool's parameters, made once a tool; the empty registry keeps `$ref` from fetching anything."""
-    return Draft202012Validator(json.loads(parameters), registry=Registry())
-
-
-class _Duplicates:
-    """Finds rows that repeat one admitted before."""
-
-    def __init__(self) -> None:
-        from datasketch import MinHash, MinHashLSH  # here: it takes a second to import
-
-        self.ids: set[str] = set()
-        self.exact: dict[tuple, str] = {}
-        self.queries: dict[str, str] = {}
-        self.empty = MinHash(num_perm=BANDS * BAND_ROWS, seed=HASH_SEED)
-        self.index = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
-
-    def admit(self, row: dict) -> tuple[str, str] | None:
-        """Remembers the row and returns None, or returns (reason, detail) where it repeats another."""
-        identity, query, target = row["id"], query_of(row), target_of(row)
-        key = (query, target, tuple(sorted(tool["name"] for tool in row["tools"])))
-        if identity in self.ids:
-            return "duplicate_id", f"another row has the id {identity!r}"
-        if key in self.exact:
-            return "duplicate", f"same query, tools and target as {self.exact[key]}"
-        # Each shingle carries the target, so rows with different targets have none in common and never meet.
-        mark = hashlib.sha256(target.encode()).digest()[:8]
-        shingles = _shingles(query)
-        minhash = self.empty.copy()
-        minhash.update_batch([mark + shingle.encode() for shingle in shingles])
-        for candidate in sorted(self.index.query(minhash)):
-            other = _shingles(self.queries[candidate])
-            if (alike := len(shingles & other) / len(shingles | other)) >= SIMILAR:
-                return "near_duplicate", f"same target as {candidate}, and the queries are {alike:.2f} alike"
-        self.ids.add(identity)
-        self.exact[key] = identity
-        self.queries[identity] = query
-        self.index.insert(identity, minhash)
-        return None
-
-
-def _shingles(text: str) -> set[str]:
-    return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}

@@ -1,111 +1,122 @@
-"""Reads other people's data into rows: `messages` + `tools` files, and xLAM-60k as it is published.
+"""Reads other people's data into rows: `messages` + `tools` files, xLAM-60k, Hammer's irrelevance set, ToolACE and ToolMind as published.
 
-One record becomes one row, whose target is the record's last message; the earlier assistant turns of a conversation
-stay prompt. A record that cannot be a row is handed back as a Reject, so that what comes out counts up to what went in.
+One record becomes one row, whose target is the record's last message, the earlier assistant turns of a conversation staying prompt; or one
+row for every assistant turn. A record that cannot be a row is handed back as a Reject, so that what comes out counts up to what went in.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from star.data.rows import Reject, json_line, ordered_row, read_json_lines
+from star.data.conversations import answer, call_of, calls_in_text, list_in, message_of, tools_in_system
+from star.data.records import read_records
+from star.data.rows import Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
 from star.errors import InputError
 
+# Licences under which the known sets are published, by the source's name.
+LICENCES = {"xlam": "CC-BY-4.0", "hammer": "CC-BY-4.0", "toolace": "Apache-2.0", "toolmind": "Apache-2.0"}
 
-def import_rows(path: Path, *, source: str) -> Iterator[dict | Reject]:
-    """Yields a row or a Reject for each record of a JSON Lines file, or of a JSON file that holds a list.
 
-    Two forms: {"messages", "tools"}, with calls as {"function": {"name", "arguments": text or object}} or as {"name",
-    "arguments"}; and xLAM's {"query", "answers", "tools"}, where answers and tools may be JSON text. A record's own
-    `id` is kept (behind the source where it is a number); without one, the id is a hash of the content.
+def import_rows(
+    path: Path, *, source: str, licence: str | None = None, every_turn: bool = False
+) -> Iterator[dict | Reject]:
+    """Yields a row or a Reject for each record of a JSON Lines, JSON or Parquet file, or of a data set's folder.
+
+    Forms: {"messages" or "conversations", "tools"}, with calls as {"function": {"name", "arguments": text or object}}, as {"name",
+    "arguments"}, in `<tool_call>` tags or as ToolACE's text; xLAM's and Hammer's {"query", "answers", "tools"}. Lists may be JSON text. A
+    record's own `id` is kept (behind the source where it is a number); without one, the id is a hash of the content.
+
+    Args:
+        licence: written on every row; that of a known source, else `unknown`, when not given.
+        every_turn: one row for every assistant turn instead of the last alone; ids end in the turn's number.
 
     Raises:
-        InputError: the file is missing, or a line is not JSON; names the file and the line.
+        InputError: the file is missing, or not one record in it is JSON; names the file.
     """
-    for number, record in _records(path):
+    provenance = {
+        "generator": "import",
+        "licence": licence or LICENCES.get(source, "unknown"),
+        "parents": [],
+        "seed": None,
+    }
+    broken, read = None, False
+    for number, record in read_records(path):
+        name = f"{path.name}:{number}"
+        if isinstance(record, ValueError):
+            broken = broken or f"{path}, record {number}: {record}"
+            yield Reject(name, "unreadable", str(record), None)
+            continue
+        read = True
         try:
-            row = ordered_row(_row(record, source=source))
-            json_line(row)
+            rows = [ordered_row(row | provenance) for row in _rows(record, source=source, every_turn=every_turn)]
+            for row in rows:
+                json_line(row)
         except (InputError, ValueError) as error:
             identity = record.get("id") if isinstance(record, dict) else None
-            yield Reject(str(identity or f"{path.name}:{number}"), "unreadable", str(error), record)
+            yield Reject(str(identity or name), "unreadable", str(error), record)
             continue
-        yield row
+        yield from rows
+    if broken and not read:
+        raise InputError(f"{broken}: give JSON Lines, a JSON list or Parquet with `messages` and `tools`")
 
 
-def _records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, record): the number is the line, or the place in the list."""
-    if not path.is_file():
-        raise InputError(f"cannot read {path}: there is no such file")
-    with path.open("rb") as file:
-        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if start != b"[":
-        yield from read_json_lines(path)
-        return
-    try:
-        listed = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    yield from enumerate(listed, start=1)
-
-
-def _row(record: Any, *, source: str) -> dict:
+def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     if not isinstance(record, dict):
         raise InputError(f"a record must be an object, got {str(record)[:80]}")
-    if "messages" in record:
-        messages = [_message(message) for message in _list(record, "messages")]
+    if "messages" in record or "conversations" in record:
+        messages, tools = _conversation(record)
     elif "query" in record:
-        calls = [_call(call) for call in _list(record, "answers")]
-        messages = [{"role": "user", "content": record["query"]}, _answer(None, calls, None)]
+        calls = [call_of(call) for call in list_in(record, "answers")]
+        said = None if calls else REFUSAL_OF_AN_EMPTY_ANSWER
+        messages = [{"role": "user", "content": record["query"]}, answer(said, calls, None)]
+        tools = list_in(record, "tools")
     else:
         raise InputError("a record must have `messages`, or `query` and `answers`")
-    tools = [_tool(json.dumps(tool)) for tool in _list(record, "tools")]
-    content = {"messages": messages, "tools": tools}
-    identity = _identity(record.get("id"), content, source)
-    return {"id": identity, **content, "source": source, "kind": record.get("kind") or _kind(messages)}
+    tools = [_tool(json.dumps(tool)) for tool in tools]
+    whole = {"messages": messages, "tools": tools}
+    identity = _identity(record.get("id"), whole, source)
+    if not every_turn:
+        return [{"id": identity, **whole, "source": source, "kind": record.get("kind") or kind_of(messages)}]
+    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place]
+    if not turns:
+        raise InputError("a record must have an assistant turn that answers something")
+    return [
+        {"id": f"{identity}#{place}", "messages": messages[: place + 1], "tools": tools, "source": source, "kind": kind}
+        for place in turns
+        if (kind := kind_of(messages[: place + 1]))
+    ]
 
 
-def _list(record: dict, key: str) -> list:
-    value = [] if record.get(key) is None else record[key]
-    if isinstance(value, str):
-        value = _parsed(value, key)
-    if not isinstance(value, list):
-        raise InputError(f"`{key}` must be a list, got {str(value)[:80]}")
-    return value
+# What xLAM's and Hammer's records mean by no answers: a model must be told what to say instead.
+REFUSAL_OF_AN_EMPTY_ANSWER = "None of the given tools can do that."
 
 
-def _parsed(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"`{what}` is text that is not JSON: {error}") from error
-
-
-def _message(message: Any) -> dict:
-    if not isinstance(message, dict):
-        raise InputError(f"a message must be an object, got {str(message)[:80]}")
-    if message.get("role") != "assistant":
-        return {"role": message.get("role"), "content": message.get("content")}
-    calls = [_call(call) for call in _list(message, "tool_calls")]
-    return _answer(message.get("content"), calls, message.get("reasoning_content"))
-
-
-def _answer(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
-    return {"role": "assistant", "content": content, "tool_calls": calls, "reasoning_content": reasoning}
-
-
-def _call(call: Any) -> dict:
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict):
-        raise InputError(f"a call must be an object, got {str(call)[:80]}")
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _parsed(arguments, "arguments") if arguments.strip() else {}
-    return {"name": inner.get("name"), "arguments": {} if arguments is None else arguments}
+def _conversation(record: dict) -> tuple[list[dict], list]:
+    """(messages, tools as written) of a conversation; ToolACE's tools and calls are taken out of its texts."""
+    messages = [
+        message_of(message) for message in list_in(record, "messages" if "messages" in record else "conversations")
+    ]
+    if isinstance(system := record.get("system"), str) and system.strip():
+        messages.insert(0, {"role": "system", "content": system})
+    if "tools" in record or "functions" in record:
+        return messages, list_in(record, "tools" if "tools" in record else "functions")
+    listed = tools_in_system(messages[0]["content"] or "") if messages and messages[0]["role"] == "system" else None
+    if listed is None:
+        return messages, []
+    names = {str(tool.get("name") or (tool.get("function") or {}).get("name")) for tool in listed}
+    with_calls = []
+    for message in messages[1:]:  # the tools come back in every prompt, so the system message that listed them goes
+        calls = (
+            calls_in_text(message["content"], names)
+            if message["role"] == "assistant" and not message["tool_calls"]
+            else None
+        )
+        with_calls.append(message if calls is None else answer(None, calls, None))
+    return with_calls, listed
 
 
 @lru_cache(maxsize=16384)
@@ -113,6 +124,34 @@ def _tool(text: str) -> dict:
     """The tool in normal form. Data sets repeat their tools and a check takes milliseconds, hence the cache."""
     tool = normalize_tool(json.loads(text))
     return {key: tool[key] for key in ("name", "description", "parameters")}
+
+
+def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
+    """Yields {"original", "tool"} for every distinct tool of the files' records: as it was written, and in normal form.
+
+    A tool that has no normal form is left out here; the rows that show it are rejects, with the reason.
+    """
+    seen: set[bytes] = set()
+    for path in paths:
+        for _, record in read_records(path):
+            for written in _written_tools(record):
+                text = json.dumps(written, sort_keys=True)
+                if (mark := hashlib.blake2b(text.encode(), digest_size=8).digest()) in seen:
+                    continue
+                seen.add(mark)
+                try:
+                    yield {"original": written, "tool": _tool(json.dumps(written))}
+                except InputError:
+                    continue
+
+
+def _written_tools(record: Any) -> list:
+    try:
+        if "conversations" in record or "messages" in record:
+            return _conversation(record)[1]
+        return list_in(record, "tools")
+    except (InputError, TypeError, AttributeError):
+        return []
 
 
 def _identity(given: Any, content: dict, source: str) -> str:
@@ -123,9 +162,18 @@ def _identity(given: Any, content: dict, source: str) -> str:
     return f"{source}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def _kind(messages: list[dict]) -> str:
-    """simple is one call, parallel several, multi-step calls after results, response text after, else irrelevance."""
-    calls = len(messages[-1].get("tool_calls") or []) if messages else 0
-    if any(message["role"] == "tool" for message in messages):
-        return "multi-step" if calls else "response"
-    return {0: "irrelevance", 1: "simple"}.get(calls, "parallel")
+def kind_of(messages: list[dict]) -> str:
+    """What the last message does: `simple` is one call, `parallel` several of one tool, `parallel-multiple` of more than one, `multi-step`
+    calls after results of the same request, `multi-turn` after an earlier answer, `response` text after a result, else `irrelevance`.
+    """
+    calls = (messages[-1].get("tool_calls") or []) if messages else []
+    asked = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=0)
+    if not calls:
+        return "response" if any(message["role"] == "tool" for message in messages) else "irrelevance"
+    if any(message["role"] == "tool" for message in messages[asked:]):
+        return "multi-step"
+    if any(message["role"] == "assistant" for message in messages[:asked]):
+        return "multi-turn"
+    if len(calls) == 1:
+        return "simple"
+    return "parallel" if len({call["name"] for call in calls}) == 1 else "parallel-multiple"

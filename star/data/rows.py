@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from star.errors import InputError
 
+LONGEST_LINE = 16 * 2**20  # bytes: no model is trained on a row of that size, and a line must fit into memory
+
 
 class Call(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -112,18 +114,44 @@ def write_rows(path: Path, rows: Iterable[dict]) -> int:
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number from 1, value) for every line that is not blank; InputError names the file and the line."""
+    for number, line in read_lines(path):
+        try:
+            yield number, parse_line(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (line number from 1, line) for every line that is not blank; None stands for one longer than LONGEST_LINE.
+
+    Raises:
+        InputError: the file cannot be opened.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     with file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) <= LONGEST_LINE:
+                if line.strip():
+                    yield number, line
                 continue
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
+            while line and not line.endswith(b"\n"):
+                line = file.readline(2**20)
+            yield number, None
+
+
+def parse_line(line: bytes | None) -> Any:
+    """The JSON value of a line; ValueError says what is wrong with it."""
+    if line is None:
+        raise ValueError(f"longer than {LONGEST_LINE // 2**20} MiB, so it is no row")
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> int:

@@ -1,13 +1,19 @@
-"""The split into training and held-out rows: by the content of a row, never by its place in the file.
+"""The split into training and held-out rows: by the content of a row or by tool, never by its place in the file.
 
-Rows are ranked by a hash of (seed, query, target) and the lowest ones of each kind are held out. So the order of the
-rows does not matter, and adding rows moves none but those at the edge: the ranking of the others is what it was.
+By row: rows are ranked by a hash of (seed, query, target) and the lowest ones of each kind are held out. So the order of the rows does not
+matter, and adding rows moves none but those at the edge: the ranking of the others is what it was.
+
+By tool: tools are ranked by a hash, and the lowest ones are held out with all rows that call them, until there are as many rows as wanted.
+Training prompts show none of them: where one was only shown beside others, it is taken out of the prompt.
 """
 
 import hashlib
-from collections import defaultdict
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
-from star.data.rows import query_of, target_of
+from star.data.rows import Reject, query_of, target_of
 from star.errors import InputError
 
 
@@ -19,39 +25,129 @@ def split(rows: list[dict], *, heldout: int, seed: int) -> tuple[list[dict], lis
     Raises:
         InputError: nothing would be left to train on, or repeated rows leave no split of that size.
     """
-    if not 0 <= heldout < len(rows):
-        raise InputError(f"cannot hold out {heldout} of {len(rows)} rows and train on the rest: hold out fewer")
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for row in rows:
-        groups[_rank(row, seed)].append(row)
-    quota = _quotas(rows, heldout)
-    chosen: set[str] = set()
-    for rank in sorted(groups):
-        kind = min(row["kind"] for row in groups[rank])
-        if len(groups[rank]) <= quota[kind]:
-            quota[kind] -= len(groups[rank])
-            chosen.add(rank)
-    if any(quota.values()):
-        raise InputError(f"cannot hold out {heldout} of {len(rows)} rows: too many repeat each other; clean them first")
+    chosen = heldout_ranks(rows, heldout=heldout, seed=seed)
     train: list[dict] = []
     held: list[dict] = []
     for row in rows:
-        (held if _rank(row, seed) in chosen else train).append(row)
+        (held if rank(row, seed) in chosen else train).append(row)
     return train, held
 
 
-def _rank(row: dict, seed: int) -> str:
-    text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
-    return hashlib.sha256(text.encode()).hexdigest()
+def heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
+    """The ranks of the rows to hold out: all that a second pass over a file needs. Memory is 9 bytes a row.
 
-
-def _quotas(rows: list[dict], heldout: int) -> dict[str, int]:
-    """How many of each kind to hold out: its share rounded down, and what is left to the largest remainders."""
-    sizes: dict[str, int] = defaultdict(int)
+    Raises:
+        InputError: as `split`.
+    """
+    ranks, kinds = array("Q"), array("B")
+    names: dict[str, int] = {}
     for row in rows:
-        sizes[row["kind"]] += 1
-    quota = {kind: heldout * size // len(rows) for kind, size in sizes.items()}
-    by_remainder = sorted(sizes, key=lambda kind: (-(heldout * sizes[kind] % len(rows)), kind))
+        ranks.append(rank(row, seed))
+        kinds.append(names.setdefault(row["kind"], len(names)))
+    if not 0 <= heldout < len(ranks):
+        raise InputError(f"cannot hold out {heldout} of {len(ranks)} rows and train on the rest: hold out fewer")
+    if len(names) > 255:
+        raise InputError(f"the rows have {len(names)} kinds; a split by kind takes at most 255")
+    by_number = dict(enumerate(names))
+    quota = _quotas({by_number[number]: size for number, size in Counter(kinds).items()}, heldout, total=len(ranks))
+    chosen: set[int] = set()
+    for value, group in groupby(_ascending(ranks), key=lambda place: ranks[place]):
+        places = list(group)
+        kind = min(by_number[kinds[place]] for place in places)
+        if len(places) <= quota[kind]:
+            quota[kind] -= len(places)
+            chosen.add(value)
+        if not any(quota.values()):
+            break
+    if any(quota.values()):
+        raise InputError(
+            f"cannot hold out {heldout} of {len(ranks)} rows: too many repeat each other; clean them first"
+        )
+    return chosen
+
+
+def _ascending(ranks: array) -> Iterator[int]:
+    """Places in the order of their ranks, without a Python object for each at once."""
+    import numpy as np
+
+    return map(int, np.argsort(np.frombuffer(ranks, dtype=np.uint64), kind="stable")) if len(ranks) else iter(())
+
+
+def rank(row: dict, seed: int) -> int:
+    """64 bits of a hash of the row's content."""
+    text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _quotas(sizes: dict[str, int], heldout: int, *, total: int) -> dict[str, int]:
+    """How many of each kind to hold out: its share rounded down, and what is left to the largest remainders."""
+    quota = {kind: heldout * size // total for kind, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda kind: (-(heldout * sizes[kind] % total), kind))
     for kind in by_remainder[: heldout - sum(quota.values())]:
         quota[kind] += 1
     return quota
+
+
+def tool_identity(tool: dict) -> str:
+    """What a tool is the same by: its description, which masking leaves alone, else its name."""
+    return " ".join(tool["description"].casefold().split()) or tool["name"]
+
+
+def heldout_tools(rows: Iterable[dict], *, heldout: int, seed: int) -> set[str]:
+    """Identities of the tools to hold out, so that at least `heldout` rows call one of them.
+
+    Raises:
+        InputError: the tools that would be left to train on have no row.
+    """
+    calling: Counter = Counter()
+    together: dict[str, Counter] = defaultdict(Counter)
+    total = 0
+    for row in rows:
+        called = sorted(_called(row))
+        total += bool(called)
+        calling.update(called)
+        for one in called:
+            together[one].update(other for other in called if other != one)
+    chosen: set[str] = set()
+    reached = 0
+    for tool in sorted(calling, key=lambda tool: hashlib.sha256(f"{seed}\n{tool}".encode()).digest()):
+        if reached >= heldout:
+            break
+        reached += calling[tool] - sum(together[tool][other] for other in chosen)
+        chosen.add(tool)
+    if reached < heldout or len(chosen) == len(calling) or reached >= total:
+        raise InputError(
+            f"cannot hold out tools with {heldout} rows: {len(calling)} tools have {total} calling rows in all; hold out fewer rows"
+        )
+    return chosen
+
+
+def _called(row: dict) -> set[str]:
+    names = {call["name"] for call in row["messages"][-1].get("tool_calls") or []}
+    return {tool_identity(tool) for tool in row["tools"] if tool["name"] in names}
+
+
+def split_by_tool(rows: Iterable[dict], *, tools: set[str], heldout: int) -> Iterator[tuple[str, dict | Reject]]:
+    """Yields ("train" | "heldout" | "reject", row or Reject) for each row, in order.
+
+    Rows that call a held-out tool are held out, the first `heldout` of them; the others are rejected, for training must not see the tool.
+    Of all other rows the held-out tools are taken away; a row with no tool left is rejected.
+    """
+    taken = 0
+    for row in rows:
+        if _called(row) & tools:
+            taken += 1
+            if taken <= heldout:
+                yield "heldout", row
+            else:
+                yield (
+                    "reject",
+                    Reject(row["id"], "heldout_tool", "calls a held-out tool, and enough rows of it are held out", row),
+                )
+            continue
+        used = {call["name"] for message in row["messages"] for call in message.get("tool_calls") or []}
+        left = [tool for tool in row["tools"] if tool_identity(tool) not in tools]
+        if not left or not used <= {tool["name"] for tool in left}:
+            yield "reject", Reject(row["id"], "heldout_tool", "needs a held-out tool in its prompt", row)
+        else:
+            yield "train", row if len(left) == len(row["tools"]) else {**row, "tools": left}

@@ -14,10 +14,12 @@ xLAM at times puts a function's default on the wrong parameter.)
 import ast
 import json
 import re
-from pathlib import Path
+from functools import lru_cache
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
 
 from star.errors import InputError
 
@@ -35,31 +37,16 @@ PLAIN_TYPES: dict[str, dict] = {
     "dict": {"type": "object"},
     "any": {},
     "callable": {"type": "string"},  # a function is written as its source text
+    # Java's and JavaScript's, as BFCL writes them
+    **dict.fromkeys(("long", "short", "byte", "bigint"), {"type": "integer"}),
+    "double": {"type": "number"},
+    "char": {"type": "string"},
+    **dict.fromkeys(("hashmap", "map"), {"type": "object"}),
+    "arraylist": {"type": "array"},
 }
 LONGEST_TYPE = 300
 STATES_A_DEFAULT = re.compile(r"\bdefaults?\b( value)? (is|to)\b", re.IGNORECASE)
 TYPES = Draft202012Validator({})
-
-
-def load_tools(path: Path) -> list[dict]:
-    """Reads a JSON file with a list of tools, or with an object whose `tools` is one; returns them in normal form.
-
-    Raises:
-        InputError: no such file, not JSON, no tool in it, a tool that cannot be read, or two tools of one name.
-    """
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the tools file {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the tools file {path} is not JSON: {error}") from error
-    listed = document.get("tools") if isinstance(document, dict) else document
-    if not isinstance(listed, list) or not listed:
-        raise InputError(f'the tools file {path} must hold a list of tools, or {{"tools": [...]}}, with at least one')
-    tools = [normalize_tool(tool) for tool in listed]
-    if repeated := repeated_name(tools):
-        raise InputError(f"the tools file {path} has two tools named {repeated!r}: rename one")
-    return tools
 
 
 def repeated_name(tools: list[dict]) -> str | None:
@@ -86,8 +73,11 @@ def normalize_tool(tool: dict) -> dict:
         described = inner.get("description") or ""
         if not isinstance(described, str):
             raise InputError("the description must be text")
-        parameters = _parameters(inner["inputSchema"] if "inputSchema" in inner else inner.get("parameters"))
-        Draft202012Validator.check_schema(parameters)
+        written = next(
+            (inner[key] for key in ("inputSchema", "input_schema", "parameters", "arguments") if key in inner), None
+        )
+        parameters = _parameters(written)
+        _check_schema(json.dumps(parameters))
     except SchemaError as error:
         where = "".join(f"[{part!r}]" for part in error.absolute_path)
         raise InputError(f"tool {name!r}: parameters{where} is not valid JSON Schema: {error.message[:200]}") from error
@@ -97,6 +87,26 @@ def normalize_tool(tool: dict) -> dict:
         raise InputError(f"tool {name!r}: {error}") from error
     hints = {key: value for key, value in inner.items() if key.startswith("x-")}
     return {"name": name, "description": described, "parameters": parameters, **hints}
+
+
+@lru_cache(maxsize=4096)
+def _check_schema(schema: str) -> None:
+    """Checks a schema once however many tools share it: the check takes milliseconds."""
+    Draft202012Validator.check_schema(json.loads(schema))
+
+
+@lru_cache(maxsize=4096)
+def validator(schema: str) -> Draft202012Validator:
+    """A validator for a schema as JSON text, made once; the empty registry keeps `$ref` from fetching anything."""
+    return Draft202012Validator(json.loads(schema), registry=Registry())
+
+
+def is_valid(value: object, schema: dict) -> bool:
+    """Whether the schema accepts the value; a schema that cannot be used accepts none."""
+    try:
+        return validator(json.dumps(schema)).is_valid(value)
+    except (Unresolvable, RecursionError):
+        return False
 
 
 def fit(value: object, schema: dict) -> object:

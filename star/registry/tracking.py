@@ -6,6 +6,7 @@ the task's run exists already (MLFLOW_RUN_ID): the stage writes into it and leav
 that does not answer costs seconds and one warning, never the work.
 """
 
+import json
 import logging
 import os
 import re
@@ -52,6 +53,15 @@ class Run:
     def log_artifact(self, path: Path) -> None:
         """A file or a folder."""
         self._attempt(lambda client: client.log_artifact(self.run_id, str(path)))
+
+    def log_dataset(self, name: str, *, digest: str, source: Path) -> None:
+        """The data that the run reads, by the digest under which DVC tracks it."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        place = json.dumps({"uri": str(source)})
+        dataset = Dataset(name=name, digest=digest, source_type="local", source=place)
+        tags = [InputTag(key="mlflow.data.context", value="training")]
+        self._attempt(lambda client: client.log_inputs(self.run_id, [DatasetInput(dataset=dataset, tags=tags)]))
 
     def _log_params(self, params: Mapping[str, object]) -> None:
         self._attempt(lambda client: client.log_batch(self.run_id, params=_params(params)))

@@ -2,6 +2,7 @@
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +11,11 @@ from jsonschema import Draft202012Validator
 
 from star.config import packaged_file
 from star.data.cleaning import clean
-from star.data.generate import KINDS, draw_value, generate_rows, public_tool
-from star.data.tools import load_tools, normalize_tool
+from star.data.generate import KINDS, generate_rows, public_tool
+from star.data.importers import kind_of
+from star.data.tool_files import load_tools
+from star.data.tools import normalize_tool
+from star.data.values import draw_value
 from star.errors import InputError
 
 
@@ -43,9 +47,10 @@ def test_all_kinds_come_in_their_shares(tools: list[dict]) -> None:
 
 def test_the_values_of_a_call_are_in_the_request(tools: list[dict]) -> None:
     for row in generate_rows(tools, 200, seed=2):
+        said = " ".join(message["content"] for message in row["messages"][:-1]).lower()
         for call in row["messages"][-1]["tool_calls"]:
             for value in call["arguments"].values():
-                assert str(value) in row["messages"][0]["content"]
+                assert str(value).lower() in said
 
 
 def test_an_irrelevant_row_shows_no_tool_that_was_asked_for(tools: list[dict]) -> None:
@@ -79,6 +84,66 @@ def test_tools_without_hints_are_asked_for_by_their_description() -> None:
 def test_one_tool_is_too_few(tools: list[dict]) -> None:
     with pytest.raises(InputError, match="at least 2 tools"):
         list(generate_rows(tools[:1], 1, seed=0))
+
+
+OPENAPI = Path(__file__).parent / "openapi.yaml"
+
+
+def test_every_call_of_an_openapi_document_passes_an_independent_validator() -> None:
+    rows = list(generate_rows(load_tools(OPENAPI), 600, seed=4, masked=0.2))
+    assert {row["kind"] for row in rows} == set(KINDS)
+    for row in rows:
+        schemas = {tool["name"]: tool["parameters"] for tool in row["tools"]}
+        for message in row["messages"]:
+            for call in message.get("tool_calls") or []:
+                Draft202012Validator(schemas[call["name"]]).validate(call["arguments"])
+
+
+def test_the_kinds_are_what_their_names_say(tools: list[dict]) -> None:
+    for row in generate_rows(tools, 400, seed=6):
+        if row["kind"] in ("simple", "parallel", "parallel-multiple", "irrelevance", "multi-step"):
+            assert kind_of(row["messages"]) == row["kind"]
+        if row["kind"] == "multiple":
+            assert len(row["tools"]) > 1
+        if row["kind"] == "missing-parameter":
+            assert row["messages"][-1]["content"].startswith("Which ")
+
+
+def test_an_irrelevant_row_shows_no_tool_that_does_the_same() -> None:
+    twins = [
+        normalize_tool({"name": name, "description": "Find a route between two cities", "parameters": {}})
+        for name in ("find_route", "route_find")
+    ]
+    other = normalize_tool({"name": "play_song", "description": "Play music", "parameters": {}})
+    for row in generate_rows([*twins, other], 60, seed=1, kinds={"irrelevance": 1}):
+        shown = {tool["name"] for tool in row["tools"]}
+        asked_for_route = "route" in row["messages"][0]["content"].lower()
+        assert not (asked_for_route and shown & {"find_route", "route_find"})
+
+
+def test_masked_rows_keep_no_name_and_stay_valid(tools: list[dict]) -> None:
+    names = {tool["name"] for tool in tools} | {name for tool in tools for name in tool["parameters"]["properties"]}
+    rows = list(generate_rows(tools, 60, seed=3, masked=1.0))
+    assert clean(rows).reasons().keys() <= {"duplicate", "near_duplicate"}
+    for row in rows:
+        [parent] = row["parents"]
+        assert row["id"] == f"{parent}-masked"
+        for call in row["messages"][-1]["tool_calls"]:
+            assert not names & {call["name"], *call["arguments"]}
+
+
+def test_every_row_says_where_it_comes_from(tools: list[dict]) -> None:
+    for row in generate_rows(tools, 5, seed=3, licence="CC0-1.0"):
+        assert (row["generator"], row["licence"], row["parents"], row["seed"]) == ("star-offline-2", "CC0-1.0", [], 3)
+
+
+def test_rows_from_a_position_on_are_the_same_rows(tools: list[dict]) -> None:
+    assert list(generate_rows(tools, 30, seed=3, start=20)) == list(generate_rows(tools, 30, seed=3))[20:]
+
+
+def test_a_kind_that_does_not_exist_is_an_input_error(tools: list[dict]) -> None:
+    with pytest.raises(InputError, match="'complex'"):
+        list(generate_rows(tools, 1, seed=0, kinds={"complex": 1.0}))
 
 
 SCHEMAS = st.recursive(

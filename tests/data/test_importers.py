@@ -1,11 +1,12 @@
 """Importing other people's records: every form read, and every record that cannot be read handed back."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 
-from star.data.importers import import_rows
+from star.data.importers import import_rows, original_tools
 from star.data.rows import Reject, ordered_row
 from star.errors import InputError
 
@@ -118,11 +119,99 @@ def test_an_unreadable_record_is_handed_back_with_its_fault(tmp_path: Path, faul
     assert reject.id == (named or "records.jsonl:1")
 
 
-def test_a_line_that_is_not_json_stops_the_import(tmp_path: Path) -> None:
+def test_a_line_that_is_not_json_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text('{"id": 1}\n{"id"')
-    with pytest.raises(InputError, match="line 2"):
-        list(import_rows(path, source="test"))
+    good = json.dumps(record(calls=[CALL])).encode()
+    path.write_bytes(good + b'\n{"id"\n\xff\xfe\n' + b"[" * 20_000 + b"\n" + good + b"\n")
+    first, *rejects, last = import_rows(path, source="test")
+    assert first == last
+    assert [reject.id for reject in rejects] == ["records.jsonl:2", "records.jsonl:3", "records.jsonl:4"]
+    assert {reject.reason for reject in rejects} == {"unreadable"}
+
+
+def test_a_line_of_a_gigabyte_is_a_reject_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**30)  # sparse: no disk is filled
+        file.seek(2**30)
+        file.write(b"\n" + json.dumps(record(calls=[CALL])).encode() + b"\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reject, row = import_rows(path, source="test")
+    assert "longer than 16 MiB" in reject.detail
+    assert row["id"] == "r1"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+def test_a_list_that_breaks_off_keeps_what_came_before(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps([record(calls=[CALL])] * 3)[:-4])
+    *rows, reject = import_rows(path, source="test")
+    assert len(rows) == 2
+    assert reject.reason == "unreadable"
+
+
+def test_parquet_and_saved_data_sets_give_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    table = [{"id": "a", "query": "Weather?", "answers": json.dumps([CALL]), "tools": json.dumps([TOOL])}] * 2
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "rows.parquet")
+    Dataset.from_list(table).save_to_disk(str(tmp_path / "saved"))
+    by_parquet = list(import_rows(tmp_path / "rows.parquet", source="xlam"))
+    assert by_parquet == list(import_rows(tmp_path / "saved", source="xlam"))
+    assert [row["licence"] for row in by_parquet] == ["CC-BY-4.0"] * 2
+
+
+TOOLACE = {
+    "system": f"You are an expert. A list of functions in JSON:\n{json.dumps([{**TOOL, 'name': 'Get Weather/Now'}])}\nDo it.",
+    "conversations": [
+        {"from": "user", "value": "Oslo and (as text) 'Rome'?"},
+        {
+            "from": "assistant",
+            "value": """[Get Weather/Now(city="Oslo (\\"N\\")", n=3), Get Weather/Now(city='Rome')]""",
+        },
+        {"from": "tool", "value": "[]"},
+        {"from": "assistant", "value": "Cold."},
+    ],
+}
+
+
+def test_toolace_is_read_turn_by_turn_and_never_executed(tmp_path: Path) -> None:
+    path = tmp_path / "toolace.jsonl"
+    harmful = {
+        **TOOLACE,
+        "conversations": [
+            TOOLACE["conversations"][0],
+            {"from": "assistant", "value": "[Get Weather/Now(city=open('x'))]"},
+        ],
+    }
+    path.write_text(json.dumps(TOOLACE) + "\n" + json.dumps(harmful) + "\n")
+    calls, reply, text = import_rows(path, source="toolace", every_turn=True)
+    assert [call["arguments"] for call in calls["messages"][-1]["tool_calls"]] == [
+        {"city": 'Oslo ("N")', "n": 3},
+        {"city": "Rome"},
+    ]
+    assert (calls["kind"], reply["kind"], calls["licence"]) == ("parallel", "response", "Apache-2.0")
+    assert [message["role"] for message in reply["messages"]] == ["user", "assistant", "tool", "assistant"]
+    assert not text["messages"][-1]["tool_calls"]
+
+
+def test_hermes_calls_in_the_text_are_calls(tmp_path: Path) -> None:
+    said = '<think>\nOslo\n</think>\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    [row] = imported(
+        tmp_path,
+        {"conversations": [{"from": "human", "value": "Oslo?"}, {"from": "gpt", "value": said}], "tools": [TOOL]},
+    )
+    assert row["messages"][-1]["tool_calls"] == [CALL]
+    assert row["messages"][-1]["reasoning_content"] == "Oslo"
+
+
+def test_the_original_of_every_tool_is_kept_once(tmp_path: Path) -> None:
+    imported(tmp_path, record(calls=[CALL]), record(calls=[CALL]))
+    [kept] = original_tools([tmp_path / "records.jsonl"])
+    assert kept["original"] == TOOL
+    assert kept["tool"]["parameters"]["properties"]["city"] == {"type": "string"}
 
 
 def test_a_missing_file_and_a_broken_list_are_named(tmp_path: Path) -> None:

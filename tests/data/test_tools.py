@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from star.data.tools import fit, json_schema_of_type, load_tools, normalize_tool
+from star.data.tools import fit, json_schema_of_type, normalize_tool
 from star.errors import InputError
 
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -257,35 +257,6 @@ def test_normalising_loses_no_parameter_and_twice_is_once(flat: dict) -> None:
 def test_a_value_is_fitted_only_where_its_text_stays(value: object, kind: str, fitted: object) -> None:
     result = fit(value, {"type": kind})
     assert (result, type(result)) == (fitted, type(fitted))
-
-
-@pytest.mark.parametrize("document", [[WEATHER], {"tools": [WEATHER]}])
-def test_a_tools_file_is_a_list_or_an_object(tmp_path: Path, document: object) -> None:
-    path = tmp_path / "tools.json"
-    path.write_text(json.dumps(document))
-    assert load_tools(path) == [WEATHER]
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "at least one"),
-        ('{"other": 1}', "must hold a list of tools"),
-        (json.dumps([WEATHER, WEATHER]), "two tools named 'get_weather'"),
-    ],
-)
-def test_a_faulty_tools_file_is_named(tmp_path: Path, text: str, says: str) -> None:
-    path = tmp_path / "tools.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=says) as raised:
-        load_tools(path)
-    assert str(path) in str(raised.value)
-
-
-def test_a_missing_tools_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.json"):
-        load_tools(tmp_path / "nothing.json")
 
 
 def test_every_tool_of_the_real_sample_has_a_normal_form(shared: Path) -> None:

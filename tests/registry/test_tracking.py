@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from star.data.digest import dvc_digest
 from star.errors import InputError
 from star.registry.tracking import PARENT_VARIABLE, connect, pipeline_run, stage_run, tracking_uri
 
@@ -99,6 +100,15 @@ def test_a_lent_run_is_used_and_neither_renamed_nor_ended(home: Path) -> None:
     with pytest.raises(ValueError), stage_run("distill"):
         raise ValueError
     assert run_of(lent).info.status == "FAILED"
+
+
+def test_the_data_is_logged_as_a_dataset_by_its_dvc_digest(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with stage_run("distill") as run:
+        run.log_dataset("data", digest=dvc_digest(tmp_path), source=tmp_path)
+    [used] = run_of(run.run_id).inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("data", dvc_digest(tmp_path))
+    assert used.dataset.digest.endswith(".dir")
 
 
 def test_artifacts_lie_beside_the_database(home: Path, tmp_path: Path) -> None:

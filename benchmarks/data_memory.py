@@ -1,0 +1,74 @@
+"""Peak memory of cleaning a stream of rows, by their number: each size in a process of its own.
+
+OMP_NUM_THREADS=1 .venv/bin/python benchmarks/data_memory.py 10000 100000 1000000
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from star.data.sets import write_set
+from star.data.splits import heldout_ranks
+
+TOOL = {
+    "name": "track",
+    "description": "Track a parcel",
+    "parameters": {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]},
+}
+
+
+def rows(start: int, count: int) -> Iterator[dict]:
+    """Four rows with a call of their own, then one refusal, whose target all refusals share."""
+    for index in range(start, count):
+        call = {"content": "", "tool_calls": [{"name": "track", "arguments": {"number": index}}]}
+        answer = {"content": "None of the given tools can do that.", "tool_calls": []} if index % 5 == 4 else call
+        asked = f"{index * 7919 % 1000003:x} where is parcel {index:x}, and how is {index * 104729 % 999983:x} on {index % 97:x}?"
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", **answer}]
+        yield {
+            "id": f"r{index}",
+            "messages": messages,
+            "tools": [TOOL],
+            "source": "made",
+            "kind": "simple" if index % 5 != 4 else "irrelevance",
+        }
+
+
+def measure(count: int) -> None:
+    from star.data.rows import read_rows
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        began = time.process_time()
+        figures = write_set(lambda start: rows(start, count), out=out, state=out, total=count)
+        written = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        heldout_ranks(read_rows(out / "rows.jsonl"), heldout=min(1000, count // 10), seed=1)
+        split = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        disk = sum(file.stat().st_size for file in out.iterdir()) / 2**20
+        seconds = time.process_time() - began
+        print(
+            f"| {count:,} | {figures.rows:,} | {written:.0f} | {split:.0f} | {disk:.0f} | {seconds:.0f} |", flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("counts", type=int, nargs="+")
+    counts = parser.parse_args().counts
+    if len(counts) == 1:
+        measure(counts[0])
+        return
+    print(
+        "| rows read | kept | peak MiB, cleaning | peak MiB, with the split | disk MiB | CPU s |\n|---:|---:|---:|---:|---:|---:|",
+        flush=True,
+    )
+    for count in counts:
+        subprocess.run([sys.executable, __file__, str(count)], check=True, stderr=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The message forms of public data sets: OpenAI's, ShareGPT's (`from`, `value`), Hermes' `<tool_call>` in the text, and ToolACE's calls.
+
+ToolACE lists its tools as JSON inside the system prompt and writes calls as `[Get Weather(city="Oslo"), ...]`. That text is parsed as
+Python literals and never executed.
+"""
+
+import ast
+import json
+from typing import Any
+
+from star.chat import CALL_OPEN, THINK_OPEN, FormatError, parse_completion
+from star.errors import InputError
+
+ROLES = {
+    "human": "user", "gpt": "assistant", "model": "assistant", "function_call": "assistant", "function-call": "assistant",
+    "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool", "function_response": "tool",
+}  # fmt: skip
+LONGEST_CALLS = 20_000  # characters of a call text that are parsed
+
+
+def message_of(written: Any) -> dict:
+    """One message in row form; InputError says what it lacks."""
+    if not isinstance(written, dict):
+        raise InputError(f"a message must be an object, got {str(written)[:80]}")
+    role = written.get("role", written.get("from"))
+    content = written.get("content", written.get("value"))
+    called_by_role = role in ("function_call", "function-call")
+    role = ROLES.get(role, role) if isinstance(role, str) else role
+    if role != "assistant":
+        return {
+            "role": role,
+            "content": content if content is None or isinstance(content, str) else json.dumps(content),
+        }
+    calls = [call_of(call) for call in list_in(written, "tool_calls")]
+    if isinstance(single := written.get("function_call"), dict):
+        calls.append(call_of(single))
+    if called_by_role:
+        return answer(None, [call_of(part) for part in _as_list(parsed(content, "function_call"))], None)
+    reasoning = written.get("reasoning_content")
+    if not calls and isinstance(content, str) and CALL_OPEN in content:
+        content, calls, said = _hermes(content)
+        reasoning = reasoning or said
+    return answer(content, calls, reasoning)
+
+
+def answer(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
+    return {"role": "assistant", "content": content, "tool_calls": calls, "reasoning_content": reasoning}
+
+
+def call_of(call: Any) -> dict:
+    """{"name", "arguments"} of a call in OpenAI's form or bare; arguments may be JSON text."""
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(inner, dict):
+        raise InputError(f"a call must be an object, got {str(call)[:80]}")
+    arguments = inner.get("arguments")
+    if isinstance(arguments, str):
+        arguments = parsed(arguments, "arguments") if arguments.strip() else {}
+    return {"name": inner.get("name"), "arguments": {} if arguments is None else arguments}
+
+
+def list_in(record: dict, key: str) -> list:
+    """The list at `key`, which may be JSON text or missing."""
+    value = [] if record.get(key) is None else record[key]
+    if isinstance(value, str):
+        value = parsed(value, key) if value.strip() else []
+    if not isinstance(value, list):
+        raise InputError(f"`{key}` must be a list, got {str(value)[:80]}")
+    return value
+
+
+def parsed(text: Any, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"`{what}` is text that is not JSON: {error}") from error
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def _hermes(content: str) -> tuple[str | None, list[dict], str | None]:
+    try:
+        completion = parse_completion(content if THINK_OPEN in content else f"<think>\n</think>\n{content}")
+    except FormatError as error:
+        raise InputError(f"a message holds tool calls that cannot be read: {error}") from error
+    return completion.content or None, completion.tool_calls, completion.reasoning or None
+
+
+def tools_in_system(system: str) -> list | None:
+    """The list of tools that a system prompt carries as JSON, or None."""
+    decoder = json.JSONDecoder()
+    start = system.find("[{")
+    while start >= 0:
+        try:
+            listed, _ = decoder.raw_decode(system, start)
+        except (ValueError, RecursionError):
+            start = system.find("[{", start + 1)
+            continue
+        if all(isinstance(tool, dict) and ("name" in tool or "function" in tool) for tool in listed):
+            return listed
+        start = system.find("[{", start + 1)
+    return None
+
+
+def calls_in_text(text: str | None, names: set[str]) -> list[dict] | None:
+    """The calls of ToolACE's `[Name(key=literal, ...), ...]`; None where the text is no such list or calls what is not in `names`."""
+    stripped = (text or "").strip()
+    if not (stripped.startswith("[") and stripped.endswith(")]")) or len(stripped) > LONGEST_CALLS:
+        return None
+    rest, calls = stripped[1:-1].strip(), []
+    while rest:
+        # Names hold blanks and slashes, which Python's grammar has no place for.
+        name = next((name for name in sorted(names, key=len, reverse=True) if rest.startswith(f"{name}(")), None)
+        if name is None:
+            return None
+        end = _closing(rest, len(name))
+        if end is None or (arguments := _literals(rest[len(name) : end + 1])) is None:
+            return None
+        calls.append({"name": name, "arguments": arguments})
+        rest = rest[end + 1 :].lstrip(", \n\t")
+    return calls
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Where the bracket that opens at `start` closes, quotes minded."""
+    depth, quote, escaped = 0, "", False
+    for place in range(start, len(text)):
+        letter = text[place]
+        if escaped:
+            escaped = False
+        elif quote:
+            escaped, quote = letter == "\\", "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter == "(":
+            depth += 1
+        elif letter == ")":
+            depth -= 1
+            if depth == 0:
+                return place
+    return None
+
+
+def _literals(arguments: str) -> dict | None:
+    try:
+        tree = ast.parse(f"f{arguments}", mode="eval").body
+        if not isinstance(tree, ast.Call) or tree.args or any(keyword.arg is None for keyword in tree.keywords):
+            return None
+        return {keyword.arg: json.loads(json.dumps(_literal(keyword.value))) for keyword in tree.keywords}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
+        return {"true": True, "false": False, "null": None}[node.id]
+    return ast.literal_eval(node)

@@ -1,0 +1,142 @@
+"""A client for any OpenAI-compatible chat endpoint: vLLM, llama.cpp, a hosted service. It expects the worst of the other side.
+
+Errors of the server (5xx, 429, a cut connection, an answer that is no JSON) are tried again with growing pauses, or after what Retry-After
+says; errors of the request (400, 401, 404) are the user's and end the work at once. Answers are read up to a bound, within a deadline.
+"""
+
+import http.client
+import json
+import random
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+from star.errors import InputError
+
+LARGEST_ANSWER = 4 * 2**20  # bytes
+LONGEST_PAUSE = 60.0  # seconds, whatever Retry-After says
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+class EndpointError(Exception):
+    """The endpoint gave no usable answer, however often it was asked."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote, and what it cost."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask. `url` is the base, as `http://localhost:8000/v1`; `key` is sent as a bearer token and never shown."""
+
+    url: str
+    model: str
+    key: str | None = None
+    timeout: float = 120.0  # seconds for one answer
+    attempts: int = 6
+    first_pause: float = 0.5  # seconds; doubled each time
+
+    def ask(self, messages: list[dict], *, temperature: float, seed: int, max_tokens: int) -> Answer:
+        """One answer of the model.
+
+        Raises:
+            EndpointError: no usable answer after all attempts.
+            InputError: the endpoint refuses the request as such (address, key, model).
+        """
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "temperature": temperature,
+            "seed": seed,
+            "max_tokens": max_tokens,
+        }
+        jitter = random.Random(seed)
+        problem = ""
+        for attempt in range(1, self.attempts + 1):
+            pause = self.first_pause * 2 ** (attempt - 1) * (1 + jitter.random())
+            try:
+                return _answer(self._post(body), attempts=attempt)
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}: {_start(error)}"
+                if error.code not in RETRIED:
+                    raise InputError(
+                        f"{self.url} refuses the request ({problem}): check address, key and model"
+                    ) from error
+                pause = max(pause, _retry_after(error))
+            except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+                problem = f"{type(error).__name__}: {str(error)[:200]}"
+            if attempt < self.attempts:
+                time.sleep(min(pause, LONGEST_PAUSE))
+        raise EndpointError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {problem}")
+
+    def _post(self, body: dict) -> bytes:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+        try:
+            request = urllib.request.Request(
+                f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
+            )
+        except ValueError as error:
+            raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1") from error
+        if request.type not in ("http", "https"):
+            raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1")
+        deadline = time.monotonic() + self.timeout
+        with urllib.request.urlopen(request, timeout=self.timeout) as response:
+            content = bytearray()
+            while chunk := response.read1(65536):
+                content += chunk
+                if len(content) > LARGEST_ANSWER:
+                    raise ValueError(f"an answer of more than {LARGEST_ANSWER // 2**20} MiB")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the answer took longer than {self.timeout:.0f} s")
+            if response.length:
+                raise http.client.IncompleteRead(bytes(content), response.length)
+        return bytes(content)
+
+
+def _answer(content: bytes, *, attempts: int) -> Answer:
+    """The first choice's text; ValueError where the answer has none."""
+    try:
+        document = json.loads(content)
+        text = document["choices"][0]["message"]["content"]
+        usage = document.get("usage") or {}
+        tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"an answer without choices[0].message.content: {content[:100]!r}") from error
+    if not isinstance(text, str):
+        raise ValueError("an answer whose content is no text")
+    prompt, completion = (count if isinstance(count, int) and 0 <= count < 10**9 else 0 for count in tokens)
+    return Answer(text, prompt, completion, attempts)
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    """Seconds to wait; the header's date form and nonsense count as none."""
+    try:
+        return min(max(0.0, float(error.headers.get("Retry-After", ""))), LONGEST_PAUSE)
+    except ValueError:
+        return 0.0
+
+
+def _start(error: urllib.error.HTTPError) -> str:
+    try:
+        return " ".join(error.read(300).decode("utf-8", "replace").split())
+    except (OSError, http.client.HTTPException):
+        return str(error.reason)
+
+
+def usage_of(answers: list[Answer]) -> dict[str, Any]:
+    """Requests, retries and tokens of some answers, summed."""
+    return {
+        "requests": len(answers),
+        "retries": sum(answer.attempts - 1 for answer in answers),
+        "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
+        "completion_tokens": sum(answer.completion_tokens for answer in answers),
+    }

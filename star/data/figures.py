@@ -1,0 +1,64 @@
+"""What a data set is made of, counted while it is written: the numbers behind its card. Memory grows with the tools, not with the rows."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from star.data.rows import Reject, query_of
+
+WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges; the last bin is open
+MOST_TOOLS = 100_000  # names counted one by one; further ones are counted together
+
+
+@dataclass
+class Figures:
+    """Counters over rows and rejects."""
+
+    read: int = 0
+    rows: int = 0
+    fitted: int = 0
+    kinds: Counter = field(default_factory=Counter)
+    sources: Counter = field(default_factory=Counter)
+    licences: Counter = field(default_factory=Counter)
+    generators: Counter = field(default_factory=Counter)
+    query_words: Counter = field(default_factory=Counter)
+    turns: Counter = field(default_factory=Counter)
+    calls: Counter = field(default_factory=Counter)
+    shown_tools: Counter = field(default_factory=Counter)
+    called: Counter = field(default_factory=Counter)
+    rejects: Counter = field(default_factory=Counter)
+    rejects_by_source: Counter = field(default_factory=Counter)
+    overlaps: Counter = field(default_factory=Counter)
+    split: Counter = field(default_factory=Counter)
+    shortfalls: Counter = field(default_factory=Counter)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Figures":
+        return cls(**{key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()})
+
+    def to_json(self) -> dict:
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+
+    def add(self, row: dict) -> None:
+        target = row["messages"][-1]
+        calls = target.get("tool_calls") or []
+        self.rows += 1
+        self.kinds[row["kind"]] += 1
+        self.sources[row["source"]] += 1
+        self.licences[str(row.get("licence", "unknown"))] += 1
+        self.generators[str(row.get("generator", "unknown"))] += 1
+        self.query_words[_bin(len(query_of(row).split()))] += 1
+        self.turns[str(sum(message["role"] == "user" for message in row["messages"]))] += 1
+        self.calls[str(len(calls))] += 1
+        self.shown_tools[str(min(len(row["tools"]), 20))] += 1
+        for call in calls:
+            known = call["name"] in self.called or len(self.called) < MOST_TOOLS
+            self.called[call["name"] if known else "(others)"] += 1
+
+    def add_reject(self, reject: Reject) -> None:
+        self.rejects[reject.reason] += 1
+        source = reject.row.get("source") if isinstance(reject.row, dict) else None
+        self.rejects_by_source[f"{source or 'unread'}: {reject.reason}"] += 1
+
+
+def _bin(words: int) -> str:
+    return next((f"{edge}" for edge in WORD_BINS if words <= edge), f"over {WORD_BINS[-1]}")

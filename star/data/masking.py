@@ -1,0 +1,63 @@
+"""Two augmentations that keep a model from leaning on names (Hammer, Lin et al. 2024, arXiv 2410.04587).
+
+Masking gives functions and parameters random names everywhere in a row, so only descriptions say what they do. Shuffling changes the order
+of the tools and of each tool's parameters. Both give a new row whose `parents` name the row it came from.
+"""
+
+import random
+import string
+from collections.abc import Callable
+
+
+def mask_row(row: dict, rng: random.Random) -> dict:
+    """The row with random names for its functions and their top-level parameters: in the tools, the calls and the reasoning."""
+    functions = {tool["name"]: _random_name(rng, "func") for tool in row["tools"]}
+    parameters = {
+        tool["name"]: {name: _random_name(rng, "arg") for name in tool["parameters"]["properties"]}
+        for tool in row["tools"]
+    }
+    tools = [_masked_tool(tool, functions[tool["name"]], parameters[tool["name"]]) for tool in row["tools"]]
+
+    def call(made: dict) -> dict:
+        renamed = parameters.get(made["name"], {})
+        arguments = {renamed.get(name, name): value for name, value in made["arguments"].items()}
+        return {"name": functions.get(made["name"], made["name"]), "arguments": arguments}
+
+    messages = [_masked_message(message, functions, call) for message in row["messages"]]
+    return _child(row, "mask", messages=messages, tools=tools)
+
+
+def shuffle_row(row: dict, rng: random.Random) -> dict:
+    """The row with its tools, and each tool's parameters, in another order."""
+    tools = []
+    for tool in rng.sample(row["tools"], len(row["tools"])):
+        properties = tool["parameters"]["properties"]
+        shuffled = {name: properties[name] for name in rng.sample(list(properties), len(properties))}
+        tools.append({**tool, "parameters": {**tool["parameters"], "properties": shuffled}})
+    return _child(row, "shuffle", messages=row["messages"], tools=tools)
+
+
+def _child(row: dict, how: str, *, messages: list[dict], tools: list[dict]) -> dict:
+    return {**row, "id": f"{row['id']}-{how}", "messages": messages, "tools": tools, "parents": [row["id"]]}
+
+
+def _random_name(rng: random.Random, kind: str) -> str:
+    return f"{kind}_" + "".join(rng.choices(string.ascii_lowercase + string.digits, k=6))
+
+
+def _masked_tool(tool: dict, name: str, parameters: dict[str, str]) -> dict:
+    schema = tool["parameters"]
+    properties = {parameters[key]: part for key, part in schema["properties"].items()}
+    required = [parameters[key] for key in schema.get("required", [])]
+    return {**tool, "name": name, "parameters": {**schema, "properties": properties, "required": required}}
+
+
+def _masked_message(message: dict, functions: dict[str, str], call: Callable[[dict], dict]) -> dict:
+    masked = dict(message)
+    if message.get("tool_calls"):
+        masked["tool_calls"] = [call(made) for made in message["tool_calls"]]
+    if reasoning := message.get("reasoning_content"):
+        for name in sorted(functions, key=len, reverse=True):
+            reasoning = reasoning.replace(name, functions[name])
+        masked["reasoning_content"] = reasoning
+    return masked

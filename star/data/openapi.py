@@ -1,0 +1,281 @@
+"""OpenAPI 3 documents as tools: every operation becomes one tool in normal form.
+
+Path, query, header and cookie parameters and the properties of a JSON body are the tool's parameters, side by side. References inside the
+document are written in place; where a schema contains itself, the inner occurrence becomes a plain object. Credentials are no parameters: a
+model must not make them up. How to call the operation (method, path, where each parameter goes, which security schemes) is kept in
+`x-call`, the operation as it was written in `x-original`; no prompt shows either.
+"""
+
+import re
+from collections.abc import Iterator
+
+from star.data.rows import Reject
+from star.data.tools import normalize_tool
+from star.errors import InputError
+
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
+LARGEST = 20_000  # schema nodes of one operation once its references are written in place
+LONGEST_NAME = 64  # what OpenAI's API accepts
+IGNORED = frozenset(
+    {"xml", "externalDocs", "discriminator", "readOnly", "writeOnly", "deprecated", "example", "nullable"}
+)
+CREDENTIAL_HEADERS = frozenset(
+    {"authorization", "accept", "content-type"}
+)  # the specification ignores these three as well
+
+
+def is_openapi(document: object) -> bool:
+    """Whether this is an OpenAPI 3 document, or something that means to be one."""
+    return isinstance(document, dict) and ("openapi" in document or "swagger" in document)
+
+
+def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
+    """Yields a tool or a Reject for every operation, in the order of the document.
+
+    Raises:
+        InputError: it is not an OpenAPI 3 document, or has no operation.
+    """
+    if not str(document.get("openapi", "")).startswith("3"):
+        version = document.get("openapi") or document.get("swagger")
+        raise InputError(f"the document is OpenAPI {version!s:.20}: convert it to OpenAPI 3")
+    paths = document.get("paths")
+    if not isinstance(paths, dict) or not paths:
+        raise InputError("the OpenAPI document has no `paths`, so there is no operation to call")
+    taken: set[str] = set()
+    for path, item in paths.items():
+        for method in METHODS:
+            operation = item.get(method) if isinstance(item, dict) else None
+            if operation is None:
+                continue
+            try:
+                tool = _tool(_Document(document), path, method, item, operation)
+            except InputError as error:
+                yield Reject(f"{method.upper()} {path}", "unusable_operation", str(error), operation)
+                continue
+            yield {**tool, "name": _unused(tool["name"], taken)}
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    free = name
+    number = 1
+    while free in taken:
+        number += 1
+        free = f"{name[: LONGEST_NAME - 4]}_{number}"
+    taken.add(free)
+    return free
+
+
+class _Document:
+    """Writes the references of one operation in place, and counts, so that no document can blow up."""
+
+    def __init__(self, root: dict) -> None:
+        self.root = root
+        self.nodes = 0
+
+    def follow(self, reference: object) -> object:
+        """What a reference inside the document points to."""
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            raise InputError(
+                f"the reference {str(reference)[:80]!r} leaves the document: bundle it into one file first"
+            )
+        found: object = self.root
+        for part in reference[2:].split("/"):
+            key = part.replace("~1", "/").replace("~0", "~")
+            if not isinstance(found, dict) or key not in found:
+                raise InputError(f"the reference {reference[:80]!r} points to nothing")
+            found = found[key]
+        return found
+
+    def object(self, written: object) -> dict:
+        """A parameter, body or operation, its own reference followed; of a circle of references nothing is left."""
+        seen = []
+        while isinstance(written, dict) and "$ref" in written:
+            if written["$ref"] in seen:
+                raise InputError(f"the reference {written['$ref']!r} points to itself")
+            seen.append(written["$ref"])
+            written = self.follow(written["$ref"])
+        if not isinstance(written, dict):
+            raise InputError(f"expected an object, got {str(written)[:80]}")
+        return written
+
+    def schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
+        """The schema with its references written in place; `inside` are the references that led here."""
+        self.nodes += 1
+        if self.nodes > LARGEST:
+            raise InputError(f"its schemas have more than {LARGEST} parts once references are written in place")
+        if isinstance(written, bool):
+            return {} if written else {"not": {}}
+        if not isinstance(written, dict):
+            raise InputError(f"a schema must be an object, got {str(written)[:80]}")
+        if (reference := written.get("$ref")) is not None:
+            if reference in inside:  # the schema contains itself
+                return {"type": "object", "description": f"another {str(reference).rpartition('/')[2]}"}
+            beside = {key: value for key, value in written.items() if key != "$ref"}
+            found = self.follow(reference)
+            if isinstance(found, dict) and found.get("$ref") in (*inside, reference):
+                raise InputError(f"the reference {reference!r} points to itself")
+            return {**self.schema(found, (*inside, reference)), **(self.schema(beside, inside) if beside else {})}
+        return self._keywords(written, inside)
+
+    def _keywords(self, written: dict, inside: tuple[str, ...]) -> dict:
+        schema = {key: self._part(key, value, inside) for key, value in written.items() if key not in IGNORED}
+        if isinstance(parts := schema.pop("allOf", None), list):
+            schema = _merged([schema, *parts])
+        if "example" in written and "examples" not in schema:
+            schema["examples"] = [written["example"]]
+        if "examples" in schema and not isinstance(schema["examples"], list):
+            del schema["examples"]
+        for bound in ("Minimum", "Maximum"):  # in OpenAPI 3.0 a flag beside the bound, in JSON Schema the bound itself
+            if schema.get(f"exclusive{bound}") is True and bound.lower() in schema:
+                schema[f"exclusive{bound}"] = schema.pop(bound.lower())
+            elif isinstance(schema.get(f"exclusive{bound}"), bool):
+                del schema[f"exclusive{bound}"]
+        return _nullable(schema) if written.get("nullable") is True else schema
+
+    def _part(self, key: str, value: object, inside: tuple[str, ...]) -> object:
+        if key == "properties" and isinstance(value, dict):
+            return {name: self.schema(part, inside) for name, part in value.items() if not _is_read_only(part)}
+        if key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
+            return [self.schema(part, inside) for part in value]
+        if key in ("items", "not") or (key == "additionalProperties" and isinstance(value, dict)):
+            return self.schema(value, inside)
+        return value
+
+
+def _is_read_only(schema: object) -> bool:
+    return isinstance(schema, dict) and schema.get("readOnly") is True
+
+
+def _nullable(schema: dict) -> dict:
+    if isinstance(kind := schema.get("type"), str):
+        nullable = {**schema, "type": [kind, "null"]}
+        return {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema else nullable
+    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
+
+
+def _merged(parts: list[dict]) -> dict:
+    """The schemas of an `allOf` as one: properties and requirements together, otherwise the first word counts."""
+    merged: dict = {}
+    for part in parts:
+        for key, value in part.items():
+            if key == "properties":
+                merged[key] = {**merged.get(key, {}), **value}
+            elif key == "required" and isinstance(value, list):
+                merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
+            else:
+                merged.setdefault(key, value)
+    required = [name for name in merged.get("required", []) if name in merged.get("properties", {})]
+    return {**merged, "required": required} if "required" in merged else merged
+
+
+def _tool(document: _Document, path: str, method: str, item: dict, operation: object) -> dict:
+    operation = document.object(operation)
+    properties: dict[str, dict] = {}
+    required: list[str] = []
+    places: dict[str, str] = {}
+    for parameter in _parameters(document, item, operation):
+        name, place = str(parameter.get("name")), str(parameter.get("in"))
+        if place == "header" and name.lower() in CREDENTIAL_HEADERS | _credentials(document, place):
+            continue
+        if name.lower() in _credentials(document, place):
+            continue
+        name = name if name not in properties else f"{place}_{name}"
+        properties[name] = _described(document.schema(_parameter_schema(parameter)), parameter)
+        places[name] = place
+        if place == "path" or parameter.get("required") is True:
+            required.append(name)
+    for name, schema, needed in _body(document, operation):
+        name = name if name not in properties else f"body_{name}"
+        properties[name] = schema
+        places[name] = "body"
+        required += [name] if needed else []
+    written = {
+        "name": _name(operation.get("operationId"), method, path),
+        "description": _description(operation, method, path),
+        "parameters": {"type": "object", "properties": properties, "required": required},
+        "x-call": {"method": method.upper(), "path": path, "in": places, "security": _security(document, operation)},
+        "x-original": operation,
+    }
+    return normalize_tool(written)
+
+
+def _parameters(document: _Document, item: dict, operation: dict) -> list[dict]:
+    """The path item's parameters and the operation's own, which take their place."""
+    found: dict[tuple, dict] = {}
+    for written in [*_list(item.get("parameters")), *_list(operation.get("parameters"))]:
+        parameter = document.object(written)
+        found[parameter.get("name"), parameter.get("in")] = parameter
+    return list(found.values())
+
+
+def _list(value: object) -> list:
+    if value is not None and not isinstance(value, list):
+        raise InputError(f"`parameters` must be a list, got {str(value)[:80]}")
+    return value or []
+
+
+def _parameter_schema(parameter: dict) -> object:
+    content = parameter.get("content")
+    if isinstance(content, dict) and content:
+        return next(iter(content.values())).get("schema", {})
+    schema = parameter.get("schema", {})
+    if "example" in parameter and isinstance(schema, dict) and "$ref" not in schema:
+        return {"example": parameter["example"], **schema}
+    return schema
+
+
+def _described(schema: dict, parameter: dict) -> dict:
+    said = parameter.get("description")
+    return {**schema, "description": said} if isinstance(said, str) and said else schema
+
+
+def _credentials(document: _Document, place: str) -> set[str]:
+    """Names of the parameters that API keys travel in, lower case."""
+    schemes = _components(document, "securitySchemes")
+    return {
+        str(scheme.get("name")).lower()
+        for scheme in schemes.values()
+        if isinstance(scheme, dict) and scheme.get("type") == "apiKey" and scheme.get("in") == place
+    }
+
+
+def _components(document: _Document, kind: str) -> dict:
+    components = document.root.get("components")
+    found = components.get(kind) if isinstance(components, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _security(document: _Document, operation: dict) -> list[str]:
+    listed = operation.get("security", document.root.get("security")) or []
+    return sorted({name for entry in listed if isinstance(entry, dict) for name in entry})
+
+
+def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, bool]]:
+    """(name, schema, required) of what goes into the body: an object's properties, anything else whole as `body`."""
+    if operation.get("requestBody") is None:
+        return
+    body = document.object(operation["requestBody"])
+    content = body.get("content")
+    if not isinstance(content, dict) or not content:
+        return
+    kind = next((kind for kind in content if "json" in kind), next(iter(content)))
+    schema = document.schema(document.object(content[kind]).get("schema", {}))
+    needed = body.get("required") is True
+    if schema.get("properties") and not schema.keys() & {"oneOf", "anyOf"}:
+        for name, part in schema["properties"].items():
+            yield name, part, needed and name in schema.get("required", [])
+    else:
+        yield "body", _described(schema, body), needed
+
+
+def _name(given: object, method: str, path: str) -> str:
+    """The operation's id, else method and path, in the letters that every API accepts."""
+    name = given if isinstance(given, str) and given.strip() else f"{method}_{path.strip('/')}"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:LONGEST_NAME] or method
+
+
+def _description(operation: dict, method: str, path: str) -> str:
+    for key in ("summary", "description"):
+        if isinstance(said := operation.get(key), str) and said.strip():
+            return " ".join(said.split())
+    return f"{method.upper()} {path}"

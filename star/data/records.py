@@ -1,0 +1,103 @@
+"""Reads records one at a time from JSON Lines, a JSON list, Parquet, or a data set folder of Hugging Face's `save_to_disk`.
+
+Memory holds one record, whatever the size of the file. What cannot be read is yielded as the ValueError that says why, so that one bad line
+does not cost the others.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from star.data.rows import LONGEST_LINE, parse_line, read_lines
+from star.errors import InputError
+
+CHUNK = 2**20  # characters
+BATCH = 256  # Parquet rows
+
+
+def read_records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (number from 1, record or ValueError): the number is the line, or the place in the list or table.
+
+    Raises:
+        InputError: there is no such file, or it is of no kind that is read here.
+    """
+    if path.is_dir():
+        yield from _from_folder(path)
+    elif not path.is_file():
+        raise InputError(f"cannot read {path}: there is no such file")
+    elif path.suffix == ".parquet":
+        yield from _from_parquet(path)
+    elif _first_character(path) == b"[":
+        yield from _from_list(path)
+    else:
+        for number, line in read_lines(path):
+            try:
+                yield number, parse_line(line)
+            except ValueError as error:
+                yield number, error
+
+
+def _first_character(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+
+
+def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        for batch in ParquetFile(path).iter_batches(batch_size=BATCH):
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except (ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {str(error)[:200]}") from error
+
+
+def _from_folder(path: Path) -> Iterator[tuple[int, Any]]:
+    """A folder of `datasets.save_to_disk`, or one with Parquet or JSON Lines files, as a clone of a data set's repository has them."""
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import DatasetDict, load_from_disk
+
+        loaded = load_from_disk(str(path))
+        parts = loaded.values() if isinstance(loaded, DatasetDict) else [loaded]
+        yield from enumerate((record for part in parts for record in part), start=1)
+        return
+    files = sorted(file for kind in ("*.parquet", "*.jsonl") for file in path.rglob(kind))
+    if not files:
+        raise InputError(f"{path} holds neither a saved data set nor .parquet or .jsonl files: give one of these")
+    yield from enumerate((record for file in files for _, record in read_records(file)), start=1)
+
+
+def _from_list(path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of one JSON list, decoded as they come; after an element that is not JSON nothing more can be told apart."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        text, number = file.read(CHUNK).lstrip()[1:], 0
+        while True:
+            text = text.lstrip(" \t\r\n,")
+            if text.startswith("]"):
+                return
+            try:
+                value, end = decoder.raw_decode(text) if text else (None, 0)
+            except (ValueError, RecursionError) as error:
+                value, end, problem = None, 0, error
+            # A number at the end of what was read may go on, so an element counts once something follows it.
+            if 0 < end < len(text):
+                number += 1
+                yield number, value
+                text = text[end:]
+                continue
+            more = file.read(max(CHUNK, len(text)))
+            if not more or len(text) > LONGEST_LINE:
+                why = (
+                    f"longer than {LONGEST_LINE // 2**20} MiB"
+                    if more
+                    else f"not JSON: {problem if text else 'the list has no end'}"
+                )
+                yield number + 1, ValueError(f"{why}; what follows was not read")
+                return
+            text += more

@@ -1,0 +1,208 @@
+"""Values for a tool's parameters, drawn from their schemas, and how a person says them.
+
+What the schema names comes first (const, enum, examples), then its type, bounds, pattern and format; a text that nothing describes is drawn
+by the parameter's name from Faker (a `city` is a city), else it is a plain word. All randomness comes from the generator that is given.
+"""
+
+import json
+import math
+import random
+import re
+from functools import cache
+
+from star.data.tools import is_valid
+
+WORDS = (
+    "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "ivory", "juniper", "kestrel", "lotus", "maple",
+)  # fmt: skip
+# Which Faker provider fits a parameter whose name holds the word; the first that matches counts.
+PROVIDERS = {
+    "email": "email", "phone": "phone_number", "url": "url", "uri": "url", "link": "url", "website": "url", "domain": "domain_name",
+    "city": "city", "town": "city", "location": "city", "place": "city", "origin": "city", "destination": "city", "country": "country",
+    "state": "state", "address": "street_address", "street": "street_name", "zip": "postcode", "postal": "postcode",
+    "first": "first_name", "last": "last_name", "username": "user_name", "user": "user_name", "author": "name", "recipient": "name",
+    "company": "company", "organization": "company", "job": "job", "currency": "currency_code", "language": "language_name",
+    "color": "color_name", "colour": "color_name", "ip": "ipv4", "date": "date", "time": "time", "isbn": "isbn13", "iban": "iban",
+    "file": "file_name", "message": "sentence", "text": "sentence", "query": "bs", "title": "catch_phrase", "name": "name",
+}  # fmt: skip
+POOL = 64  # values a provider is asked for
+DEEPEST = 6  # levels of a value; deeper ones take the shortest way out
+TRIES = 20
+
+
+def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth: int = 0) -> object:
+    """One value that the schema should accept; `name` is the parameter's, which says what a plain text may be."""
+    if not isinstance(schema, dict):  # `true` accepts anything
+        schema = {}
+    if "const" in schema:
+        return schema["const"]
+    if choices := schema.get("enum") or schema.get("examples"):
+        return rng.choice(choices)
+    if parts := schema.get("oneOf") or schema.get("anyOf"):
+        return _one_of(schema, parts, rng, name=name, depth=depth)
+    if parts := schema.get("allOf"):
+        merged = {
+            key: value
+            for part in [*parts, schema]
+            if isinstance(part, dict)
+            for key, value in part.items()
+            if key != "allOf"
+        }
+        return draw_value(merged, rng, name=name, depth=depth)
+    kind = schema.get("type") or _kind_by_keywords(schema)
+    kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
+    match kind:
+        case "integer":
+            return _integer(schema, rng)
+        case "number":
+            low, high = _bounds(schema, width=100)
+            return min(max(round(rng.uniform(low, high), 1), low), high)
+        case "boolean":
+            return rng.random() < 0.5
+        case "null":
+            return None
+        case "array":
+            return _array(schema, rng, name=name, depth=depth + 1)
+        case "object":
+            return _object(schema, rng, depth=depth + 1)
+    return _string(schema, rng, name=name)
+
+
+def _kind_by_keywords(schema: dict) -> str:
+    return "object" if "properties" in schema else "array" if schema.keys() & {"items", "prefixItems"} else "string"
+
+
+def _one_of(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
+    """A value of one of the alternatives that the whole schema accepts: `oneOf` refuses what fits two of them."""
+    shared = {key: value for key, value in schema.items() if key not in ("oneOf", "anyOf", "description", "title")}
+    options = [part for part in parts if isinstance(part, dict) and part.get("type") != "null"] or parts
+    for _ in range(TRIES):
+        part = rng.choice(options)
+        value = draw_value({**shared, **part} if isinstance(part, dict) else part, rng, name=name, depth=depth)
+        if is_valid(value, schema):
+            break
+    return value
+
+
+def _integer(schema: dict, rng: random.Random) -> int:
+    low, high = _bounds(schema, width=99)
+    step = schema.get("multipleOf", 1)
+    if isinstance(step, int) and step > 1:
+        first = math.ceil(low / step)
+        return step * rng.randint(first, max(first, math.floor(high / step)))
+    return rng.randint(math.ceil(low), max(math.ceil(low), math.floor(high)))
+
+
+def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and "exclusiveMinimum" in schema:
+        low = schema["exclusiveMinimum"] + 1
+    if high is None and "exclusiveMaximum" in schema:
+        high = schema["exclusiveMaximum"] - 1
+    if low is None:
+        low = 1 if high is None else min(1, high - width)
+    return low, low + width if high is None else high
+
+
+def _array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
+    drawn = [draw_value(part, rng, name=name, depth=depth) for part in schema.get("prefixItems", [])]
+    least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
+    wanted = least if depth > DEEPEST else min(max(2, least), most)
+    for _ in range(TRIES * max(1, least)):
+        if len(drawn) >= wanted:
+            break
+        value = draw_value(schema.get("items", {}), rng, name=name.removesuffix("s"), depth=depth)
+        if not schema.get("uniqueItems") or value not in drawn:
+            drawn.append(value)
+    return drawn
+
+
+def _object(schema: dict, rng: random.Random, *, depth: int) -> dict:
+    required = set(schema.get("required", []))
+    properties = schema.get("properties", {})
+    value = {
+        key: draw_value(part, rng, name=key, depth=depth)
+        for key, part in properties.items()
+        if key in required or depth <= DEEPEST
+    }
+    if not properties and isinstance(others := schema.get("additionalProperties"), dict) and depth <= DEEPEST:
+        value |= {
+            key: draw_value(others, rng, depth=depth)
+            for key in rng.sample(WORDS, max(1, schema.get("minProperties", 1)))
+        }
+    return value
+
+
+def _string(schema: dict, rng: random.Random, *, name: str) -> str:
+    if isinstance(pattern := schema.get("pattern"), str):
+        return _matching(pattern, schema, rng)
+    text = _formatted(schema.get("format", ""), rng) or _named(name, rng) or rng.choice(WORDS)
+    while len(text) < schema.get("minLength", 0):
+        text += rng.choice(WORDS)
+    return text[: schema.get("maxLength")]
+
+
+def _formatted(form: str, rng: random.Random) -> str:
+    word = rng.choice(WORDS)
+    day = f"2026-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    made = {
+        "date": day,
+        "date-time": f"{day}T{rng.randint(0, 23):02d}:00:00Z",
+        "time": f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}:00Z",
+        "email": f"{word}@example.com",
+        "uri": f"https://example.com/{word}",
+        "url": f"https://example.com/{word}",
+        "hostname": f"{word}.example.com",
+        "uuid": "-".join(f"{rng.getrandbits(bits):0{bits // 4}x}" for bits in (32, 16, 16, 16, 48)),
+        "ipv4": ".".join(str(rng.randint(1, 254)) for _ in range(4)),
+    }
+    return made.get(form, "")
+
+
+def _matching(pattern: str, schema: dict, rng: random.Random) -> str:
+    """A text that the pattern matches, of an allowed length; the schema refuses it later where none was found."""
+    from rstr import Rstr
+
+    least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+    # An unbounded repetition of a dot gives line breaks and noise: letters are what a person would write.
+    plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
+    text = ""
+    for _ in range(TRIES):
+        text = Rstr(rng).xeger(plain)
+        if least <= len(text) <= most:
+            break
+    return text
+
+
+def _named(name: str, rng: random.Random) -> str:
+    words = set(words_of(name).lower().split())
+    provider = next((provider for word, provider in PROVIDERS.items() if word in words), None)
+    return rng.choice(_pool(provider)) if provider else ""
+
+
+@cache
+def _pool(provider: str) -> list[str]:
+    from faker import Faker
+
+    faker = Faker("en_US", use_weighting=False)
+    faker.seed_instance(f"star:{provider}")
+    return list(dict.fromkeys(str(getattr(faker, provider)()).replace("\n", ", ") for _ in range(POOL)))
+
+
+@cache
+def words_of(name: str) -> str:
+    """A name as a person says it: shipment_id, shipmentId and shipment-id are `shipment id`."""
+    return " ".join(
+        re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).replace("_", " ").replace("-", " ").replace(".", " ").split()
+    )
+
+
+def spoken(value: object) -> str:
+    """A value as a person would write it in a request."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " and ".join(spoken(part) for part in value)
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{words_of(name)} {spoken(part)}" for name, part in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
