@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star import progress
 from star.code import code_digest
@@ -30,6 +31,9 @@ from star.storage import (
     refuse_foreign,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from star.registry.tracking import Run
 
 Metrics = dict[str, float]
 
@@ -51,7 +55,7 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
     Writes train.jsonl, heldout.jsonl, and rejects.jsonl with a reason for every row that was left out.
     """
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.synthesize import make_data_set
 
         return make_data_set(config.data, seed=config.seed, out=workspace.out)
@@ -62,11 +66,13 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
 def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True) -> Metrics:
     """Makes the teacher fit the data: trained on it where its base is from scratch, then refined with Sim-RL. Writes a model folder."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.refine import make_teacher
 
-        return make_teacher(config, list(read_rows(data / "train.jsonl")), work=workspace, log=log)
+        return make_teacher(
+            config, list(read_rows(data / "train.jsonl")), work=workspace, log=run.log_metrics, show=run.log_artifact
+        )
 
     return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
 
@@ -74,7 +80,7 @@ def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True
 def rollout(config: Config, *, data: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
     """Samples the teacher on the training prompts; valid, distinct completions become sequences.parquet."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.rollout import roll_out_rows
 
@@ -87,7 +93,7 @@ def rollout(config: Config, *, data: Path, teacher: Path, out: Path, resume: boo
 def extract_topk(config: Config, *, rollouts: Path, teacher: Path, out: Path, resume: bool = True) -> Metrics:
     """Stores the teacher's top-k log-probs over the rollouts, with the sequences and the tokenizer: all that distillation reads."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.teacher.topk import extract_folder
 
         return extract_folder(teacher, rollouts, settings=config.topk, out=workspace.out)
@@ -106,10 +112,10 @@ def distill(
     if student is not None:
         config = config.model_copy(update={"student": Student(base=str(student))})
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.ckd.distill import distill_student
 
-        return distill_student(config, topk, work=workspace, log=log)
+        return distill_student(config, topk, work=workspace, log=run.log_metrics)
 
     return _run("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
 
@@ -117,12 +123,12 @@ def distill(
 def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
     """Refines the distilled student with Sim-RL on the training prompts. Writes a model folder."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.simrl.trainer import refine_on_rows
 
         rows = list(read_rows(data / "train.jsonl"))
-        return refine_on_rows(student, rows, config=config, work=workspace, log=log)
+        return refine_on_rows(student, rows, config=config, work=workspace, log=run.log_metrics, show=run.log_artifact)
 
     return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 
@@ -133,7 +139,7 @@ def evaluate(
     """Compares teacher, distilled and refined student on the held-out rows. Writes evaluation.json, report.html and report.md."""
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.suite import evaluate_models
 
         return evaluate_models(models, data, config=config, work=workspace)
@@ -144,7 +150,7 @@ def evaluate(
 def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resume: bool = True) -> Metrics:
     """Registers the refined student in MLflow with scores and lineage; behind the gate it becomes `champion`. Writes registration.json."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.registry.register import register_and_promote
 
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
@@ -183,7 +189,7 @@ def stage_named(name: str) -> Stage:
 
 def _run(
     name: str,
-    work: Callable[[Workspace, Callable], Metrics],
+    work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
     *,
     inputs: dict[str, Path],
@@ -203,7 +209,7 @@ def _run(
 
 def _run_once(
     stage: Stage,
-    work: Callable[[Workspace, Callable], Metrics],
+    work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
     *,
     inputs: dict[str, Path],
@@ -233,7 +239,7 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
-            metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
+            metrics = {key: float(value) for key, value in work(workspace, run).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in workspace.out.glob("report.*"):

@@ -120,14 +120,15 @@ def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, 
     similarity, matched = 0.0, 0
     for call in predicted:
         if candidates := unused.get(call["name"]):
-            scores = [_arguments_similarity(call["arguments"], arguments) for arguments in candidates]
+            scores = [arguments_similarity(call["arguments"], arguments) for arguments in candidates]
             best = max(scores)
             del candidates[scores.index(best)]
             similarity, matched = similarity + best, matched + 1
     return similarity / (len(predicted) + len(expected) - matched)
 
 
-def _arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Of two calls' arguments: the similarities of the shared keys' values, summed, over the union of the keys."""
     similarity, union = 0.0, len(predicted) + len(expected)
     if not union:
         return 1.0
