@@ -153,7 +153,7 @@ def _vllm_arguments(settings: SimRL) -> dict[str, object]:
     if settings.vllm is None:
         return {}
     if importlib.util.find_spec("vllm") is None:
-        raise InputError("the setting `vllm` needs the package vllm, which is not installed: pip install 'trl[vllm]'")
+        raise InputError("the setting vllm needs the package vllm, which is not installed: pip install 'trl[vllm]'")
     return {
         "use_vllm": True,
         "vllm_mode": settings.vllm.mode,

@@ -36,14 +36,15 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 
 
 class CompletionTables(TrainerCallback):
-    """Every `table_steps` steps a table of what was sampled; together they are one page, sent with `show` as it grows."""
+    """At the first step, every `table_steps` steps and at the last a table of what was sampled; together they are one page, sent with `show` as it grows."""
 
     def __init__(self, trainer: "SimRLTrainer", *, state: Path, page: Path, show: Callable[[Path], None]) -> None:
         self.trainer, self.state, self.page, self.show = trainer, state, page, show
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         step = state.global_step
-        if state.is_world_process_zero and (step == 1 or step % self.trainer.settings.table_steps == 0):
+        wanted = step in (1, state.max_steps) or step % self.trainer.settings.table_steps == 0
+        if state.is_world_process_zero and wanted:
             self.state.mkdir(parents=True, exist_ok=True)
             write_json(self.state / f"{step:06d}.json", table_of(self.trainer))
             self.write_page()
