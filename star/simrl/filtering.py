@@ -67,11 +67,17 @@ def refill_size(*, missing: int, kept: int, tried: int, limit: int, multiple: in
     return ceil(wanted / multiple) * multiple
 
 
-def refill_rows(*, seed: int, step: int, round: int, count: int, rows: int, tried: set[int]) -> list[int]:
+def refill_rows(*, seed: int, step: int, count: int, rows: int, tried: set[int]) -> list[int]:
     """Indices of `count` rows that this step has not tried, fewer when there are no more.
 
-    Drawn from the arguments alone: a resumed training draws the same.
+    The next ones of the step's own order, which comes from seed and step alone: a resumed training draws the same, and however
+    the rounds cut the order, the first groups of it that are kept are the same.
     """
-    draw = random.Random(f"{seed} {step} {round}")
-    order = draw.sample(range(rows), min(rows, len(tried) + count))
-    return [row for row in order if row not in tried][:count]
+    draw, taken = random.Random(f"{seed} {step}"), set(tried)
+    chosen: list[int] = []
+    while len(chosen) < count and len(taken) < rows:
+        row = draw.randrange(rows)
+        if row not in taken:
+            taken.add(row)
+            chosen.append(row)
+    return chosen

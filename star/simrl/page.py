@@ -3,9 +3,11 @@
 from star.evaluation.page import STYLE, cut, short, table, text
 
 _CELL = "<td><pre>{}</pre></td>"
-_STYLE = (
-    "td pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-width:36ch;font-size:.85em}td{vertical-align:top}"
-)
+_STYLE = """
+td pre { margin: 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 36ch; font-size: .85em }
+td { vertical-align: top }
+th:nth-child(-n+3) { text-align: left }
+"""
 
 
 def completions_page(tables: dict[int, list[dict]]) -> str:
@@ -23,8 +25,8 @@ def completions_page(tables: dict[int, list[dict]]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sampled completions</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{_STYLE}</style></head>'
-        "<body><main><h1>Sampled completions</h1><p class=note>Of each group of rollouts the best and the worst completion. "
-        f"A dropped group was replaced by another prompt's.</p>{sections or '<p>No step was sampled yet.</p>'}"
+        "<body><main><h1>Sampled completions</h1><p class=note>Of each group of rollouts the best and the worst completion, "
+        f"one where they are the same. A dropped group was replaced by another prompt's.</p>{sections or '<p>No step was sampled yet.</p>'}"
         "</main></body></html>\n"
     )
 

@@ -1,6 +1,6 @@
 """Sampling whose draws belong to each rollout alone.
 
-A rollout's random numbers come from (seed, step, round, row, sample). What is sampled then depends neither on what else is
+A rollout's random numbers come from (seed, step, row, sample). What is sampled then depends neither on what else is
 in the batch nor on how many processes share the work, and a resumed training samples what the uninterrupted one would have.
 
 B rows of a batch, T new tokens, V vocabulary.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-Key = tuple[int, ...]  # what a rollout is: seed, step, round, row, sample
+Key = tuple[int, ...]  # what a rollout is: seed, step, row, sample
 
 
 class SeededSampling(LogitsProcessor):

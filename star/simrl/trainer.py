@@ -180,7 +180,7 @@ class SimRLTrainer(GRPOTrainer):
         self.sampled: list[Group] = []
         self.batch: list[Group] = []
         self._ready: list[Rollout] | None = None  # rollouts that TRL shall take for those it asks for
-        self._round_keys: list[tuple[int, ...]] = []
+        self._keys: list[tuple[int, ...]] = []
         self.score = lru_cache(maxsize=SCORES_KEPT)(self._score)
         functions = [self._reward_function(name) for name in _reward_names(settings)]
         super().__init__(reward_funcs=functions, **arguments)
@@ -213,10 +213,10 @@ class SimRLTrainer(GRPOTrainer):
         limits, count = self.settings, self.settings.prompts_per_step
         self.sampled, kept, rounds = [], [], 0
         while True:
-            self.sampled += self._roll_out(inputs, round=rounds)
+            self.sampled += self._roll_out(inputs)
             kept = [group for group in self.sampled if self.teaches(group)]
             missing = count - len(kept)
-            rows = self._refill(round=rounds + 1, missing=missing, kept=len(kept)) if missing > 0 else []
+            rows = self._refill(missing=missing, kept=len(kept)) if missing > 0 else []
             if not rows or rounds == limits.max_refills:
                 break
             rounds += 1
@@ -229,7 +229,7 @@ class SimRLTrainer(GRPOTrainer):
         contents = [rollout.score.trained.content for rollout in group.rollouts]
         return teaches(contents, between=self.settings.keep_between)
 
-    def _refill(self, *, round: int, missing: int, kept: int) -> list[int]:
+    def _refill(self, *, missing: int, kept: int) -> list[int]:
         processes = self.accelerator.num_processes
         size = refill_size(
             missing=missing,
@@ -253,11 +253,11 @@ class SimRLTrainer(GRPOTrainer):
         each, rank = len(items) // self.accelerator.num_processes, self.accelerator.process_index
         return items[rank * each : (rank + 1) * each]
 
-    def _roll_out(self, inputs: list[dict], *, round: int) -> list[Group]:
+    def _roll_out(self, inputs: list[dict]) -> list[Group]:
         """Samples a completion for each of this process's inputs, and returns the groups of all processes."""
         size = self.settings.num_generations
-        base = (self.args.seed, self.state.global_step, round)
-        self._round_keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
+        base = (self.args.seed, self.state.global_step)
+        self._keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
         prompt_ids, completion_ids, _, texts, logprobs, *_ = super()._generate([row["prompt"] for row in inputs])
         logprobs = logprobs or [None] * len(inputs)
         rollouts = [
@@ -286,7 +286,7 @@ class SimRLTrainer(GRPOTrainer):
         if self.use_vllm:
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
         limits = {"temperature": self.settings.temperature, "max_new_tokens": self.settings.max_new_tokens}
-        with drawn_by(self.accelerator.unwrap_model(self.model), SeededSampling(self._round_keys, **limits)):
+        with drawn_by(self.accelerator.unwrap_model(self.model), SeededSampling(self._keys, **limits)):
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
 
     def _log_sampled(self, *, kept: int, rounds: int, missing: int) -> None:

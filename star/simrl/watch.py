@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 
 
 class CompletionTables(TrainerCallback):
-    """At the first step, every `table_steps` steps and at the last a table of what was sampled; together they are one page, sent with `show` as it grows."""
+    """Tables of what was sampled at the first step, every `table_steps` steps and the last: one page, sent with `show` as it grows."""
 
     def __init__(self, trainer: "SimRLTrainer", *, state: Path, page: Path, show: Callable[[Path], None]) -> None:
         self.trainer, self.state, self.page, self.show = trainer, state, page, show
@@ -61,7 +61,7 @@ def table_of(trainer: "SimRLTrainer") -> list[dict]:
     chosen = []
     for group in trainer.sampled[:TABLE_GROUPS]:
         ranked = sorted(group.rollouts, key=lambda rollout: -rollout.score.trained.total)
-        for rollout in (ranked[0], ranked[-1]):
+        for rollout in {rollout.completion: rollout for rollout in (ranked[0], ranked[-1])}.values():
             prompt = trainer.prompts[group.row["row"]]
             chosen.append(
                 {
@@ -103,9 +103,10 @@ class Guard(TrainerCallback):
     def _trouble(self, history: list[dict], *, share: float) -> str | None:
         """What is wrong, where the reward fell by `share` of what is allowed, or the KL reached it."""
         settings = self.settings
-        measured = [entry for entry in history if "kl" in entry]
-        if settings.max_kl and measured and not (measured[-1]["kl"] or 0.0) <= settings.max_kl * share:
-            return f"the KL to the start is {measured[-1]['kl']:.3g} nats a token"
+        # TRL logs None where a whole step was NaN.
+        kls = [inf if entry["kl"] is None else entry["kl"] for entry in history if "kl" in entry]
+        if settings.max_kl and kls and not kls[-1] <= settings.max_kl * share:
+            return f"the KL to the start is {kls[-1]:.3g} nats a token"
         rewards = [entry["sampled_reward"] for entry in history if "sampled_reward" in entry]
         means = [fmean(rewards[end - WINDOW : end]) for end in range(WINDOW, len(rewards) + 1)]
         if settings.max_reward_drop and means and means[-1] < max(means) - settings.max_reward_drop * share:

@@ -273,8 +273,11 @@ def test_two_processes_keep_the_groups_that_one_keeps(finished: dict[str, Path],
         json.loads((tmp_path / name).read_text(encoding="utf-8"))
         for name in ("1/groups-0.json", "2/groups-0.json", "2/groups-1.json")
     )
-    for steps in (first, second):
-        assert [step["sampled"] for step in steps] == [step["sampled"] for step in one]
+    assert [step["sampled"] for step in first] == [step["sampled"] for step in second]
+    for alone, shared in zip(one, first, strict=True):
+        # The last round of two processes may draw one more prompt than it needs, so that both have as many.
+        common = min(len(alone["sampled"]), len(shared["sampled"]))
+        assert alone["sampled"][:common] == shared["sampled"][:common]
     assert any(len(step["sampled"]) > 4 for step in one)  # prompts were replaced
     for alone, left, right in zip(one, first, second, strict=True):
         assert left["batch"] + right["batch"] == alone["batch"]
