@@ -189,6 +189,8 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
     if strict:
         if CALL_OPEN in completion.content or CALL_CLOSE in completion.content:
             raise FormatError("a <tool_call> tag has no partner")
+        if IM_END in completion.content:
+            raise FormatError("a completion goes on after its <|im_end|>")
         _require_portable(completion)
     return completion
 
@@ -215,11 +217,12 @@ def validate_calls(completion: Completion, tools: list[dict[str, Any]]) -> None:
     Raises:
         FormatError: for a call that is not allowed, and for tools that are not a list of dicts with a name.
     """
-    parameters_of = tool_parameters(tools)
+    functions = _functions(tools)
     for call in completion.tool_calls:
-        if call["name"] not in parameters_of:
+        function = functions.get(call["name"])
+        if function is None:
             raise FormatError("a call names no tool of the prompt")
-        if not call["arguments"].keys() <= parameters_of[call["name"]].keys():
+        if not call["arguments"].keys() <= _parameters(function).keys():
             raise FormatError("a call passes an argument that its tool does not have")
 
 
@@ -233,19 +236,27 @@ def tool_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Raises:
         FormatError: for tools that are not a list of dicts with a name.
     """
+    return {name: _parameters(function) for name, function in _functions(tools).items()}
+
+
+def _functions(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if not isinstance(tools, list):
         raise FormatError("tools are not a list")
-    parameters_of = {}
+    functions = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str):
             raise FormatError("a tool of the prompt has no name")
-        parameters = function.get("parameters") or {}
-        if not isinstance(parameters, dict):
+        if not isinstance(function.get("parameters") or {}, dict):
             raise FormatError("the parameters of a tool of the prompt are not an object")
-        is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
-        parameters_of[function["name"]] = parameters["properties"] if is_schema else parameters
-    return parameters_of
+        functions[name] = function
+    return functions
+
+
+def _parameters(function: dict[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters") or {}
+    is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
+    return parameters["properties"] if is_schema else parameters
 
 
 def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:

@@ -242,7 +242,6 @@ class SimRLTrainer(GRPOTrainer):
         rows = refill_rows(
             seed=self.args.seed,
             step=self.state.global_step,
-            round=round,
             count=size,
             rows=len(self.prompts),
             tried=tried,
