@@ -29,6 +29,7 @@ IM_END = SPECIAL_TOKENS[2]
 # Arguments nested deeper than this are refused, so that what was parsed can be written, copied and compared without a
 # RecursionError.
 MAX_DEPTH = 100
+_decode = json.JSONDecoder().decode
 
 TOOLS_HEADER = """# Tools
 
@@ -183,14 +184,13 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
         raise FormatError("a completion is a string")
     reasoning, answer = _split_reasoning(text.strip().removesuffix(IM_END), strict=strict)
     blocks, around = _split_blocks(answer, CALL_OPEN, CALL_CLOSE)
-    completion = Completion(
-        reasoning=reasoning,
-        tool_calls=[_parse_call(block) for block in blocks],
-        content="\n".join(filter(None, (piece.strip() for piece in around))),
-    )
+    content = "\n".join([piece for piece in map(str.strip, around) if piece]) if blocks else answer
+    completion = Completion(reasoning, [_parse_call(block) for block in blocks], content)
     if strict:
         if CALL_OPEN in completion.content or CALL_CLOSE in completion.content:
             raise FormatError("a <tool_call> tag has no partner")
+        if IM_END in completion.content:
+            raise FormatError("a completion goes on after its <|im_end|>")
         _require_portable(completion)
     return completion
 
@@ -217,11 +217,12 @@ def validate_calls(completion: Completion, tools: list[dict[str, Any]]) -> None:
     Raises:
         FormatError: for a call that is not allowed, and for tools that are not a list of dicts with a name.
     """
-    parameters_of = tool_parameters(tools)
+    functions = _functions(tools)
     for call in completion.tool_calls:
-        if call["name"] not in parameters_of:
+        function = functions.get(call["name"])
+        if function is None:
             raise FormatError("a call names no tool of the prompt")
-        if not call["arguments"].keys() <= parameters_of[call["name"]].keys():
+        if not call["arguments"].keys() <= _parameters(function).keys():
             raise FormatError("a call passes an argument that its tool does not have")
 
 
@@ -235,19 +236,27 @@ def tool_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Raises:
         FormatError: for tools that are not a list of dicts with a name.
     """
+    return {name: _parameters(function) for name, function in _functions(tools).items()}
+
+
+def _functions(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if not isinstance(tools, list):
         raise FormatError("tools are not a list")
-    parameters_of = {}
+    functions = {}
     for tool in tools:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str):
             raise FormatError("a tool of the prompt has no name")
-        parameters = function.get("parameters") or {}
-        if not isinstance(parameters, dict):
+        if not isinstance(function.get("parameters") or {}, dict):
             raise FormatError("the parameters of a tool of the prompt are not an object")
-        is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
-        parameters_of[function["name"]] = parameters["properties"] if is_schema else parameters
-    return parameters_of
+        functions[name] = function
+    return functions
+
+
+def _parameters(function: dict[str, Any]) -> dict[str, Any]:
+    parameters = function.get("parameters") or {}
+    is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
+    return parameters["properties"] if is_schema else parameters
 
 
 def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
@@ -274,28 +283,26 @@ def _split_blocks(text: str, opening: str, closing: str) -> tuple[list[str], lis
 
 def _parse_call(block: str) -> dict[str, Any]:
     try:
-        call = json.loads(block)
+        call = _decode(block)
     except (ValueError, RecursionError):  # ValueError also for an integer of more digits than python reads
         raise FormatError("a <tool_call> block is not JSON") from None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise FormatError("a <tool_call> block is not an object with a name")
     if not isinstance(call.get("arguments"), dict):
         raise FormatError("the arguments of a call are not an object")
-    _require_shallow(call["arguments"])
+    if block.count("{") + block.count("[") > MAX_DEPTH:  # with fewer brackets it cannot be too deep
+        _require_shallow(call["arguments"])
     return {"name": call["name"], "arguments": call["arguments"]}
 
 
-def _require_shallow(value: Any) -> None:
-    level = [value]
+def _require_shallow(arguments: dict[str, Any]) -> None:
+    level: list[Any] = [arguments]
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            if isinstance(node, dict | list)
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-    if level:
-        raise FormatError(f"the arguments of a call are nested deeper than {MAX_DEPTH}")
+        nodes = [node.values() if isinstance(node, dict) else node for node in level]
+        level = [child for children in nodes for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise FormatError(f"the arguments of a call are nested deeper than {MAX_DEPTH}")
 
 
 def _require_portable(completion: Completion) -> None:

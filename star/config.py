@@ -165,6 +165,26 @@ class Lora(Section):
     alpha: int = Field(128, ge=1, description="the adapters' product is scaled by alpha / rank")
 
 
+class VLLM(Section):
+    """Rollouts by vLLM instead of the model's own generation."""
+
+    mode: Literal["colocate", "server"] = Field(
+        "colocate", description="on the training GPUs, or a server started with `vllm serve`"
+    )
+    server_url: str | None = Field(None, description="of the server, like http://localhost:8000")
+    gpu_memory_utilization: float = Field(0.3, gt=0, le=1, description="share of a GPU's memory, where colocated")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs a model is split over, where colocated")
+
+    @model_validator(mode="after")
+    def _server_has_an_address(self) -> "VLLM":
+        if (self.mode == "server") != (self.server_url is not None):
+            raise ValueError("`server_url` belongs to mode `server`, which needs it")
+        return self
+
+
+RewardName = Literal["similarity", "binary", "toolrl"]
+
+
 class SimRL(Section):
     """GRPO on the similarity reward (method: section 3.3)."""
 
@@ -180,6 +200,34 @@ class SimRL(Section):
     max_new_tokens: int = Field(512, ge=1)
     save_steps: int = Field(20, ge=1)
     lora: Lora | None = Field(None, description="train adapters; an 8B teacher then fits one 80 GB card")
+    reward: RewardName = Field("similarity", description="what is trained on: similarity, binary or toolrl")
+    log_rewards: tuple[RewardName, ...] = Field((), description="rewards logged beside the trained one")
+    keep_between: tuple[float, float] | None = Field(
+        (0.01, 0.99),
+        description="dynamic filtering: a prompt's rollouts are kept when their mean content score lies strictly between "
+        "these and not all are the same; none keeps all",
+    )
+    max_refills: int = Field(8, ge=0, description="rounds of new prompts a step draws to replace dropped ones, at most")
+    table_steps: int = Field(20, ge=1, description="steps between two tables of sampled completions")
+    max_reward_drop: float | None = Field(
+        0.5, gt=0, description="training stops when the mean reward falls this far below its best"
+    )
+    max_kl: float | None = Field(
+        1.0, gt=0, description="training stops when the KL to the start exceeds this (nats a token)"
+    )
+    check_steps: int | None = Field(
+        50,
+        ge=1,
+        description="steps between two checks of exact match on prompts kept back from training; none checks never",
+    )
+    check_prompts: int = Field(64, ge=1, description="prompts kept back for those checks")
+    vllm: VLLM | None = Field(None, description="vLLM makes the rollouts where this is given")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "SimRL":
+        if self.keep_between is not None and not 0 <= self.keep_between[0] < self.keep_between[1] <= 1:
+            raise ValueError("`keep_between` takes two numbers from 0 to 1, the lower one first")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_fill_the_step(self) -> "SimRL":

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star import progress
 from star.code import code_digest
@@ -32,6 +33,9 @@ from star.storage import (
     refuse_foreign,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from star.registry.tracking import Run
 
 Metrics = dict[str, float]
 WHOLE = Part()
@@ -54,7 +58,7 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
     Writes train.jsonl, heldout.jsonl, rejects.jsonl with a reason for every row that was left out, and the set's card.
     """
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.synthesize import make_data_set
 
         return make_data_set(config.data, seed=config.seed, out=workspace.out, state=workspace.state)
@@ -65,11 +69,13 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
 def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True) -> Metrics:
     """Makes the teacher fit the data: trained on it where its base is from scratch, then refined with Sim-RL. Writes a model folder."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.refine import make_teacher
 
-        return make_teacher(config, list(read_rows(data / "train.jsonl")), work=workspace, log=log)
+        return make_teacher(
+            config, list(read_rows(data / "train.jsonl")), work=workspace, log=run.log_metrics, show=run.log_artifact
+        )
 
     return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
 
@@ -84,7 +90,7 @@ def rollout(
     """
     part = Part.parse(shard)
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.rollout import roll_out_rows
 
@@ -104,7 +110,7 @@ def extract_topk(
     """
     part = Part.parse(shard)
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.teacher.topk import extract_folder
 
         return extract_folder(teacher, rollouts, settings=config.topk, part=part, out=workspace.out)
@@ -148,10 +154,10 @@ def distill(
     if student is not None:
         config = config.model_copy(update={"student": Student(base=str(student))})
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.ckd.distill import distill_student
 
-        return distill_student(config, topk, work=workspace, log=log)
+        return distill_student(config, topk, work=workspace, log=run.log_metrics)
 
     return _run("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
 
@@ -159,12 +165,12 @@ def distill(
 def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
     """Refines the distilled student with Sim-RL on the training prompts. Writes a model folder."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.simrl.trainer import refine_on_rows
 
         rows = list(read_rows(data / "train.jsonl"))
-        return refine_on_rows(student, rows, config=config, work=workspace, log=log)
+        return refine_on_rows(student, rows, config=config, work=workspace, log=run.log_metrics, show=run.log_artifact)
 
     return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 
@@ -175,7 +181,7 @@ def evaluate(
     """Compares teacher, distilled and refined student on the held-out rows. Writes evaluation.json, report.html and report.md."""
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.suite import evaluate_models
 
         return evaluate_models(models, data, config=config, work=workspace)
@@ -186,7 +192,7 @@ def evaluate(
 def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resume: bool = True) -> Metrics:
     """Registers the refined student in MLflow with scores and lineage; behind the gate it becomes `champion`. Writes registration.json."""
 
-    def work(workspace: Workspace, log: Callable) -> Metrics:
+    def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.registry.register import register_and_promote
 
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
@@ -225,7 +231,7 @@ def stage_named(name: str) -> Stage:
 
 def _run(
     name: str,
-    work: Callable[[Workspace, Callable], Metrics],
+    work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
     *,
     inputs: dict[str, Path],
@@ -247,7 +253,7 @@ def _run(
 
 def _run_once(
     stage: Stage,
-    work: Callable[[Workspace, Callable], Metrics],
+    work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
     *,
     inputs: dict[str, Path],
@@ -285,7 +291,7 @@ def _run_once(
             for key, folder in inputs.items():
                 if stage.inputs[key] == "synthesize":
                     run.log_dataset("data", digest=dvc_digest(Path(folder)), source=Path(folder))
-            metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
+            metrics = {key: float(value) for key, value in work(workspace, run).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):

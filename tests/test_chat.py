@@ -292,6 +292,7 @@ def test_format_errors_in_both_readings(text):
         completion_text('<tool_call>\n{"name": "f", "argum'),
         completion_text(call_text("f", {}) + '\n<tool_call>\n{"na'),
         completion_text("reply</tool_call>"),
+        completion_text("reply<|im_end|><|im_end|>"),
         completion_text(call_text("f", {"a": float("nan")})),
         completion_text('<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>'),
         completion_text('<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>'),

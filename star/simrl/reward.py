@@ -1,27 +1,31 @@
 """The Sim-RL reward: how similar a completion's calls (or its reply) are to the target's, in [-1, 1].
 
 R = -1 for a format error, else the content score: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv 2602.03022,
-section on Sim-RL). Values equal the official code's; where that code would raise, this one gives the format error. It
-never raises.
+section on Sim-RL). Values equal the official code's to the last bit, which are float32; where that code would raise,
+this one gives the format error. It never raises.
 """
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
 from rapidfuzz.distance import LCSseq
 
 from star.chat import CALL_OPEN, Completion, FormatError, parse_completion, parse_target, validate_calls
 
+FLOAT32 = Struct("f")
+NUMBERS = (int, float)  # booleans are integers: True == 1.0
 TOKEN = re.compile("[a-z0-9]+")
+# More words than any model's context holds, so only a hostile text is cut: two of megabytes would take minutes.
+MAX_WORDS = 1 << 16
+LONGEST_CACHED = 1 << 12  # characters of a text of which the parse and the words are kept
 
 
-@dataclass(frozen=True)
-class Reward:
+class Reward(NamedTuple):
     """The parts of a reward.
 
     Attributes:
@@ -52,8 +56,7 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         scores 0.
     """
     try:
-        expected = parse_target(target, strict=False)
-        predicted = parse_completion(completion, strict=False)
+        expected, predicted = _parsed(target, parse_target), _parsed(completion, parse_completion)
         validate_calls(predicted, tools)
     except FormatError:
         return FORMAT_ERROR
@@ -61,6 +64,7 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         content = _calls_similarity(predicted.tool_calls, expected.tool_calls) if predicted.tool_calls else 0.0
     else:
         content = _reply_similarity(predicted, expected.content)
+    content = _as_float32(content)
     return Reward(total=content, format=1.0, content=content)
 
 
@@ -84,12 +88,23 @@ def rouge_l(first: str, second: str) -> float:
     """ROUGE-L F1 of two texts as rouge_score computes it with its stemmer; 1 for equal texts, 0 beside a blank one."""
     if first == second:
         return 1.0
-    first_tokens, second_tokens = _tokens(first), _tokens(second)
+    first_tokens, second_tokens = _words(first), _words(second)
     common = LCSseq.similarity(first_tokens, second_tokens)
     if not common:
         return 0.0
     precision, recall = common / len(first_tokens), common / len(second_tokens)
     return 2 * precision * recall / (precision + recall)
+
+
+def _parsed(text: str, parse: Callable[..., Completion]) -> Completion:
+    # A group of rollouts shares its target and has many completions twice; an error is found anew each time.
+    cached = isinstance(text, str) and len(text) <= LONGEST_CACHED
+    return _parse_once(text, parse) if cached else parse(text, strict=False)
+
+
+@lru_cache(maxsize=1 << 12)
+def _parse_once(text: str, parse: Callable[..., Completion]) -> Completion:
+    return parse(text, strict=False)
 
 
 def _reply_similarity(predicted: Completion, reply: str) -> float:
@@ -99,41 +114,57 @@ def _reply_similarity(predicted: Completion, reply: str) -> float:
 
 def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
     """R_fc: predicted calls in their order, each with the most similar expected call of its name that is left."""
-    unused: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    unused: dict[str, list[dict[str, Any]]] = {}
     for call in expected:
-        unused[call["name"]].append(call["arguments"])
+        unused.setdefault(call["name"], []).append(call["arguments"])
     similarity, matched = 0.0, 0
     for call in predicted:
-        scores = [_arguments_similarity(call["arguments"], arguments) for arguments in unused[call["name"]]]
-        if scores:
+        if candidates := unused.get(call["name"]):
+            scores = [arguments_similarity(call["arguments"], arguments) for arguments in candidates]
             best = max(scores)
-            unused[call["name"]].pop(scores.index(best))
+            del candidates[scores.index(best)]
             similarity, matched = similarity + best, matched + 1
     return similarity / (len(predicted) + len(expected) - matched)
 
 
-def _arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
-    union = len(predicted.keys() | expected.keys())
+def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Of two calls' arguments: the similarities of the shared keys' values, summed, over the union of the keys."""
+    similarity, union = 0.0, len(predicted) + len(expected)
     if not union:
         return 1.0
-    return sum(_value_similarity(predicted[key], expected[key]) for key in predicted if key in expected) / union
+    for key, value in predicted.items():
+        if key in expected:
+            similarity, union = similarity + _value_similarity(value, expected[key]), union - 1
+    return similarity / union
 
 
 def _value_similarity(predicted: Any, expected: Any) -> float:
     if isinstance(predicted, str) and isinstance(expected, str):
         return rouge_l(predicted, expected)
-    if isinstance(predicted, int | float) and isinstance(expected, int | float):  # booleans are integers: True == 1.0
+    if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
         return float(predicted == expected)
     return float(str(predicted) == str(expected))
 
 
-def _tokens(text: str) -> list[str]:
-    return [_stem(token) if len(token) > 3 else token for token in TOKEN.findall(text.lower())]
+def _words(text: str) -> tuple[str, ...]:
+    return _cached_words(text) if len(text) <= LONGEST_CACHED else _split_words(text)
 
 
-@lru_cache(maxsize=1 << 16)
-def _stem(token: str) -> str:
-    return _stemmer()(token)
+def _split_words(text: str) -> tuple[str, ...]:
+    words = TOKEN.findall(text.lower())[:MAX_WORDS]
+    return tuple(_stem(word) if len(word) > 3 else word for word in words)
+
+
+_cached_words = lru_cache(maxsize=1 << 12)(_split_words)
+
+
+def _stem(word: str) -> str:
+    return _cached_stem(word) if len(word) <= LONGEST_CACHED else _stemmer()(word)
+
+
+@lru_cache(maxsize=1 << 14)
+def _cached_stem(word: str) -> str:
+    return _stemmer()(word)
 
 
 @cache
@@ -142,6 +173,10 @@ def _stemmer() -> Callable[[str], str]:
     from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer().stem
+
+
+def _as_float32(value: float) -> float:
+    return FLOAT32.unpack(FLOAT32.pack(value))[0]
 
 
 def _canonical_call(call: dict[str, Any]) -> str:

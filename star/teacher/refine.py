@@ -8,7 +8,7 @@ from transformers import Trainer
 from star.config import Architecture, Config, Training
 from star.models import base_source, build_base, load_model, load_tokenizer, save_model
 from star.prompts import Prompt, render_rows, within_length
-from star.simrl.trainer import refine_model
+from star.simrl.trainer import FIGURES, Show, refine_model
 from star.storage import Workspace
 from star.tokenizer import bootstrap_tokenizer, train_tokenizer
 from star.training import (
@@ -22,7 +22,7 @@ from star.training import (
 )
 
 
-def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log) -> dict[str, float]:
+def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log, show: Show) -> dict[str, float]:
     """Writes the teacher's model folder to `work.out`. Every step that was finished before a kill is taken from `work.state`.
 
     Returns:
@@ -42,12 +42,20 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log)
     if config.teacher.refine:
         label = "refine the teacher (Sim-RL)"
         refine_model(
-            trained, tokenizer, kept, settings=config.teacher.refine, seed=config.seed, work=work, label=label, log=log
+            trained,
+            tokenizer,
+            kept,
+            settings=config.teacher.refine,
+            seed=config.seed,
+            work=work,
+            label=label,
+            log=log,
+            show=show,
         )
     else:
         shutil.copytree(trained, work.out, dirs_exist_ok=True)
     counts = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
-    return counts | publish_curves(work.state, out=work.out, figures=("loss", "reward", "kl", "entropy"))
+    return counts | publish_curves(work.state, out=work.out, figures=FIGURES)
 
 
 def _tokenizer(config: Config, rows: list[dict]):

@@ -1,7 +1,8 @@
 """The similarity reward: the official values, and the laws that every completion obeys."""
 
 import json
-import struct
+import random
+import time
 from collections import Counter
 from typing import Any
 
@@ -71,18 +72,13 @@ def score(completion: str, target: str) -> float:
     return similarity_reward(completion, target, TOOLS).total
 
 
-def to_float32(value: float) -> float:
-    return struct.unpack("f", struct.pack("f", value))[0]
-
-
 def test_official_values(shared):
-    """The official code gives float32: rounded to it, every value is the same to the last bit."""
+    """Every value is the same to the last bit: the official code gives float32, and so does ours."""
     lines = (shared / "golden" / "simrl_rewards.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) >= 400
     for row in map(json.loads, lines):
         reward = similarity_reward(row["generation"], row["label"], row["tools"])
-        ours = (to_float32(reward.total), reward.format, to_float32(reward.content))
-        assert ours == (row["reward"], row["format"], row["answer"]), row["id"]
+        assert (reward.total, reward.format, reward.content) == (row["reward"], row["format"], row["answer"]), row["id"]
 
 
 @given(
@@ -93,6 +89,68 @@ def test_any_texts_give_a_reward_in_range(completion, target):
     reward = similarity_reward(completion, target, TOOLS)
     assert reward == FORMAT_ERROR or (reward.format == 1 and 0 <= reward.content == reward.total <= 1)
     assert exact_match(completion, target, TOOLS) in (True, False)
+
+
+HOSTILE = [
+    *FORMAT_TOKENS,
+    *(
+        "<|im_end|>",
+        "<|im_start|>assistant\n",
+        '{"name": "f", "arguments": {',
+        '"a": ',
+        '"b": ',
+        "}}",
+        "}",
+        "]",
+        ",",
+        '"',
+    ),
+    *(
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "9" * 5000,
+        "[" * 3000,
+        '{"a":' * 300,
+        "\\ud800",
+        "\ud800",
+        "\x00",
+        "\ufeff",
+        "y" * 400,
+    ),
+    *('"a": 1, "a": "x"', "true", "null", '""', "running runs", "日本", "é", "\n", " "),
+]
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_hostile_completions():
+    """None raises, leaves [-1, 1] or beats the exact answer: an answer cut open, with pieces put in, or pieces alone."""
+    draw = random.Random(7)
+    targets = [
+        call(a="running to Oslo", b=[1, {"x": None}]),
+        reply("I cannot run that."),
+        call(a=1.5),
+    ]
+    for number in range(100_000):
+        target = targets[number % len(targets)]
+        text = target if number % 4 else "".join(draw.choices(HOSTILE, k=draw.randint(0, 12)))
+        for _ in range(draw.randint(1, 4)):
+            start = draw.randint(0, len(text))
+            text = text[:start] + draw.choice(HOSTILE) + text[start + draw.choice((0, 0, 1, 5, 40)) :]
+        reward = similarity_reward(text, target, TOOLS)
+        assert -1 <= reward.total <= score(target, target) == 1, text
+        assert reward == FORMAT_ERROR or reward.total == reward.content >= 0, text
+
+
+def test_texts_of_megabytes_are_scored_in_seconds():
+    long = " ".join(f"word{number % 1000}" for number in range(300_000))
+    began = time.perf_counter()
+    assert 0 < score(reply(long + " end"), reply(long)) <= 1
+    assert score(reply("y" * 1_000_000), reply("yes")) == 0
+    assert score(call(a=long), call(a=long + " end")) > 0.9
+    many = "\n".join(['<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'] * 20_000)
+    assert score(reply(many), call(a=1)) == pytest.approx(1 / 20_000)
+    assert time.perf_counter() - began < 20
 
 
 @given(completion=near_valid(), answer=answers)

@@ -1,0 +1,83 @@
+"""Coverage-guided fuzzing of the reward and the parser with atheris (pip install atheris): hostile completions without end.
+
+A completion is made of the fuzzer's bytes: as they are, or put between the pieces of a valid one. Each is scored by every
+reward against a target that is fixed or fuzzed too. It is a finding when anything is raised, a total leaves its range, a
+completion scores above the exact answer, the strict parser accepts what it cannot write, or a score takes longer than a second.
+
+    python benchmarks/reward_fuzz.py -runs=100000 -max_len=4096 -seed=1      # libFuzzer's options; findings end the run
+"""
+
+import json
+import sys
+import time
+
+import atheris
+
+with atheris.instrument_imports(include=["star.chat", "star.simrl"]):
+    from star.chat import FORMAT_TOKENS, FormatError, parse_completion, render_target
+    from star.simrl.ablation import REWARDS, toolrl_reward
+    from star.simrl.breakdown import parts_of
+    from star.simrl.reward import exact_match, similarity_reward
+
+SECONDS = 1.0
+TOOLS = [
+    {"name": "f", "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}},
+    {"name": "g", "parameters": {"a": {"type": "str"}}},
+]
+CALLS = [
+    {"name": "f", "arguments": {"a": "running to Oslo", "b": 7}},
+    {"name": "f", "arguments": {"a": [1, {"x": None}], "b": True}},
+    {"name": "g", "arguments": {}},
+]
+TARGETS = [
+    render_target({"tool_calls": CALLS}),
+    render_target({"tool_calls": CALLS[:1]}),
+    render_target({"content": "I cannot run that for you."}),
+]
+PIECES = [*FORMAT_TOKENS, "<|im_end|>", '{"name": "f", "arguments": ', '{"a": ', '"b": ', "NaN", "-Infinity", "1e999"]
+PIECES += ["9" * 5000, "[" * 2000, "{}" * 50, "\\ud800", "\ud800", "}", "]", ",", '"', "y" * 300, *TARGETS]
+RANGES = {"similarity": (-1, 1), "binary": (-1, 1), "toolrl": (-3, 4)}
+
+
+def completion_of(data: atheris.FuzzedDataProvider) -> str:
+    """A text of pieces and of the fuzzer's own characters."""
+    kind = data.ConsumeIntInRange(0, 2)
+    if kind == 0:
+        return data.ConsumeUnicode(data.remaining_bytes())
+    parts = []
+    while data.remaining_bytes() and len(parts) < 40:
+        known = data.ConsumeIntInRange(0, 3)
+        length = data.ConsumeIntInRange(0, 12)
+        parts.append(data.PickValueInList(PIECES) if known else data.ConsumeUnicode(length))
+    text = "".join(parts)
+    return text if kind == 1 else f"<think>\n\n</think>\n\n<tool_call>\n{text}\n</tool_call>"
+
+
+def check(data: bytes) -> None:
+    provider = atheris.FuzzedDataProvider(data)
+    target = provider.PickValueInList(TARGETS)
+    text = completion_of(provider)
+    began = time.perf_counter()
+    for name, reward in REWARDS.items():
+        scored, best = reward(text, target, TOOLS), reward(target, target, TOOLS)
+        low, high = RANGES[name]
+        assert low <= scored.total <= high and 0 <= scored.content <= 1 and scored.format in (-1, 1), (name, scored)
+        assert scored.total <= best.total, (name, scored, best)
+    assert low <= toolrl_reward(target, text, TOOLS).total <= high  # a hostile target
+    assert -1 <= similarity_reward(target, text, TOOLS).total <= 1
+    assert similarity_reward(text, text, TOOLS).content in (0.0, 1.0) or "NaN" in text or "Infinity" in text
+    assert exact_match(text, target, TOOLS) in (True, False)
+    parts_of(text, target, TOOLS)
+    try:
+        completion = parse_completion(text)
+    except FormatError:
+        pass
+    else:
+        json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False).encode()
+    assert time.perf_counter() - began < SECONDS, "slow"
+
+
+if __name__ == "__main__":
+    similarity_reward("<think></think>running", "<think></think>runs", TOOLS)  # nltk takes seconds to import
+    atheris.Setup(sys.argv, check)
+    atheris.Fuzz()

@@ -1,0 +1,47 @@
+"""Run by test_trainer.py under torchrun: trains two steps and writes which groups each process saw and trained on.
+
+Arguments: the model's folder, the data's folder, the folder for `groups-<rank>.json`.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from star.config import SimRL
+from star.data.rows import read_rows
+from star.models import load_model, load_tokenizer
+from star.prompts import render_rows
+from star.simrl.trainer import SimRLTrainer, build_trainer
+
+SETTINGS = SimRL(
+    steps=2, prompts_per_step=4, num_generations=4, learning_rate=1e-4, max_new_tokens=48, save_steps=2, max_refills=3
+)
+
+
+def main(model: Path, data: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    tokenizer = load_tokenizer(model)
+    prompts = render_rows(list(read_rows(data / "train.jsonl")), tokenizer)
+    trainer: SimRLTrainer = build_trainer(
+        load_model(model), tokenizer, prompts, settings=SETTINGS, folder=out / "simrl", seed=7
+    )
+    steps: list[dict] = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            sampled = [
+                [group.row["row"], [rollout.completion for rollout in group.rollouts], trainer.teaches(group)]
+                for group in trainer.sampled
+            ]
+            steps.append({"sampled": sampled, "batch": [group.row["row"] for group in trainer.batch]})
+
+    trainer.add_callback(Record())
+    trainer.train()
+    (out / f"groups-{os.environ['RANK']}.json").write_text(json.dumps(steps), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
