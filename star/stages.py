@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -210,6 +210,7 @@ def _run_once(
     out: Path,
     resume: bool,
 ) -> Metrics:
+    from star.registry.lineage import input_datasets, origin
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
@@ -222,9 +223,12 @@ def _run_once(
         code_digest=code_digest(stage.function),
         code_version=code_version(),
         inputs={key: entry.digest for key, entry in manifests.items()},
+        ancestors=dict(
+            item for entry in manifests.values() for item in [(entry.digest, entry.summary()), *entry.ancestors.items()]
+        ),
     )
     fingerprint = digest_of([stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs])
-    manifest = Manifest(**{**vars(manifest), "fingerprint": fingerprint})
+    manifest = replace(manifest, fingerprint=fingerprint)
     finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
     if stage.cached and is_finished(out, fingerprint=fingerprint):
         progress.emit(kind="finished", stage=stage.name, cached=True)
@@ -233,6 +237,9 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+            run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
+            seed = config.seed if "seed" in stage.sections else None
+            manifest = replace(manifest, origin=origin(seed=seed))
             metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from star.errors import InputError
-from star.registry.publish import list_versions
+from star.registry.versions import list_versions
 
 SCORES = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
 LINEAGE = ("data", "teacher", "refined")
