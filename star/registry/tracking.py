@@ -161,6 +161,39 @@ def connect() -> "MlflowClient":
     return client
 
 
+@contextmanager
+def pointed_at(uri: str) -> Iterator[None]:
+    """Has everything inside go to the MLflow at another address."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def reap(hours: float) -> list[str]:
+    """Closes runs of the experiment that are RUNNING and from which no metric came for so long, and names them.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    client = connect()
+    experiment, long_ago = experiment_id(client), (time.time() - hours * 3600) * 1000
+    closed = []
+    for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
+        seen = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+        newest = max([run.info.start_time, *seen])
+        if newest < long_ago:
+            client.set_terminated(run.info.run_id, "KILLED", newest)
+            closed.append(
+                f"{run.info.run_name} ({run.info.run_id}): nothing came from it for over {hours:g} hours, closed"
+            )
+    return closed
+
+
 def experiment_id(client: "MlflowClient") -> str:
     """The experiment MLFLOW_EXPERIMENT_NAME, else MLFLOW_EXPERIMENT_ID, else `star`; made when it does not exist."""
     from mlflow.exceptions import MlflowException
