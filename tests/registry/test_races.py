@@ -1,0 +1,203 @@
+"""Sixteen promoters at once, and kills at every step: there is always one whole champion, and the ledger knows why."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from star.registry import ledger
+from star.registry.fetch import fetch_model
+from star.registry.promotion import promote, standing
+from star.registry.publish import register_model
+from star.registry.reconcile import reconcile
+from star.registry.records import records_of
+from star.registry.tracking import connect
+from star.registry.versions import list_versions
+
+pytestmark = pytest.mark.slow
+PROMOTERS, ROUNDS = 16, 50
+
+# Processes, forked before any of them has a connection. In every round all weigh the same decision.
+RACE = """
+import json, multiprocessing, sys
+import mlflow, sqlalchemy, boto3
+from star.registry.promotion import Overtaken, promote
+
+def promoter(me, promoters, rounds, barrier, won):
+    for number in range(rounds):
+        barrier.wait()
+        try:
+            # Version 1 and 2 take turns, so that every round changes the champion.
+            promote("raced", number % 2 + 1, over=number, reason=f"{number}/{me}")
+            won.put((number, me))
+        except Overtaken:
+            pass
+        barrier.wait()
+
+if __name__ == "__main__":
+    promoters, rounds = int(sys.argv[1]), int(sys.argv[2])
+    fork = multiprocessing.get_context("fork")
+    barrier, won = fork.Barrier(promoters), fork.Queue()
+    workers = [fork.Process(target=promoter, args=(me, promoters, rounds, barrier, won)) for me in range(promoters)]
+    for worker in workers:
+        worker.start()
+    winners = []
+    while any(worker.is_alive() for worker in workers) or not won.empty():
+        try:
+            winners.append(won.get(timeout=0.5))
+        except Exception:
+            pass
+    codes = [worker.exitcode for worker in workers]
+    print(json.dumps({"winners": winners, "codes": codes}))
+"""
+
+
+def race(model: Path, *, rounds: int) -> None:
+    for digest in ("d1", "d2"):
+        (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "for": f"race {digest}"}))
+        register_model(model, name="raced", scores={}, lineage={}, model_digest=digest)
+    arguments = [sys.executable, "-c", RACE, str(PROMOTERS), str(rounds)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["codes"] == [0] * PROMOTERS, done.stderr[-3000:]
+    assert sorted(number for number, _ in told["winners"]) == list(range(rounds))  # exactly one a round
+
+    records = records_of("raced", connect())
+    history = ledger.history(records, "raced")
+    assert Counter(outcome for _, outcome in history) == {"won": rounds, "lost": (PROMOTERS - 1) * rounds}
+    assert {attempt.reason for attempt, outcome in history if outcome == "won"} == {
+        f"{number}/{me}" for number, me in told["winners"]
+    }
+    head = ledger.head(records, "raced")
+    assert head.seq == rounds
+    shown = {alias: version.version for version in list_versions("raced") for alias in version.aliases}
+    assert shown == head.aliases == {"champion": (rounds - 1) % 2 + 1, "previous-champion": rounds % 2 + 1}
+    assert reconcile("raced") == ([], [])
+
+
+def test_one_of_sixteen_wins_each_round_in_a_bucket(
+    home: Path, model: Path, s3_store: dict[str, str], environment: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_store.items():
+        environment.setenv(name, value)
+    environment.setenv("STAR_REGISTRY", "s3://models/race")
+    race(model, rounds=ROUNDS)
+
+
+def test_one_of_sixteen_wins_each_round_in_the_default_database(home: Path, model: Path) -> None:
+    race(model, rounds=ROUNDS)
+
+
+def test_one_of_sixteen_wins_each_round_in_postgres(
+    environment: pytest.MonkeyPatch, postgres_database: str, model: Path, tmp_path: Path
+) -> None:
+    environment.setenv("MLFLOW_TRACKING_URI", postgres_database)
+    connect().create_experiment("races", artifact_location=(tmp_path / "artifacts").as_uri())
+    environment.setenv("MLFLOW_EXPERIMENT_NAME", "races")
+    race(model, rounds=ROUNDS)
+
+
+# Kills itself at the n-th call that crosses a boundary: the database's driver, the file system below the home.
+KILLED = """
+import os, signal, sys
+import mlflow, sqlalchemy.engine.default, shutil
+from star.registry import ledger
+from star.registry.promotion import promote
+from star.registry.publish import register_model
+from star.registry.tracking import connect
+from pathlib import Path
+
+left = int(sys.argv[1])
+
+def counted(function):
+    def call(*arguments, **keywords):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+
+connect()
+dialect = sqlalchemy.engine.default.DefaultDialect
+if sys.argv[2] == "promote":
+    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Store
+    boundaries = [(dialect, "do_commit")]
+else:
+    boundaries = [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2")]
+for owner, name in boundaries:
+    setattr(owner, name, counted(getattr(owner, name)))
+if sys.argv[2] == "promote":
+    promote("tiny", 2)
+else:
+    register_model(Path(sys.argv[3]), name="tiny", scores={"exact_match": 1.0}, lineage={}, model_digest="d3")
+"""
+
+
+def killed_at(step: int, *arguments: str) -> bool:
+    """Whether the kill came before the work was done."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(step), *arguments], capture_output=True, text=True)
+    assert done.returncode in (0, -9), done.stderr[-2000:]
+    return done.returncode == -9
+
+
+@pytest.fixture
+def two_versions(home: Path, model: Path) -> Path:
+    for digest in ("d1", "d2"):
+        register_model(model, name="tiny", scores={}, lineage={}, model_digest=digest)
+    promote("tiny", 1)
+    saved = home.parent / f"{home.name}-saved"
+    shutil.copytree(home, saved, ignore=shutil.ignore_patterns("spool"))
+    yield saved
+    shutil.rmtree(saved)
+
+
+def restore(saved: Path, home: Path) -> None:
+    from mlflow.store.db import utils  # noqa: F401  the engine reopens the file by its path
+
+    (home / "mlflow.db").unlink()
+    shutil.copy(saved / "mlflow.db", home / "mlflow.db")
+
+
+def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(two_versions: Path, home: Path) -> None:
+    seen, step = set(), 1
+    while killed_at(step, "promote"):
+        shown = {alias: version.version for version in list_versions("tiny") for alias in version.aliases}
+        decided = standing("tiny").aliases["champion"]
+        assert shown["champion"] in (1, 2) and decided in (1, 2)
+        assert (fetch_model("tiny", home / "cache") / "model.safetensors").is_file()
+        seen.add((shown["champion"], decided))
+        assert reconcile("tiny")[1] == []
+        assert reconcile("tiny") == ([], [])
+        shown = {alias: version.version for version in list_versions("tiny") for alias in version.aliases}
+        assert shown == standing("tiny").aliases and shown["champion"] == decided
+        restore(two_versions, home)
+        step += 1
+    assert step > 5
+    assert seen == {(1, 1), (1, 2), (2, 2)}  # before the decision, between it and the alias, after both
+    assert standing("tiny").aliases == {"champion": 2, "previous-champion": 1}
+
+
+def test_a_publication_killed_at_any_step_leaves_the_champion_and_can_be_repeated(
+    two_versions: Path, home: Path, model: Path
+) -> None:
+    step = 1
+    while killed_at(step, "publish", str(model)):
+        assert standing("tiny").aliases == {"champion": 1}
+        for version in list_versions("tiny"):  # whatever is listed is whole
+            assert fetch_model(f"tiny/{version.version}", home / "cache").is_dir()
+        assert reconcile("tiny") == ([], [])
+        register_model(model, name="tiny", scores={}, lineage={}, model_digest="d3")
+        assert [version.model_digest for version in list_versions("tiny")] == ["d3", "d2", "d1"]
+        assert fetch_model("tiny/3", home / "cache").is_dir()
+        restore(two_versions, home)
+        step += 1
+    assert step > 5
+    assert len(list_versions("tiny")) == 3
+    assert os.environ["STAR_HOME"] == str(home)
