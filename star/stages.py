@@ -135,8 +135,14 @@ def evaluate(
 
     def work(workspace: Workspace, log: Callable) -> Metrics:
         from star.evaluation.suite import evaluate_models
+        from star.registry.tracking import child_run
 
-        return evaluate_models(models, data, config=config, work=workspace)
+        metrics = evaluate_models(models, data, config=config, work=workspace)
+        for model in models:
+            with child_run(model, tags={"star.suite": "heldout"}) as run:
+                prefix = f"{model}_"
+                run.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+        return metrics
 
     return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume)
 
@@ -211,6 +217,7 @@ def _run_once(
     resume: bool,
 ) -> Metrics:
     from star.registry.lineage import input_datasets, origin
+    from star.registry.system import sampled
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
@@ -240,7 +247,8 @@ def _run_once(
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             seed = config.seed if "seed" in stage.sections else None
             manifest = replace(manifest, origin=origin(seed=seed))
-            metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
+            with sampled(run.log_metrics):
+                metrics = {key: float(value) for key, value in work(workspace, run.log_metrics).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in workspace.out.glob("report.*"):

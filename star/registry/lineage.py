@@ -35,8 +35,8 @@ def git_state() -> dict[str, str]:
     """Commit of the checkout that the package runs from, and whether it was changed; of an image what its build noted."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        commit = os.environ.get("STAR_COMMIT", "")
-        return {"commit": commit} if commit else {}
+        commit = os.environ.get("STAR_COMMIT", "unknown")
+        return {} if commit == "unknown" else {"commit": commit}
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return {
