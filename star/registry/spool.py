@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,12 @@ class Spool:
         except OSError as error:
             self._give_up(error)
 
+    def end_line(self) -> None:
+        """Ends the line that a killed process left half written."""
+        if self._has_events() and not (self.folder / "events.jsonl").read_bytes().endswith(b"\n"):
+            with (self.folder / "events.jsonl").open("ab") as file:
+                file.write(b"\n")
+
     def keep(self, path: Path) -> str:
         """Copies a file or folder to be sent later, for it may be gone by then, and returns the copy's name."""
         copies = self.folder / "files"
@@ -101,8 +108,10 @@ class Spool:
         with events.open("rb") as file:
             file.seek(offset)
             for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
                 offset += len(line)
-                if line.endswith(b"\n"):  # the last one may be half written
+                with suppress(ValueError):  # a kill left half of it
                     found.append((json.loads(line), offset))
         return found
 
@@ -119,7 +128,10 @@ class Spool:
     def last_time(self) -> int:
         """The time of the last event, in milliseconds; of the start when there is none."""
         lines = (self.folder / "events.jsonl").read_bytes().splitlines() if self._has_events() else []
-        return next((json.loads(line)["at"] for line in reversed(lines) if line.endswith(b"}")), self.run["start"])
+        for line in reversed(lines):
+            with suppress(ValueError):
+                return json.loads(line)["at"]
+        return self.run["start"]
 
     def remove(self) -> None:
         self.owner.release()
@@ -230,6 +242,7 @@ def replay(spools: Path) -> tuple[int, list[str]]:
     for spool in _ownerless(spools):
         try:
             if not spool.ended():
+                spool.end_line()
                 spool.append(kind="end", status="KILLED", at=spool.last_time())
             deliver(spool)
             spool.remove()

@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,48 +105,59 @@ def test_one_of_sixteen_wins_each_round_in_postgres(
     race(model, rounds=ROUNDS)
 
 
-# Kills itself at the n-th call that crosses a boundary: the database's driver, the file system below the home.
+# For every line `n work folder` on its input forks a process that kills itself at the n-th step that is seen from outside: a commit of
+# the database, a file copied. Answers with the process's exit status. Forked before anything is connected.
 KILLED = """
-import os, signal, sys
-import mlflow, sqlalchemy.engine.default, shutil
-from star.registry import ledger
+import os, shutil, signal, sys
+from pathlib import Path
+import mlflow, sqlalchemy.engine.default
+from mlflow.store.artifact import local_artifact_repo
 from star.registry.promotion import promote
 from star.registry.publish import register_model
 from star.registry.tracking import connect
-from pathlib import Path
 
-left = int(sys.argv[1])
-
-def counted(function):
+def counted(function, left):
     def call(*arguments, **keywords):
-        global left
-        left -= 1
-        if left == 0:
+        left[0] -= 1
+        if left[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
     return call
 
-connect()
-dialect = sqlalchemy.engine.default.DefaultDialect
-if sys.argv[2] == "promote":
-    from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Store
-    boundaries = [(dialect, "do_commit")]
-else:
-    boundaries = [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2")]
-for owner, name in boundaries:
-    setattr(owner, name, counted(getattr(owner, name)))
-if sys.argv[2] == "promote":
-    promote("tiny", 2)
-else:
-    register_model(Path(sys.argv[3]), name="tiny", scores={"exact_match": 1.0}, lineage={}, model_digest="d3")
+for line in sys.stdin:
+    step, work, folder = line.split()
+    child = os.fork()
+    if not child:
+        connect()
+        left = [int(step)]
+        dialect = sqlalchemy.engine.default.DefaultDialect
+        for owner, name in [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2"), (shutil, "copytree")]:
+            setattr(owner, name, counted(getattr(owner, name), left))
+        if work == "promote":
+            promote("tiny", 2)
+        else:
+            register_model(Path(folder), name="tiny", scores={"exact_match": 1.0}, lineage={}, model_digest="d3")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def killed_at(step: int, *arguments: str) -> bool:
-    """Whether the kill came before the work was done."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(step), *arguments], capture_output=True, text=True)
-    assert done.returncode in (0, -9), done.stderr[-2000:]
-    return done.returncode == -9
+@pytest.fixture
+def killed_at(home: Path) -> Iterator[Callable[[int, str, Path], bool]]:
+    """Does the work in a process that is killed at a step, and says whether the kill came before the work was done."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen([sys.executable, "-c", KILLED], **pipes)
+
+    def run(step: int, work: str, folder: Path) -> bool:
+        driver.stdin.write(f"{step} {work} {folder}\n")
+        driver.stdin.flush()
+        code = int(driver.stdout.readline())
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+
+    yield run
+    driver.stdin.close()
+    driver.wait(10)
 
 
 @pytest.fixture
@@ -159,15 +172,15 @@ def two_versions(home: Path, model: Path) -> Path:
 
 
 def restore(saved: Path, home: Path) -> None:
-    from mlflow.store.db import utils  # noqa: F401  the engine reopens the file by its path
-
     (home / "mlflow.db").unlink()
     shutil.copy(saved / "mlflow.db", home / "mlflow.db")
 
 
-def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(two_versions: Path, home: Path) -> None:
+def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(
+    two_versions: Path, home: Path, model: Path, killed_at: Callable
+) -> None:
     seen, step = set(), 1
-    while killed_at(step, "promote"):
+    while killed_at(step, "promote", model):
         shown = {alias: version.version for version in list_versions("tiny") for alias in version.aliases}
         decided = standing("tiny").aliases["champion"]
         assert shown["champion"] in (1, 2) and decided in (1, 2)
@@ -185,10 +198,10 @@ def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(two_versions: 
 
 
 def test_a_publication_killed_at_any_step_leaves_the_champion_and_can_be_repeated(
-    two_versions: Path, home: Path, model: Path
+    two_versions: Path, home: Path, model: Path, killed_at: Callable
 ) -> None:
     step = 1
-    while killed_at(step, "publish", str(model)):
+    while killed_at(step, "publish", model):
         assert standing("tiny").aliases == {"champion": 1}
         for version in list_versions("tiny"):  # whatever is listed is whole
             assert fetch_model(f"tiny/{version.version}", home / "cache").is_dir()
