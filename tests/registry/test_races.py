@@ -1,8 +1,6 @@
 """Sixteen promoters at once, and kills at every step: there is always one whole champion, and the ledger knows why."""
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -105,7 +103,7 @@ def test_one_of_sixteen_wins_each_round_in_postgres(
     race(model, rounds=ROUNDS)
 
 
-# For every line `n work folder` on its input forks a process that kills itself at the n-th step that is seen from outside: a commit of
+# For every line `n work name folder` on its input forks a process that kills itself at the n-th step that is seen from outside: a commit of
 # the database, a file copied. Answers with the process's exit status. Forked before anything is connected.
 KILLED = """
 import os, shutil, signal, sys
@@ -125,7 +123,7 @@ def counted(function, left):
     return call
 
 for line in sys.stdin:
-    step, work, folder = line.split()
+    step, work, name, folder = line.split()
     child = os.fork()
     if not child:
         connect()
@@ -134,22 +132,22 @@ for line in sys.stdin:
         for owner, name in [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2"), (shutil, "copytree")]:
             setattr(owner, name, counted(getattr(owner, name), left))
         if work == "promote":
-            promote("tiny", 2)
+            promote(name, 2)
         else:
-            register_model(Path(folder), name="tiny", scores={"exact_match": 1.0}, lineage={}, model_digest="d3")
+            register_model(Path(folder), name=name, scores={"exact_match": 1.0}, lineage={}, model_digest="d3")
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture
-def killed_at(home: Path) -> Iterator[Callable[[int, str, Path], bool]]:
+def killed_at(home: Path) -> Iterator[Callable[[int, str, str, Path], bool]]:
     """Does the work in a process that is killed at a step, and says whether the kill came before the work was done."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     driver = subprocess.Popen([sys.executable, "-c", KILLED], **pipes)
 
-    def run(step: int, work: str, folder: Path) -> bool:
-        driver.stdin.write(f"{step} {work} {folder}\n")
+    def run(step: int, work: str, name: str, folder: Path) -> bool:
+        driver.stdin.write(f"{step} {work} {name} {folder}\n")
         driver.stdin.flush()
         code = int(driver.stdout.readline())
         assert code in (0, -signal.SIGKILL)
@@ -160,57 +158,52 @@ def killed_at(home: Path) -> Iterator[Callable[[int, str, Path], bool]]:
     driver.wait(10)
 
 
-@pytest.fixture
-def two_versions(home: Path, model: Path) -> Path:
+def two_versions(model: Path, *, name: str) -> None:
     for digest in ("d1", "d2"):
-        register_model(model, name="tiny", scores={}, lineage={}, model_digest=digest)
-    promote("tiny", 1)
-    saved = home.parent / f"{home.name}-saved"
-    shutil.copytree(home, saved, ignore=shutil.ignore_patterns("spool"))
-    yield saved
-    shutil.rmtree(saved)
+        register_model(model, name=name, scores={}, lineage={}, model_digest=digest)
+    promote(name, 1)
 
 
-def restore(saved: Path, home: Path) -> None:
-    (home / "mlflow.db").unlink()
-    shutil.copy(saved / "mlflow.db", home / "mlflow.db")
+def shown(name: str) -> dict[str, int]:
+    return {alias: version.version for version in list_versions(name) for alias in version.aliases}
 
 
-def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(
-    two_versions: Path, home: Path, model: Path, killed_at: Callable
-) -> None:
-    seen, step = set(), 1
-    while killed_at(step, "promote", model):
-        shown = {alias: version.version for version in list_versions("tiny") for alias in version.aliases}
-        decided = standing("tiny").aliases["champion"]
-        assert shown["champion"] in (1, 2) and decided in (1, 2)
-        assert (fetch_model("tiny", home / "cache") / "model.safetensors").is_file()
-        seen.add((shown["champion"], decided))
-        assert reconcile("tiny")[1] == []
-        assert reconcile("tiny") == ([], [])
-        shown = {alias: version.version for version in list_versions("tiny") for alias in version.aliases}
-        assert shown == standing("tiny").aliases and shown["champion"] == decided
-        restore(two_versions, home)
-        step += 1
+def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(home: Path, model: Path, killed_at: Callable) -> None:
+    seen, step = set(), 0
+    while True:
+        step, name = step + 1, f"promoted-{step}"
+        two_versions(model, name=name)
+        killed = killed_at(step, "promote", name, model)
+        before = shown(name)["champion"]
+        decided = ledger.head(records_of(name, connect()), name).aliases["champion"]
+        seen.add((before, decided))
+        assert (fetch_model(name, home / "cache") / "model.safetensors").is_file()
+        assert reconcile(name)[1] == []
+        assert reconcile(name) == ([], [])
+        assert shown(name) == standing(name).aliases
+        assert shown(name)["champion"] == decided
+        if not killed:
+            break
     assert step > 5
     assert seen == {(1, 1), (1, 2), (2, 2)}  # before the decision, between it and the alias, after both
-    assert standing("tiny").aliases == {"champion": 2, "previous-champion": 1}
+    assert shown(name) == {"champion": 2, "previous-champion": 1}
 
 
 def test_a_publication_killed_at_any_step_leaves_the_champion_and_can_be_repeated(
-    two_versions: Path, home: Path, model: Path, killed_at: Callable
+    home: Path, model: Path, killed_at: Callable
 ) -> None:
-    step = 1
-    while killed_at(step, "publish", model):
-        assert standing("tiny").aliases == {"champion": 1}
-        for version in list_versions("tiny"):  # whatever is listed is whole
-            assert fetch_model(f"tiny/{version.version}", home / "cache").is_dir()
-        assert reconcile("tiny") == ([], [])
-        register_model(model, name="tiny", scores={}, lineage={}, model_digest="d3")
-        assert [version.model_digest for version in list_versions("tiny")] == ["d3", "d2", "d1"]
-        assert fetch_model("tiny/3", home / "cache").is_dir()
-        restore(two_versions, home)
-        step += 1
+    step = 0
+    while True:
+        step, name = step + 1, f"published-{step}"
+        two_versions(model, name=name)
+        killed = killed_at(step, "publish", name, model)
+        assert shown(name) == {"champion": 1}
+        for version in list_versions(name):  # whatever is listed is whole
+            assert fetch_model(f"{name}/{version.version}", home / "cache").is_dir()
+        assert reconcile(name) == ([], [])
+        register_model(model, name=name, scores={}, lineage={}, model_digest="d3")
+        assert [version.model_digest for version in list_versions(name)] == ["d3", "d2", "d1"]
+        assert fetch_model(f"{name}/3", home / "cache").is_dir()
+        if not killed:
+            break
     assert step > 5
-    assert len(list_versions("tiny")) == 3
-    assert os.environ["STAR_HOME"] == str(home)
