@@ -1,11 +1,11 @@
-"""The gate's verdicts, and the aliases after promotions and rollbacks."""
+"""The gate's verdicts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config import Gate
-from star.registry.gate import decide
+from star.registry.gate import Measured, decide, judge
 
 GATE = Gate(min_exact_match=0.5, max_format_errors=0.1, max_regression=0.1)
 GOOD = {"exact_match": 0.8, "mean_reward": 0.9, "format_errors": 0.02}
@@ -68,3 +68,41 @@ def test_a_better_score_never_turns_a_pass_into_a_fail(
 def test_the_champion_only_raises_the_bar(candidate: dict, best: dict, gate: Gate) -> None:
     if decide(candidate, best, gate).passed:
         assert decide(candidate, None, gate).passed
+
+
+def measured(right: dict[str, tuple[str, float]], **more) -> Measured:
+    return Measured(GOOD, benchmark="rows", decoding="greedy", outcomes=right, **more)
+
+
+def answers(wrong_dates: int, rows: int = 40) -> dict[str, tuple[str, float]]:
+    """Half of the rows are dates, of which some are answered wrong."""
+    return {str(i): ("dates" if i % 2 else "places", float(i % 2 == 0 or i // 2 >= wrong_dates)) for i in range(rows)}
+
+
+def test_a_category_that_falls_behind_for_certain_stops_a_candidate() -> None:
+    verdict = judge(measured(answers(wrong_dates=12)), measured(answers(wrong_dates=0)), GATE)
+    assert not verdict.passed
+    checks = {check.name: check for check in verdict.checks}
+    assert not checks["category dates"].passed and checks["category places"].passed
+    assert (
+        "dates: -0.6000" in checks["category dates"].reason and "worse by more than" in checks["category dates"].reason
+    )
+    # One wrong row of twenty could be chance; an improvement is none the worse for its size.
+    assert judge(measured(answers(wrong_dates=1)), measured(answers(wrong_dates=0)), GATE).passed
+    assert judge(measured(answers(wrong_dates=0)), measured(answers(wrong_dates=12)), GATE).passed
+
+
+def test_what_was_measured_otherwise_is_not_compared_and_that_is_said() -> None:
+    rival = Measured({"exact_match": 1.0}, benchmark="other rows", decoding="greedy", outcomes=answers(0))
+    verdict = judge(measured(answers(wrong_dates=12)), rival, GATE)
+    assert verdict.passed
+    assert verdict.reasons[-1] == "the champion was measured on other rows or with other decoding, and is not compared"
+    assert not judge(measured({}), Measured({"exact_match": 1.0}, benchmark="rows", decoding="greedy"), GATE).passed
+
+
+def test_size_and_speed_have_limits_where_they_are_set() -> None:
+    gate = GATE.model_copy(update={"max_parameters": 1000, "min_tokens_per_second": 50.0})
+    assert judge(measured({}, parameters=1000, tokens_per_second=50.0), None, gate).passed
+    large = judge(measured({}, parameters=1001, tokens_per_second=49.0), None, gate)
+    assert [check.name for check in large.checks if not check.passed] == ["size", "speed"]
+    assert [check.passed for check in judge(measured({}), None, gate).checks[-2:]] == [False, False]

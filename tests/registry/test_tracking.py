@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
+from star.registry import system
 from star.registry.parents import PARENT_VARIABLE
-from star.registry.tracking import connect, pipeline_run, stage_run, tracking_uri
+from star.registry.tracking import child_run, connect, pipeline_run, stage_run, tracking_uri
 
 
 def run_of(run_id: str):
@@ -202,3 +203,26 @@ def test_importing_is_quick() -> None:
     script = "import json, sys; import star.registry.promotion; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert not {"mlflow", "torch", "transformers"} & set(loaded)
+
+
+def test_grandchildren_and_what_was_read(home: Path) -> None:
+    with pipeline_run("nightly"), stage_run("evaluate") as stage:
+        stage.log_inputs({"data": ("0123.dir", "runs/dvc/data", "dvc")})
+        with child_run("seed 7", tags={"star.suite": "heldout"}) as seed:
+            seed.log_metrics({"exact_match": 0.5})
+    assert run_of(seed.run_id).data.tags["mlflow.parentRunId"] == stage.run_id
+    assert run_of(seed.run_id).data.metrics == {"exact_match": 0.5}
+    [read] = run_of(stage.run_id).inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest, read.dataset.source_type) == ("data", "0123.dir", "dvc")
+    with child_run("alone") as nothing:
+        nothing.log_metrics({"loss": 1.0})
+    assert nothing.run_id is None
+
+
+def test_the_machine_is_measured_while_a_stage_works(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "SAMPLE_SECONDS", 0.1)
+    with stage_run("distill") as run, system.sampled(run.log_metrics):
+        time.sleep(1)
+    measured = run_of(run.run_id).data.metrics
+    assert 0 <= measured["system/cpu_utilization_percentage"] <= 100
+    assert measured["system/system_memory_usage_percentage"] > 0
