@@ -129,8 +129,8 @@ for line in sys.stdin:
         connect()
         left = [int(step)]
         dialect = sqlalchemy.engine.default.DefaultDialect
-        for owner, name in [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2"), (shutil, "copytree")]:
-            setattr(owner, name, counted(getattr(owner, name), left))
+        for owner, part in [(dialect, "do_commit"), (shutil, "copyfile"), (shutil, "copy2"), (shutil, "copytree")]:
+            setattr(owner, part, counted(getattr(owner, part), left))
         if work == "promote":
             promote(name, 2)
         else:
