@@ -6,7 +6,6 @@ next promotion completes. An alias that somebody moved in MLflow is taken into t
 """
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from star.errors import InputError
 from star.registry import ledger
 from star.registry.ledger import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.records import Records, records_of
-from star.registry.tracking import connect
+from star.registry.tracking import connect, insist
 from star.registry.versions import Version, find_version, list_versions
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROJECTED, PROJECTING = "star.projected", "star.projecting."  # tags: the decision that the aliases show; who is at it
-TRIES = 5  # two that write the same alias for the first time: MLflow answers one of them with an error
 
 
 class Overtaken(RuntimeError):
@@ -164,7 +162,8 @@ def project(name: str, *, client: "MlflowClient", records: Records, attempt: str
         for alias in ALIASES:
             if head.aliases.get(alias) != seen.aliases.get(alias):
                 _write_alias(client, name, alias, head.aliases.get(alias))
-        client.set_registered_model_tag(name, PROJECTED, str(head.seq))
+        shown = str(head.seq)
+        insist(lambda: client.set_registered_model_tag(name, PROJECTED, shown))  # noqa: B023  called here
         # Whoever writes last looks once more: a decision made meanwhile is shown, not the one it replaced.
         newest = ledger.head(records, name)
         if newest.seq == head.seq:
@@ -214,17 +213,10 @@ def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str)
 
 
 def _write_alias(client: "MlflowClient", name: str, alias: str, version: int | None) -> None:
-    from mlflow.exceptions import MlflowException
-
-    for left in reversed(range(TRIES)):
-        try:
-            if version is None:
-                return client.delete_registered_model_alias(name, alias)
-            return client.set_registered_model_alias(name, alias, str(version))
-        except MlflowException:
-            if not left:
-                raise
-            time.sleep(0.05)
+    if version is None:
+        insist(lambda: client.delete_registered_model_alias(name, alias))
+    else:
+        insist(lambda: client.set_registered_model_alias(name, alias, str(version)))
 
 
 def _said(made: Decision) -> str:

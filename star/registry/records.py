@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.registry.tracking import shown_uri, tracking_uri
+from star.registry.tracking import insist, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -132,7 +132,7 @@ def records_of(name: str, client: "MlflowClient") -> Records:
                 f"promotions of {name} need a place to be decided in, which the MLflow server at "
                 f"{shown_uri(tracking_uri())} is not: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
             )
-        client.set_registered_model_tag(name, PLACE_TAG, wanted)
+        insist(lambda: client.set_registered_model_tag(name, PLACE_TAG, wanted))
         said = wanted
     if os.environ.get("STAR_REGISTRY") and wanted != said:
         raise InputError(f"the decisions about {name} are in {said}, not in STAR_REGISTRY={wanted}: correct it")

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ DEFAULTS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+WRITES = 5  # tries of one write
 _open_runs: list["Run"] = []
 
 
@@ -159,6 +160,20 @@ def connect() -> "MlflowClient":
             f"MLflow at {shown_uri(tracking_uri())} cannot be used: {cure} ({reason_of(error)})"
         ) from error
     return client
+
+
+def insist(write: Callable[[], object]) -> None:
+    """Writes to MLflow again when it failed: of two that make the same tag or alias at once it answers one with an error."""
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(WRITES)):
+        try:
+            write()
+            return
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(0.05)
 
 
 @contextmanager

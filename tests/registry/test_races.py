@@ -37,6 +37,9 @@ def promoter(me, promoters, rounds, barrier, won):
             won.put((number, me))
         except Overtaken:
             pass
+        except BaseException:
+            barrier.abort()  # the others must not wait for this one
+            raise
         barrier.wait()
 
 if __name__ == "__main__":
