@@ -20,7 +20,7 @@ FROM ${BASE}
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="star" org.opencontainers.image.revision="${COMMIT}"
 COPY --from=build /opt/star /opt/star
-ENV PATH=/opt/star/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
+ENV PATH=/opt/star/bin:$PATH STAR_COMMIT=${COMMIT} PYTHONUNBUFFERED=1 HF_HUB_DISABLE_TELEMETRY=1
 RUN useradd --create-home --uid 10001 star
 USER 10001
 WORKDIR /home/star

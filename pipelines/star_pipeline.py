@@ -35,7 +35,7 @@ class Folders(NamedTuple):
     registration: dsl.Artifact
 
 
-def build_pipeline(config: Config, *, image: str = IMAGE):
+def build_pipeline(config: Config, *, image: str | None = None):
     """The pipeline of a configuration. Each task is given only its stage's sections, and the digest of its stage's code:
     together with its inputs they are what its result is cached by."""
 
@@ -44,7 +44,9 @@ def build_pipeline(config: Config, *, image: str = IMAGE):
         return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
 
     def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-        task.set_display_name(name).set_container_image(image).set_caching_options(stage_named(name).cached)
+        task.set_display_name(name).set_container_image(image or IMAGE).set_caching_options(stage_named(name).cached)
+        if image:  # on this machine no image runs
+            task.set_env_variable("STAR_IMAGE", image)  # for the lineage
         place(task, node_for(name, config))
         return task
 

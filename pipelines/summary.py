@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from star.pipelines.run import PipelineResult
-from star.registry.tracking import home, tracking_uri
+from star.registry.tracking import home, shown_uri, tracking_uri
 
 MODELS = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
 SCORES = {
@@ -44,7 +44,7 @@ def _places(result: PipelineResult, registration: dict) -> list[str]:
         *(f"          {reason}" for reason in registration["reasons"]),
         f"folder    {latest / 'refine'}",
         f"report    {latest / 'evaluate' / 'report.html'}",
-        f"run       {result.run_id or 'not tracked'} in {tracking_uri()}",
+        f"run       {result.run_id or 'not tracked'} in {shown_uri(tracking_uri())}",
         f"log       {result.log}",
         f"time      {result.seconds:.0f} s, stages run: {', '.join(result.ran) or 'none'}",
     ]

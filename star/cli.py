@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the user's input is at fault. Heavy im
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from star.cli_data import data_app
-from star.errors import PipelineError, cure_of
+from star.errors import PipelineError, cure_of, redacted
 
 app = typer.Typer(
     help="Distil a large function-calling model into a super-tiny one.",
@@ -24,10 +25,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
+models_app = typer.Typer(help="The registered versions.", invoke_without_command=True)
+registry_app = typer.Typer(help="The ledger of promotions.", no_args_is_help=True)
+tracking_app = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
 app.add_typer(pipeline_app, name="pipeline")
 topk_app = typer.Typer(help="The teacher's stored signal.", no_args_is_help=True)
 app.add_typer(topk_app, name="topk")
 app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
+app.add_typer(registry_app, name="registry")
+app.add_typer(tracking_app, name="tracking")
 
 ConfigOption = Annotated[
     str,
@@ -42,6 +49,7 @@ ShardOption = Annotated[
     str, typer.Option(help="Part i of n of the work, as 2/4; `star merge` puts the parts together.")
 ]
 NameOption = Annotated[str, typer.Option("--name", help="Registered model.")]
+MODEL_HELP = "A version or an alias of the registered model, or NAME/VERSION, NAME@ALIAS."
 
 
 def _folder(text: str):
@@ -236,33 +244,155 @@ def call(
         typer.echo(visible(completion.content))
 
 
-@app.command()
-def models(name: NameOption = "star") -> None:
+@models_app.callback()
+def models(context: typer.Context, name: NameOption = "star") -> None:
     """List the registered versions: scores, aliases, lineage."""
-    from star.registry.table import print_versions
+    if context.invoked_subcommand is None:
+        from star.registry.table import print_versions
 
-    print_versions(name)
+        print_versions(name)
+
+
+@models_app.command("diff")
+def models_diff(
+    first: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    second: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    name: NameOption = "star",
+) -> None:
+    """Compare two versions: scores, lineage, files.
+
+    Example: `star models diff champion previous-champion`
+    """
+    from star.registry.table import print_difference
+    from star.registry.versions import resolve
+
+    print_difference(resolve(first, name=name), resolve(second, name=name))
+
+
+@models_app.command("delete")
+def models_delete(
+    version: Annotated[int, typer.Argument(help="Version to delete.")], name: NameOption = "star"
+) -> None:
+    """Delete a version; one that bears an alias is refused.
+
+    Example: `star models delete 2`
+    """
+    from star.registry.promotion import delete_version
+
+    delete_version(name, version)
+    typer.echo(f"{name} version {version} is deleted")
 
 
 @app.command()
 def promote(
-    version: Annotated[int, typer.Argument(help="Version to make champion.")], name: NameOption = "star"
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    to: Annotated[str, typer.Option(help="champion or challenger.")] = "champion",
+    reason: Annotated[str, typer.Option(help="Why: for the ledger.")] = "",
+    to_registry: Annotated[
+        str | None, typer.Option(help="Copy it to the MLflow at this address first, and promote it there.")
+    ] = None,
+    name: NameOption = "star",
 ) -> None:
-    """Make a registered version the champion, past the gate.
+    """Make a registered version the champion, whatever the gate said of it; its files are checked first.
 
-    Example: `star promote 2`
+    Examples: `star promote 2 --reason "fewer wrong dates"`, `star promote challenger`, `star promote 3 --to challenger`,
+    `star promote champion --to-registry https://mlflow.prod.example.com`
     """
-    from star.registry.promotion import promote as make_champion
+    from star.registry.copy import copy_to
+    from star.registry.fetch import fetch_version
+    from star.registry.promotion import promote as decide
+    from star.registry.tracking import home, pointed_at
+    from star.registry.versions import resolve
 
-    typer.echo(f"{make_champion(name, version)} is the champion")
+    version = resolve(model, name=name)
+    folder = fetch_version(version, home() / "models")
+    if to_registry is None:
+        typer.echo(f"{decide(version.name, version.version, to=to, reason=reason)} is the {to}")
+        return
+    with pointed_at(to_registry):
+        copied = copy_to(version, folder)
+        typer.echo(f"{decide(copied.name, copied.version, to=to, reason=reason)} is the {to} there")
 
 
 @app.command()
-def rollback(name: NameOption = "star") -> None:
-    """Make the previous champion the champion again."""
+def rollback(reason: Annotated[str, typer.Option(help="Why: for the ledger.")] = "", name: NameOption = "star") -> None:
+    """Make the previous champion the champion again; a second rollback undoes the first.
+
+    Example: `star rollback --reason "more refusals in production"`
+    """
     from star.registry.promotion import rollback as step_back
 
-    typer.echo(f"{step_back(name)} is the champion again")
+    typer.echo(f"{step_back(name, reason=reason)} is the champion again")
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a model folder.")] = "champion",
+    name: NameOption = "star",
+) -> None:
+    """Print where a model comes from, and check every digest that can be reached from here. Status 1 when one does not match.
+
+    Examples: `star lineage`, `star lineage star/3`, `star lineage ./downloaded`
+    """
+    from star.registry.tree import print_lineage
+
+    if mismatches := print_lineage(model, name=name):
+        _fail(f"{len(mismatches)} of the lineage does not match: {'; '.join(mismatches)}", status=1)
+
+
+@registry_app.command("reconcile")
+def reconcile_command(name: NameOption = "star") -> None:
+    """Complete promotions that were cut short, adopt aliases that were moved in MLflow, check the ledger.
+
+    Example: `star registry reconcile --name star`
+    """
+    from star.registry.reconcile import reconcile
+
+    done, wrong = reconcile(name)
+    for line in done or ["nothing to put right"]:
+        typer.echo(line)
+    if wrong:
+        _fail("; ".join(wrong), status=1)
+
+
+@registry_app.command("ledger")
+def ledger_command(name: NameOption = "star") -> None:
+    """List every attempt to promote: when, who, what, its outcome, why.
+
+    Example: `star registry ledger`
+    """
+    from star.registry.table import print_ledger
+
+    print_ledger(name)
+
+
+@tracking_app.command("replay")
+def replay_command() -> None:
+    """Send what the tracking server did not take when it happened, and close the runs of killed processes.
+
+    Example: `star tracking replay`
+    """
+    from star.registry.spool import replay
+    from star.registry.tracking import spools
+
+    done, left = replay(spools())
+    typer.echo(f"{done} runs brought to their end" if done else "nothing was waiting")
+    if left:
+        _fail(f"{left[0]}; start the server or correct MLFLOW_TRACKING_URI", status=2)
+
+
+@tracking_app.command("reap")
+def reap_command(
+    hours: Annotated[float, typer.Option(min=0, help="Without a sign of life for so long.")] = 24.0,
+) -> None:
+    """Close runs that are still marked as running though nothing has come from them: their machine is gone.
+
+    Example: `star tracking reap --hours 6`
+    """
+    from star.registry.tracking import reap
+
+    for line in reap(hours) or ["no stale runs"]:
+        typer.echo(line)
 
 
 @app.command()
@@ -338,12 +468,13 @@ def main() -> None:
         _fail(str(error), status=2 if error.input_fault else 1)
     except Exception as error:
         if (cure := cure_of(error)) is None:
-            raise
+            typer.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
+            sys.exit(1)
         _fail(cure, status=2)
 
 
 def _fail(message: str, *, status: int) -> None:
-    typer.secho(f"star: {message}", fg=typer.colors.RED, err=True)
+    typer.secho(f"star: {redacted(message)}", fg=typer.colors.RED, err=True)
     sys.exit(status)
 
 

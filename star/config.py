@@ -321,13 +321,20 @@ class Gate(Section):
 
     min_exact_match: float = Field(0.5, ge=0, le=1, description="share of held-out rows answered exactly, at least")
     max_format_errors: float = Field(0.05, ge=0, le=1, description="share of answers that cannot be parsed, at most")
-    max_regression: float = Field(0.01, ge=0, description="exact match or mean reward below the champion's, at most")
+    max_regression: float = Field(
+        0.01,
+        ge=0,
+        description="below the champion's exact match or mean reward, or its exact match in a category, at most",
+    )
+    max_parameters: int | None = Field(None, ge=1, description="size of the model, at most")
+    min_tokens_per_second: float | None = Field(None, gt=0, description="speed in the evaluation, at least")
 
 
 class Registry(Section):
     """Where the student is registered, and what it takes to be champion."""
 
     model_name: str = Field("star", min_length=1, description="registered model in MLflow")
+    license: str = Field("apache-2.0", pattern=r"^[\w.+-]+$", description="of the published model, in its card")
     gate: Gate = Gate()
 
 

@@ -23,7 +23,7 @@ class Check:
 
 def checks(config: Config) -> Iterator[Check]:
     """Yields the checks one after another."""
-    from star.registry.tracking import connect, home, tracking_uri
+    from star.registry.tracking import connect, home, shown_uri, tracking_uri
 
     for package in PACKAGES:
         try:
@@ -46,7 +46,7 @@ def checks(config: Config) -> Iterator[Check]:
     yield Check("home", os.access(place, os.W_OK), f"{home()} must be writable: set STAR_HOME to a folder of yours")
     try:
         connect()
-        yield Check("MLflow", True, tracking_uri())
+        yield Check("MLflow", True, shown_uri(tracking_uri()))
     except InputError as error:
         yield Check("MLflow", False, str(error))
     if pretrained:

@@ -1,6 +1,13 @@
 """What the user can cure: such errors are shown as one line, without a traceback, and end the command with exit status 2."""
 
 import errno
+import json
+import os
+import re
+from urllib.parse import quote
+
+SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|CREDENTIAL|AUTH(?!OR)", re.IGNORECASE)
+SECRET_LENGTH = 6  # a shorter value would blot out ordinary words
 
 
 class InputError(Exception):
@@ -26,3 +33,13 @@ def cure_of(error: BaseException) -> str | None:
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
         return f"{error.filename} cannot be used ({error.strerror}): choose another path, or change its owner or mode"
     return None
+
+
+def redacted(text: str) -> str:
+    """The text without what must not be read by others: passwords in addresses, and values of variables that are named as secrets."""
+    text = re.sub(r"//[^/@\s\"']*@", "//", text)
+    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SECRET_LENGTH}
+    for secret in sorted(secrets, key=len, reverse=True):
+        for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
+            text = text.replace(form, "***")
+    return text

@@ -42,7 +42,7 @@ def answer(query: str, *, tools: Path, model: str, name: str) -> Completion:
 
 def resolve_model(model: str, *, name: str) -> Path:
     """The folder of a model: the given one, or the registered version fetched into the home's `models/`."""
-    from star.registry.publish import fetch_model
+    from star.registry.fetch import fetch_model
     from star.registry.tracking import home
 
     if Path(model).is_dir():

@@ -183,8 +183,14 @@ def evaluate(
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.suite import evaluate_models
+        from star.registry.tracking import child_run
 
-        return evaluate_models(models, data, config=config, work=workspace)
+        metrics = evaluate_models(models, data, config=config, work=workspace)
+        for model in models:
+            with child_run(model, tags={"star.suite": "heldout"}) as run:
+                prefix = f"{model}_"
+                run.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+        return metrics
 
     return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume)
 
@@ -261,7 +267,8 @@ def _run_once(
     resume: bool,
     part: Part,
 ) -> Metrics:
-    from star.data.digest import dvc_digest
+    from star.registry.lineage import input_datasets, origin
+    from star.registry.system import sampled
     from star.registry.tracking import stage_run
 
     refuse_foreign(out)
@@ -276,6 +283,9 @@ def _run_once(
         code_version=code_version(),
         inputs={key: entry.digest for key, entry in manifests.items()},
         part=given,
+        ancestors=dict(
+            item for entry in manifests.values() for item in [(entry.digest, entry.summary()), *entry.ancestors.items()]
+        ),
     )
     content = [stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs]
     fingerprint = digest_of([*content, given] if given else content)
@@ -288,10 +298,11 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
-            for key, folder in inputs.items():
-                if stage.inputs[key] == "synthesize":
-                    run.log_dataset("data", digest=dvc_digest(Path(folder)), source=Path(folder))
-            metrics = {key: float(value) for key, value in work(workspace, run).items()}
+            run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
+            seed = config.seed if "seed" in stage.sections else None
+            manifest = replace(manifest, origin=origin(seed=seed))
+            with sampled(run.log_metrics):
+                metrics = {key: float(value) for key, value in work(workspace, run).items()}
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):

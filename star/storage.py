@@ -65,6 +65,13 @@ class Manifest:
     inputs: dict[str, str]
     files: list[FileEntry] = field(default_factory=list)
     part: str | None = None
+    ancestors: dict[str, dict] = field(default_factory=dict)  # digest -> summary, of every stage above this one
+    origin: dict[str, str] = field(default_factory=dict)  # commit, image, runs: where it was made
+
+    def summary(self) -> dict:
+        """What the manifests below this one keep of it."""
+        kept = ("stage", "fingerprint", "config_digest", "code_digest", "code_version", "inputs", "origin")
+        return {key: getattr(self, key) for key in kept}
 
     @property
     def digest(self) -> str:

@@ -17,6 +17,7 @@ from star.prompts import render_rows
 from star.storage import Workspace, read_manifest, write_json
 
 EVALUATION = "evaluation.json"
+OUTCOMES = "outcomes.json"  # of the refined student, row by row: what a later candidate is compared with
 PAIRS = (("distilled", "teacher"), ("refined", "distilled"), ("refined", "teacher"))
 
 
@@ -40,6 +41,8 @@ def evaluate_models(models: dict[str, Path], data: Path, *, config: Config, work
         "lineage": _lineage({"data": data, **models}),
     }
     write_json(work.out / EVALUATION, evaluation)
+    kept = ("id", "kind", "exact_match", "reward")
+    write_json(work.out / OUTCOMES, [{key: outcome[key] for key in kept} for outcome in outcomes["refined"]])
     write_report(work.out / "report.html", evaluation)
     (work.out / "report.md").write_text(markdown_table(evaluation), encoding="utf-8")
     return {f"{entry['name']}_{score}": value["mean"] for entry in entries for score, value in entry["scores"].items()}

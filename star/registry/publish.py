@@ -1,54 +1,47 @@
-"""Models in MLflow's registry: register a Hugging Face folder, list what is there, fetch it and prove it is the same.
+"""Models into MLflow's registry: a plain Hugging Face folder becomes the next version, every file's sha256 on it.
 
-A version is a plain folder (config, tokenizer, safetensors), not an MLflow flavour: those drop the tools from a chat
-and split the tokenizer from the model. The version's tags carry its scores, its lineage and the sha256 of every file,
-so that a download is checked against the database and not against the store it came from.
+A version is config, tokenizer and safetensors, not an MLflow flavour: those drop the tools from a chat and split the tokenizer
+from the model. Where STAR_REGISTRY names a bucket the files lie there under the digest of their content, the list of them written
+last, and no cleaning up of runs or experiments can reach them; else they are artifacts of the LoggedModel.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.registry.tracking import connect, experiment_id, mlflow_key
+from star.registry.records import place, s3_client, split_s3
+from star.registry.tracking import connect, current_run, experiment_id, mlflow_key
+from star.registry.versions import (
+    DIGEST,
+    FILES,
+    LINEAGE,
+    NAME,
+    SCORE,
+    Version,
+    find_version,
+    list_versions,
+    read_version,
+)
+from star.storage import digest_of
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
-DIGEST, FILES, SCORE, LINEAGE = "star.model_digest", "star.files", "star.score.", "star.lineage."
+MODEL_TAG = "star.name"  # of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
-NAME = r"[^/:@'\"]+"
-REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
-
-
-@dataclass(frozen=True)
-class Version:
-    """One version of a registered model."""
-
-    name: str
-    version: int
-    aliases: tuple[str, ...]
-    scores: dict[str, float]
-    lineage: dict[str, str]
-    created: datetime
-    model_digest: str
-    files: dict[str, str]  # relative path -> sha256; empty for a version that something else registered
-
-    def __str__(self) -> str:
-        return f"{self.name} version {self.version}"
+UNFINISHED_SECONDS = 3600  # after which a publication that did not end was killed
 
 
 def register_model(
-    folder: Path, *, name: str, scores: dict[str, float], lineage: dict[str, str], model_digest: str
+    folder: Path, *, name: str, scores: Mapping[str, float], lineage: Mapping[str, str], model_digest: str
 ) -> Version:
     """Registers a Hugging Face folder as the next version of `name`; or returns the one with that digest.
 
@@ -61,149 +54,63 @@ def register_model(
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
         return found
-    tags = {DIGEST: model_digest, FILES: json.dumps(_hashes(folder))}
-    tags |= {mlflow_key(SCORE + key): repr(float(value)) for key, value in scores.items()}
-    tags |= {mlflow_key(LINEAGE + key): value for key, value in lineage.items()}
-    return _read(_upload(folder, name=name, tags=tags), aliases={})
+    files = hashes(folder)
+    tags = {DIGEST: model_digest, FILES: json.dumps(files)} | _tags(scores, lineage)
+    client = connect()
+    store = place()
+    if store and store.startswith("s3://"):
+        source = _upload_to_bucket(folder, files, store=store)
+        model = _logged_model(client, name, tags={DIGEST: model_digest}, external=source)
+    else:
+        model = _logged_model(client, name, tags={DIGEST: model_digest})
+        with time_for_weights():
+            client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, "READY")
+        source = model.model_uri
+    _log_scores(client, model, scores)
+    _ensure_registered_model(client, name)
+    entry = client.create_model_version(
+        name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=None
+    )
+    return read_version(entry, aliases={})
 
 
 def annotate(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
     """Writes newer scores and lineage to a version's tags and returns the version as it is then."""
     client = connect()
-    tags = {SCORE + key: repr(float(value)) for key, value in scores.items()}
-    tags |= {LINEAGE + key: value for key, value in lineage.items()}
-    for key, value in tags.items():
-        client.set_model_version_tag(version.name, str(version.version), mlflow_key(key), value)
+    for key, value in _tags(scores, lineage).items():
+        client.set_model_version_tag(version.name, str(version.version), key, value)
     return find_version(version.name, version=version.version)
 
 
-def list_versions(name: str) -> list[Version]:
-    """All versions of a model, newest first; none when nothing was registered under that name.
-
-    Raises:
-        InputError: MLflow does not answer.
-    """
-    client = connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        aliases = client.get_registered_model(name).aliases  # the search below does not fill them in
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return []
-        raise
-    found = client.search_model_versions(f"name = '{name}'")
-    return sorted((_read(entry, aliases=aliases) for entry in found), key=lambda version: -version.version)
-
-
-def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
-    """The version of that number, else the one that bears the alias.
-
-    Raises:
-        InputError: there is none; the message says which there are.
-    """
-    versions = list_versions(name)
-    if not versions:
-        where = "check MLFLOW_TRACKING_URI and STAR_HOME"
-        raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
-    known = ", ".join(str(entry.version) for entry in versions)
-    if version is not None:
-        if found := next((entry for entry in versions if entry.version == version), None):
-            return found
-        raise InputError(f"{name} has no version {version}: choose one of {known}")
-    if found := next((entry for entry in versions if alias in entry.aliases), None):
-        return found
-    raise InputError(f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first")
-
-
-def fetch_model(name_or_ref: str, out: Path) -> Path:
-    """Downloads a model into `out`/<model digest> and returns that folder, every file's sha256 checked.
-
-    A copy that is there already is checked, and downloaded again only if it is damaged.
-
-    The reference is `name` (its champion), `name@alias` or `name/3`, with or without `models:/` before it.
-
-    Raises:
-        InputError: no such model, version or alias; not made by `star`; stored files differ from those registered.
-    """
-    reference = REFERENCE.fullmatch(name_or_ref)
-    if not reference:
-        raise InputError(f"{name_or_ref!r} names no model: write NAME, NAME@ALIAS or NAME/VERSION")
-    number = reference["version"]
-    version = find_version(
-        reference["name"], version=int(number) if number else None, alias=reference["alias"] or "champion"
-    )
-    if not version.files or not version.model_digest:
-        raise InputError(f"{version} was not registered by `star`: it has no list of files to check a download against")
-    folder = out / re.sub(r"[^\w-]", "-", version.model_digest)
-    if folder.is_dir() and _hashes(folder) == version.files:
-        return folder
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as scratch:
-        complete = _download(version, to=Path(scratch) / "model")
-        shutil.rmtree(folder, ignore_errors=True)
-        complete.rename(folder)
-    return folder
-
-
-def _upload(folder: Path, *, name: str, tags: dict[str, str]) -> "ModelVersion":
-    client = connect()
-    import mlflow
-
-    run = mlflow.active_run()
-    model = mlflow.initialize_logged_model(
-        name=re.sub(r"[^\w-]", "-", name),  # stricter rules than for the registered model: no dots
-        experiment_id=run.info.experiment_id if run else experiment_id(client),
-    )
-    with _time_for_weights():
-        client.log_model_artifacts(model.model_id, str(folder))
-    mlflow.finalize_logged_model(model.model_id, "READY")
-    return mlflow.register_model(model.model_uri, name, tags=tags)
-
-
-def _download(version: Version, *, to: Path) -> Path:
-    import mlflow
-
-    to.mkdir()
-    with _time_for_weights():
-        mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{version.name}/{version.version}", dst_path=str(to))
-    got = _hashes(to)
-    wrong = sorted(path for path in got.keys() | version.files.keys() if got.get(path) != version.files.get(path))
-    if wrong:
-        names = ", ".join(wrong[:5])
-        raise InputError(f"the stored files of {version} are not those registered ({names}): register it again")
-    return to
-
-
-def _hashes(folder: Path) -> dict[str, str]:
+def hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file below the folder, by relative path."""
-    hashes = {}
+    found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
-            hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
-def _read(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> Version:
-    number = int(entry.version)
-
-    def under(prefix: str) -> dict[str, str]:
-        return {key.removeprefix(prefix): value for key, value in entry.tags.items() if key.startswith(prefix)}
-
-    return Version(
-        name=entry.name,
-        version=number,
-        aliases=tuple(sorted(alias for alias, bearer in aliases.items() if int(bearer) == number)),
-        scores={key: float(value) for key, value in under(SCORE).items()},
-        lineage=under(LINEAGE),
-        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
-        model_digest=entry.tags.get(DIGEST, ""),
-        files=json.loads(entry.tags.get(FILES, "{}")),
-    )
+def unfinished_publications(name: str, *, remove: bool) -> list[str]:
+    """LoggedModels of publications that were killed before their version was there: their names, once `remove`d."""
+    client = connect()
+    known = {version.model_digest for version in list_versions(name)}
+    old = (time.time() - UNFINISHED_SECONDS) * 1000
+    found = [
+        model
+        for model in client.search_logged_models(
+            [experiment_id(client)], filter_string=f"tags.`{MODEL_TAG}` = '{name}'"
+        )
+        if model.creation_timestamp < old and (model.status != "READY" or model.tags.get(DIGEST) not in known)
+    ]
+    for model in found if remove else ():
+        client.delete_logged_model(model.model_id)
+    return [f"{model.name} ({model.model_id})" for model in found]
 
 
 @contextmanager
-def _time_for_weights() -> Iterator[None]:
+def time_for_weights() -> Iterator[None]:
     """The few seconds that `connect` allows a call are for metrics: a transfer of weights gets more."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ[key]
@@ -212,3 +119,60 @@ def _time_for_weights() -> Iterator[None]:
         yield
     finally:
         os.environ[key] = before
+
+
+def _tags(scores: Mapping[str, float], lineage: Mapping[str, str]) -> dict[str, str]:
+    tags = {mlflow_key(SCORE + key): repr(float(value)) for key, value in scores.items()}
+    return tags | {mlflow_key(LINEAGE + key): value for key, value in lineage.items()}
+
+
+def _logged_model(
+    client: "MlflowClient", name: str, *, tags: dict[str, str], external: str | None = None
+) -> "LoggedModel":
+    run = current_run()
+    arguments = {
+        "name": re.sub(r"[^\w-]", "-", name),  # stricter rules than for the registered model: no dots
+        "tags": {**tags, MODEL_TAG: name, **({"star.source": external} if external else {})},
+        "source_run_id": run.run_id if run else None,
+        "experiment_id": run.experiment if run and run.run_id else experiment_id(client),
+    }
+    if external is None:
+        return client.create_logged_model(**arguments)
+    import mlflow
+
+    return mlflow.create_external_model(**arguments)
+
+
+def _log_scores(client: "MlflowClient", model: "LoggedModel", scores: Mapping[str, float]) -> None:
+    """The scores as metrics of the LoggedModel, where MLflow's pages compare models by them."""
+    if model.source_run_id is None:
+        return
+    for key, value in scores.items():
+        client.log_metric(model.source_run_id, mlflow_key(key), float(value), model_id=model.model_id)
+
+
+def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException:
+        client.get_registered_model(name)  # it is there; anything else is an error here too
+
+
+def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, store: str) -> str:
+    """Puts a model's files under the digest of their content, the list of them last, and returns the folder's address."""
+    from botocore.exceptions import ClientError
+
+    bucket, prefix = split_s3(store)
+    address = f"{prefix}models/{digest_of(dict(files))}"
+    client = s3_client()
+    try:
+        client.head_object(Bucket=bucket, Key=f"{address}.json")
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        for path in files:
+            client.upload_file(str(folder / path), bucket, f"{address}/{path}")
+        client.put_object(Bucket=bucket, Key=f"{address}.json", Body=json.dumps(files, indent=1).encode())
+    return f"s3://{bucket}/{address}"

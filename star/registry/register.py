@@ -1,60 +1,171 @@
-"""The last stage: the refined student goes into the registry with its scores and its lineage, and becomes champion if the gate lets it."""
+"""The last stage: the refined student is published with its card and its lineage, and becomes champion if the gate lets it."""
 
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from star.config import Registry
-from star.evaluation.suite import EVALUATION
-from star.registry.promotion import Decision, champion, decide, promote
-from star.registry.publish import Version, annotate, register_model
-from star.storage import read_manifest, write_json
+from star.errors import InputError
+from star.evaluation.suite import EVALUATION, OUTCOMES
+from star.registry.card import model_card
+from star.registry.fetch import fetch_file, fetch_version
+from star.registry.gate import Check, Measured, Verdict, judge
+from star.registry.ledger import CHAMPION
+from star.registry.lineage import LINEAGE_FILE, build_lineage
+from star.registry.promotion import Overtaken, promote, refuse, standing
+from star.registry.publish import annotate, register_model
+from star.registry.smoke import smoke_call
+from star.registry.tracking import current_run, home
+from star.registry.versions import Version, find_version
+from star.storage import MANIFEST, METRICS, read_manifest, write_json
 
-REGISTRATION = "registration.json"
+REGISTRATION, GATE = "registration.json", "gate.json"
 DECIDED = "decided"  # the evaluation by which a version was let through the gate or not
+CARD = "README.md"
+# Of the refined stage, not of the model.
+LEFT_OUT = ("*_curve.json", MANIFEST, METRICS)
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
-    """Registers the model once for its content, decides, promotes, and writes registration.json with the reasons.
+    """Publishes the model once for its content, decides, promotes, and writes registration.json and gate.json with the reasons.
 
     Returns:
         version, and promoted: 1 if this version is the champion now.
     """
-    manifest = read_manifest(refined)
+    name = settings.model_name
+    version, mine = _publish(refined, evaluation, settings=settings)
+    before = standing(name)
+    verdict = judge(mine, _champions(name, before.aliases.get(CHAMPION), version), settings.gate)
+    verdict = Verdict([*verdict.checks, _smoke(version)], verdict.notes)
+    # A decision is made once: the next run must not undo somebody's rollback.
+    if version.lineage.get(DECIDED) != version.lineage["evaluation"]:
+        verdict = _act(verdict, version, over=before.seq)
+        annotate(version, scores={}, lineage={DECIDED: version.lineage["evaluation"], "gate": _passed(verdict)})
+    now = standing(name)
+    write_json(out / GATE, _gate_content(verdict, version, before.aliases.get(CHAMPION)))
+    if run := current_run():
+        run.set_tags({"star.gate": _passed(verdict), "star.version": str(version.version)})
+        run.log_artifact(out / GATE)
+    registration = {
+        "model": name,
+        "version": version.version,
+        "model_digest": version.model_digest,
+        "passed": verdict.passed,
+        "reasons": verdict.reasons,
+        "champion": now.aliases.get(CHAMPION),
+    }
+    write_json(out / REGISTRATION, registration)
+    return {"version": version.version, "promoted": float(now.aliases.get(CHAMPION) == version.version)}
+
+
+def _publish(refined: Path, evaluation: Path, *, settings: Registry) -> tuple[Version, Measured]:
+    manifest, measured = read_manifest(refined), read_manifest(evaluation)
     report = json.loads((evaluation / EVALUATION).read_text(encoding="utf-8"))
     entry = next(model for model in report["models"] if model["name"] == "refined")
-    scores = {name: value["mean"] for name, value in entry["scores"].items()}
-    measured = read_manifest(evaluation).digest
-    lineage = {**report["lineage"], "code": manifest.code_version, "evaluation": measured}
-    name = settings.model_name
-    version = register_model(refined, name=name, scores=scores, lineage=lineage, model_digest=manifest.digest)
-    if version.lineage.get("evaluation") != measured:
-        version = annotate(version, scores=scores, lineage=lineage)
-    decision = _decide(version, settings)
-    # A decision is made once: the next run must not undo somebody's rollback.
-    if decision.passed and version.lineage.get(DECIDED) != measured:
-        promote(name, version.version)
-    annotate(version, scores={}, lineage={DECIDED: measured})
-    now = champion(settings.model_name)
-    write_json(
-        out / REGISTRATION,
-        {
-            "model": settings.model_name,
-            "version": version.version,
-            "model_digest": version.model_digest,
-            "passed": decision.passed,
-            "reasons": decision.reasons,
-            "champion": now.version if now else None,
-        },
+    scores = {score: value["mean"] for score, value in entry["scores"].items()}
+    lineage = build_lineage(refined, evaluation, report=report, model=manifest.digest)
+    tags = {
+        **report["lineage"],
+        "code": manifest.code_version,
+        "evaluation": measured.digest,
+        "decoding": measured.config_digest,
+        "tokenizer": lineage["tokenizer"],
+        **{key: lineage["published"][key] for key in ("commit", "dirty", "image") if key in lineage["published"]},
+    }
+    card = model_card(settings.model_name, license=settings.license, entry=entry, evaluation=report, lineage=lineage)
+    with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
+        folder = Path(scratch) / "model"
+        assemble(refined, folder, card=card, lineage=lineage, outcomes=evaluation / OUTCOMES)
+        version = register_model(
+            folder, name=settings.model_name, scores=scores, lineage=tags, model_digest=manifest.digest
+        )
+    if version.lineage.get("evaluation") != measured.digest:
+        version = annotate(version, scores=scores, lineage=tags)
+    return version, Measured(
+        scores,
+        benchmark=report["lineage"]["data"],
+        decoding=measured.config_digest,
+        parameters=entry.get("parameters"),
+        tokens_per_second=entry.get("tokens_per_second"),
+        outcomes=_outcomes(evaluation / OUTCOMES),
     )
-    return {"version": version.version, "promoted": float(bool(now and now.version == version.version))}
 
 
-def _decide(version: Version, settings: Registry) -> Decision:
-    rival = champion(settings.model_name)
-    if rival is None or rival.version == version.version:
-        return decide(version.scores, None, settings.gate)
-    if rival.lineage.get("data") == version.lineage.get("data"):
-        return decide(version.scores, rival.scores, settings.gate)
-    decision = decide(version.scores, None, settings.gate)
-    note = f"champion version {rival.version} was measured on other rows, and is not compared"
-    return Decision(decision.passed, [*decision.reasons, note])
+def assemble(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path) -> None:
+    """The folder that is published: the model as `from_pretrained` reads it, its card, its lineage, its outcome on every row."""
+    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / LINEAGE_FILE, lineage)
+    if outcomes.is_file():
+        shutil.copyfile(outcomes, folder / OUTCOMES)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def _champions(name: str, number: int | None, version: Version) -> Measured | None:
+    """What the champion's evaluation said; None when there is none, or it is this very version."""
+    if number is None or number == version.version:
+        return None
+    rival = find_version(name, version=number)
+    outcomes: Mapping[str, tuple[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
+        outcomes = _outcomes(fetch_file(rival, OUTCOMES, Path(scratch) / "files"))
+    return Measured(
+        rival.scores,
+        benchmark=rival.lineage.get("data", ""),
+        decoding=rival.lineage.get("decoding", ""),
+        outcomes=outcomes,
+    )
+
+
+def _outcomes(file: Path) -> dict[str, tuple[str, float]]:
+    if not file.is_file():
+        return {}
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {row["id"]: (row["kind"], row["exact_match"]) for row in rows}
+
+
+def _smoke(version: Version) -> Check:
+    """The published files, downloaded, answer a request with tools."""
+    try:
+        return Check("smoke", True, smoke_call(fetch_version(version, home() / "models")))
+    except Exception as error:
+        return Check("smoke", False, f"the published model does not answer a call with tools: {error}")
+
+
+def _act(verdict: Verdict, version: Version, *, over: int) -> Verdict:
+    """Promotes, or writes into the ledger why not. Somebody else's promotion meanwhile is another champion: not weighed, not replaced."""
+    if not verdict.passed:
+        failed = "; ".join(check.reason for check in verdict.checks if not check.passed)
+        refuse(version.name, version.version, over=over, why=failed)
+        return verdict
+    try:
+        promote(version.name, version.version, reason="passed the gate", over=over)
+    except Overtaken as error:
+        return Verdict([*verdict.checks, Check("overtaken", False, f"{error}")], verdict.notes)
+    return verdict
+
+
+def _passed(verdict: Verdict) -> str:
+    return "passed" if verdict.passed else "refused"
+
+
+def _gate_content(verdict: Verdict, version: Version, rival: int | None) -> dict:
+    return {
+        "model": version.name,
+        "version": version.version,
+        "against": rival,
+        "passed": verdict.passed,
+        "checks": [asdict(check) for check in verdict.checks],
+        "notes": verdict.notes,
+    }

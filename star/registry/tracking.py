@@ -1,12 +1,11 @@
-"""Where runs, metrics and models are kept, and how a stage writes there without ever depending on it.
+"""Runs, metrics and where they are kept; a stage writes there without ever depending on it.
 
 The environment says where: MLFLOW_TRACKING_URI, else a database in STAR_HOME (`./runs` when not set) with the
-artifacts beside it. `star run` opens a pipeline run and every stage a child run of it. Under Kubeflow's MLflow plugin
-the task's run exists already (MLFLOW_RUN_ID): the stage writes into it and leaves its end to whoever made it. A server
-that does not answer costs seconds and one warning, never the work.
+artifacts beside it. `star run` opens a pipeline run, every stage a child run of it, and a stage may open grandchildren (a
+seed, a suite). Under Kubeflow's MLflow plugin the task's run exists already (MLFLOW_RUN_ID): the stage writes into it and
+leaves its end to whoever made it. What the server does not take now waits on disk (spool.py).
 """
 
-import json
 import logging
 import os
 import re
@@ -14,73 +13,89 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from star.errors import InputError
+from star.errors import InputError, redacted
+from star.registry.parents import PARENT_VARIABLE, Above, shared_parent
+from star.registry.spool import Sender, Spool, deliver, replay
 
 if TYPE_CHECKING:
-    from mlflow import ActiveRun, MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-PARENT_VARIABLE = "STAR_PARENT_RUN_ID"  # empty: the pipeline found no tracking, so its stages need not look again
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow's own patience is minutes: too long for training to wait
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+WRITES = 5  # tries of one write
+_open_runs: list["Run"] = []
 
 
 @dataclass
 class Run:
-    """A run that a stage writes to. Without tracking `run_id` is None and every call does nothing."""
+    """A run that a stage writes to. Without tracking every call does nothing.
 
+    `run_id` is None until the server has the run, which it may get only after the work.
+    """
+
+    spool: Spool | None = None
+    sender: Sender | None = None
     run_id: str | None = None
     url: str | None = None  # its page, when tracking is a server
-    lost: bool = False  # a call failed: the later ones are not tried
-    warned: bool = False
+    experiment: str | None = None
+    waits: bool = False  # for a run above it that the server does not have yet
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Numbers by name; characters that MLflow refuses in a name (`pass@8`) become `_`."""
-        self._attempt(lambda client: client.log_batch(self.run_id, metrics=_metrics(metrics, step=step or 0)))
+        values = {mlflow_key(key): float(value) for key, value in metrics.items()}
+        self._write("metrics", values=values, step=step or 0)
 
-    def log_artifact(self, path: Path) -> None:
-        """A file or a folder."""
-        self._attempt(lambda client: client.log_artifact(self.run_id, str(path)))
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Settings by name, once a run."""
+        self._write("params", values={mlflow_key(key): str(value)[:6000] for key, value in params.items()})
 
-    def log_dataset(self, name: str, *, digest: str, source: Path) -> None:
-        """The data that the run reads, by the digest under which DVC tracks it."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """What the run can be searched by."""
+        self._write("tags", values={mlflow_key(key): str(value)[:5000] for key, value in tags.items()})
 
-        place = json.dumps({"uri": str(source)})
-        dataset = Dataset(name=name, digest=digest, source_type="local", source=place)
-        tags = [InputTag(key="mlflow.data.context", value="training")]
-        self._attempt(lambda client: client.log_inputs(self.run_id, [DatasetInput(dataset=dataset, tags=tags)]))
+    def log_inputs(self, datasets: Mapping[str, tuple[str, str, str]]) -> None:
+        """What the run read: name -> (digest, place, kind of digest: `dvc` or `star`)."""
+        entries = [
+            {"name": name, "digest": digest, "source": place, "source_type": kind}
+            for name, (digest, place, kind) in datasets.items()
+        ]
+        if entries:
+            self._write("inputs", datasets=entries)
 
-    def _log_params(self, params: Mapping[str, object]) -> None:
-        self._attempt(lambda client: client.log_batch(self.run_id, params=_params(params)))
-
-    def _attempt(self, action: Callable[["MlflowClient"], object]) -> None:
-        if self.run_id is None or self.lost:
+    def log_artifact(self, path: Path, *, to: str | None = None) -> None:
+        """A file or a folder, below the folder `to` of the run's artifacts."""
+        if self.spool is None:
             return
-        from mlflow import MlflowClient
-
         try:
-            action(MlflowClient())
-        except Exception as error:  # whatever is wrong with tracking, the work goes on
-            self.lost = True
-            self._warn("gets nothing more from here on", _reason(error))
+            name = self.spool.keep(path)
+        except OSError as error:
+            log.warning("%s is not logged: %s", path, error.strerror or error)
+            return
+        self._write("artifact", file=name, to=to)
 
-    def _warn(self, what: str, reason: str) -> None:
-        if not self.warned:  # a server that is gone says so once, not at every call
-            self.warned = True
-            log.warning("MLflow run %s %s: %s", self.run_id, what, reason)
+    @property
+    def handle(self) -> str:
+        """What a child calls it: its id, or its key while the server does not have it."""
+        return self.run_id or (f"key:{self.spool.key}" if self.spool else "")
+
+    def _write(self, kind: str, **event: object) -> None:
+        if self.spool is not None:
+            self.spool.append(kind=kind, **event)
+        if self.sender is not None:
+            self.sender.woken.set()
 
 
 def home() -> Path:
@@ -88,9 +103,19 @@ def home() -> Path:
     return Path(os.environ.get("STAR_HOME") or "runs").expanduser().resolve()
 
 
+def spools() -> Path:
+    """The folder of what tracking does not have yet."""
+    return home() / "spool"
+
+
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the database in `home()`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def shown_uri(uri: str) -> str:
+    """An address as others may read it."""
+    return redacted(uri)
 
 
 def mlflow_key(name: str) -> str:
@@ -98,33 +123,90 @@ def mlflow_key(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_\-. :/]", "_", name)
 
 
-def connect() -> "MlflowClient":
-    """Points MLflow at the tracking of the environment and checks that it answers.
-
-    Raises:
-        InputError: it does not.
-    """
+def point_at_server() -> None:
+    """Has MLflow use the tracking of the environment; asks nothing of it yet."""
     for key, value in DEFAULTS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(
-        logging.CRITICAL
-    )  # its tracebacks; what failed is said in one line below
+    # MLflow's own tracebacks; what failed is said in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     import mlflow
 
     uri, given = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
         home().mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(uri)
+    if mlflow.get_tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
     if not given:
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow exported it; a later STAR_HOME must still count
-    client = mlflow.MlflowClient()
+
+
+def connect() -> "MlflowClient":
+    """A client for the tracking of the environment, which answers.
+
+    Raises:
+        InputError: it does not.
+    """
+    point_at_server()
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
     try:
         client.search_experiments(max_results=1)
     except Exception as error:
         cure = "start the server or correct MLFLOW_TRACKING_URI"
-        raise InputError(f"MLflow at {_without_password(uri)} cannot be used: {cure} ({_reason(error)})") from error
+        raise InputError(
+            f"MLflow at {shown_uri(tracking_uri())} cannot be used: {cure} ({reason_of(error)})"
+        ) from error
     return client
+
+
+def insist(write: Callable[[], object]) -> None:
+    """Writes to MLflow again when it failed: of two that make the same tag or alias at once it answers one with an error."""
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(WRITES)):
+        try:
+            write()
+            return
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(0.05)
+
+
+@contextmanager
+def pointed_at(uri: str) -> Iterator[None]:
+    """Has everything inside go to the MLflow at another address."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def reap(hours: float) -> list[str]:
+    """Closes runs of the experiment that are RUNNING and from which no metric came for so long, and names them.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    client = connect()
+    experiment, long_ago = experiment_id(client), (time.time() - hours * 3600) * 1000
+    closed = []
+    for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
+        seen = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+        newest = max([run.info.start_time, *seen])
+        if newest < long_ago:
+            client.set_terminated(run.info.run_id, "KILLED", newest)
+            closed.append(
+                f"{run.info.run_name} ({run.info.run_id}): nothing came from it for over {hours:g} hours, closed"
+            )
+    return closed
 
 
 def experiment_id(client: "MlflowClient") -> str:
@@ -154,16 +236,21 @@ def pipeline_run(
     """The run of a whole pipeline: stages opened inside it, here or in child processes, become its children."""
     before = os.environ.get(PARENT_VARIABLE)
     with _tracked(name, parent=None, params=params or {}, tags=tags or {}) as run:
-        if run.run_id and "kfp.pipeline_run_id" not in (tags or {}):
+        if run.spool and "kfp.pipeline_run_id" not in (tags or {}):
             # The tag of Kubeflow's plugin: one query finds a pipeline's runs, whoever ran it.
-            run._attempt(lambda client: client.set_tag(run.run_id, "kfp.pipeline_run_id", run.run_id))
-        os.environ[PARENT_VARIABLE] = run.run_id or ""
+            run.set_tags({"kfp.pipeline_run_id": run.run_id or run.spool.key})
+            if run.run_id:  # now, for its children inherit it
+                with suppress(Exception):
+                    deliver(run.spool)
+        os.environ[PARENT_VARIABLE] = run.handle
         try:
             yield run
         finally:
             del os.environ[PARENT_VARIABLE]
             if before is not None:
                 os.environ[PARENT_VARIABLE] = before
+            if spools().is_dir():
+                replay(spools())  # stages that were killed, or that the server did not listen to
 
 
 @contextmanager
@@ -175,8 +262,48 @@ def stage_run(
     It ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM. A lent run is left open after success.
     """
     parent = os.environ.get(PARENT_VARIABLE)
-    with _tracked(stage, parent=parent, params=params or {}, tags={"star.stage": stage, **(tags or {})}) as run:
+    tags = {"star.stage": stage, **(tags or {})}
+    above = shared_parent() if parent is None and "MLFLOW_RUN_ID" not in os.environ else None
+    if above is None:
+        with _tracked(stage, parent=parent, params=params or {}, tags=tags) as run:
+            yield run
+        return
+    with (
+        _shared(above) as parent,
+        _tracked(stage, parent=parent, params=params or {}, tags={**above.tags, **tags}) as run,
+    ):
         yield run
+
+
+@contextmanager
+def child_run(
+    name: str, *, params: Mapping[str, object] | None = None, tags: Mapping[str, str] | None = None
+) -> Iterator[Run]:
+    """A run below the one that is open: a seed, a suite. Without an open run it is tracked nowhere."""
+    parent = current_run()
+    if parent is None or parent.spool is None:
+        yield Run()
+        return
+    with _tracked(name, parent=parent.handle, params=params or {}, tags=tags or {}) as run:
+        yield run
+
+
+def current_run() -> Run | None:
+    """The innermost run that is open in this process."""
+    return _open_runs[-1] if _open_runs else None
+
+
+@contextmanager
+def _shared(above: Above) -> Iterator[str]:
+    """A run that several processes share. The process that makes it need not end it: each stage leaves it as the stage ended."""
+    run = _start(above.name, lent=None, parent=None, tags=above.tags, key=above.key)
+    run._write("reopen")
+    status = "FAILED"
+    try:
+        yield run.handle or f"key:{above.key}"
+        status = "FINISHED"
+    finally:
+        _end(run, status=status, leave_open=False)
 
 
 @contextmanager
@@ -184,9 +311,11 @@ def _tracked(name: str, *, parent: str | None, params: Mapping[str, object], tag
     lent = os.environ.pop("MLFLOW_RUN_ID", None)  # left there, MLflow would resume it where a new run is meant
     try:
         run = _start(name, lent=lent, parent=parent, tags=tags)
+        _open_runs.append(run)
         with _sigterm_raises():
             try:
-                run._log_params(params)
+                if params:
+                    run.log_params(params)
                 yield run
             except Exception:
                 _end(run, status="FAILED", leave_open=False)
@@ -196,67 +325,83 @@ def _tracked(name: str, *, parent: str | None, params: Mapping[str, object], tag
                 raise
             _end(run, status="FINISHED", leave_open=lent is not None)
     finally:
+        if run in _open_runs:
+            _open_runs.remove(run)
         if lent:
             os.environ["MLFLOW_RUN_ID"] = lent
 
 
-def _start(name: str, *, lent: str | None, parent: str | None, tags: Mapping[str, str]) -> Run:
+def _start(name: str, *, lent: str | None, parent: str | None, tags: Mapping[str, str], key: str | None = None) -> Run:
     if parent == "" or os.environ.get("RANK", "0") != "0":  # of several training processes the first one reports
         return Run()
-    try:
-        active = _start_lent(lent, tags=tags) if lent else _start_new(name, parent=parent, tags=tags)
-    except Exception as error:  # whatever is wrong with tracking, the work goes on
-        log.warning("%s is not tracked: %s", name, _reason(error))
+    described = {
+        "name": name,
+        "run_id": lent,
+        "experiment": None,
+        "parent": parent,
+        "tags": {} if lent else {**_context_tags(), **tags},
+        "start": int(time.time() * 1000),
+    }
+    spool = Spool.open(spools() / (key or uuid.uuid4().hex), described)
+    if spool.broken:
         return Run()
-    uri, info = _without_password(tracking_uri()), active.info
-    page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
-    return Run(info.run_id, page if uri.startswith("http") else None)
+    run = Run(spool, waits=(parent or "").startswith("key:"))
+    if not run.waits:  # else the server was asked already
+        _introduce(run, name=name, parent=parent)
+    if lent and tags:
+        run.set_tags(tags)
+    run.sender = Sender(spool)
+    run.sender.start()
+    run.sender.woken.set()
+    return run
 
 
-def _start_lent(run_id: str, *, tags: Mapping[str, str]) -> "ActiveRun":
-    connect()
-    import mlflow
+def _introduce(run: Run, *, name: str, parent: str | None) -> None:
+    """Has the server make the run, or notes that it does not answer now."""
+    try:
+        client = connect()
+        if parent:
+            above = client.get_run(parent)
+            described = run.spool.run
+            inherited = {key: value for key, value in above.data.tags.items() if key.startswith("kfp.")}
+            tags = {**inherited, **described["tags"]}
+            run.spool.describe({**described, "experiment": above.info.experiment_id, "tags": tags})
+        deliver(run.spool)
+    except Exception as error:  # whatever is wrong with tracking, the work goes on
+        log.warning("%s is not tracked yet, it is kept in %s: %s", name, run.spool.folder, reason_of(error))
+        return
+    described = run.spool.run
+    run.run_id, run.experiment = described["run_id"], described["experiment"]
+    uri = shown_uri(tracking_uri())
+    if uri.startswith("http"):
+        run.url = f"{uri.rstrip('/')}/#/experiments/{run.experiment}/runs/{run.run_id}"
 
-    return mlflow.start_run(run_id=run_id, nested=True, tags=dict(tags))  # no name: it would rename the run
 
+def _context_tags() -> dict[str, str]:
+    """Who started it, from where: what MLflow notes of every run."""
+    from mlflow.tracking.context.registry import resolve_tags
 
-def _start_new(name: str, *, parent: str | None, tags: Mapping[str, str]) -> "ActiveRun":
-    client = connect()
-    import mlflow
-
-    if parent is None:
-        return mlflow.start_run(experiment_id=experiment_id(client), run_name=name, nested=True, tags=dict(tags))
-    above = client.get_run(parent)
-    inherited = {key: value for key, value in above.data.tags.items() if key.startswith("kfp.")}
-    tags = {**inherited, **tags}
-    experiment = above.info.experiment_id
-    return mlflow.start_run(experiment_id=experiment, run_name=name, nested=True, parent_run_id=parent, tags=tags)
+    return resolve_tags()
 
 
 def _end(run: Run, *, status: str, leave_open: bool) -> None:
-    if run.run_id is None:
+    if run.spool is None or run.sender is None:
         return
-    import mlflow
-
-    try:
-        while (active := mlflow.active_run()) and active.info.run_id != run.run_id:
-            mlflow.end_run(status)  # one that a library opened inside and did not close
-        mlflow.end_run(status)
-        client = mlflow.MlflowClient()
-        if leave_open:
-            client.update_run(run.run_id, status="RUNNING")
-        if status != "FINISHED":
-            _close_children(client, run.run_id)
-    except Exception as error:  # whatever is wrong with tracking, the work goes on
-        run._warn(f"could not be marked {status}", _reason(error))
-
-
-def _close_children(client: "MlflowClient", run_id: str) -> None:
-    """A stage that was killed outright could not say so itself."""
-    experiment = client.get_run(run_id).info.experiment_id
-    still_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment], filter_string=still_open):
-        client.set_terminated(child.info.run_id, "KILLED")
+    run._write("end", status="RUNNING" if leave_open else status)
+    arrived = run.sender.finish()
+    if arrived and not run.spool.pending():
+        run.run_id = run.run_id or run.spool.run["run_id"]
+        run.spool.remove()
+        return
+    with suppress(OSError):
+        run.spool.owner.release()
+    if run.waits:  # the run above says it for all
+        return
+    error = run.sender.error
+    reason = reason_of(error) if error else "the server is slow"
+    log.warning(
+        "events of run %s wait in %s (%s): `star tracking replay` sends them", run.handle, run.spool.folder, reason
+    )
 
 
 @contextmanager
@@ -272,31 +417,10 @@ def _sigterm_raises() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _metrics(metrics: Mapping[str, float], *, step: int) -> list["Metric"]:
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    return [Metric(mlflow_key(key), float(value), now, step) for key, value in metrics.items()]
-
-
-def _params(params: Mapping[str, object]) -> list["Param"]:
-    from mlflow.entities import Param
-
-    return [Param(mlflow_key(key), str(value)) for key, value in params.items()]
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
-
-
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """One line; of a failed connection the innermost error, which says why (`Connection refused`)."""
     inner = error
     while inner.__cause__ or inner.__context__:
         inner = inner.__cause__ or inner.__context__
     said = inner if isinstance(inner, OSError) and not isinstance(error, InputError) else error
-    return _cut(str(said)) or type(said).__name__
-
-
-def _cut(text: str) -> str:
-    return _without_password(text.strip().partition("\n")[0][:300])
+    return redacted(str(said).strip().partition("\n")[0][:300]) or type(said).__name__

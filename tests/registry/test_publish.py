@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
+from star.registry.fetch import fetch_model
 from star.registry.promotion import promote
-from star.registry.publish import Version, fetch_model, find_version, list_versions, register_model
+from star.registry.publish import register_model
 from star.registry.tracking import connect, stage_run
+from star.registry.versions import Version, find_version, list_versions
 
 SCORES = {"exact_match": 0.815, "pass@8": 0.9, "format_errors": 0.0}
 

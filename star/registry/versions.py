@@ -1,0 +1,126 @@
+"""The registered versions of a model, and how a user names one of them."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from star.errors import InputError
+from star.registry.tracking import connect
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+DIGEST, FILES, SCORE, LINEAGE = "star.model_digest", "star.files", "star.score.", "star.lineage."
+NAME = r"[^/:@'\"]+"
+REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    scores: dict[str, float]
+    lineage: dict[str, str]
+    created: datetime
+    model_digest: str
+    files: dict[str, str]  # relative path -> sha256; empty for a version that something else registered
+    source: str = ""  # where its files are
+    run_id: str | None = None  # that registered it
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+def list_versions(name: str) -> list[Version]:
+    """All versions of a model, newest first; none when nothing was registered under that name.
+
+    Raises:
+        InputError: MLflow does not answer.
+    """
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        aliases = client.get_registered_model(name).aliases  # the search below does not fill them in
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
+    found, token = [], None
+    while token != "":
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        found, token = [*found, *page], page.token or ""
+    return sorted((read_version(entry, aliases=aliases) for entry in found), key=lambda version: -version.version)
+
+
+def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
+    """The version of that number, else the one that bears the alias.
+
+    Raises:
+        InputError: there is none; the message says which there are.
+    """
+    versions = list_versions(name)
+    if not versions:
+        where = "check MLFLOW_TRACKING_URI and STAR_HOME"
+        raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
+    known = ", ".join(str(entry.version) for entry in versions)
+    if version is not None:
+        if found := next((entry for entry in versions if entry.version == version), None):
+            return found
+        raise InputError(f"{name} has no version {version}: choose one of {known}")
+    if found := next((entry for entry in versions if alias in entry.aliases), None):
+        return found
+    raise InputError(f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first")
+
+
+def resolve(reference: str, *, name: str) -> Version:
+    """The version that a user means: `3` or `champion` of the model `name`, or `NAME/3`, `NAME@champion` in full.
+
+    Raises:
+        InputError: it names no version.
+    """
+    if reference.isdecimal():
+        return find_version(name, version=int(reference))
+    if re.fullmatch(r"[\w-]+", reference):
+        return find_version(name, alias=reference)
+    return referenced(reference)
+
+
+def referenced(reference: str) -> Version:
+    """The version that `name` (its champion), `name@alias` or `name/3` means, with or without `models:/` before it.
+
+    Raises:
+        InputError: it names no version.
+    """
+    parts = REFERENCE.fullmatch(reference)
+    if not parts:
+        raise InputError(f"{reference!r} names no model: write NAME, NAME@ALIAS or NAME/VERSION")
+    number = int(parts["version"]) if parts["version"] else None
+    return find_version(parts["name"], version=number, alias=parts["alias"] or "champion")
+
+
+def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> Version:
+    """MLflow's entry of a version as STAR sees it."""
+    number = int(entry.version)
+
+    def under(prefix: str) -> dict[str, str]:
+        return {key.removeprefix(prefix): value for key, value in entry.tags.items() if key.startswith(prefix)}
+
+    return Version(
+        name=entry.name,
+        version=number,
+        aliases=tuple(sorted(alias for alias, bearer in aliases.items() if int(bearer) == number)),
+        scores={key: float(value) for key, value in under(SCORE).items()},
+        lineage=under(LINEAGE),
+        created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
+        model_digest=entry.tags.get(DIGEST, ""),
+        files=json.loads(entry.tags.get(FILES, "{}")),
+        source=entry.source or "",
+        run_id=entry.run_id or None,
+    )

@@ -1,0 +1,141 @@
+"""Lineage: complete in the published model, checked against what is on the machine, a mismatch named; the card beside it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from star.config import Config
+from star.errors import InputError
+from star.registry.card import model_card
+from star.registry.copy import copy_to
+from star.registry.fetch import fetch_model
+from star.registry.lineage import dvc_digests
+from star.registry.promotion import promote
+from star.registry.publish import register_model
+from star.registry.tracking import connect, pointed_at
+from star.registry.tree import print_lineage
+from star.registry.versions import find_version
+from star.stages import register
+from star.storage import read_manifest
+
+
+@pytest.fixture
+def published(
+    home: Path, micro: Config, finished: dict[str, Path], tmp_path: Path, environment: pytest.MonkeyPatch
+) -> Path:
+    """The champion, registered by the stage, and a home in which the latest run's folders are copies that a test may change."""
+    for stage, folder in finished.items():
+        shutil.copytree(folder, home / "latest" / stage)
+    inputs = {"refined": home / "latest" / "refine", "evaluation": home / "latest" / "evaluate"}
+    environment.chdir(tmp_path)
+    register(micro, **inputs, out=tmp_path / "registration")
+    return fetch_model("star", home / "models")
+
+
+def test_the_whole_tree_is_in_the_model_and_holds(
+    published: Path, finished: dict[str, Path], capsys: pytest.CaptureFixture
+) -> None:
+    lineage = json.loads((published / "lineage.json").read_text())
+    assert {summary["stage"]: digest for digest, summary in lineage["stages"].items()} == {
+        stage: read_manifest(finished[stage]).digest
+        for stage in ("synthesize", "refine-teacher", "rollout", "extract-topk", "distill", "refine")
+    }
+    assert {summary["origin"].get("seed") for summary in lineage["stages"].values()} == {"7", None}
+    assert lineage["evaluation"]["digest"] == read_manifest(finished["evaluate"]).digest
+    assert lineage["benchmarks"] == {"heldout": {"rows": 12}}
+    assert print_lineage("champion", name="star") == []
+    printed = capsys.readouterr().out
+    for stage in (
+        "refine",
+        "distill",
+        "extract-topk",
+        "rollout",
+        "refine-teacher",
+        "synthesize",
+        "evaluation",
+        "tokenizer",
+    ):
+        assert stage in printed
+    assert print_lineage(str(published), name="star") == []
+    tags = find_version("star").lineage
+    assert {"data", "teacher", "tokenizer", "decoding", "evaluation", "gate"} <= tags.keys()
+
+
+def test_what_was_changed_is_named(published: Path, home: Path) -> None:
+    rows = home / "latest" / "synthesize" / "train.jsonl"
+    rows.write_text(rows.read_text() + "\n")
+    [said] = print_lineage("champion", name="star")
+    assert said.startswith("synthesize") and "train.jsonl" in said
+    copied = home / "copied"
+    shutil.copytree(published, copied)
+    (copied / "tokenizer.json").write_text("{}")
+    assert any("tokenizer.json is" in mismatch for mismatch in print_lineage(str(copied), name="star"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_changed_file_in_the_store_is_refused_by_its_name(published: Path, home: Path, file: str) -> None:
+    [stored] = (home / "mlartifacts").rglob(file)
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.write_bytes(content)
+    shutil.rmtree(home / "models")
+    with pytest.raises(InputError, match=rf"star version 1 are not those registered \({file}\)"):
+        fetch_model("star@champion", home / "models")
+
+
+def test_a_deleted_run_does_not_take_the_champion_and_a_deleted_model_is_named(published: Path, home: Path) -> None:
+    client, version = connect(), find_version("star")
+    client.delete_run(version.run_id)
+    gc = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}"]
+    tracking = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
+    subprocess.run(gc, check=True, capture_output=True, env=tracking)
+    shutil.rmtree(home / "models")
+    assert fetch_model("star", home / "models").is_dir()
+    client.delete_logged_model(version.source.removeprefix("models:/"))
+    subprocess.run(gc, check=True, capture_output=True, env=tracking)
+    shutil.rmtree(home / "models")
+    with pytest.raises(InputError, match="star version 1"):
+        fetch_model("star", home / "models")
+
+
+def test_the_card_says_what_it_is_for(published: Path) -> None:
+    card = (published / "README.md").read_text()
+    head, body = card.split("---\n", 2)[1:]
+    assert yaml.safe_load(head)["license"] == "apache-2.0"
+    for part in ("## Scores", "exact\\_match", "## Intended use", "## Licence", "lineage.json"):
+        assert part in body
+    entry = {"scores": {}, "by_kind": {"<script>|": {"rows": 1, "exact_match": 0.5}}}
+    lineage = {"data": "d", "teacher": "t", "tokenizer": "k"}
+    hostile = model_card("x", license="mit", entry=entry, evaluation={"suite": {}}, lineage=lineage)
+    assert "<script>" not in hostile
+
+
+def test_dvcs_own_digest_of_a_folder_is_found(finished: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished["synthesize"], tmp_path / "data")
+    lock = {"stages": {"synthesize": {"outs": [{"path": "data", "md5": "0123.dir"}, {"path": "gone", "md5": "1"}]}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    digest = read_manifest(finished["synthesize"]).digest
+    assert dvc_digests({digest}, root=tmp_path) == {digest: {"dvc": "0123.dir", "dvc_path": "data"}}
+    assert dvc_digests({"another"}, root=tmp_path) == {}
+
+
+def test_a_version_goes_from_one_registry_to_another(home: Path, model: Path, empty_database: Path) -> None:
+    version = register_model(
+        model, name="tiny", scores={"exact_match": 0.5}, lineage={"data": "5eed"}, model_digest="d1"
+    )
+    folder = fetch_model("tiny/1", home / "models")
+    production = home / "production.db"
+    shutil.copy(empty_database, production)
+    with pointed_at(f"sqlite:///{production}"):
+        copied = copy_to(version, folder)
+        promote(copied.name, copied.version)
+        there = find_version("tiny")
+        assert (there.files, there.scores) == (version.files, version.scores)
+        assert there.lineage == {"data": "5eed", "copied_from": "tiny version 1"}
+    assert find_version("tiny", version=1).aliases == ()

@@ -1,0 +1,124 @@
+"""The registry against a real MLflow server on PostgreSQL and S3, from publishing to generating with tools."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from star.config import Config
+from star.errors import InputError
+from star.registry import ledger
+from star.registry.fetch import fetch_model
+from star.registry.promotion import champion, promote, rollback
+from star.registry.publish import register_model
+from star.registry.reconcile import reconcile
+from star.registry.records import S3Records, records_of, s3_client, split_s3
+from star.registry.smoke import smoke_call
+from star.registry.tracking import connect
+from star.registry.versions import find_version, list_versions
+from star.stages import register
+
+pytestmark = pytest.mark.slow
+
+
+def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
+    older = register_model(finished["distill"], name="star", scores={}, lineage={}, model_digest="older")
+    promote("star", older.version, reason="the first one")
+    assert register(micro, **inputs, out=tmp_path / "out") == pytest.approx(
+        {"version": 2, "promoted": 1, "seconds": 0}, abs=100
+    )
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert gate["passed"] and gate["against"] == 1
+    assert [check["name"] for check in gate["checks"]][-1] == "smoke"
+    assert rollback("star", reason="to see").version == 1
+    assert rollback("star").version == 2
+
+    folder = fetch_model("star@champion", tmp_path / "models")
+    assert {"README.md", "lineage.json", "config.json", "generation_config.json", "tokenizer.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    assert "tool_call" in AutoTokenizer.from_pretrained(folder).chat_template
+    assert "loads and answers a request with tools" in smoke_call(folder)
+
+    found = find_version("star", version=2)
+    assert found.source.startswith("s3://models/star/models/")
+    logged = connect().search_logged_models([connect().get_experiment_by_name("star").experiment_id])
+    [mine] = [model for model in logged if model.source_run_id == found.run_id and found.run_id]
+    assert {metric.key for metric in mine.metrics} >= {"exact_match", "format_errors"}
+    runs = connect().search_runs([mine.experiment_id], filter_string="tags.`star.gate` = 'passed'")
+    assert [run.info.run_id for run in runs] == [found.run_id]
+    records = records_of("star", connect())
+    assert isinstance(records, S3Records)
+    assert [outcome for _, outcome in ledger.history(records, "star")] == ["won"] * 4
+
+
+def test_a_version_outlives_its_runs_and_experiments(team, model: Path, tmp_path: Path) -> None:
+    register_model(model, name="kept", scores={}, lineage={}, model_digest="d1")
+    promote("kept", 1)
+    for key in _keys("mlflow/"):  # what the most thorough gc could delete
+        s3_client().delete_object(Bucket="models", Key=key)
+    assert (fetch_model("kept", tmp_path / "models") / "model.safetensors").read_bytes() == (
+        model / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the tokenizer", "all gone"])
+def test_a_damaged_bucket_is_refused(team, model: Path, tmp_path: Path, damage: str) -> None:
+    name = f"damaged-{damage.replace(' ', '-')}"
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "for": name}))  # an address of its own
+    source = register_model(model, name=name, scores={}, lineage={}, model_digest=name).source
+    promote(name, 1)
+    bucket, prefix = split_s3(source)
+    file = "tokenizer.json" if damage == "the tokenizer" else "model.safetensors"
+    content = bytearray((model / file).read_bytes())
+    content[-1] ^= 1
+    if damage == "all gone":
+        for key in _keys(prefix):
+            s3_client().delete_object(Bucket=bucket, Key=key)
+    else:
+        s3_client().put_object(Bucket=bucket, Key=prefix + file, Body=bytes(content))
+    with pytest.raises(InputError, match=rf"{name} version 1 .*{file if damage != 'all gone' else ''}"):
+        fetch_model(name, tmp_path / "models")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_killed_promotions_and_moved_aliases_over_the_network(team, model: Path) -> None:
+    for digest in ("d1", "d2", "d3"):
+        (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "for": digest}))
+        register_model(model, name="repaired", scores={}, lineage={}, model_digest=digest)
+    promote("repaired", 1)
+    records, before = records_of("repaired", connect()), 1
+    attempt = ledger.Attempt("promote", 2, before, "killed")
+    ledger.write_attempt(records, "repaired", attempt)
+    head = ledger.head(records, "repaired")
+    assert ledger.decide(records, "repaired", attempt, over=head, aliases={"champion": 2, "previous-champion": 1})
+    other = ledger.Attempt("promote", 3, before, "late")
+    assert ledger.decide(records, "repaired", other, over=head, aliases={"champion": 3}) is None
+    done, wrong = reconcile("repaired")
+    assert (
+        done == ["the aliases show decision 2 now: champion is version 2, previous-champion is version 1"] and not wrong
+    )
+    connect().set_registered_model_alias("repaired", "champion", "3")
+    assert reconcile("repaired")[0] == ["moved in MLflow: champion from 2 to 3: in the ledger as decision 3"]
+    assert champion("repaired").version == 3
+    assert {version.version: version.aliases for version in list_versions("repaired")} == {
+        3: ("champion",),
+        2: (),
+        1: ("previous-champion",),
+    }
+
+
+def test_a_server_alone_cannot_decide(team, model: Path, environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("STAR_REGISTRY")
+    register_model(model, name="nowhere", scores={}, lineage={}, model_digest="d1")
+    with pytest.raises(InputError, match=r"set STAR_REGISTRY=s3://BUCKET/PREFIX"):
+        promote("nowhere", 1)
+
+
+def _keys(prefix: str) -> list[str]:
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket="models", Prefix=prefix)
+    return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
