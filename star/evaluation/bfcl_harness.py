@@ -293,17 +293,19 @@ def score(category: str, entries: list[dict], results: dict[str, object]) -> lis
     return verdicts
 
 
-def data_version(categories: list[str]) -> dict[str, str]:
-    """Which data was used: the package's version, its name for the data, and a digest over the files of the categories."""
+def data_version(categories: list[str]) -> dict[str, object]:
+    """Which data was used: the package's version, its name for the data, a digest over the files of the categories, their sizes."""
     from bfcl_eval.constants.category_mapping import VERSION_PREFIX
     from bfcl_eval.constants.eval_config import POSSIBLE_ANSWER_PATH, PROMPT_PATH
 
-    digest = hashlib.sha256()
+    digest, sizes = hashlib.sha256(), {}
     for category in sorted(categories):
-        for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH):
-            file = folder / f"{VERSION_PREFIX}_{category}.json"
+        questions, answers = (folder / f"{VERSION_PREFIX}_{category}.json" for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH))
+        sizes[category] = len(questions.read_text(encoding="utf-8").splitlines())
+        for file in (questions, answers):
             digest.update(file.read_bytes() if file.is_file() else b"")
-    return {"package": f"bfcl-eval {version('bfcl-eval')}", "data": VERSION_PREFIX, "data_sha256": digest.hexdigest()}
+    package = f"bfcl-eval {version('bfcl-eval')}"
+    return {"package": package, "data": VERSION_PREFIX, "data_sha256": digest.hexdigest(), "sizes": sizes}
 
 
 if __name__ == "__main__":

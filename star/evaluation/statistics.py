@@ -56,6 +56,10 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_interval(values: Sequence[float] | NDArray, *, seed: int) -> tuple[float, float]:
+    return bootstrap_interval(values, seed=seed)
+
+
 def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray, *, seed: int) -> Difference:
     """Compare two models on the same rows: `a[i]` and `b[i]` are their scores on row i.
 
