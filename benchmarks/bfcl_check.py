@@ -11,7 +11,6 @@ import argparse
 import ast
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from star.chat import render_target
 from star.evaluation.bfcl import Query, Reply, evaluate_bfcl
@@ -58,7 +57,9 @@ class GroundTruth:
         else:
             functions = {function["name"]: function["parameters"]["properties"] for function in entry["function"]}
             made = ((name, options) for call in answer for name, options in call.items())
-            yield [{"name": name, "arguments": _arguments(options, functions[name], category)} for name, options in made]
+            yield [
+                {"name": name, "arguments": _arguments(options, functions[name], category)} for name, options in made
+            ]
 
     def _parameter_names(self, classes: list[str]) -> dict[str, list[str]]:
         """Names of every function's parameters in order: some of the answers pass arguments by position."""
@@ -134,7 +135,9 @@ def _javascript(value: object, parameter: dict) -> str:
 def check(limit: int | None) -> None:
     truth = evaluate_bfcl(GroundTruth(), label="ground truth", limit=limit)
     silent = evaluate_bfcl(never_call, label="never calls", limit=limit)
-    print(f"{truth['package']}, data {truth['data']} {truth['data_sha256'][:12]}, network closed: {truth['isolated']}\n")
+    print(
+        f"{truth['package']}, data {truth['data']} {truth['data_sha256'][:12]}, network closed: {truth['isolated']}\n"
+    )
     print("| score | ground truth | never calls | floor by formula |\n|---|---:|---:|---:|")
     for name, score in truth["scores"].items():
         print(f"| {name} | {score['mean']:.4f} | {silent['scores'][name]['mean']:.4f} | {silent['floor'][name]:.4f} |")

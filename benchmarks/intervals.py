@@ -71,7 +71,9 @@ def main() -> None:
     draws |= {"mean reward": reward, "pass@4": pass_at_4, "entropy": entropy}
     print("| score | " + " | ".join(f"{count} rows" for count in ROWS) + " |\n|---|" + "---:|" * len(ROWS))
     for name, draw in draws.items():
-        truth = float(name.split()[1]) if name.startswith("accuracy") else draw(np.random.default_rng(1), 4_000_000).mean()
+        truth = (
+            float(name.split()[1]) if name.startswith("accuracy") else draw(np.random.default_rng(1), 4_000_000).mean()
+        )
         shares = [coverage(draw, truth, count) for count in ROWS]
         print(f"| {name} | " + " | ".join(f"{ours:.3f} ({plain:.3f})" for ours, plain in shares) + " |", flush=True)
     for gain, loss in ((0.05, 0.03), (0.2, 0.1)):

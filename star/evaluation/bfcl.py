@@ -38,6 +38,7 @@ def evaluate_bfcl(
         what bfcl_scores returns, and `verdicts` (id, category, valid, error), `harness`, `data`, `data_sha256`, `isolated`, `unanswered`.
     """
     report = run_harness(answer, label=label, categories=categories, limit=limit)
+    warn_if_not_isolated(report)
     return {**report, **bfcl_scores(report["verdicts"], report["sizes"])}
 
 
@@ -54,9 +55,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
     with tempfile.TemporaryDirectory(prefix="star-bfcl-") as scratch, tempfile.TemporaryFile("w+") as log:
         process = _start(python, Path(scratch), log)
         try:
-            process.stdin.write(
-                json.dumps({"categories": categories, "limit": limit, "workers": CONVERSATIONS}) + "\n"
-            )
+            process.stdin.write(json.dumps({"categories": categories, "limit": limit, "workers": CONVERSATIONS}) + "\n")
             process.stdin.flush()
             total = json.loads(process.stdout.readline() or "{}").get("entries", 0)
             with Bar(label, total) as bar:
@@ -96,4 +95,6 @@ def _start(python: Path, scratch: Path, log) -> subprocess.Popen:
 
 def warn_if_not_isolated(report: dict) -> None:
     if not report["isolated"]:
-        print("bfcl: this system allows no network namespace; the harness ran with the other walls only", file=sys.stderr)
+        print(
+            "bfcl: this system allows no network namespace; the harness ran with the other walls only", file=sys.stderr
+        )

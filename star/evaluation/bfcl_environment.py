@@ -61,7 +61,9 @@ def _base_python() -> str:
     for name in ("python3.12", "python3.11"):
         if found := shutil.which(name):
             return found
-    raise InputError("the BFCL harness needs python 3.11 or 3.12 beside this one: install one of them, or leave out the suite bfcl")
+    raise InputError(
+        "the BFCL harness needs python 3.11 or 3.12 beside this one: install one of them, or leave out the suite bfcl"
+    )
 
 
 def _call(command: list[str]) -> None:

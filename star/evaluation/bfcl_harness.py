@@ -5,9 +5,9 @@ only. One JSON object a line: the job comes on stdin (`categories`, `limit`, `wo
 `prompt`; the reply is a list of `text` or `error`), `done` (conversations finished so far) and, last, `report`.
 
 What a model wrote is hostile. The harness's multi-turn executor hands it to `eval`, so a call gets there only when it names a public
-method of the entry's simulated classes (the functions that the entry shows) and all its arguments are literals. Behind that wall there is another: no network namespace,
-an empty environment, an audit hook that refuses programs, sockets and writes outside of the scratch folder, and limits on memory and
-time. Every conversation has a forked process, so that no simulator lives on into another one.
+method of the entry's simulated classes (what the entry's functions are) and all its arguments are literals. Behind that wall there is
+another: no network, an empty environment, an audit hook that refuses programs, sockets and writes outside of the scratch folder, and
+limits on memory and time. Every conversation has a forked process, so that no simulator lives on into another one.
 """
 
 import ast
@@ -32,7 +32,15 @@ MODEL = "star"  # the name under which our handler is registered with the harnes
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 60  # of one conversation outside of the model; a simulator needs milliseconds
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1
-FORBIDDEN_EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "socket.bind")
+FORBIDDEN_EVENTS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.bind",
+)
 METHOD_OF_NO_CLASS = "Error during execution: name {!r} is not defined"
 NOT_LITERAL = "Error during execution: not a call with literal arguments"
 
@@ -300,7 +308,9 @@ def data_version(categories: list[str]) -> dict[str, object]:
 
     digest, sizes = hashlib.sha256(), {}
     for category in sorted(categories):
-        questions, answers = (folder / f"{VERSION_PREFIX}_{category}.json" for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH))
+        questions, answers = (
+            folder / f"{VERSION_PREFIX}_{category}.json" for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH)
+        )
         sizes[category] = len(questions.read_text(encoding="utf-8").splitlines())
         for file in (questions, answers):
             digest.update(file.read_bytes() if file.is_file() else b"")

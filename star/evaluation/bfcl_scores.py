@@ -67,7 +67,7 @@ def bfcl_scores(verdicts: list[dict], sizes: Mapping[str, int]) -> dict[str, dic
     weights_of = formulas({**dict.fromkeys(CATEGORIES, 1), **sizes})
     known = {name: weights for name, weights in weights_of.items() if weights.keys() <= columns.keys()}
     return {
-        "scores": {name: _combined(weights, categories) for name, weights in known.items()},
+        "scores": {name: combined(weights, categories) for name, weights in known.items()},
         "categories": categories,
         "floor": {
             name: sum(weight for category, weight in weights.items() if category in IRRELEVANCE)
@@ -76,11 +76,13 @@ def bfcl_scores(verdicts: list[dict], sizes: Mapping[str, int]) -> dict[str, dic
     }
 
 
-def _combined(weights: Weights, categories: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def combined(weights: Weights, categories: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """A weighted sum of independent shares: the distances to their own limits add up in squares (Zou & Donner 2008)."""
     mean = sum(weight * categories[name]["mean"] for name, weight in weights.items())
     below, above = (
-        sqrt(sum((weight * (categories[name]["mean"] - categories[name][end])) ** 2 for name, weight in weights.items()))
+        sqrt(
+            sum((weight * (categories[name]["mean"] - categories[name][end])) ** 2 for name, weight in weights.items())
+        )
         for end in ("low", "high")
     )
     return {"mean": mean, "low": max(0.0, mean - below), "high": min(1.0, mean + above)}
