@@ -276,7 +276,7 @@ h3{margin:1.5rem 0 .5rem;font-size:.95rem;overflow-wrap:anywhere}
 section{margin-top:2.25rem;padding-top:1.5rem;border-top:1px solid var(--rule)}
 .eyebrow,.note,figcaption,caption,small,nav,.legend{color:var(--muted);font-size:.83rem}
 .eyebrow,.note{margin:0;overflow-wrap:anywhere}
-.lede{margin:0;max-width:46rem;font-size:1.1rem}
+.lede{margin:0;overflow-wrap:anywhere;max-width:46rem;font-size:1.1rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-top:1.25rem}
 a{color:inherit;text-underline-offset:.2em;text-decoration-color:var(--rule)}a:hover{text-decoration-color:currentColor}
 :focus-visible{outline:2px solid var(--s1);outline-offset:2px}

@@ -8,7 +8,7 @@ goes through `page.text`. A part that the evaluation does not hold is left out, 
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from star.evaluation import page
@@ -213,18 +213,32 @@ def _benchmark(suite: str, models: list[Model]) -> str:
     groups = []
     for name in names:
         scores = [(i, model, part["categories"][name]) for i, model, part in found if name in part["categories"]]
-        bars = [page.Bar(i, model["name"], s["mean"], _share(s)) for i, model, s in scores]
+        bars = [page.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"])) for i, model, s in scores]
         groups.append((f"{name.replace('_', ' ')} · {scores[0][2]['rows']:,} entries", bars))
     if not groups:
         return ""
     label = SUITE_NAMES[suite]
     chart = page.bar_chart(f"{label}, share of entries right by category", groups)
     notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _benchmark_notes(suite, found))
-    return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>'
+    return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>{_categories(label, names, found)}'
+
+
+def _categories(label: str, names: Iterable[str], found: list[tuple[int, Model, dict]]) -> str:
+    """The same shares as a table, with their intervals."""
+    body = ""
+    for name in names:
+        scores = (part["categories"].get(name) for _, _, part in found)
+        cells = "".join(f"<td>{_share(score)}</td>" if score else "<td>–</td>" for score in scores)
+        body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
+    heads = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
+    return page.table(
+        f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
+    )
 
 
 def _share(score: dict) -> str:
-    return f"{show('exact_match', score['mean'])} ({show_range('exact_match', score['low'], score['high'])})"
+    interval = show_range("exact_match", score["low"], score["high"])
+    return f"{show('exact_match', score['mean'])}<small>{interval}</small>"
 
 
 def _benchmark_notes(suite: str, found: list[tuple[int, Model, dict]]) -> list[str]:
