@@ -40,7 +40,7 @@ _METRICS = {
 SUITE_NAMES = {"heldout": "held-out", "bfcl": "BFCL", "acebench": "ACEBench"}
 _FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Parameters", "parameters", page.size),
-    ("Memory of the weights", "memory", lambda count: f"{page.size(count)}B"),
+    ("Memory of the weights", "memory", page.memory),
     ("Tokens per second", "tokens_per_second", page.rate),
     ("Seconds an answer, asked alone", "latency", page.short),
     ("Time", "seconds", page.duration),

@@ -18,7 +18,7 @@ from star.storage import read_manifest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = ROOT / "tests" / "micro.yaml"
-TIMED = ("seconds", "tokens_per_second")
+TIMED = ("seconds", "tokens_per_second", "latency")
 
 
 @pytest.fixture(scope="module")
