@@ -18,7 +18,7 @@ from star.evaluation.bfcl_environment import harness_python
 from star.evaluation.bfcl_scores import CATEGORIES, bfcl_scores
 from star.progress import Bar
 
-CONVERSATIONS = 256  # open at once: enough to fill batches, a few MB each
+CONVERSATIONS = 64  # open at once: enough to fill batches; each is a process
 
 Query = dict  # id of the entry, step of the conversation, prompt
 Reply = dict  # text, or error: why there is none
