@@ -65,7 +65,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
                     if "done" in message:
                         bar.advance(message["done"] - bar.done)
                     if "ask" in message:
-                        replies = answer(message["ask"])
+                        replies = answer([{**query, "prompt": _valid(query["prompt"])} for query in message["ask"]])
                         unanswered += sum("error" in reply for reply in replies)
                         process.stdin.write(json.dumps(replies) + "\n")
                         process.stdin.flush()
@@ -87,10 +87,16 @@ def _start(python: Path, scratch: Path, log) -> subprocess.Popen:
         "BFCL_PROJECT_ROOT": str(scratch),
         "OMP_NUM_THREADS": "1",
         "PYTHONHASHSEED": "0",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
     command = [str(python), "-P", "-s", "-B", bfcl_harness.__file__]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
     return subprocess.Popen(command, **pipes, env=environment, cwd=scratch, text=True, encoding="utf-8")
+
+
+def _valid(prompt: str) -> str:
+    """The prompt as UTF-8 can hold it: a simulator may give back half a surrogate pair that the model wrote."""
+    return prompt.encode("utf-8", "replace").decode()
 
 
 def warn_if_not_isolated(report: dict) -> None:

@@ -58,6 +58,9 @@ def test_hostile_text_executes_nothing(bench: ModuleType, tmp_path: Path) -> Non
         f'<think>\n</think>\n\n<tool_call>\n{{"name": "cd", "arguments": "{attack}"}}\n</tool_call>',
         "<tool_call>\n[1]\n</tool_call>",
         "\x00\u2028" + attack,
+        '<tool_call>\n{"name": "echo", "arguments": {"content": "\\ud800", "file_name": "\\udfff"}}\n</tool_call>',
+        '<tool_call>\n{"name": ["cd"], "arguments": 1}\n</tool_call>',
+        '<tool_call>\n{"name": "\\ud800", "arguments": {"\\ud800": NaN}}\n</tool_call>',
     ]
     texts = [render_target({"tool_calls": calls}) for calls in completions] + raw
     asked = 0
@@ -65,6 +68,7 @@ def test_hostile_text_executes_nothing(bench: ModuleType, tmp_path: Path) -> Non
     def answer(queries: list[dict]) -> list[dict]:
         nonlocal asked
         asked += len(queries)
+        assert all(query["prompt"].encode() for query in queries)
         return [{"text": texts[(query["step"] + len(query["id"])) % len(texts)]} for query in queries]
 
     report = run_harness(answer, label="hostile", categories=("simple_python", *MULTI_TURN), limit=4)

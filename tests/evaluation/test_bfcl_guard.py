@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.evaluation.bfcl_harness import guarded, refusal
+from star.evaluation.bfcl_harness import guarded, refusal, steadied
 
 METHODS = {"cd", "post_tweet"}
 
@@ -87,3 +87,9 @@ def test_the_executor_sees_only_what_passed(tmp_path: Path) -> None:
     assert [result.startswith("ran") for result in results] == [True, False, False, False, True]
     assert list(instances) == ["FileSystem"] and not canary.exists()
     assert json.dumps(results)
+
+
+def test_a_checker_that_raises_finds_the_answer_wrong() -> None:
+    check = steadied(lambda answer: {"valid": answer["calls"].items() is not None})
+    assert check({"calls": {}})["valid"] is True
+    assert (check({"calls": ["a"]})["valid"], check({"calls": ["a"]})["error_type"]) == (False, "checker_failed")
