@@ -20,9 +20,8 @@ from star.errors import InputError
 MANIFEST = "manifest.json"
 LOCK_SECONDS = 5.0  # longer than a killed run's process needs to notice and end
 METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is
-ABOUT = frozenset(
-    {METRICS, "timing.json", "report.html", "report.md"}
-)  # nor is how fast it went, and what is drawn of both
+# Nor is how fast it went, and what is drawn of both.
+ABOUT = frozenset({METRICS, "timing.json", "report.html", "report.md"})
 
 
 @dataclass(frozen=True)
