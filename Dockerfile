@@ -1,5 +1,6 @@
 # The image of the pipeline's tasks. The base is an argument: a CUDA base for GPU nodes.
 #   docker build -t star-python .
+#   docker build -t star-python:bfcl --target bfcl .   (with the environment of the Berkeley harness, for `evaluate.suites: [heldout, bfcl]`)
 #   docker build -t star-python:cuda --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 .   (needs python3.11+ and pip in the base)
 ARG BASE=python:3.11-slim
 
@@ -16,7 +17,7 @@ COPY pipelines pipelines
 COPY configs configs
 RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt .
 
-FROM ${BASE}
+FROM ${BASE} AS star
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="star" org.opencontainers.image.revision="${COMMIT}"
 COPY --from=build /opt/star /opt/star
@@ -26,3 +27,8 @@ USER 10001
 WORKDIR /home/star
 ENTRYPOINT []
 CMD ["star", "--help"]
+
+FROM star AS bfcl
+RUN python3 -m star.evaluation.bfcl_environment
+
+FROM star

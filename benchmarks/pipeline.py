@@ -18,8 +18,10 @@ from star.stages import STAGES
 def lines(runs: Path, time_file: Path | None) -> Iterator[str]:
     latest = runs / "latest"
     evaluation = json.loads((latest / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
-    yield f"{evaluation['suite']['heldout']['rows']} held-out rows, 95% bootstrap intervals in brackets.\n"
-    yield markdown_table(evaluation)
+    timing = json.loads((latest / "evaluate" / "timing.json").read_text(encoding="utf-8"))
+    models = [{**model, **timing[model["name"]]} for model in evaluation["models"]]
+    yield f"{evaluation['suite']['heldout']['rows']} held-out rows, 95% intervals in brackets.\n"
+    yield markdown_table({**evaluation, "models": models})
     yield "| stage | seconds |\n|---|---:|"
     total = 0.0
     for stage in STAGES:

@@ -186,19 +186,65 @@ def refine(
 
 @app.command()
 def evaluate(
-    data: DataOption,
-    teacher: TeacherOption,
-    distilled: _folder("Folder of `star distill`."),
-    refined: _folder("Folder of `star refine`."),
-    out: OutOption,
+    model: Annotated[
+        str | None, typer.Option(help="One model alone: a folder, an alias or version of the registry, a hub id.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="For --model: heldout, bfcl, acebench, with commas between.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="For --model: entries of each category of bfcl and acebench.")
+    ] = None,
+    acebench: Annotated[Path | None, typer.Option(help="For --model: a checkout of ACEBench.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of `star synthesize`.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Folder of `star refine-teacher`.")] = None,
+    distilled: Annotated[Path | None, typer.Option(help="Folder of `star distill`.")] = None,
+    refined: Annotated[Path | None, typer.Option(help="Folder of `star refine`.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
     config: ConfigOption = "tiny",
+    name: NameOption = "star",
     resume: ResumeOption = True,
 ) -> None:
-    """Compare teacher, distilled and refined student on the held-out rows; write the report.
+    """Compare teacher, distilled and refined student; or, with --model, score one model on any suite. Write the report.
 
-    Example: `star evaluate --data D --teacher T --distilled S --refined R --out runs/hand/evaluation`
+    Examples:
+
+    `star evaluate --data D --teacher T --distilled S --refined R --out runs/hand/evaluation`
+
+    `star evaluate --model champion --suite heldout,bfcl --limit 20`
     """
-    _stage("evaluate", config, data=data, teacher=teacher, distilled=distilled, refined=refined, out=out, resume=resume)
+    if model is None:
+        folders = {"data": data, "teacher": teacher, "distilled": distilled, "refined": refined, "out": out}
+        if absent := [f"--{key}" for key, value in folders.items() if value is None]:
+            _fail(f"evaluate needs {', '.join(absent)}, or --model for one model alone", status=2)
+        if suite or limit or acebench:
+            _fail("--suite, --limit and --acebench go with --model; a stage reads them from `evaluate`", status=2)
+        _stage("evaluate", config, **folders, resume=resume)
+        return
+    if teacher or distilled or refined:
+        _fail("--model is one model alone: leave out --teacher, --distilled and --refined", status=2)
+    from star.config import load_config
+    from star.evaluation.single import evaluate_one
+
+    suites = tuple(part.strip() for part in suite.split(",")) if suite else None
+    evaluate_one(
+        model, config=load_config(config), suites=suites, limit=limit, acebench=acebench, data=data, name=name, out=out,
+        resume=resume,
+    )  # fmt: skip
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Folder of `star evaluate`; FOLDER:MODEL where it holds several.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """Compare two evaluated models on the rows both answered: differences with intervals, and whether they are chance.
+
+    Examples: `star compare runs/evaluations/1 runs/evaluations/2`, `star compare runs/latest/evaluate:teacher runs/evaluations/base`
+    """
+    from star.evaluation.comparison import print_comparison
+
+    print_comparison(a, b)
 
 
 @app.command()

@@ -307,13 +307,32 @@ class Distill(Training):
     tail_weight: float = Field(10.0, ge=0, description="lambda of the loss")
 
 
+Suite = Literal["heldout", "bfcl", "acebench"]
+
+
 class Evaluate(Section):
-    """How the models answer the held-out rows."""
+    """What the models are asked, and how they answer."""
+
+    suites: tuple[Suite, ...] = Field(
+        ("heldout",), description="heldout (the gate needs it), bfcl (the Berkeley harness), acebench (its normal part)"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="entries of each category of bfcl and acebench; all of them when not given"
+    )
+    acebench: str | None = Field(None, description="a checkout of ACEBench, for its suite")
 
     samples: int = Field(8, ge=1, description="samples a row, for pass@k and entropy")
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(512, ge=1)
     batch_size: int = Field(64, ge=1, description="rows a generation batch")
+
+    @model_validator(mode="after")
+    def _suites_have_what_they_need(self) -> "Evaluate":
+        if not self.suites or len(set(self.suites)) < len(self.suites):
+            raise ValueError("`suites` names at least one suite, and none twice")
+        if "acebench" in self.suites and self.acebench is None:
+            raise ValueError("the suite acebench needs `acebench`: the path of a checkout of ACEBench")
+        return self
 
 
 class Gate(Section):

@@ -178,18 +178,21 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
 def evaluate(
     config: Config, *, data: Path, teacher: Path, distilled: Path, refined: Path, out: Path, resume: bool = True
 ) -> Metrics:
-    """Compares teacher, distilled and refined student on the held-out rows. Writes evaluation.json, report.html and report.md."""
+    """Compares teacher, distilled and refined student on the configured suites. Writes evaluation.json, outcomes.jsonl and the reports."""
+    if "heldout" not in config.evaluate.suites:
+        raise InputError("`evaluate.suites` must hold heldout: the gate of the registration reads its scores")
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.suite import evaluate_models
         from star.registry.tracking import child_run
 
-        metrics = evaluate_models(models, data, config=config, work=workspace)
+        title = "Teacher, distilled and refined student"
+        metrics = evaluate_models(models, data, config=config, work=workspace, title=title)
         for model in models:
-            with child_run(model, tags={"star.suite": "heldout"}) as run:
+            with child_run(model, tags={"star.suites": " ".join(config.evaluate.suites)}) as child:
                 prefix = f"{model}_"
-                run.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+                child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
         return metrics
 
     return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume)

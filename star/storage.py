@@ -20,6 +20,8 @@ from star.errors import InputError
 MANIFEST = "manifest.json"
 LOCK_SECONDS = 5.0  # longer than a killed run's process needs to notice and end
 METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is
+# Nor is how fast it went, and what is drawn of both.
+ABOUT = frozenset({METRICS, "timing.json", "report.html", "report.md"})
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of the content: names, sizes and digests of all files but the metrics."""
-        content = [asdict(entry) for entry in self.files if entry.path != METRICS]
+        """sha256 of the content: names, sizes and digests of all files but those about the work."""
+        content = [asdict(entry) for entry in self.files if entry.path not in ABOUT]
         return digest_of({"stage": self.stage, "files": content})
 
 

@@ -28,7 +28,7 @@ def test_help_names_every_stage_and_imports_nothing_heavy(tmp_path: Path) -> Non
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("stage", [stage.name for stage in STAGES] + ["run", "call", "promote"])
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES] + ["run", "call", "promote", "compare"])
 def test_every_command_shows_an_example(stage: str, tmp_path: Path) -> None:
     assert f"star {stage}" in star(stage, "--help", cwd=tmp_path, TERMINAL_WIDTH="200", COLUMNS="200").stdout
 
@@ -46,6 +46,12 @@ def test_every_command_shows_an_example(stage: str, tmp_path: Path) -> None:
         (("call", "hello", "--tools", "tools.json"), "star run"),
         (("models",), "star run"),
         (("promote", "3"), "star run"),
+        (("evaluate", "--out", "new"), "--teacher"),
+        (("evaluate", "--model", "foreign", "--suite", "heldout"), "--data"),
+        (("evaluate", "--model", "foreign", "--suite", "poetry"), "--suite"),
+        (("evaluate", "--model", "foreign", "--suite", "acebench"), "checkout of ACEBench"),
+        (("evaluate", "--model", "no/such/folder", "--suite", "bfcl"), "no/such/folder"),
+        (("compare", "foreign", "nothing"), "foreign"),
         (("pipeline", "compile", "--config", "nothing.yaml", "--output", "x.yaml"), "nothing.yaml"),
     ],
 )

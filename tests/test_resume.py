@@ -25,6 +25,7 @@ KILLS = [
     ("distill", "ckd/checkpoint-2/complete"),
     ("distill", "ckd/checkpoint-6/complete"),
     ("refine", "simrl/checkpoint-2/complete"),
+    ("evaluate", "teacher.jsonl"),
 ]
 
 

@@ -13,7 +13,7 @@ from star.data.rows import read_rows
 from star.errors import InputError
 from star.models import load_model, load_tokenizer
 from star.prompts import Prompt
-from star.stages import STAGES, distill, extract_topk, refine, register, rollout, synthesize
+from star.stages import STAGES, distill, evaluate, extract_topk, refine, register, rollout, stage_named, synthesize
 from star.storage import open_input, read_manifest
 from star.teacher.store import TopKStore
 from star.training import last_checkpoint
@@ -79,7 +79,30 @@ def test_the_evaluation_compares_three_models(finished: dict[str, Path]) -> None
         )
         for score in model["scores"].values():
             assert score["low"] <= score["mean"] <= score["high"]
+        assert sum(sum(counts.values()) for counts in model["mistakes"].values()) == round(
+            12 * (1 - model["scores"]["exact_match"]["mean"])
+        )
+    assert {(found["a"], found["b"]) for found in evaluation["comparisons"]} == {
+        ("refined", "distilled"),
+        ("refined", "teacher"),
+        ("distilled", "teacher"),
+    }
     assert "<script" not in (finished["evaluate"] / "report.html").read_text()
+
+
+def test_evaluated_again_the_bytes_are_the_same(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    inputs = {key: finished[source] for key, source in stage_named("evaluate").inputs.items()}
+    evaluate(micro, **inputs, out=tmp_path / "again")
+    for name in ("evaluation.json", "outcomes.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished["evaluate"] / name).read_bytes()
+    assert read_manifest(tmp_path / "again").digest == read_manifest(finished["evaluate"]).digest
+
+
+def test_a_stage_without_heldout_is_refused(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    inputs = {key: finished[source] for key, source in stage_named("evaluate").inputs.items()}
+    only_bfcl = micro.model_copy(update={"evaluate": micro.evaluate.model_copy(update={"suites": ("bfcl",)})})
+    with pytest.raises(InputError, match="heldout"):
+        evaluate(only_bfcl, **inputs, out=tmp_path / "out")
 
 
 def test_the_same_work_is_not_done_twice(micro: Config, finished: dict[str, Path]) -> None:

@@ -28,6 +28,7 @@ def test_the_wheel_claims_one_name_and_carries_its_profiles(wheel: Path) -> None
     for file in (
         "star/configs/tiny.yaml",
         "star/configs/tools.json",
+        "star/evaluation/bfcl-requirements.txt",
         "star/components/distill.py",
         "star/pipelines/run.py",
     ):

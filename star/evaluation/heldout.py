@@ -1,14 +1,13 @@
-"""Held-out evaluation: greedy exact match, reward and format errors, and sampled pass@k and policy entropy, with intervals."""
+"""Held-out evaluation: greedy exact match, reward and mistakes by kind, and sampled pass@k and policy entropy, with intervals."""
 
-import time
 from collections import Counter, defaultdict
 from statistics import fmean
 
 from star.chat import FormatError, parse_completion, validate_calls
-from star.config import Evaluate
-from star.evaluation.statistics import bootstrap_interval, pass_at_k
-from star.generation import Sequence, generate, policy_entropy
-from star.models import count_parameters
+from star.evaluation.answers import Candidate
+from star.evaluation.mistakes import KINDS, mistake
+from star.evaluation.statistics import mean_interval, pass_at_k
+from star.generation import Sequence, policy_entropy
 from star.progress import Bar
 from star.prompts import Prompt
 from star.simrl.reward import exact_match, similarity_reward
@@ -16,68 +15,81 @@ from star.simrl.reward import exact_match, similarity_reward
 PASS_K = (1, 4, 8)
 
 
-def evaluate_heldout(
-    model, tokenizer, rows: list[dict], prompts: list[Prompt], *, settings: Evaluate, seed: int, label: str
-) -> dict:
+def evaluate_heldout(candidate: Candidate, rows: list[dict], prompts: list[Prompt], *, seen_tools: set[str]) -> dict:
     """Answers every held-out row once greedily and `settings.samples` times at temperature.
 
     Args:
         rows: the held-out rows that `prompts` were rendered from, in the same order.
+        seen_tools: names of the tools that training rows call; rows that call another one are scored apart as well.
 
     Returns:
-        the model's entry of an evaluation (see star/evaluation/report.py), and `outcomes`: one dict a row.
+        `scores`, `by_kind`, `mistakes`, `call_confusion`, and `outcomes`: one dict a row.
     """
+    settings = candidate.settings
     # Prompts of like length together: a long one must not stretch a whole batch of short ones.
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
     outcomes: list[dict] = [{}] * len(rows)
-    tokens, began = 0, time.monotonic()
-    with Bar(label, len(batches)) as bar:
+    with Bar(f"evaluate the {candidate.name} model", len(batches)) as bar:
         for number, batch in enumerate(batches):
             texts = [prompts[index].text for index in batch]
-            limits = {"max_new_tokens": settings.max_new_tokens, "seed": seed * 1_000_003 + number}
-            greedy = generate(model, tokenizer, texts, samples=1, temperature=0.0, **limits)
-            sampled = generate(
-                model, tokenizer, texts, samples=settings.samples, temperature=settings.temperature, **limits
-            )
-            tokens += sum(len(sample.token_ids) for group in (*greedy, *sampled) for sample in group)
-            first = [
-                Sequence(tokenizer(text, add_special_tokens=False)["input_ids"], group[0].token_ids)
-                for text, group in zip(texts, sampled, strict=True)
-            ]
-            entropies = policy_entropy(model, first, pad_id=tokenizer.pad_token_id, batch_tokens=8192)
-            for index, best, group, entropy in zip(batch, greedy, sampled, entropies, strict=True):
-                texts_of_group = [sample.text for sample in group]
-                outcomes[index] = _outcome(rows[index], prompts[index], best[0].text, texts_of_group, entropy)
+            sampling = settings.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens"})
+            seed = candidate.seed * 1_000_003 + number
+            question = {"suite": "heldout", "prompts": texts, "seed": seed, **sampling}
+            answers = candidate.journal.once(question, lambda texts=texts, seed=seed: _ask(candidate, texts, seed=seed))
+            for index, answer in zip(batch, answers, strict=True):
+                outcomes[index] = _outcome(rows[index], prompts[index], answer, seen_tools)
             bar.advance()
-    seconds = time.monotonic() - began
     return {
-        "parameters": count_parameters(model),
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens / seconds, 1),
-        "scores": _scores(outcomes, samples=settings.samples, seed=seed),
-        "by_kind": _by_kind(outcomes),
+        "scores": _scores(outcomes, samples=settings.samples, seed=candidate.seed),
+        "by_kind": _by_kind(outcomes, seed=candidate.seed),
+        "mistakes": _mistakes(outcomes),
         "call_confusion": dict(Counter(f"{o['expected_call']}_{o['predicted_call']}" for o in outcomes)),
         "outcomes": outcomes,
     }
 
 
-def _outcome(row: dict, prompt: Prompt, greedy: str, samples: list[str], entropy: float) -> dict:
-    reward = similarity_reward(greedy, prompt.target, prompt.tools)
+def called_tools(rows: list[dict]) -> set[str]:
+    """Names of the tools that the rows' targets call."""
+    return {call["name"] for row in rows for call in row["messages"][-1].get("tool_calls") or []}
+
+
+def _ask(candidate: Candidate, texts: list[str], *, seed: int) -> list[dict]:
+    """For each prompt its greedy text, its sampled texts, and the policy's entropy over the first sample."""
+    settings, tokenizer = candidate.settings, candidate.tokenizer
+    limits = {"max_new_tokens": settings.max_new_tokens, "seed": seed}
+    greedy = candidate.generate(texts, samples=1, temperature=0.0, **limits)
+    sampled = candidate.generate(texts, samples=settings.samples, temperature=settings.temperature, **limits)
+    first = [
+        Sequence(tokenizer(text, add_special_tokens=False)["input_ids"], group[0].token_ids)
+        for text, group in zip(texts, sampled, strict=True)
+    ]
+    entropies = policy_entropy(candidate.model, first, pad_id=tokenizer.pad_token_id, batch_tokens=8192)
+    return [
+        {"greedy": best[0].text, "samples": [sample.text for sample in group], "entropy": entropy}
+        for best, group, entropy in zip(greedy, sampled, entropies, strict=True)
+    ]
+
+
+def _outcome(row: dict, prompt: Prompt, answer: dict, seen_tools: set[str]) -> dict:
+    greedy, target, tools = answer["greedy"], prompt.target, prompt.tools
+    reward, exact = similarity_reward(greedy, target, tools), exact_match(greedy, target, tools)
     return {
         "id": row["id"],
         "kind": row["kind"],
         "source": row["source"],
         "query": next(message["content"] for message in reversed(row["messages"]) if message["role"] == "user"),
-        "expected": prompt.target,
+        "expected": target,
         "predicted": greedy,
-        "exact_match": float(exact_match(greedy, prompt.target, prompt.tools)),
+        "exact_match": float(exact),
         "reward": reward.total,
         "format_error": float(reward.format < 0),
-        "passes": sum(exact_match(text, prompt.target, prompt.tools) for text in samples),
-        "entropy": entropy,
+        "mistake": None if exact else mistake(greedy, target, tools) or KINDS[-1],
+        "passes": sum(exact_match(text, target, tools) for text in answer["samples"]),
+        "entropy": answer["entropy"],
+        "unseen_tool": bool(called_tools([row]) - seen_tools),
         "expected_call": "call" if row["messages"][-1].get("tool_calls") else "none",
-        "predicted_call": "call" if _calls(greedy, prompt.tools) else "none",
+        "predicted_call": "call" if _calls(greedy, tools) else "none",
     }
 
 
@@ -100,24 +112,40 @@ def _scores(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict[
     for k in PASS_K:
         if k <= samples:
             values[f"pass_at_{k}"] = [pass_at_k(samples, o["passes"], k) for o in outcomes]
-    scores = {}
-    for name, column in values.items():
-        low, high = bootstrap_interval(column, seed=seed)
-        scores[name] = {"mean": fmean(column), "low": low, "high": high}
-    return scores
+    return {name: scored(column, seed=seed) for name, column in values.items()}
 
 
-def _by_kind(outcomes: list[dict]) -> dict[str, dict[str, float]]:
+def scored(values: list[float], *, seed: int) -> dict[str, float]:
+    """A column as its mean with the 95% interval: {"mean", "low", "high"}."""
+    low, high = mean_interval(values, seed=seed)
+    return {"mean": fmean(values), "low": low, "high": high}
+
+
+def _by_kind(outcomes: list[dict], *, seed: int) -> dict[str, dict[str, float]]:
+    """Rows, exact match with its interval and mean reward of every kind, and of the rows that call a tool unseen in training."""
     groups = defaultdict(list)
     for outcome in outcomes:
-        groups[
-            outcome["kind"] if outcome["source"] == "generated" else f"{outcome['source']}: {outcome['kind']}"
-        ].append(outcome)
-    return {
-        kind: {
+        kind = outcome["kind"] if outcome["source"] == "generated" else f"{outcome['source']}: {outcome['kind']}"
+        groups[kind].append(outcome)
+    if unseen := [outcome for outcome in outcomes if outcome["unseen_tool"]]:
+        groups["tool unseen in training"] = unseen
+    kinds = {}
+    for kind, group in sorted(groups.items()):
+        exact = scored([o["exact_match"] for o in group], seed=seed)
+        kinds[kind] = {
             "rows": len(group),
-            "exact_match": fmean(o["exact_match"] for o in group),
+            "exact_match": exact["mean"],
+            "low": exact["low"],
+            "high": exact["high"],
             "mean_reward": fmean(o["reward"] for o in group),
         }
-        for kind, group in sorted(groups.items())
-    }
+    return kinds
+
+
+def _mistakes(outcomes: list[dict]) -> dict[str, dict[str, int]]:
+    """Counts of every mistake, the most frequent first, by the kind of row it was made on."""
+    found: dict[str, Counter] = defaultdict(Counter)
+    for outcome in outcomes:
+        if outcome["mistake"]:
+            found[outcome["mistake"]][outcome["kind"]] += 1
+    return {kind: dict(sorted(found[kind].items())) for kind in sorted(found, key=lambda k: (-found[k].total(), k))}

@@ -76,6 +76,12 @@ def size(count: float) -> str:
     return f"{count / scale:.3g}{unit}"
 
 
+def memory(count: float) -> str:
+    """Bytes in three digits: 937 kB, 1.19 GB."""
+    scale, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= pair[0]), (1, "B"))
+    return f"{count / scale:.3g} {unit}"
+
+
 def rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
@@ -276,11 +282,11 @@ h3{margin:1.5rem 0 .5rem;font-size:.95rem;overflow-wrap:anywhere}
 section{margin-top:2.25rem;padding-top:1.5rem;border-top:1px solid var(--rule)}
 .eyebrow,.note,figcaption,caption,small,nav,.legend{color:var(--muted);font-size:.83rem}
 .eyebrow,.note{margin:0;overflow-wrap:anywhere}
-.lede{margin:0;max-width:46rem;font-size:1.1rem}
+.lede{margin:0;overflow-wrap:anywhere;max-width:46rem;font-size:1.1rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-top:1.25rem}
 a{color:inherit;text-underline-offset:.2em;text-decoration-color:var(--rule)}a:hover{text-decoration-color:currentColor}
 :focus-visible{outline:2px solid var(--s1);outline-offset:2px}
-.note+.cards{margin-top:1rem}
+.note+.cards,.note+.grid{margin-top:1rem}.grid+.scroll{margin-top:1.5rem}
 .cards,.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,15.5rem),1fr))}
 .grid{gap:1.5rem 2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
 .grid.wide{grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr))}.grid.wide svg{max-width:34rem}

@@ -8,38 +8,30 @@ goes through `page.text`. A part that the evaluation does not hold is left out, 
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from star.evaluation import page
 from star.evaluation.page import text
-
-Evaluation = dict[str, Any]
-Model = dict[str, Any]
+from star.evaluation.reading import (
+    SUITE_NAMES,
+    Evaluation,
+    Model,
+    as_number,
+    comparison_rows,
+    draws_of,
+    final_model,
+    interval_text,
+    metric_of,
+    models_of,
+    pass_names,
+    score_of,
+    show,
+    show_range,
+    title_of,
+)
 
 _MAX_FAILURES = 30  # shown, worst first
-
-
-class Metric(NamedTuple):
-    """How one score is called and read: `better` is 1 if more is better, -1 if less is, 0 if neither."""
-
-    label: str
-    percent: bool = False
-    better: int = 1
-
-
-_METRICS = {
-    "exact_match": Metric("Exact match", percent=True),
-    "mean_reward": Metric("Mean reward"),
-    "format_errors": Metric("Format errors", percent=True, better=-1),
-    "entropy": Metric("Policy entropy (nats)", better=0),
-}
-_FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Parameters", "parameters", page.size),
-    ("Tokens per second", "tokens_per_second", page.rate),
-    ("Time", "seconds", page.duration),
-)
 
 
 def write_report(path: Path, evaluation: Evaluation) -> None:
@@ -62,7 +54,7 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{text(_title(evaluation))}</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{text(title_of(evaluation))}</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n"
         f"<header>{_masthead(evaluation)}{navigation}</header>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,11 +63,11 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
 
 def markdown_table(evaluation: Evaluation) -> str:
     """The comparison of the models as a GitHub table, one column a model, intervals in brackets; "" without models."""
-    models = _models(evaluation)
+    models = models_of(evaluation)
     if not models:
         return ""
     rows = ["| | " + " | ".join(_markdown(model["name"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
-    for label, cells in _comparison_rows(models):
+    for label, cells in comparison_rows(models):
         shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
         rows.append(f"| {_markdown(label)} | {' | '.join(shown)} |")
     return "\n".join(rows) + "\n"
@@ -89,25 +81,25 @@ def _masthead(evaluation: Evaluation) -> str:
     facts = [str(evaluation["created"])] if evaluation.get("created") else []
     for name, suite in (evaluation.get("suite") or {}).items():
         if suite.get("rows"):
-            facts.append(f"{suite['rows']:,} {'held-out' if name == 'heldout' else name} rows")
+            facts.append(f"{suite['rows']:,} {SUITE_NAMES.get(name, name)} rows")
     eyebrow = f'<p class="eyebrow">{text(" · ".join(facts))}</p>' if facts else ""
-    return f"{eyebrow}<h1>{text(_title(evaluation))}</h1>{_summary(_models(evaluation))}"
+    return f"{eyebrow}<h1>{text(title_of(evaluation))}</h1>{_summary(models_of(evaluation))}"
 
 
 def _summary(models: list[Model]) -> str:
     """One sentence: the final model against the teacher in quality, size and speed."""
-    final, teacher = _final(models), next((model for model in models if model["name"] == "teacher"), None)
+    final, teacher = final_model(models), next((model for model in models if model["name"] == "teacher"), None)
     if final is None or teacher is None or final is teacher:
         return ""
-    mine, its = _score(final, "exact_match"), _score(teacher, "exact_match")
+    mine, its = score_of(final, "exact_match"), score_of(teacher, "exact_match")
     if mine is None or its is None:
         return ""
-    said = f"<strong>{text(final['name'])}</strong> answers {_show('exact_match', mine['mean'])} of the rows exactly"
-    said += f" right against the teacher's {_show('exact_match', its['mean'])}"
-    size, teacher_size = _number(final.get("parameters")), _number(teacher.get("parameters"))
+    said = f"<strong>{text(final['name'])}</strong> answers {show('exact_match', mine['mean'])} of the rows exactly"
+    said += f" right against the teacher's {show('exact_match', its['mean'])}"
+    size, teacher_size = as_number(final.get("parameters")), as_number(teacher.get("parameters"))
     if size and teacher_size and size < teacher_size:
         said += f", with {page.size(size)} parameters instead of {page.size(teacher_size)}"
-    speed, teacher_speed = _number(final.get("tokens_per_second")), _number(teacher.get("tokens_per_second"))
+    speed, teacher_speed = as_number(final.get("tokens_per_second")), as_number(teacher.get("tokens_per_second"))
     if speed and teacher_speed and speed > 1.05 * teacher_speed:
         said += f" and {speed / teacher_speed:.1f} times the tokens per second"
     return f'<p class="lede">{said}.</p>'
@@ -115,50 +107,51 @@ def _summary(models: list[Model]) -> str:
 
 def _headline(evaluation: Evaluation) -> str:
     """A card a metric: the final model's number in large, all models with their intervals beneath."""
-    models = _models(evaluation)
-    final = _final(models)
+    models = models_of(evaluation)
+    final = final_model(models)
     if final is None:
         return ""
-    names = ["exact_match", *_pass_names(models)[-1:], "mean_reward", "format_errors"]
-    cards = [_card(name, models, score) for name in names if (score := _score(final, name))]
-    note = f"Numbers of {text(final['name'])}; the bars are 95% bootstrap intervals of the mean."
+    names = ["exact_match", *pass_names(models)[-1:], "mean_reward", "format_errors"]
+    names += ["bfcl_overall_v3", "acebench_normal"]
+    cards = [_card(name, models, score) for name in names if (score := score_of(final, name))]
+    note = f"Numbers of {text(final['name'])}; the bars are 95% intervals of the mean."
     return f'<p class="note">{note}</p><div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
 def _card(name: str, models: list[Model], score: dict) -> str:
     dots = []
     for i, model in enumerate(models):
-        if found := _score(model, name):
+        if found := score_of(model, name):
             mean = found["mean"]
-            low, high = (found["low"], found["high"]) if _interval(name, found) else (mean, mean)
-            dots.append(page.Dot(i, model["name"], mean, low, high, _show(name, mean)))
-    label = _metric(name).label
+            low, high = (found["low"], found["high"]) if interval_text(name, found) else (mean, mean)
+            dots.append(page.Dot(i, model["name"], mean, low, high, show(name, mean)))
+    label = metric_of(name).label
     title = f"{label}: " + ", ".join(f"{dot.label} {dot.shown}" for dot in dots)
     chart = page.interval_chart(title, dots) if len(dots) > 1 else ""
     return (
-        f'<article class="card"><h3>{label}</h3><p class="big">{_show(name, score["mean"])}</p>'
-        f'<p class="note">{_interval(name, score)}</p>{chart}</article>'
+        f'<article class="card"><h3>{label}</h3><p class="big">{show(name, score["mean"])}</p>'
+        f'<p class="note">{interval_text(name, score)}</p>{chart}</article>'
     )
 
 
 def _comparison(evaluation: Evaluation) -> str:
     """All scores of all models, then the paired differences."""
-    models = _models(evaluation)
+    models = models_of(evaluation)
     head = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model in enumerate(models))
     body = ""
-    for label, cells in _comparison_rows(models):
+    for label, cells in comparison_rows(models):
         columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
         body += f'<tr><th scope="row">{text(label)}</th>{"".join(columns)}</tr>'
-    caption = "Mean of each score with its 95% bootstrap interval."
+    caption = "Mean of each score with its 95% interval (Wilson's for shares, the studentized bootstrap for the rest)."
     scores = page.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
     return scores + _differences(evaluation.get("comparisons") or [])
 
 
 def _differences(comparisons: list[dict]) -> str:
     """The paired comparisons: difference, interval, p value, and what they allow to say."""
-    body = "".join(_difference_row(item) for item in comparisons if _number(item.get("difference")) is not None)
+    body = "".join(_difference_row(item) for item in comparisons if as_number(item.get("difference")) is not None)
     caption = (
-        "Paired differences on the same rows with their 95% bootstrap intervals; p of a sign-flip permutation test, "
+        "Paired differences on the same rows with their 95% intervals; p of a sign-flip permutation test, "
         "not corrected for the number of comparisons."
     )
     columns = {"Comparison": "left", "Metric": "left", "Difference": "", "p": "", "Reading": "left"}
@@ -167,24 +160,24 @@ def _differences(comparisons: list[dict]) -> str:
 
 
 def _difference_row(item: dict) -> str:
-    name, metric = item["metric"], _metric(item["metric"])
-    low, high, p_value = (_number(item.get(key)) for key in ("low", "high", "p_value"))
+    name, metric = item["metric"], metric_of(item["metric"])
+    low, high, p_value = (as_number(item.get(key)) for key in ("low", "high", "p_value"))
     known = low is not None and high is not None
     sign = 0 if not known else 1 if low > 0 else -1 if high < 0 else 0
     reading, tone = {1: ("better", "good"), -1: ("worse", "bad"), 0: ("", "muted")}[sign * metric.better]
     reading = reading or ("unclear" if not sign else "higher" if sign > 0 else "lower")
-    interval = f"<small>{_range(name, low, high, signed=True)}</small>" if known else ""
+    interval = f"<small>{show_range(name, low, high, signed=True)}</small>" if known else ""
     p_shown = "" if p_value is None else "&lt; 0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return (
         f'<tr><th scope="row">{text(item["a"])} − {text(item["b"])}</th><td class="left">{text(metric.label)}</td>'
-        f"<td>{_show(name, item['difference'], signed=True)}{interval}</td><td>{p_shown}</td>"
+        f"<td>{show(name, item['difference'], signed=True)}{interval}</td><td>{p_shown}</td>"
         f'<td class="left {tone}">{reading}</td></tr>'
     )
 
 
 def _kinds(evaluation: Evaluation) -> str:
     """Exact match and mean reward of every kind of row, a bar a model."""
-    models, figures = _models(evaluation), ""
+    models, figures = models_of(evaluation), ""
     kinds: dict[str, int | None] = {}
     for model in models:
         kinds |= {kind: found.get("rows") for kind, found in (model.get("by_kind") or {}).items()}
@@ -193,13 +186,13 @@ def _kinds(evaluation: Evaluation) -> str:
         for kind, rows in kinds.items():
             bars = []
             for i, model in enumerate(models):
-                value = _number((model.get("by_kind") or {}).get(kind, {}).get(name))
+                value = as_number((model.get("by_kind") or {}).get(kind, {}).get(name))
                 if value is not None:
-                    bars.append(page.Bar(i, model["name"], value, _show(name, value)))
+                    bars.append(page.Bar(i, model["name"], value, show(name, value)))
             if bars:
                 groups.append((f"{kind} · {rows:,} rows" if rows else kind, bars))
         if groups:
-            label = _metric(name).label
+            label = metric_of(name).label
             chart = page.bar_chart(f"{label} by kind of row", groups)
             figures += f"<figure><figcaption><b>{label}</b></figcaption>{chart}</figure>"
     return (
@@ -207,18 +200,90 @@ def _kinds(evaluation: Evaluation) -> str:
     )
 
 
+def _benchmarks(evaluation: Evaluation) -> str:
+    """The categories of BFCL and ACEBench, a bar a model, and what must be known to read them."""
+    models = models_of(evaluation)
+    figures = "".join(_benchmark(suite, models) for suite in ("bfcl", "acebench"))
+    return f"{page.legend([model['name'] for model in models])}{figures}" if figures else ""
+
+
+def _benchmark(suite: str, models: list[Model]) -> str:
+    found = [(i, model, model[suite]) for i, model in enumerate(models) if model.get(suite)]
+    names = dict.fromkeys(name for _, _, part in found for name in part.get("categories") or {})
+    groups = []
+    for name in names:
+        scores = [(i, model, part["categories"][name]) for i, model, part in found if name in part["categories"]]
+        bars = [page.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"])) for i, model, s in scores]
+        groups.append((f"{name.replace('_', ' ')} · {scores[0][2]['rows']:,} entries", bars))
+    if not groups:
+        return ""
+    label = SUITE_NAMES[suite]
+    chart = page.bar_chart(f"{label}, share of entries right by category", groups)
+    notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _benchmark_notes(suite, found))
+    return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>{_categories(label, names, found)}'
+
+
+def _categories(label: str, names: Iterable[str], found: list[tuple[int, Model, dict]]) -> str:
+    """The same shares as a table, with their intervals."""
+    body = ""
+    for name in names:
+        scores = (part["categories"].get(name) for _, _, part in found)
+        cells = "".join(f"<td>{_share(score)}</td>" if score else "<td>–</td>" for score in scores)
+        body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
+    heads = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
+    return page.table(
+        f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
+    )
+
+
+def _share(score: dict) -> str:
+    interval = show_range("exact_match", score["low"], score["high"])
+    return f"{show('exact_match', score['mean'])}<small>{interval}</small>"
+
+
+def _benchmark_notes(suite: str, found: list[tuple[int, Model, dict]]) -> list[str]:
+    notes = []
+    if suite == "bfcl":
+        part = found[0][2]
+        floor = ", ".join(
+            f"{show(f'bfcl_{name}', value)} {name.replace('_', ' ')}" for name, value in part["floor"].items()
+        )
+        notes.append(f"Official harness {part['package']}, data {part['data']} ({part['data_sha256'][:12]}).")
+        notes.append(f"A model that never calls anything scores: {floor}." if floor else "")
+        notes.append("The ground truth itself scores 99.8% (v3): a few entries, most of them live, refuse it.")
+    for _, model, part in found:
+        if part.get("unanswered"):
+            notes.append(f"{model['name']} left {part['unanswered']:,} questions unanswered: longer than its context.")
+    return [note for note in notes if note]
+
+
+def _mistakes(evaluation: Evaluation) -> str:
+    """What was wrong with the final model's held-out answers, by kind."""
+    model = final_model(models_of(evaluation))
+    found = (model or {}).get("mistakes") or {}
+    kinds = sorted({kind for counts in found.values() for kind in counts})
+    body = ""
+    for mistake, counts in found.items():
+        cells = "".join(f"<td>{counts.get(kind, 0) or ''}</td>" for kind in kinds)
+        body += f'<tr><th scope="row">{text(mistake)}</th><td>{sum(counts.values())}</td>{cells}</tr>'
+    head = '<th scope="col" class="left">Mistake</th><th scope="col">Rows</th>'
+    head += "".join(f'<th scope="col">{text(kind)}</th>' for kind in kinds)
+    caption = f"The first thing wrong with each answer of {(model or {}).get('name')}, by kind of row."
+    return page.table(caption, head, body, label="Mistakes") if body else ""
+
+
 def _pass_at_k(evaluation: Evaluation) -> str:
     """pass@k against k, k on a doubling axis."""
-    models = _models(evaluation)
-    names, lines = _pass_names(models), []
+    models = models_of(evaluation)
+    names, lines = pass_names(models), []
     for i, model in enumerate(models):
-        scores = [(math.log2(_draws(name)), score) for name in names if (score := _score(model, name))]
-        band = [(x, score["low"], score["high"]) for x, score in scores if _interval("exact_match", score)]
+        scores = [(math.log2(draws_of(name)), score) for name in names if (score := score_of(model, name))]
+        band = [(x, score["low"], score["high"]) for x, score in scores if interval_text("exact_match", score)]
         if scores:
             lines.append(page.Line(i, model["name"], [(x, score["mean"]) for x, score in scores], band))
     if len(names) < 2 or not lines:
         return ""
-    ticks = [(math.log2(_draws(name)), f"k = {_draws(name)}") for name in names]
+    ticks = [(math.log2(draws_of(name)), f"k = {draws_of(name)}") for name in names]
     ends = ", ".join(f"{line.label} {line.points[0][1]:.1%} to {line.points[-1][1]:.1%}" for line in lines)
     chart = page.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
     note = "The chance that at least one of k samples is exactly right (unbiased estimate), with its 95% interval. "
@@ -238,7 +303,7 @@ def _curves(evaluation: Evaluation) -> str:
 
 
 def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
-    pairs = [(_number(record.get("step", i)), _number(record.get(name))) for i, record in enumerate(records)]
+    pairs = [(as_number(record.get("step", i)), as_number(record.get(name))) for i, record in enumerate(records)]
     points = sorted((x, y) for x, y in pairs if x is not None and y is not None)
     if len({step for step, _ in points}) < 2:
         return ""
@@ -254,7 +319,7 @@ def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
 def _confusion(evaluation: Evaluation) -> str:
     """A two by two table a model: was a call due, did it call. Keys read expected_predicted."""
     tables = ""
-    for i, model in enumerate(_models(evaluation)):
+    for i, model in enumerate(models_of(evaluation)):
         counts = model.get("call_confusion") or {}
         total = sum(counts.values())
         if not total:
@@ -280,7 +345,7 @@ def _confusion_row(counts: dict[str, int], expected: str, label: str) -> str:
 
 def _failures(evaluation: Evaluation) -> str:
     """The rows with the lowest reward: expected and predicted side by side, the words that differ marked."""
-    failures = sorted(evaluation.get("failures") or [], key=lambda item: _number(item.get("reward")) or 0)
+    failures = sorted(evaluation.get("failures") or [], key=lambda item: as_number(item.get("reward")) or 0)
     articles = "".join(_failure(item) for item in failures[:_MAX_FAILURES])
     shown = f"The {_MAX_FAILURES} worst of {len(failures):,}. " if len(failures) > _MAX_FAILURES else ""
     marks = 'Words <mark class="missing">expected but missing</mark> and <mark class="extra">not expected</mark>.'
@@ -288,9 +353,9 @@ def _failures(evaluation: Evaluation) -> str:
 
 
 def _failure(item: dict) -> str:
-    reward = _number(item.get("reward"))
-    facts = [text(item[key]) for key in ("model", "kind", "id") if item.get(key)]
-    facts += [] if reward is None else [f"reward {_show('mean_reward', reward)}"]
+    reward = as_number(item.get("reward"))
+    facts = [text(item[key]) for key in ("model", "kind", "id", "mistake") if item.get(key)]
+    facts += [] if reward is None else [f"reward {show('mean_reward', reward)}"]
     query = f"<blockquote>{text(page.cut(str(item['query'])))}</blockquote>" if item.get("query") else ""
     expected, predicted = page.word_diff(_readable(item.get("expected")), _readable(item.get("predicted")))
     return (
@@ -313,6 +378,8 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
     ("headline", "Headline", _headline),
     ("comparison", "Comparison", _comparison),
     ("kinds", "By kind", _kinds),
+    ("benchmarks", "Benchmarks", _benchmarks),
+    ("mistakes", "Mistakes", _mistakes),
     ("pass", "pass@k", _pass_at_k),
     ("curves", "Learning curves", _curves),
     ("calls", "Call or no call", _confusion),
@@ -321,86 +388,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
 )
 
 
-# ---- reading the evaluation
-
-
-def _title(evaluation: Evaluation) -> str:
-    return str(evaluation.get("title") or "Evaluation")
-
-
-def _models(evaluation: Evaluation) -> list[Model]:
-    return evaluation.get("models") or []
-
-
-def _final(models: list[Model]) -> Model | None:
-    """The model that the page is about: the last one made."""
-    return models[-1] if models else None
-
-
-def _score(model: Model, name: str) -> dict[str, float | None] | None:
-    """Mean, low and high of one score; None when there is no mean."""
-    found = (model.get("scores") or {}).get(name) or {}
-    score = {key: _number(found.get(key)) for key in ("mean", "low", "high")}
-    return None if score["mean"] is None else score
-
-
-def _pass_names(models: list[Model]) -> list[str]:
-    """The pass@k scores that any model has, k rising."""
-    names = {name for model in models for name in model.get("scores") or {}}
-    return sorted((name for name in names if re.fullmatch(r"pass_at_[1-9]\d*", name)), key=_draws)
-
-
-def _draws(name: str) -> int:
-    return int(name.rpartition("_")[2])
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None for whatever else JSON may hold."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _metric(name: str) -> Metric:
-    if name.startswith("pass_at_"):
-        return Metric(f"pass@{name.removeprefix('pass_at_')}", percent=True)
-    return _METRICS.get(name) or Metric(name.replace("_", " "), better=0)
-
-
-# ---- words and numbers
-
-
-def _comparison_rows(models: list[Model]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(label, [(value, interval) of every model]) of everything at least one model has."""
-    names = ["exact_match", *_pass_names(models), "mean_reward", "format_errors", "entropy"]
-    rows = []
-    for name in names:
-        scores = [_score(model, name) for model in models]
-        cells = [(_show(name, score["mean"]), _interval(name, score)) if score else ("–", "") for score in scores]
-        rows.append((_metric(name).label, cells))
-    for label, key, show in _FACTS:
-        numbers = [_number(model.get(key)) for model in models]
-        rows.append((label, [("–" if number is None else show(number), "") for number in numbers]))
-    return [(label, cells) for label, cells in rows if any(value != "–" for value, _ in cells)]
-
-
-def _show(name: str, value: float, *, signed: bool = False) -> str:
-    """A score as its metric is read: 71.2%, 0.423; a signed percentage is a difference in points: +3.1 pp."""
-    unit = "" if not _metric(name).percent else "\u00a0pp" if signed else "%"
-    return _digits(name, value, signed) + unit
-
-
-def _range(name: str, low: float, high: float, *, signed: bool = False) -> str:
-    return f"{_digits(name, low, signed)} to {_show(name, high, signed=signed)}"
-
-
-def _digits(name: str, value: float, signed: bool) -> str:
-    sign = "+" if signed else ""
-    return (f"{100 * value:{sign}.1f}" if _metric(name).percent else f"{value:{sign}.3f}").replace("-", "−")
-
-
-def _interval(name: str, score: dict[str, float | None]) -> str:
-    """ "70.1 to 74.3%", or "" when the interval is not known."""
-    low, high = score["low"], score["high"]
-    return "" if low is None or high is None else _range(name, low, high)
+# ---- texts
 
 
 def _markdown(raw: str) -> str:

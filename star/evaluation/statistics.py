@@ -5,7 +5,8 @@ because resampling runs in blocks.
 """
 
 from collections.abc import Sequence
-from math import comb
+from math import comb, sqrt
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ _FLIPS = 10_000  # sign flips a permutation test draws, so the smallest p value 
 
 
 class Difference(NamedTuple):
-    """Mean of a - b over paired rows, its 95 % bootstrap interval, and the two-sided p value of "no difference"."""
+    """Mean of a - b over paired rows, its 95 % interval, and the two-sided p value of "no difference"."""
 
     mean: float
     low: float
@@ -39,37 +40,92 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (draws - comb(n - c, k)) / draws
 
 
+def mean_interval(values: Sequence[float] | NDArray, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval (low, high) of the mean of `values`, one value a row, that covers the truth as often as it says.
+
+    Shares (all values 0 or 1) get Wilson's score interval (1927): a bootstrap of them is too short near 0 and 1, and empty there. All
+    else gets the studentized bootstrap. benchmarks/intervals.py measures the coverage of both.
+    Raises ValueError for no values, values that are not finite, or a level outside (0, 1).
+    """
+    rows = _rows(values)
+    if np.isin(rows, (0.0, 1.0)).all():
+        return _wilson(float(rows.mean()), len(rows), level)
+    return bootstrap_interval(rows, seed=seed, level=level)
+
+
 def bootstrap_interval(
     values: Sequence[float] | NDArray, *, seed: int, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of `values`, one value a row (Efron 1979).
+    """Studentized bootstrap interval (low, high) of the mean of `values`, one value a row (Efron 1981, Hall 1988).
 
-    The rows are resampled with replacement `draws` times. A single row gives an interval of width 0.
-    Raises ValueError for no values, values that are not finite, or a level outside (0, 1).
+    The rows are resampled with replacement `draws` times; a resample's distance to the mean counts in its own standard errors, which
+    follows skewed values where the percentile bootstrap is too short. The interval stays within the values seen. Where many resamples
+    hold one value only, there is nothing to studentize: values of [0, 1] then get Wilson's interval for their mean, which is as wide as
+    such values can need, all others the percentile interval. Equal values give an interval of width 0 unless they lie in [0, 1].
+    Raises ValueError as `mean_interval` does.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
+    _z(level)
     rows = _rows(values)
+    mean, bounded = float(rows.mean()), rows.min() >= 0 and rows.max() <= 1
     rng = np.random.default_rng([seed, 0])
-    means = np.concatenate([rows[rng.integers(len(rows), size=(n, len(rows)))].mean(1) for n in _blocks(draws, rows)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    samples = (rows[rng.integers(len(rows), size=(n, len(rows)))] for n in _blocks(draws, rows))
+    means, errors = (np.concatenate(column) for column in zip(*((s.mean(1), s.std(1)) for s in samples), strict=True))
+    tail = (1 - level) / 2
+    if (errors <= 1e-12).mean() > tail / 2:
+        if bounded:
+            return _wilson(mean, len(rows), level)
+        low, high = np.quantile(means, [tail, 1 - tail])
+        return float(low), float(high)
+    distances = (means - mean) / np.maximum(errors, 1e-12)
+    far_low, far_high = np.quantile(distances, [tail, 1 - tail])
+    error = float(rows.std())
+    low, high = min(mean - far_high * error, mean), max(mean - far_low * error, mean)
+    return max(float(low), float(rows.min())), min(float(high), float(rows.max()))
 
 
 def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray, *, seed: int) -> Difference:
     """Compare two models on the same rows: `a[i]` and `b[i]` are their scores on row i.
 
-    The interval is the paired bootstrap of mean(a - b). The p value is of the sign-flip permutation test: if the models
-    are alike, each row's difference is as likely to be its negative; the share of 10 000 random flips at least as far
-    from 0, the observed one counted among them (Phipson & Smyth 2010), so it is never 0.
-    Raises ValueError when the lengths differ, and for whatever `bootstrap_interval` refuses.
+    The interval of mean(a - b) is Agresti and Min's (2005) where both score right or wrong, else the studentized bootstrap of the rows'
+    differences. The p value is of the sign-flip permutation test: if the models are alike, each row's difference is as likely to be its
+    negative; the share of 10 000 random flips at least as far from 0, the observed one counted among them (Phipson & Smyth 2010), so it
+    is never 0.
+    Raises ValueError when the lengths differ, and for whatever `mean_interval` refuses.
     """
     first, second = _rows(a), _rows(b)
     if len(first) != len(second):
         raise ValueError(f"a paired comparison needs one score a row from both: got {len(first)} and {len(second)}")
     differences = first - second
-    low, high = bootstrap_interval(differences, seed=seed)
-    return Difference(float(differences.mean()), low, high, _sign_flip_p_value(differences, seed=seed))
+    if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
+        low, high = _agresti_min(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
+    else:
+        low, high = bootstrap_interval(differences, seed=seed) if np.ptp(differences) else (differences[0],) * 2
+    return Difference(float(differences.mean()), float(low), float(high), _sign_flip_p_value(differences, seed=seed))
+
+
+def _wilson(share: float, count: int, level: float) -> tuple[float, float]:
+    z2 = _z(level) ** 2
+    centre, spread = share + z2 / (2 * count), sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
+    # At 0 and 1 the limit is exact; rounding must not push it inside.
+    low = 0.0 if share == 0 else (centre - spread) / (1 + z2 / count)
+    high = 1.0 if share == 1 else (centre + spread) / (1 + z2 / count)
+    return max(0.0, low), min(1.0, high)
+
+
+def _agresti_min(gained: int, lost: int, count: int) -> tuple[float, float]:
+    """Wald's interval of (gained - lost) / count after half a row is added to each of the four cells of the paired table."""
+    more, all_rows = gained + lost + 1, count + 2
+    centre = (gained - lost) / all_rows
+    spread = _z(0.95) * sqrt(more - (gained - lost) ** 2 / all_rows) / all_rows
+    observed = (gained - lost) / count
+    return max(-1.0, min(centre - spread, observed)), min(1.0, max(centre + spread, observed))
+
+
+def _z(level: float) -> float:
+    """Standard normal quantile that leaves half of 1 - level on each side."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _sign_flip_p_value(differences: NDArray, *, seed: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from star.config import Registry
 from star.errors import InputError
-from star.evaluation.suite import EVALUATION, OUTCOMES
+from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
 from star.registry.card import model_card
 from star.registry.fetch import fetch_file, fetch_version
 from star.registry.gate import Check, Measured, Verdict, judge
@@ -28,7 +28,8 @@ REGISTRATION, GATE = "registration.json", "gate.json"
 DECIDED = "decided"  # the evaluation by which a version was let through the gate or not
 CARD = "README.md"
 # Of the refined stage, not of the model.
-LEFT_OUT = ("*_curve.json", MANIFEST, METRICS)
+LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)
+REFINED = "refined"  # of the evaluated models, the one that is registered
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
@@ -66,7 +67,8 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
 def _publish(refined: Path, evaluation: Path, *, settings: Registry) -> tuple[Version, Measured]:
     manifest, measured = read_manifest(refined), read_manifest(evaluation)
     report = json.loads((evaluation / EVALUATION).read_text(encoding="utf-8"))
-    entry = next(model for model in report["models"] if model["name"] == "refined")
+    timing = json.loads((evaluation / TIMING).read_text(encoding="utf-8"))[REFINED]
+    entry = next(model for model in report["models"] if model["name"] == REFINED)
     scores = {score: value["mean"] for score, value in entry["scores"].items()}
     lineage = build_lineage(refined, evaluation, report=report, model=manifest.digest)
     tags = {
@@ -91,7 +93,7 @@ def _publish(refined: Path, evaluation: Path, *, settings: Registry) -> tuple[Ve
         benchmark=report["lineage"]["data"],
         decoding=measured.config_digest,
         parameters=entry.get("parameters"),
-        tokens_per_second=entry.get("tokens_per_second"),
+        tokens_per_second=timing.get("tokens_per_second"),
         outcomes=_outcomes(evaluation / OUTCOMES),
     )
 
@@ -101,8 +103,9 @@ def assemble(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes:
     shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
-    if outcomes.is_file():
-        shutil.copyfile(outcomes, folder / OUTCOMES)
+    lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
+    own = [line for line in lines if json.loads(line)["model"] == REFINED]
+    (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -129,10 +132,14 @@ def _champions(name: str, number: int | None, version: Version) -> Measured | No
 
 
 def _outcomes(file: Path) -> dict[str, tuple[str, float]]:
-    if not file.is_file():
-        return {}
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    return {row["id"]: (row["kind"], row["exact_match"]) for row in rows}
+    """Category and right or wrong, by suite and row."""
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+    answer = {suite: next(iter(measures.values())) for suite, measures in MEASURES.items()}
+    return {
+        f"{row['suite']}/{row['id']}": (row["kind"], float(row[answer[row["suite"]]]))
+        for row in rows
+        if row["model"] == REFINED
+    }
 
 
 def _smoke(version: Version) -> Check:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.evaluation.statistics import bootstrap_interval, paired_difference, pass_at_k
+from star.evaluation.statistics import bootstrap_interval, mean_interval, paired_difference, pass_at_k
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(6, 2, 3), (5, 0, 2), (5, 5, 1), (8, 3, 8), (7, 1, 1), (4, 3, 2)])
@@ -66,7 +66,7 @@ def test_bootstrap_interval_is_deterministic_and_follows_level_and_seed() -> Non
 
 def test_bootstrap_interval_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("star.evaluation.statistics._BLOCK", 50)
-    assert bootstrap_interval([0.25] * 20, seed=0, draws=7) == (0.25, 0.25)
+    assert bootstrap_interval([2.25] * 20, seed=0, draws=7) == (2.25, 2.25)
     assert paired_difference([1.0] * 20, [0.0] * 20, seed=0).p_value < 1e-3
 
 
@@ -118,3 +118,47 @@ def test_p_values_are_uniform_when_nothing_differs() -> None:
 def test_paired_difference_refuses_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="got 2 and 3"):
         paired_difference([0.0, 1.0], [0.0, 1.0, 1.0], seed=0)
+
+
+@pytest.mark.parametrize(("accuracy", "rows"), [(0.5, 100), (0.8, 200), (0.3, 300), (0.95, 200), (0.92, 500)])
+def test_intervals_of_a_known_accuracy_hold_it_93_to_97_times_in_100(accuracy: float, rows: int) -> None:
+    rng = np.random.default_rng(17)
+    right = rng.random((4000, rows)) < accuracy
+    inside = [low <= accuracy <= high for low, high in (mean_interval(run.astype(float), seed=0) for run in right)]
+    assert 0.93 <= np.mean(inside) <= 0.97
+
+
+def test_intervals_of_partial_credit_hold_the_truth() -> None:
+    rng = np.random.default_rng(18)
+    kind, partial = rng.random((400, 200)), rng.random((400, 200))
+    rewards = np.where(kind < 0.7, 1.0, np.where(kind < 0.9, partial, -1.0))
+    truth = 0.7 + 0.2 * 0.5 - 0.1
+    inside = [low <= truth <= high for low, high in (mean_interval(run, seed=0) for run in rewards)]
+    assert 0.93 <= np.mean(inside) <= 0.975
+
+
+def test_intervals_of_paired_models_hold_the_true_difference() -> None:
+    rng = np.random.default_rng(19)
+    inside = []
+    for seed in range(300):
+        kind = rng.random(200)
+        a, b = (kind < 0.08).astype(float), ((kind >= 0.08) & (kind < 0.13)).astype(float)
+        found = paired_difference(a, b, seed=seed)
+        inside.append(found.low <= 0.03 <= found.high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_nothing_seen_is_not_nothing_possible() -> None:
+    low, high = mean_interval([1.0] * 50, seed=0)
+    assert 0.9 < low < 0.94 and high == 1.0
+    assert mean_interval([0.0] * 50, seed=0) == pytest.approx((0.0, 1 - low))
+    same = paired_difference([1.0] * 50, [1.0] * 50, seed=0)
+    assert same.mean == 0 and same.low < 0 < same.high and same.p_value == 1.0
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40))
+def test_an_interval_holds_its_mean_and_stays_inside_the_values(values: list[float]) -> None:
+    low, high = mean_interval(values, seed=0)
+    mean = float(np.mean(values))
+    assert low <= mean + 1e-9 and mean - 1e-9 <= high
+    assert -1 <= low <= high <= 1

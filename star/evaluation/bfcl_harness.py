@@ -1,0 +1,345 @@
+"""The Berkeley harness in a process of its own: its data, its inference loop, its checkers; the model is asked through a pipe.
+
+Run by the python of the environment that star/evaluation/bfcl_environment.py makes, so it imports the standard library and bfcl_eval
+only. One JSON object a line: the job comes on stdin (`categories`, `limit`, `workers`); on stdout go `ask` (a list of `id`, `step`,
+`prompt`; the reply is a list of `text` or `error`), `done` (conversations finished so far) and, last, `report`.
+
+What a model wrote is hostile. The harness's multi-turn executor hands it to `eval`, so a call gets there only when it names a public
+method of the entry's simulated classes (what the entry's functions are) and all its arguments are literals. Behind that wall there is
+another: no network, an empty environment, an audit hook that refuses programs, sockets and writes outside of the scratch folder, and
+limits on memory and time. Every conversation has a forked process, so that no simulator lives on into another one.
+"""
+
+import ast
+import contextlib
+import ctypes
+import hashlib
+import inspect
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+import types
+from collections import deque
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+MODEL = "star"  # the name under which our handler is registered with the harness
+MEMORY_BYTES = 8 << 30
+CPU_SECONDS = 60  # of one conversation outside of the model; a simulator needs milliseconds
+CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1
+FORBIDDEN_EVENTS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "socket.bind",
+)
+METHOD_OF_NO_CLASS = "Error during execution: name {!r} is not defined"
+NOT_LITERAL = "Error during execution: not a call with literal arguments"
+
+
+def main() -> None:
+    """Reads the job, holds every conversation, scores them all, reports."""
+    protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what the harness prints is a log, not the protocol
+    isolated = leave_network()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    job = json.loads(sys.stdin.readline())
+    register_handler()
+    import bfcl_eval._llm_response_generation  # noqa: F401 - once here, not in every conversation
+
+    refuse_side_effects(Path(os.environ["BFCL_PROJECT_ROOT"]))
+    entries = {category: load_entries(category, job["limit"]) for category in job["categories"]}
+
+    def say(**message: object) -> None:
+        protocol.write(json.dumps(message) + "\n")
+        protocol.flush()
+
+    def ask(queries: list[dict]) -> list[dict]:
+        say(ask=queries)
+        return json.loads(sys.stdin.readline())
+
+    say(entries=sum(map(len, entries.values())))
+    everything = [entry for of_category in entries.values() for entry in of_category]
+    results = converse(everything, ask=ask, done=lambda count: say(done=count), workers=job["workers"])
+    verdicts = [verdict for category in entries for verdict in score(category, entries[category], results)]
+    say(report={"verdicts": verdicts, "isolated": isolated, **data_version(job["categories"])})
+
+
+# ---- walls
+
+
+def leave_network() -> bool:
+    """Moves this process into a network namespace without interfaces; False where the system does not allow it."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return libc.unshare(CLONE_NEWNET) == 0 or libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0
+    except (OSError, AttributeError):  # not Linux
+        return False
+
+
+def refuse_side_effects(root: Path) -> None:
+    """Installs an audit hook, which cannot be removed: no programs, no sockets, no writing outside of `root`."""
+    allowed, null = str(root.resolve()) + os.sep, os.devnull
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event.startswith(FORBIDDEN_EVENTS):
+            raise PermissionError(f"{event} is refused here")
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else null
+            if path != null and not os.path.realpath(path).startswith(allowed):
+                raise PermissionError(f"writing {path} is refused here")
+
+    sys.addaudithook(hook)
+
+
+def refusal(call: str, methods: set[str]) -> str | None:
+    """Why `call` must not reach the executor's `eval`, in its own words; None when it is a call of a method with literals."""
+    try:
+        tree = ast.parse(call, mode="eval").body
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            return NOT_LITERAL
+        if tree.func.id not in methods:
+            return METHOD_OF_NO_CLASS.format(tree.func.id)
+        for value in [*tree.args, *(keyword.value for keyword in tree.keywords)]:
+            ast.literal_eval(value)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return NOT_LITERAL
+    return NOT_LITERAL if any(keyword.arg is None for keyword in tree.keywords) else None
+
+
+def guarded(execute):
+    """The harness's executor behind `refusal`: what is refused gets an error as its result, as an unknown name does there."""
+
+    def execute_guarded(func_call_list: list[str], *arguments, **named):
+        results: list[str] = []
+        _, instances = execute([], *arguments, **named)
+        methods = {
+            name
+            for instance in instances.values()
+            for name, _ in inspect.getmembers(instance, inspect.ismethod)
+            if not name.startswith("_")
+        }
+        for call in func_call_list:
+            refused = refusal(call, methods)
+            results.extend([refused] if refused else execute([call], *arguments, **named)[0])
+        return results, instances
+
+    return execute_guarded
+
+
+# ---- the harness
+
+
+def register_handler() -> None:
+    """Registers our handler as the harness's only model and puts the guard before its executor.
+
+    The harness's own registry imports the clients of twenty services; a registry of one takes its place, and the two clients that
+    the handler's base class names are absent on purpose.
+    """
+    for name in ("openai", "requests"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.modules["openai"].OpenAI = None
+    registry = types.ModuleType("bfcl_eval.constants.model_config")
+    registry.MODEL_CONFIG_MAPPING = {}
+    sys.modules[registry.__name__] = registry
+
+    from bfcl_eval.eval_checker import eval_runner, eval_runner_helper
+    from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker
+    from bfcl_eval.model_handler import base_handler
+
+    for module in (base_handler, multi_turn_checker):
+        module.execute_multi_turn_func_call = guarded(module.execute_multi_turn_func_call)
+    for checker in ("ast_checker", "multi_turn_checker"):
+        setattr(eval_runner, checker, steadied(getattr(eval_runner, checker)))
+    eval_runner_helper.write_list_of_dicts_to_file = write_ascii
+    registry.MODEL_CONFIG_MAPPING[MODEL] = types.SimpleNamespace(
+        model_handler=handler_class(), model_name=MODEL, is_fc_model=True, underscore_to_dot=False
+    )
+
+
+def steadied(check):
+    """A checker of the harness that finds an answer wrong where it would raise on it and end the whole run."""
+
+    def check_steadied(*arguments) -> dict:
+        try:
+            return check(*arguments)
+        except Exception as error:  # its faults on strange answers are not known
+            said = f"{type(error).__name__}: {error}"
+            return {"valid": False, "error": [said], "error_message": said, "error_type": "checker_failed"}
+
+    return check_steadied
+
+
+def write_ascii(filename: str, data: list[dict], subdir: Path) -> None:
+    """Writes score files in ASCII: the harness's own writer fails on half a surrogate pair, which a model can write as an escape."""
+    subdir.mkdir(parents=True, exist_ok=True)
+    (subdir / filename).write_text("".join(json.dumps(entry, default=str) + "\n" for entry in data), encoding="ascii")
+
+
+def handler_class():
+    """The harness's handler for Qwen3's tool-call format, its query going through a pipe instead of to a server."""
+    from bfcl_eval.constants.enums import ModelStyle
+    from bfcl_eval.model_handler.base_handler import BaseHandler
+    from bfcl_eval.model_handler.local_inference.qwen_fc import QwenFCHandler
+
+    class PipedQwenHandler(QwenFCHandler):
+        def __init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs) -> None:
+            BaseHandler.__init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs)
+            self.model_style = ModelStyle.OSSMODEL
+            self.ask = None
+
+        def query(self, inference_data: dict):
+            began = time.time()
+            answer = self.ask(self._format_prompt(inference_data["message"], inference_data["function"]))
+            if "error" in answer:
+                raise ValueError(answer["error"])
+            choice = types.SimpleNamespace(text=answer["text"])
+            usage = types.SimpleNamespace(prompt_tokens=0, completion_tokens=0)
+            return types.SimpleNamespace(choices=[choice], usage=usage), time.time() - began
+
+    # Set afterwards: the base class wants a decorator that cannot look into a function.
+    PipedQwenHandler._query_prompting = PipedQwenHandler.query
+    return PipedQwenHandler
+
+
+def new_handler():
+    from bfcl_eval.eval_checker.eval_runner import get_handler
+
+    return get_handler(MODEL)
+
+
+def load_entries(category: str, limit: int | None) -> list[dict]:
+    """The entries of a category in the harness's order; with a limit that many, evenly spread."""
+    from bfcl_eval.utils import load_dataset_entry
+
+    entries = load_dataset_entry(category)
+    count = min(limit or len(entries), len(entries))
+    return [entries[index * len(entries) // count] for index in range(count)]
+
+
+def converse(entries: list[dict], *, ask, done, workers: int) -> dict[str, object]:
+    """Runs the harness's inference on every entry and returns its result by id.
+
+    At most `workers` conversations are open. All of them wait until each has asked or ended, so that the batches that `ask` gets
+    depend on the answers alone, not on timing.
+    """
+    waiting, active, results = deque(entries), {}, {}
+    try:
+        while waiting or active:
+            while waiting and len(active) < workers:
+                entry = waiting.popleft()
+                active[entry["id"]] = Conversation(entry)
+            queries = []
+            for key, conversation in list(active.items()):
+                message = conversation.next()
+                if "prompt" in message:
+                    queries.append({"id": key, **message})
+                else:
+                    results[key] = message["result"]
+                    active.pop(key).close()
+            done(len(results))
+            for query, answer in zip(queries, ask(queries) if queries else [], strict=True):
+                active[query["id"]].answer(answer)
+    finally:
+        for conversation in active.values():
+            conversation.process.kill()
+    return results
+
+
+class Conversation:
+    """One entry's inference in a process of its own."""
+
+    def __init__(self, entry: dict) -> None:
+        context = multiprocessing.get_context("fork")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=hold, args=(entry, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def next(self) -> dict:
+        """Its next query, or its result; a process that died gives the harness's result for an error."""
+        try:
+            return json.loads(self.pipe.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.process.join()
+            return {"result": f"Error during inference: the conversation's process ended with {self.process.exitcode}"}
+
+    def answer(self, answer: dict) -> None:
+        with contextlib.suppress(ConnectionError):  # a process that died says so in next()
+            self.pipe.send_bytes(json.dumps(answer).encode())
+
+    def close(self) -> None:
+        self.process.join()
+        self.pipe.close()
+
+
+def hold(entry: dict, pipe: Connection) -> None:
+    """In the forked process: runs the harness's inference on one entry, every query going through `pipe`."""
+    from bfcl_eval._llm_response_generation import multi_threaded_inference
+
+    leave_with_parent()
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    handler, steps = new_handler(), iter(range(sys.maxsize))
+
+    def ask(prompt: str) -> dict:
+        pipe.send_bytes(json.dumps({"step": next(steps), "prompt": prompt}).encode())
+        return json.loads(pipe.recv_bytes())
+
+    handler.ask = ask
+    result = multi_threaded_inference(handler, entry, include_input_log=False, exclude_state_log=True)
+    pipe.send_bytes(json.dumps({"result": result["result"]}).encode())
+
+
+def leave_with_parent() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def score(category: str, entries: list[dict], results: dict[str, object]) -> list[dict]:
+    """The verdict of the harness's own runner on every entry of a category."""
+    from bfcl_eval.constants.eval_config import RESULT_PATH, SCORE_PATH
+    from bfcl_eval.eval_checker.eval_runner import evaluate_task
+
+    given = [{"id": entry["id"], "result": results[entry["id"]]} for entry in entries]
+    if not given:
+        return []
+    evaluate_task(category, RESULT_PATH, SCORE_PATH, given, MODEL, new_handler(), {}, allow_missing=True)
+    [file] = SCORE_PATH.rglob(f"*_{category}_score.json")
+    wrong = {item["id"]: item for item in map(json.loads, file.read_text(encoding="utf-8").splitlines()[1:])}
+    verdicts = []
+    for item in given:
+        failure = wrong.get(item["id"])
+        said = failure.get("error") if failure else None
+        kind = (said.get("error_type") if isinstance(said, dict) else failure.get("error_type")) if failure else None
+        verdicts.append({"id": item["id"], "category": category, "valid": failure is None, "error": kind})
+    return verdicts
+
+
+def data_version(categories: list[str]) -> dict[str, object]:
+    """Which data was used: the package's version, its name for the data, a digest over the files of the categories, their sizes."""
+    from bfcl_eval.constants.category_mapping import VERSION_PREFIX
+    from bfcl_eval.constants.eval_config import POSSIBLE_ANSWER_PATH, PROMPT_PATH
+
+    digest, sizes = hashlib.sha256(), {}
+    for category in sorted(categories):
+        questions, answers = (
+            folder / f"{VERSION_PREFIX}_{category}.json" for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH)
+        )
+        sizes[category] = len(questions.read_text(encoding="utf-8").splitlines())
+        for file in (questions, answers):
+            digest.update(file.read_bytes() if file.is_file() else b"")
+    package = f"bfcl-eval {version('bfcl-eval')}"
+    return {"package": package, "data": VERSION_PREFIX, "data_sha256": digest.hexdigest(), "sizes": sizes}
+
+
+if __name__ == "__main__":
+    main()
