@@ -20,7 +20,7 @@ def smoke_call(folder: Path) -> str:
     """
     from star.chat import FormatError, parse_completion, render_prompt
     from star.data.generate import public_tool
-    from star.data.tools import load_tools
+    from star.data.tool_files import load_tools
     from star.generation import generate
     from star.models import load_model, load_tokenizer
 
