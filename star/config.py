@@ -8,7 +8,7 @@ import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -235,8 +235,12 @@ class Distill(Training):
     """CKD: the loss and its training."""
 
     learning_rate: float = Field(3e-6, gt=0)
-    top_m: int = Field(100, ge=1)
-    tail_weight: float = Field(10.0, ge=0, description="lambda of the loss")
+    kind: Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"] = Field(
+        "ckd", description="the loss: CKD, or a baseline the paper compares"
+    )
+    kd_ratio: float = Field(1.0, ge=0, le=1, description="share of the distillation loss; the rest is cross-entropy")
+    top_m: int = Field(100, ge=1, description="the student's most probable ids that are searched for tail mass")
+    tail_weight: float = Field(10.0, ge=0, description="lambda of CKD")
 
 
 class Evaluate(Section):

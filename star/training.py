@@ -15,6 +15,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star.config import Training
+from star.errors import InputError
 from star.progress import Bar
 
 # TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
@@ -22,6 +23,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 Log = Callable[[dict[str, float], int], None]
 IGNORE = -100  # the label of tokens without a loss
+TIMINGS = ("tokens_per_second", "memory_mib")  # logged and charted by the tracking server, kept out of the curve's file
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 
 
@@ -43,13 +45,24 @@ def hardware_arguments() -> dict[str, Any]:
 
 
 def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int) -> dict[str, Any]:
-    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step, `micro_batch_size` a forward pass."""
-    micro = min(training.micro_batch_size or batch_size, batch_size)
+    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step over all
+    ranks, `micro_batch_size` a forward pass of one.
+
+    Raises:
+        InputError: the ranks cannot share the batch evenly.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % ranks:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {ranks} processes: choose a multiple")
+    share = batch_size // ranks
+    micro = min(training.micro_batch_size or share, share)
+    if share % micro:
+        raise InputError(f"micro_batch_size {micro} must divide the {share} sequences of each of {ranks} processes")
     return {
         "output_dir": str(folder),
         "max_steps": training.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, batch_size // micro),
+        "gradient_accumulation_steps": share // micro,
         "learning_rate": training.learning_rate,
         "save_strategy": "steps",
         "save_steps": training.save_steps,
@@ -150,7 +163,7 @@ def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[
 
 def _timeless(entry: dict[str, float]) -> dict[str, float]:
     # What differs from run to run must not make equal results look different.
-    return {key: value for key, value in entry.items() if key != "step_time"}
+    return {key: value for key, value in entry.items() if key not in ("step_time", *TIMINGS)}
 
 
 def last_checkpoint(folder: Path) -> str | None:

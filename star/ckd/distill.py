@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from star.ckd.trainer import CKDTrainer
+from star.ckd.trainer import FIGURES, CKDTrainer
 from star.config import Architecture, Config
 from star.errors import InputError
 from star.models import base_source, build_base, load_model, load_tokenizer, save_model
@@ -16,7 +16,7 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
     """Trains the student on the store of `topk` and writes it to `work.out`.
 
     Returns:
-        the last training values: loss, fkl, tail.
+        the last training values: loss, fkl, tail, ce, entropy of the student, overlap of its most probable ids with the teacher's.
 
     Raises:
         InputError: the student's tokenizer is not the one the teacher's signal was stored with.
@@ -36,9 +36,9 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
     trainer = CKDTrainer(
         model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed
     )
-    train(trainer, phase="ckd", label="distil the student (CKD)", state=work.state, log=log)
+    train(trainer, phase="ckd", label=f"distil the student ({config.distill.kind.upper()})", state=work.state, log=log)
     save_model(trainer.model, tokenizer, work.out)
-    return publish_curves(work.state, out=work.out, figures=("loss", "fkl", "tail"))
+    return publish_curves(work.state, out=work.out, figures=("loss", *FIGURES))
 
 
 def require_same_tokenizer(student_tokenizer, tokenizer, *, student: str, topk: Path) -> None:
