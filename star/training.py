@@ -94,6 +94,7 @@ def supervised_arguments(training: Training, *, folder: Path, seed: int) -> Trai
         lr_scheduler_kwargs={"num_decay_steps": training.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
         warmup_steps=max(1, training.steps // 20),
         max_grad_norm=1.0,
+        ddp_find_unused_parameters=False,
     )
 
 

@@ -22,9 +22,7 @@ Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids 
 M student ids a token, S figures of `_Sums`.
 """
 
-import logging
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,13 +32,11 @@ from torch.autograd.function import once_differentiable
 from star.ckd.objectives import teacher_term
 from star.ckd.topm import top_ids
 
-log = logging.getLogger(__name__)
-
 Kind = Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"]
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
 CHUNK_BYTES = {"cpu": 6 * 2**20, "cuda": 256 * 2**20}
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
+BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
 MIN_CHUNK = 16  # fewer rows make the matrix products too thin; larger chunks are a multiple of it
 
 
@@ -209,7 +205,6 @@ class _FusedKD(torch.autograd.Function):
         grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if wants_weight else None
         buffer_CV = hidden_TH.new_empty((settings.chunk_size, len(weight_VH)), dtype=dtype)
         sums_S = hidden_TH.new_zeros((len(KDOutput._fields),), dtype=dtype)
-        logits_to_gradient_ = choose_path(hidden_TH.device.type)
         for start in range(0, len(hidden_TH), settings.chunk_size):
             rows = slice(start, start + settings.chunk_size)
             hidden_CH, ids_CK, logprobs_CK = hidden_TH[rows], ids_TK[rows].long(), logprobs_TK[rows].to(dtype)
@@ -247,23 +242,7 @@ class _FusedKD(torch.autograd.Function):
         return grad_TH, grad_VH, None, None, None, None
 
 
-@cache
-def choose_path(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The Triton kernels on CUDA where Triton is installed, else plain torch; says which, once."""
-    if device_type == "cuda":
-        try:
-            from star.ckd.kernel import logits_to_gradient_
-
-            log.info("distillation loss: Triton kernels")
-            return logits_to_gradient_
-        except ImportError:
-            log.warning("distillation loss: plain torch, as Triton is not installed (pip install 'star-distill[gpu]')")
-            return plain_logits_to_gradient_
-    log.info("distillation loss: plain torch on %s", device_type)
-    return plain_logits_to_gradient_
-
-
-def plain_logits_to_gradient_(
+def logits_to_gradient_(
     logits_CV: Tensor,
     ids_CK: Tensor,
     logprobs_CK: Tensor,
@@ -315,13 +294,13 @@ def finish_gradient_(
     log_q_label_C1: Tensor | None,
     entropy: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """All that happens at single ids, the same for every path.
+    """All that happens at single ids: the figures, and what is added to the factor of q there.
 
     Args:
         scale_q: gives `factor * q` [C, V] in the gradient's type for a factor [C, 1].
 
     Returns:
-        as `plain_logits_to_gradient_`.
+        as `logits_to_gradient_`.
     """
     kd, ce = settings.kd_ratio, 1.0 - settings.kd_ratio
     term = teacher_term(settings.kind, logprobs_CK, log_q_CK)

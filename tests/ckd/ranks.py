@@ -11,12 +11,15 @@ from star.config import Distill
 from star.models import load_model, load_tokenizer
 
 if __name__ == "__main__":
-    topk, student, out, kind = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    topk, student, out, wrapper = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
     settings = Distill(
         steps=3, batch_size=4, micro_batch_size=1, learning_rate=1e-3, top_m=9, tail_weight=2.0, save_steps=3
     )
     pad_id = load_tokenizer(student).pad_token_id
     trainer = CKDTrainer(load_model(student), topk, settings=settings, state=out / "state", pad_id=pad_id, seed=1)
+    assert ("FSDP" in str(trainer.accelerator.distributed_type)) == (wrapper == "fsdp"), (
+        trainer.accelerator.distributed_type
+    )
     trainer.train()
     trainer.save_model(str(out / "model"))
     if trainer.is_world_process_zero():

@@ -26,7 +26,10 @@ def trained(finished: dict[str, Path], out: Path, *, ranks: int, wrapper: str) -
     command = [sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [str(Path(__file__).with_name("ranks.py")), *map(str, (finished["extract-topk"], finished["distill"], out))]
+    command += [
+        str(Path(__file__).with_name("ranks.py")),
+        *map(str, (finished["extract-topk"], finished["distill"], out)),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (FSDP if wrapper == "fsdp" else {})
     ended = subprocess.run([*command, wrapper], env=environment, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr[-4000:]

@@ -1,14 +1,17 @@
 """CKDTrainer: the loss of the method over a real store, the same under gradient accumulation."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from star.ckd.trainer import CKDTrainer, DistillationRows
+from star.ckd.trainer import FIGURES, CKDTrainer, DistillationRows
 from star.config import Config
+from star.errors import InputError
 from star.models import load_model, load_tokenizer
-from star.training import IGNORE, collate_completions
+from star.training import IGNORE, collate_completions, train
 
 
 def trainer_for(folder: Path, student: Path, state: Path, config: Config, **settings: object) -> CKDTrainer:
@@ -70,6 +73,61 @@ def test_what_is_logged_adds_up_to_the_loss(micro: Config, finished: dict[str, P
     assert len(logged) == 3
     for entry in logged:
         assert entry["loss"] == pytest.approx(entry["fkl"] + 2.0 * entry["tail"], rel=1e-3)
+
+
+def test_what_is_logged_says_how_the_student_is(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=2)
+    train(trainer, phase="ckd", label="test", state=tmp_path, log=lambda values, step: None)
+    entry = next(entry for entry in trainer.state.log_history if "fkl" in entry)
+    assert 0 < entry["entropy"] < math.log(trainer.model.config.vocab_size)
+    assert 0 < entry["overlap"] <= 1
+    assert entry["tokens_per_second"] > 0 and entry["memory_mib"] > 0
+    kept = json.loads((tmp_path / "ckd_curve.json").read_text(encoding="utf-8"))[0]
+    assert {"loss", *FIGURES} <= kept.keys() and not {"tokens_per_second", "memory_mib"} & kept.keys()
+
+
+@pytest.mark.parametrize(("kind", "of"), [("ce", "ce"), ("fkl", "fkl"), ("rkl", None), ("akl", None), ("rskd", None)])
+def test_every_kind_trains(kind: str, of: str | None, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=2, kind=kind)
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in trainer.model.parameters()])
+    trainer.train()
+    after = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+    assert (after - before).abs().max() > 1e-5
+    entry = next(entry for entry in trainer.state.log_history if "fkl" in entry)
+    assert math.isfinite(entry["loss"])
+    if of:
+        assert entry["loss"] == pytest.approx(entry[of], rel=1e-3)
+
+
+def test_a_share_of_cross_entropy_is_mixed_in(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, kind="fkl", kd_ratio=0.3)
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
+    loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    expected = (0.3 * output.fkl + 0.7 * output.ce) / len(batch["teacher_ids"])
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_drawn_rows_are_the_same_when_read_again(finished: dict[str, Path]) -> None:
+    rows, again, other = (DistillationRows(finished["extract-topk"], draw_seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(rows[0]["teacher_logprobs"], again[0]["teacher_logprobs"])
+    assert not torch.equal(rows[0]["teacher_logprobs"], other[0]["teacher_logprobs"])
+    assert torch.allclose(rows[0]["teacher_logprobs"].exp().sum(1), torch.ones(len(rows[0]["teacher_ids"])))
+
+
+def test_a_student_of_a_smaller_vocabulary_is_refused(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    model = load_model(finished["distill"])
+    model.resize_token_embeddings(100)
+    with pytest.raises(InputError, match="was stored for a vocabulary of .* the student's head has 100"):
+        CKDTrainer(model, finished["extract-topk"], settings=micro.distill, state=tmp_path, pad_id=0, seed=1)
+
+
+def test_broken_weights_are_named(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro)
+    with torch.no_grad():
+        trainer.model.get_decoder().norm.weight.fill_(torch.nan)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    with pytest.raises(ValueError, match="the hidden states hold NaN"):
+        trainer.compute_loss(trainer.model, batch)
 
 
 def test_rows_join_the_store_by_sequence(finished: dict[str, Path]) -> None:
