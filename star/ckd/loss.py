@@ -13,26 +13,25 @@ Membership in V_m is a constant for the gradient, which for the student's logits
 
 So the forward pass walks the rows in chunks, turns one [chunk, V] buffer of logits into dz in place and multiplies it
 out into the gradients of hidden and weight at once; the backward pass only scales them by the incoming gradient. The
-baselines differ in the factor of q and in what is added at single ids (objectives.py), and share everything else.
+baselines differ in the factor of q and in what is added at single ids (objectives.py), and share everything else. dz is
+made in gradient.py, or by Triton's kernels in kernel.py.
 
 The products walk the vocabulary in blocks that stay in a CPU's cache (on CUDA: that bound the temporaries), which is
 what lets a small buffer be as quick as a large one.
 
 Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids of a block, K teacher ids a token,
-M student ids a token, S figures of `_Sums`.
+S figures of `KDOutput`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from star.ckd.objectives import teacher_term
-from star.ckd.topm import top_ids
+from star.ckd.gradient import Chunk, Kind, Settings, choose_path
 
-Kind = Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"]
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
 CHUNK_BYTES = {"cpu": 6 * 2**20, "cuda": 256 * 2**20}
@@ -147,7 +146,7 @@ def fused_linear_kd(
     _check_ids(teacher_ids_TK, vocab, name="teacher ids")
     if labels_T is not None:
         _check_ids(labels_T, vocab, name="labels")
-    settings = _Settings(
+    settings = Settings(
         kind=kind,
         kd_ratio=kd_ratio,
         top_m=min(top_m, vocab) if kind == "ckd" or statistics else 0,
@@ -175,17 +174,6 @@ def logit_dtype(hidden_TH: Tensor) -> torch.dtype:
     return torch.promote_types(hidden_TH.dtype, torch.float32)
 
 
-class _Settings(NamedTuple):
-    kind: Kind
-    kd_ratio: float
-    top_m: int
-    tail_weight: float
-    statistics: bool
-    chunk_size: int
-    scale: float
-    grad_enabled: bool  # inside an autograd.Function the grad mode is always off, so it is read outside
-
-
 class _FusedKD(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -195,7 +183,7 @@ class _FusedKD(torch.autograd.Function):
         ids_TK: Tensor,
         logprobs_TK: Tensor,
         labels_T: Tensor | None,
-        settings: _Settings,
+        settings: Settings,
     ) -> tuple[Tensor, Tensor]:
         given_dtype, dtype = hidden_TH.dtype, logit_dtype(hidden_TH)
         if not hidden_TH.is_cuda:  # only CUDA multiplies half-precision factors into a float32 result
@@ -204,17 +192,16 @@ class _FusedKD(torch.autograd.Function):
         grad_TH = torch.zeros_like(hidden_TH, dtype=dtype) if wants_hidden else None
         grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if wants_weight else None
         buffer_CV = hidden_TH.new_empty((settings.chunk_size, len(weight_VH)), dtype=dtype)
+        logits_to_gradient_ = choose_path(hidden_TH.device.type)
         sums_S = hidden_TH.new_zeros((len(KDOutput._fields),), dtype=dtype)
         for start in range(0, len(hidden_TH), settings.chunk_size):
             rows = slice(start, start + settings.chunk_size)
-            hidden_CH, ids_CK, logprobs_CK = hidden_TH[rows], ids_TK[rows].long(), logprobs_TK[rows].to(dtype)
-            labels_C1 = None if labels_T is None else labels_T[rows, None].long()
+            hidden_CH, labels_C1 = hidden_TH[rows], None if labels_T is None else labels_T[rows, None].long()
+            chunk = Chunk(ids_TK[rows].long(), logprobs_TK[rows].to(dtype), labels_C1)
             logits_CV = buffer_CV[: len(hidden_CH)]
             for block in _blocks(weight_VH):
                 _matmul_into(logits_CV[:, block], hidden_CH, weight_VH[block].t(), add=False)
-            sums, dz_CV = logits_to_gradient_(
-                logits_CV, ids_CK, logprobs_CK, labels_C1, settings, gradient_dtype=hidden_CH.dtype
-            )
+            sums, dz_CV = logits_to_gradient_(logits_CV, chunk, settings, gradient_dtype=hidden_CH.dtype)
             sums_S += sums
             for block in _blocks(weight_VH) if wants_hidden or wants_weight else ():
                 dz_CB = dz_CV[:, block]
@@ -240,103 +227,6 @@ class _FusedKD(torch.autograd.Function):
             None if grad is None else scaled(grad, grad_loss.to(grad.dtype)) for grad in ctx.saved_tensors
         )
         return grad_TH, grad_VH, None, None, None, None
-
-
-def logits_to_gradient_(
-    logits_CV: Tensor,
-    ids_CK: Tensor,
-    logprobs_CK: Tensor,
-    labels_C1: Tensor | None,
-    settings: _Settings,
-    *,
-    gradient_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Overwrites the logits with dz, the gradient of the summed loss.
-
-    Returns:
-        the sums of `KDOutput`'s figures [S], and dz [C, V] in `gradient_dtype`.
-    """
-    top_CM = top_ids(logits_CV, max(settings.top_m, 1))
-    logits_CM, logits_CK = logits_CV.gather(1, top_CM), logits_CV.gather(1, ids_CK)
-    label_logits_C1 = None if labels_C1 is None else logits_CV.gather(1, labels_C1)
-    largest_C1, place_C1 = logits_CM.max(dim=1, keepdim=True)
-    in_teacher_CM = _membership(logits_CV, ids_CK, logits_CK, top_CM)
-
-    q_CV = torch.softmax(logits_CV, dim=1, out=logits_CV)  # row by row, so it may write over its input
-    log_sum_C1 = largest_C1 - q_CV.gather(1, top_CM.gather(1, place_C1)).log()
-    entropy = _entropy(q_CV) if settings.statistics else torch.zeros_like(largest_C1).sum()
-    return finish_gradient_(
-        lambda factor_C1: q_CV.mul_(factor_C1).to(gradient_dtype),
-        settings,
-        ids_CK=ids_CK,
-        logprobs_CK=logprobs_CK,
-        log_q_CK=logits_CK - log_sum_C1,
-        top_CM=top_CM[:, : settings.top_m],
-        log_q_CM=(logits_CM - log_sum_C1)[:, : settings.top_m],
-        in_teacher_CM=in_teacher_CM[:, : settings.top_m],
-        labels_C1=labels_C1,
-        log_q_label_C1=None if labels_C1 is None else label_logits_C1 - log_sum_C1,
-        entropy=entropy,
-    )
-
-
-def finish_gradient_(
-    scale_q: Callable[[Tensor], Tensor],
-    settings: _Settings,
-    *,
-    ids_CK: Tensor,
-    logprobs_CK: Tensor,
-    log_q_CK: Tensor,
-    top_CM: Tensor,
-    log_q_CM: Tensor,
-    in_teacher_CM: Tensor,
-    labels_C1: Tensor | None,
-    log_q_label_C1: Tensor | None,
-    entropy: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """All that happens at single ids: the figures, and what is added to the factor of q there.
-
-    Args:
-        scale_q: gives `factor * q` [C, V] in the gradient's type for a factor [C, 1].
-
-    Returns:
-        as `logits_to_gradient_`.
-    """
-    kd, ce = settings.kd_ratio, 1.0 - settings.kd_ratio
-    term = teacher_term(settings.kind, logprobs_CK, log_q_CK)
-    fkl_C1 = term.loss_C1 if settings.kind in ("fkl", "ckd", "rskd") else teacher_term("fkl", logprobs_CK, log_q_CK)[0]
-    wrong_CM = log_q_CM.exp().masked_fill_(in_teacher_CM, 0.0)
-    tail_C1 = wrong_CM.sum(1, keepdim=True)
-    ce_C1 = torch.zeros_like(tail_C1) if labels_C1 is None else -log_q_label_C1
-    loss_C1 = kd * (term.loss_C1 + settings.tail_weight * tail_C1) + ce * ce_C1
-    if kd == 0:
-        loss_C1 = ce_C1  # 0 * inf, where the unused term is infinite, is not 0
-    overlap = in_teacher_CM.sum().to(tail_C1.dtype) / max(in_teacher_CM.shape[1], 1)
-    sums_S = torch.stack([loss_C1.sum(), fkl_C1.sum(), tail_C1.sum(), ce_C1.sum(), entropy, overlap])
-    if not settings.grad_enabled:
-        return sums_S, wrong_CM
-
-    dz_CV = scale_q(kd * (term.dense_C1 - settings.tail_weight * tail_C1) + ce)
-    if kd:
-        dz_CV.scatter_add_(1, ids_CK, (kd * term.at_ids_CK).to(dz_CV.dtype))
-    if kd and settings.tail_weight:
-        dz_CV.scatter_add_(1, top_CM, (kd * settings.tail_weight * wrong_CM).to(dz_CV.dtype))
-    if ce:
-        dz_CV.scatter_add_(1, labels_C1, torch.full_like(tail_C1, -ce, dtype=dz_CV.dtype))
-    return sums_S, dz_CV
-
-
-def _membership(logits_CV: Tensor, ids_CK: Tensor, logits_CK: Tensor, top_CM: Tensor) -> Tensor:
-    """Which of `top_CM` are among `ids_CK`: marked in the buffer itself, which is then put back as it was."""
-    logits_CV.scatter_(1, ids_CK, torch.inf)
-    in_teacher_CM = logits_CV.gather(1, top_CM) == torch.inf
-    logits_CV.scatter_(1, ids_CK, logits_CK)
-    return in_teacher_CM
-
-
-def _entropy(q_CV: Tensor) -> Tensor:
-    """Summed over the rows; by row, so that nothing of the buffer's size is made beside it."""
-    return torch.stack([torch.special.entr(q_V).sum() for q_V in q_CV]).sum()
 
 
 def _matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:

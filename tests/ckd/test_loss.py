@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from star.ckd import loss as loss_module
-from star.ckd.loss import KINDS, fused_linear_ckd, fused_linear_kd, logits_to_gradient_
+from star.ckd.gradient import logits_to_gradient_
+from star.ckd.loss import KINDS, fused_linear_ckd, fused_linear_kd
 from star.ckd.objectives import draw_shares
 from star.ckd.topm import top_ids
 
@@ -135,7 +136,7 @@ def test_default_chunk_keeps_to_the_budget(monkeypatch):
         seen.append(len(logits))
         return logits_to_gradient_(logits, *rest, **options)
 
-    monkeypatch.setattr(loss_module, "logits_to_gradient_", spy)
+    monkeypatch.setattr(loss_module, "choose_path", lambda device: spy)
     fused_linear_ckd(*make_case(50, 4, 60, 5))
     fused_linear_ckd(*make_case(20, 4, 6000, 5))
     fused_linear_ckd(*make_case(3, 4, 60, 5))
