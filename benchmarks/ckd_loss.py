@@ -1,6 +1,6 @@
 """What the CKD loss costs: ours, the formulation with every logit at once, TRL's and Liger's nearest losses, three bare GEMMs.
 
-python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--plot docs/ckd_loss.svg]
+python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--without trl liger] [--plot docs/ckd_loss.svg]
 
 Forward and backward with both gradients, float32, one CPU thread, hidden size 256, k = m = 100. Each measurement is a
 process of its own; CPU seconds are the median of the repeats, taken in turns, so that whatever else the machine does
@@ -121,11 +121,11 @@ def status(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def compare(rows: int, vocab: int, repeats: int) -> dict[str, dict[str, float] | None]:
+def compare(rows: int, vocab: int, repeats: int, *, names: list[str]) -> dict[str, dict[str, float] | None]:
     """Medians by name; None for a library that is not installed or does not run on this machine."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in LOSSES}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(repeats):
-        for name in LOSSES:
+        for name in names:
             command = [sys.executable, __file__, "--one", name, "--rows", str(rows), "--vocab", str(vocab)]
             ended = subprocess.run(command, capture_output=True, text=True)
             if ended.returncode == 0:
@@ -146,8 +146,9 @@ def table(results: dict[tuple[int, int], dict]) -> Iterator[str]:
     yield "|---:|---:|---|---:|---:|---:|---:|---:|"
     for (rows, vocab), found in results.items():
         whole, bare = found["official"], found["gemms"]
-        for name, label in NAMES.items():
-            if (one := found[name]) is None:
+        for name, one in found.items():
+            label = NAMES[name]
+            if one is None:
                 yield f"| {rows} | {vocab} | {label} | not installed or does not run on this machine | | | | |"
                 continue
             yield (
@@ -168,7 +169,7 @@ def plot(path: Path, results: dict[tuple[int, int], dict]) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2))
     for axis, key, title in ((axes[0], "seconds", "CPU seconds"), (axes[1], "mib", "peak memory, MiB")):
         for name, label in NAMES.items():
-            points = [(rows, found[name][key]) for (rows, _), found in results.items() if found[name]]
+            points = [(rows, found[name][key]) for (rows, _), found in results.items() if found.get(name)]
             axis.plot(*zip(*points, strict=True), marker="o", label=label) if points else None
         axis.set(title=title, xlabel="completion tokens T", yscale="log")
     axes[0].legend(fontsize=6)
@@ -181,13 +182,16 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, nargs="+", default=[512, 1536])
     parser.add_argument("--vocab", type=int, nargs="+", default=[32000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--without", nargs="+", choices=["trl", "liger"], default=[], help="libraries to leave out")
     parser.add_argument("--plot", type=Path, help="SVG to write, over T at the first V; needs matplotlib")
     parser.add_argument("--one", choices=LOSSES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.rows[0], arguments.vocab[0])))
     else:
-        results = {(t, v): compare(t, v, arguments.repeats) for v in arguments.vocab for t in arguments.rows}
+        names = [name for name in LOSSES if name not in arguments.without]
+        sizes = [(rows, vocab) for vocab in arguments.vocab for rows in arguments.rows]
+        results = {size: compare(*size, arguments.repeats, names=names) for size in sizes}
         print("\n".join(table(results)))
         if arguments.plot:
             plot(arguments.plot, {key: found for key, found in results.items() if key[1] == arguments.vocab[0]})

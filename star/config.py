@@ -241,6 +241,7 @@ class Distill(Training):
     kd_ratio: float = Field(1.0, ge=0, le=1, description="share of the distillation loss; the rest is cross-entropy")
     top_m: int = Field(100, ge=1, description="the student's most probable ids that are searched for tail mass")
     tail_weight: float = Field(10.0, ge=0, description="lambda of CKD")
+    lora: Lora | None = Field(None, description="train adapters; without it all of the student's weights")
 
 
 class Evaluate(Section):

@@ -5,7 +5,7 @@ from pathlib import Path
 from star.ckd.trainer import FIGURES, CKDTrainer
 from star.config import Architecture, Config
 from star.errors import InputError
-from star.models import base_source, build_base, load_model, load_tokenizer, save_model
+from star.models import base_source, build_base, load_model, load_tokenizer, save_model, with_adapters
 from star.storage import Workspace
 from star.teacher.topk import TOKENIZER
 from star.tokenizer import tokenizer_digest
@@ -28,10 +28,12 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
         model = build_base(
             base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log
         )
+        if config.distill.lora:
+            model = with_adapters(model, config.distill.lora)
     else:
         source, revision = base_source(base), config.student.revision
         require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
-        model = load_model(source, revision=revision, training=True)
+        model = load_model(source, revision=revision, training=True, lora=config.distill.lora)
     seed_everything(config.seed)
     trainer = CKDTrainer(
         model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed

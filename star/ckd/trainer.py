@@ -79,7 +79,7 @@ class CKDTrainer(Trainer):
             )
         super().__init__(
             model=model,
-            args=supervised_arguments(settings, folder=state, seed=seed),
+            args=supervised_arguments(settings, folder=state, seed=seed, logging_steps=1),
             train_dataset=rows,
             data_collator=lambda rows: collate_completions(rows, pad_id=pad_id),
         )
@@ -105,8 +105,11 @@ class CKDTrainer(Trainer):
             ).last_hidden_state
         labels_BL = inputs["labels"][:, 1:]
         is_completion_BL = labels_BL != IGNORE
+        hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
+        if self.args.bf16:  # as the head would be multiplied by under autocast, which the loss runs outside of
+            hidden_TH = hidden_TH.bfloat16()
         return fused_linear_kd(
-            hidden_BLH[:, :-1][is_completion_BL],
+            hidden_TH,
             student.get_output_embeddings().weight,
             inputs["teacher_ids"],
             inputs["teacher_logprobs"],

@@ -1,26 +1,41 @@
-"""One rank of a distillation of two, started by test_ranks.py through torchrun: trains a few steps and saves the weights.
+"""One process of a distillation, alone or one rank of several, started by test_ranks.py: a few steps, then the weights.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/ckd/ranks.py TOPK STUDENT OUT [ddp|fsdp]
+python tests/ckd/ranks.py TOPK OUT alone|ddp|fsdp
 """
 
 import sys
 from pathlib import Path
 
+import torch
+from accelerate import DistributedType, PartialState
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from star.ckd.trainer import CKDTrainer
 from star.config import Distill
-from star.models import load_model, load_tokenizer
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
 
 if __name__ == "__main__":
-    topk, student, out, wrapper = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    topk, out, wrapper = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if (
+        wrapper == "fsdp"
+    ):  # accelerate shards on accelerators only; where it takes the CPU for one, it does so over gloo
+        PartialState(cpu=True)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    torch.manual_seed(0)
+    student = Qwen3ForCausalLM(Qwen3Config(vocab_size=300, **SIZES, **HEADS))
     settings = Distill(
         steps=3, batch_size=4, micro_batch_size=1, learning_rate=1e-3, top_m=9, tail_weight=2.0, save_steps=3
     )
-    pad_id = load_tokenizer(student).pad_token_id
-    trainer = CKDTrainer(load_model(student), topk, settings=settings, state=out / "state", pad_id=pad_id, seed=1)
-    assert ("FSDP" in str(trainer.accelerator.distributed_type)) == (wrapper == "fsdp"), (
-        trainer.accelerator.distributed_type
-    )
+    trainer = CKDTrainer(student, topk, settings=settings, state=out / "state", pad_id=0, seed=1)
+    kind = trainer.accelerator.distributed_type.name
+    assert kind == {"alone": "NO", "ddp": "MULTI_CPU", "fsdp": "FSDP"}[wrapper], kind
+    if wrapper == "alone":
+        trainer.save_model(str(out / "started"))
     trainer.train()
     trainer.save_model(str(out / "model"))
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(out / "state.json"))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
