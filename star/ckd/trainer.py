@@ -88,7 +88,7 @@ class CKDTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         student = self.accelerator.unwrap_model(model)
-        output: KDOutput = through_wrapper(model, student, self._loss_of, inputs)
+        output: KDOutput = as_forward_of(model, student, self._loss_of, inputs)
         tokens = inputs["teacher_ids"].shape[0]
         self.tokens += tokens
         self.sums_F += torch.stack([getattr(output, name).detach().double() for name in FIGURES])
@@ -108,12 +108,16 @@ class CKDTrainer(Trainer):
         hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
         if self.args.bf16:  # as the head would be multiplied by under autocast, which the loss runs outside of
             hidden_TH = hidden_TH.bfloat16()
+        head = student.get_output_embeddings()
+        return as_forward_of(head, head, self._loss_of_rows, hidden_TH, labels_BL[is_completion_BL], inputs)
+
+    def _loss_of_rows(self, head, hidden_TH: torch.Tensor, labels_T: torch.Tensor, inputs: dict[str, torch.Tensor]):
         return fused_linear_kd(
             hidden_TH,
-            student.get_output_embeddings().weight,
+            head.weight,
             inputs["teacher_ids"],
             inputs["teacher_logprobs"],
-            labels_BL[is_completion_BL],
+            labels_T,
             kind=self.settings.kind,
             kd_ratio=self.settings.kd_ratio,
             top_m=self.settings.top_m,
@@ -142,24 +146,28 @@ class CKDTrainer(Trainer):
         self.tokens, self.window_began = 0, time.monotonic()
 
 
-def through_wrapper(wrapped, student, function: Callable, *arguments: Any) -> Any:
-    """Calls `function(student, *arguments)` as the forward pass of `wrapped`, so that the hooks of DDP and FSDP run around it.
+def as_forward_of(wrapped, module, function: Callable, *arguments: Any) -> Any:
+    """Calls `function(module, *arguments)` as the forward pass of `wrapped`, which is the module or what wraps it.
 
-    Inside, sharded weights are whole and gradients are synchronised; without a wrapper it is a plain call.
+    So the hooks of DDP and FSDP run around it: inside, sharded weights are whole, and gradients are synchronised.
     """
-    if wrapped is student:
-        return function(student, *arguments)
-    own = student.forward
+    own = vars(module).get("forward")  # set where accelerate has wrapped it, else that of the class
+
+    def give_back() -> None:
+        if own is not None:
+            module.forward = own
+        else:
+            vars(module).pop("forward", None)
 
     def redirected(*inner: Any, **_: Any) -> Any:
-        student.forward = own
-        return function(student, *inner)
+        give_back()
+        return function(module, *inner)
 
-    student.forward = redirected
+    module.forward = redirected
     try:
         return wrapped(*arguments)
     finally:
-        student.forward = own
+        give_back()
 
 
 def peak_memory() -> float:

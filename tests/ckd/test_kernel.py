@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from star.ckd import gradient, loss
-from star.ckd.gradient import Chunk, Settings, choose_path
+from star.ckd.gradient import Chunk, Settings, choose_path, find_triton_fault
 from star.ckd.loss import KINDS, fused_linear_kd
 
 pytest.importorskip("triton", reason="needs Triton: pip install 'star-distill[gpu]'")
@@ -121,19 +121,29 @@ def test_the_loss_runs_on_the_kernels_as_it_does_without(grad, monkeypatch):
     torch.testing.assert_close(results[1], results[0], **EXACT)
 
 
+def test_the_kernels_are_tried_before_they_are_chosen():
+    assert find_triton_fault(DEVICE) is None
+    assert find_triton_fault("meta").startswith("Triton does not run here: ")
+
+
 @pytest.mark.parametrize(
-    ("device", "installed", "path", "said"),
+    ("device", "fault", "path", "said"),
     [
-        ("cuda", True, kernel.logits_to_gradient_, "runs its Triton kernels on cuda"),
-        ("cuda", False, gradient.logits_to_gradient_, "as plain torch on cuda, for Triton is not installed"),
-        ("cpu", True, gradient.logits_to_gradient_, "as plain torch on cpu"),
+        ("cuda", None, kernel.logits_to_gradient_, "runs its Triton kernels on cuda"),
+        ("cuda", "no compiler", gradient.logits_to_gradient_, "as plain torch on cuda: no compiler"),
+        ("cpu", None, gradient.logits_to_gradient_, "as plain torch on cpu"),
     ],
 )
-def test_the_choice_of_a_path_is_said_once(device, installed, path, said, monkeypatch, caplog):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+def test_the_choice_of_a_path_is_said_once(device, fault, path, said, monkeypatch, caplog):
+    monkeypatch.setattr(gradient, "find_triton_fault", lambda device: fault)
     choose_path.cache_clear()
     with caplog.at_level(logging.INFO, logger="star.ckd.gradient"):
         assert choose_path(device) is path
         assert choose_path(device) is path
     choose_path.cache_clear()
     assert len(caplog.messages) == 1 and said in caplog.messages[0]
+
+
+def test_without_triton_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'star-distill[gpu]'" in find_triton_fault("cuda")
