@@ -135,7 +135,7 @@ def test_recomputed_activations_change_nothing(
     for recompute in (False, True):
         state = tmp_path / str(recompute)
         trainer = trainer_for(finished["extract-topk"], finished["distill"], state, micro, steps=2, lora=lora)
-        trainer.args.gradient_checkpointing = recompute
+        trainer.args.activation_checkpointing = recompute
         recomputed = []
         layer = trainer.model.get_decoder().layers[0]
         layer.mlp.register_forward_hook(lambda *_, seen=recomputed: seen.append(1))
