@@ -138,7 +138,7 @@ def test_recomputed_activations_change_nothing(
         trainer.args.activation_checkpointing = recompute
         recomputed = []
         layer = trainer.model.get_decoder().layers[0]
-        layer.mlp.register_forward_hook(lambda *_, seen=recomputed: seen.append(1))
+        layer.input_layernorm.register_forward_hook(lambda *_, seen=recomputed: seen.append(1))
         trainer.train()
         assert len(recomputed) == (4 if recompute else 2)
         trained = (parameter for parameter in trainer.model.parameters() if parameter.requires_grad)
