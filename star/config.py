@@ -303,8 +303,13 @@ class Distill(Training):
     """CKD: the loss and its training."""
 
     learning_rate: float = Field(3e-6, gt=0)
-    top_m: int = Field(100, ge=1)
-    tail_weight: float = Field(10.0, ge=0, description="lambda of the loss")
+    kind: Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"] = Field(
+        "ckd", description="the loss: CKD, or a baseline the paper compares"
+    )
+    kd_ratio: float = Field(1.0, ge=0, le=1, description="share of the distillation loss; the rest is cross-entropy")
+    top_m: int = Field(100, ge=1, description="the student's most probable ids that are searched for tail mass")
+    tail_weight: float = Field(10.0, ge=0, description="lambda of CKD")
+    lora: Lora | None = Field(None, description="train adapters; without it all of the student's weights")
 
 
 Suite = Literal["heldout", "bfcl", "acebench"]

@@ -41,10 +41,11 @@ def load_model(model: str | Path, *, revision: str | None = None, training: bool
     dtype = torch.bfloat16 if torch.cuda.is_available() and not whole else torch.float32
     loaded = _load(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
     loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    return _with_adapters(loaded, lora) if lora else loaded
+    return with_adapters(loaded, lora) if lora else loaded
 
 
-def _with_adapters(model, lora: Lora):
+def with_adapters(model, lora: Lora):
+    """The model with low-rank adapters on every linear layer but the head; only they are trained, and they start as nothing."""
     from peft import LoraConfig, get_peft_model
 
     targets = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

@@ -4,6 +4,7 @@ The loops are transformers' Trainer and TRL's GRPOTrainer; this module only sets
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -15,13 +16,16 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star.config import Training
+from star.errors import InputError
 from star.progress import Bar
 
 # TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
+logger = logging.getLogger(__name__)
 Log = Callable[[dict[str, float], int], None]
 IGNORE = -100  # the label of tokens without a loss
+TIMINGS = ("tokens_per_second", "memory_mib")  # logged and charted by the tracking server, kept out of the curve's file
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 
 
@@ -42,19 +46,32 @@ def hardware_arguments() -> dict[str, Any]:
     return {"use_cpu": not on_gpu, "bf16": bf16, "gradient_checkpointing": on_gpu}
 
 
-def common_arguments(training: Any, *, folder: Path, seed: int, batch_size: int) -> dict[str, Any]:
-    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step, `micro_batch_size` a forward pass."""
-    micro = min(training.micro_batch_size or batch_size, batch_size)
+def common_arguments(
+    training: Any, *, folder: Path, seed: int, batch_size: int, logging_steps: int | None = None
+) -> dict[str, Any]:
+    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step over all
+    ranks, `micro_batch_size` a forward pass of one; about 50 steps are logged, or every `logging_steps`-th.
+
+    Raises:
+        InputError: the ranks cannot share the batch evenly.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % ranks:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {ranks} processes: choose a multiple")
+    share = batch_size // ranks
+    micro = min(training.micro_batch_size or share, share)
+    if share % micro:
+        raise InputError(f"micro_batch_size {micro} must divide the {share} sequences of each of {ranks} processes")
     return {
         "output_dir": str(folder),
         "max_steps": training.steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, batch_size // micro),
+        "gradient_accumulation_steps": share // micro,
         "learning_rate": training.learning_rate,
         "save_strategy": "steps",
         "save_steps": training.save_steps,
         "save_total_limit": 2,
-        "logging_steps": _logging_steps(training),
+        "logging_steps": logging_steps or _logging_steps(training),
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": True,
@@ -71,17 +88,35 @@ def _logging_steps(training: Any) -> int:
     return next(steps for steps in range(min(most, training.save_steps), 0, -1) if training.save_steps % steps == 0)
 
 
-def supervised_arguments(training: Training, *, folder: Path, seed: int) -> TrainingArguments:
+def supervised_arguments(
+    training: Training, *, folder: Path, seed: int, logging_steps: int | None = None
+) -> TrainingArguments:
     """Arguments of a supervised training: AdamW, warm-up over 5% of the steps, a plateau, decay over the last 30%."""
-    return TrainingArguments(
-        **common_arguments(training, folder=folder, seed=seed, batch_size=training.batch_size),
+    common = common_arguments(
+        training, folder=folder, seed=seed, batch_size=training.batch_size, logging_steps=logging_steps
+    )
+    arguments = TrainingArguments(
+        **common,
         weight_decay=training.weight_decay,
         adam_beta2=0.98,  # a short training has no time for the long memory of 0.999
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": training.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
         warmup_steps=max(1, training.steps // 20),
         max_grad_norm=1.0,
+        ddp_find_unused_parameters=False,
     )
+    return on_one_device(arguments)
+
+
+def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
+    """One process trains on one GPU: transformers would spread every batch over all that it sees, and change its size."""
+    if arguments.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are visible and this process trains on one of them; start one process a GPU for all of them",
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
 def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
@@ -150,7 +185,7 @@ def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[
 
 def _timeless(entry: dict[str, float]) -> dict[str, float]:
     # What differs from run to run must not make equal results look different.
-    return {key: value for key, value in entry.items() if key != "step_time"}
+    return {key: value for key, value in entry.items() if key not in ("step_time", *TIMINGS)}
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from star.ckd.trainer import CKDTrainer
+from star.ckd.trainer import FIGURES, CKDTrainer
 from star.config import Architecture, Config
 from star.errors import InputError
-from star.models import base_source, build_base, load_model, load_tokenizer, save_model
+from star.models import base_source, build_base, load_model, load_tokenizer, save_model, with_adapters
 from star.storage import Workspace
 from star.teacher.topk import TOKENIZER
 from star.tokenizer import tokenizer_digest
@@ -16,7 +16,7 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
     """Trains the student on the store of `topk` and writes it to `work.out`.
 
     Returns:
-        the last training values: loss, fkl, tail.
+        the last training values: loss, fkl, tail, ce, entropy of the student, overlap of its most probable ids with the teacher's.
 
     Raises:
         InputError: the student's tokenizer is not the one the teacher's signal was stored with.
@@ -28,17 +28,19 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
         model = build_base(
             base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log
         )
+        if config.distill.lora:
+            model = with_adapters(model, config.distill.lora)
     else:
         source, revision = base_source(base), config.student.revision
         require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
-        model = load_model(source, revision=revision, training=True)
+        model = load_model(source, revision=revision, training=True, lora=config.distill.lora)
     seed_everything(config.seed)
     trainer = CKDTrainer(
         model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed
     )
-    train(trainer, phase="ckd", label="distil the student (CKD)", state=work.state, log=log)
+    train(trainer, phase="ckd", label=f"distil the student ({config.distill.kind.upper()})", state=work.state, log=log)
     save_model(trainer.model, tokenizer, work.out)
-    return publish_curves(work.state, out=work.out, figures=("loss", "fkl", "tail"))
+    return publish_curves(work.state, out=work.out, figures=("loss", *FIGURES))
 
 
 def require_same_tokenizer(student_tokenizer, tokenizer, *, student: str, topk: Path) -> None:

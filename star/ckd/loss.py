@@ -1,4 +1,4 @@
-"""The CKD loss, fused with the language-model head: the student's logits never exist as a whole.
+"""The CKD loss and its baselines, fused with the language-model head: the student's logits never exist as a whole.
 
 For each completion token, with t the teacher's and q the student's probabilities, V_k the teacher's ids and V_m the
 student's top-m ids among all tokens (STAR, arXiv 2602.03022, constrained knowledge distillation):
@@ -12,19 +12,31 @@ Membership in V_m is a constant for the gradient, which for the student's logits
     dz = (sum_Vk t - tail_weight * tail) * q + tail_weight * q * 1[V_m minus V_k] - t * 1[V_k]
 
 So the forward pass walks the rows in chunks, turns one [chunk, V] buffer of logits into dz in place and multiplies it
-out into the gradients of hidden and weight at once; the backward pass only scales them by the incoming gradient.
+out into the gradients of hidden and weight at once; the backward pass only scales them by the incoming gradient. The
+baselines differ in the factor of q and in what is added at single ids (objectives.py), and share everything else. dz is
+made in gradient.py, or by Triton's kernels in kernel.py.
 
-Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, K teacher ids a token, M student ids a token.
+The products walk the vocabulary in blocks that stay in a CPU's cache (on CUDA: that bound the temporaries), which is
+what lets a small buffer be as quick as a large one.
+
+Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids of a block, K teacher ids a token,
+S figures of `KDOutput`.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 * 2**20  # what the [C, V] buffer may take when the caller names no chunk size
-MIN_CHUNK = 16  # fewer rows make the matrix products too thin
+from star.ckd.gradient import Chunk, Kind, Settings, choose_path
+
+KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
+# What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
+CHUNK_BYTES = {"cpu": 6 * 2**20, "cuda": 256 * 2**20}
+BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+MIN_CHUNK = 16  # fewer rows make the matrix products too thin; larger chunks are a multiple of it
 
 
 class CKDOutput(NamedTuple):
@@ -33,6 +45,21 @@ class CKDOutput(NamedTuple):
     loss: Tensor
     fkl: Tensor
     tail: Tensor
+
+
+class KDOutput(NamedTuple):
+    """The loss (differentiable) and figures beside it (detached): scalars under the same reduction.
+
+    fkl is FKL_k and ce the cross-entropy of the labels (0 without), whatever the loss; tail, entropy (of the student, in
+    nats) and overlap (share of V_m that is in V_k) are 0 where they were not asked for.
+    """
+
+    loss: Tensor
+    fkl: Tensor
+    tail: Tensor
+    ce: Tensor
+    entropy: Tensor
+    overlap: Tensor
 
 
 def fused_linear_ckd(
@@ -53,7 +80,8 @@ def fused_linear_ckd(
         weight_VH: the head, without bias, cast to the type of `hidden_TH`. A frozen head costs no gradient.
         teacher_ids_TK: ids of any integer type. All listed ids are in V_k, so pad by repeating one of the row's own.
         teacher_logprobs_TK: natural logarithms of the teacher's probabilities; -inf (as padding has) adds nothing.
-        top_m: how many of the student's own ids are searched for tail mass; more than V means all.
+        top_m: how many of the student's own ids are searched for tail mass; more than V means all. Of equal logits
+            at the edge any may be taken, as torch.topk does.
         tail_weight: the paper's lambda.
         chunk_size: rows at a time, by default what `CHUNK_BYTES` hold; it changes memory and speed, not the result.
         reduction: "mean" over the T rows, or "sum", to be divided by a token count that spans batches or ranks.
@@ -62,117 +90,204 @@ def fused_linear_ckd(
         Scalars in nats a token (or their sum), float64 for float64 input and float32 otherwise. Zero rows give zeros.
 
     Raises:
-        ValueError: shapes that do not fit together, an unknown reduction, chunk_size below 1 or top_m below 0.
+        ValueError: shapes that do not fit together, ids outside the vocabulary, NaN or infinite input, an unknown
+            reduction, chunk_size below 1 or top_m below 0. On CUDA, where looking would make the CPU wait, an id outside
+            the vocabulary is a device-side assertion and a NaN shows in the loss.
     """
-    _check_shapes(hidden_TH, weight_VH, teacher_ids_TK, teacher_logprobs_TK)
+    output = fused_linear_kd(
+        hidden_TH,
+        weight_VH,
+        teacher_ids_TK,
+        teacher_logprobs_TK,
+        top_m=top_m,
+        tail_weight=tail_weight,
+        chunk_size=chunk_size,
+        reduction=reduction,
+    )
+    return CKDOutput(output.loss, output.fkl, output.tail)
+
+
+def fused_linear_kd(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    teacher_ids_TK: Tensor,
+    teacher_logprobs_TK: Tensor,
+    labels_T: Tensor | None = None,
+    *,
+    kind: Kind = "ckd",
+    kd_ratio: float = 1.0,
+    top_m: int = 100,
+    tail_weight: float = 10.0,
+    chunk_size: int | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    statistics: bool = False,
+) -> KDOutput:
+    """`kd_ratio` of a distillation loss and the rest of cross-entropy: CKD as above, and the baselines the paper compares.
+
+    Args:
+        labels_T: the token ids the teacher sampled; needed for "ce" and for a kd_ratio below 1.
+        kind: "ce" (hard labels only), "fkl", "rkl", "akl", "rskd" (the caller gives shares drawn with
+            `objectives.draw_shares` as log-probabilities) or "ckd"; the equations are in objectives.py.
+        statistics: also give tail, entropy and overlap where the loss itself does not need them.
+
+    The other arguments, the result's types and the errors are those of `fused_linear_ckd`.
+    """
+    _check_shapes(hidden_TH, weight_VH, teacher_ids_TK, teacher_logprobs_TK, labels_T)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
+    if kind not in KINDS or not 0 <= kd_ratio <= 1:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)} and kd_ratio in [0, 1], got {kind!r} and {kd_ratio}")
     if top_m < 0 or (chunk_size is not None and chunk_size < 1):
         raise ValueError(f"top_m must be at least 0 and chunk_size at least 1, got {top_m} and {chunk_size}")
-    rows, vocab = max(len(hidden_TH), 1), len(weight_VH)
-    if chunk_size is None:
-        chunk_size = max(MIN_CHUNK, CHUNK_BYTES // (vocab * _logit_dtype(hidden_TH).itemsize))
-    settings = _Settings(
-        top_m=min(top_m, vocab),
-        tail_weight=tail_weight,
-        chunk_size=min(chunk_size, rows),
+    kd_ratio = 0.0 if kind == "ce" else kd_ratio
+    if labels_T is None and kd_ratio < 1:
+        raise ValueError(f"kind {kind!r} with kd_ratio {kd_ratio} needs labels_T, the sampled token ids")
+    vocab, rows = len(weight_VH), max(len(hidden_TH), 1)
+    _check_ids(teacher_ids_TK, vocab, name="teacher ids")
+    if labels_T is not None:
+        _check_ids(labels_T, vocab, name="labels")
+    settings = Settings(
+        kind=kind,
+        kd_ratio=kd_ratio,
+        top_m=min(top_m, vocab) if kind == "ckd" or statistics else 0,
+        tail_weight=tail_weight if kind == "ckd" else 0.0,
+        statistics=statistics,
+        chunk_size=min(chunk_size or default_chunk(hidden_TH, vocab), rows),
         scale=1.0 / rows if reduction == "mean" else 1.0,
         grad_enabled=torch.is_grad_enabled(),
     )
     weight_VH = weight_VH.to(hidden_TH.dtype)
-    return CKDOutput(*_FusedCKD.apply(hidden_TH, weight_VH, teacher_ids_TK, teacher_logprobs_TK, settings))
+    loss, sums_S = _FusedKD.apply(hidden_TH, weight_VH, teacher_ids_TK, teacher_logprobs_TK, labels_T, settings)
+    if not sums_S.is_cuda and not sums_S.isfinite().all():
+        _name_the_fault(hidden_TH, weight_VH, teacher_logprobs_TK)
+    return KDOutput(loss, *sums_S[1:].unbind())
 
 
-class _Settings(NamedTuple):
-    top_m: int
-    tail_weight: float
-    chunk_size: int
-    scale: float
-    grad_enabled: bool  # inside an autograd.Function the grad mode is always off, so it is read outside
+def default_chunk(hidden_TH: Tensor, vocab: int) -> int:
+    """How many rows of logits the memory budget of this device holds, in multiples of `MIN_CHUNK`."""
+    rows = CHUNK_BYTES[_device(hidden_TH)] // (vocab * logit_dtype(hidden_TH).itemsize)
+    return max(MIN_CHUNK, rows // MIN_CHUNK * MIN_CHUNK)
 
 
-class _FusedCKD(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, ids_TK: Tensor, logprobs_TK: Tensor, settings: _Settings
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        given_dtype, dtype = hidden_TH.dtype, _logit_dtype(hidden_TH)
-        if not hidden_TH.is_cuda:  # only CUDA multiplies half-precision factors into a float32 result
-            hidden_TH, weight_VH = hidden_TH.to(dtype), weight_VH.to(dtype)
-        wants_hidden, wants_weight = (settings.grad_enabled and wanted for wanted in ctx.needs_input_grad[:2])
-        grad_TH = torch.empty_like(hidden_TH, dtype=dtype) if wants_hidden else None
-        grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if wants_weight else None
-        buffer_CV = hidden_TH.new_empty((settings.chunk_size, len(weight_VH)), dtype=dtype)
-        sums_2 = hidden_TH.new_zeros((2,), dtype=dtype)
-        for start in range(0, len(hidden_TH), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
-            hidden_CH, ids_CK, logprobs_CK = hidden_TH[rows], ids_TK[rows].long(), logprobs_TK[rows].to(dtype)
-            logits_CV = _matmul_into(buffer_CV[: len(hidden_CH)], hidden_CH, weight_VH.t())
-            sums_2 += _logits_to_gradient_(logits_CV, ids_CK, logprobs_CK, settings)
-            if wants_hidden or wants_weight:
-                dz_CV = logits_CV.to(hidden_CH.dtype)
-            if wants_hidden:
-                _matmul_into(grad_TH[rows], dz_CV, weight_VH)
-            if wants_weight:
-                _matmul_into(grad_VH, dz_CV.t(), hidden_CH, add=True)
-        ctx.save_for_backward(
-            *(None if grad is None else grad.mul_(settings.scale).to(given_dtype) for grad in (grad_TH, grad_VH))
-        )
-        fkl, tail = sums_2[0] * settings.scale, sums_2[1] * settings.scale
-        ctx.mark_non_differentiable(fkl, tail)
-        return fkl + settings.tail_weight * tail, fkl, tail
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_TH, grad_VH = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
-        return grad_TH, grad_VH, None, None, None
-
-
-def _logits_to_gradient_(logits_CV: Tensor, ids_CK: Tensor, logprobs_CK: Tensor, settings: _Settings) -> Tensor:
-    """Overwrites the logits with dz, the gradient of the summed loss; returns the sums of FKL_k and of tail mass, [2].
-
-    The buffer is logits, then exp(logits - largest), for a moment with -1 at V_k, then dz; its name says which.
-    """
-    top_CM = logits_CV.topk(settings.top_m, dim=1, sorted=False).indices
-    largest_C1 = logits_CV.amax(dim=1, keepdim=True)
-    logits_CK = logits_CV.gather(1, ids_CK)
-    exp_CV = logits_CV.sub_(largest_C1).exp_()
-    sum_C1 = exp_CV.sum(dim=1, keepdim=True)
-
-    log_q_CK = logits_CK - largest_C1 - sum_C1.log()
-    t_CK = logprobs_CK.exp()
-    fkl_CK = (t_CK * (logprobs_CK - log_q_CK)).masked_fill_(t_CK == 0, 0.0)  # 0 * -inf is 0 here, as in xlogy
-
-    exp_CK = exp_CV.gather(1, ids_CK)
-    exp_CV.scatter_(1, ids_CK, -1.0)  # no exponential is negative: -1 marks the members of V_k
-    wrong_CM = exp_CV.gather(1, top_CM).clamp_(min=0.0) / sum_C1
-    exp_CV.scatter_(1, ids_CK, exp_CK)
-    tail_C1 = wrong_CM.sum(dim=1, keepdim=True)
-
-    dz_CV = exp_CV.mul_((t_CK.sum(dim=1, keepdim=True) - settings.tail_weight * tail_C1) / sum_C1)
-    dz_CV.scatter_add_(1, top_CM, settings.tail_weight * wrong_CM)
-    dz_CV.scatter_add_(1, ids_CK, -t_CK)
-    return torch.stack([fkl_CK.sum(), tail_C1.sum()])
-
-
-def _matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False) -> Tensor:
-    """out (+)= left @ right. Half-precision factors (CUDA) are summed in the float32 of `out`."""
-    if left.dtype == out.dtype:
-        return out.addmm_(left, right, beta=int(add))
-    if add:
-        return out.add_(torch.mm(left, right, out_dtype=out.dtype))
-    return torch.mm(left, right, out_dtype=out.dtype, out=out)
-
-
-def _logit_dtype(hidden_TH: Tensor) -> torch.dtype:
+def logit_dtype(hidden_TH: Tensor) -> torch.dtype:
     """The type of logits, sums and gradients while they are made: never below float32."""
     return torch.promote_types(hidden_TH.dtype, torch.float32)
 
 
-def _check_shapes(hidden_TH: Tensor, weight_VH: Tensor, ids_TK: Tensor, logprobs_TK: Tensor) -> None:
+class _FusedKD(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        ids_TK: Tensor,
+        logprobs_TK: Tensor,
+        labels_T: Tensor | None,
+        settings: Settings,
+    ) -> tuple[Tensor, Tensor]:
+        given_dtype, dtype = hidden_TH.dtype, logit_dtype(hidden_TH)
+        if not hidden_TH.is_cuda:  # only CUDA multiplies half-precision factors into a float32 result
+            hidden_TH, weight_VH = hidden_TH.to(dtype), weight_VH.to(dtype)
+        wants_hidden, wants_weight = (settings.grad_enabled and wanted for wanted in ctx.needs_input_grad[:2])
+        grad_TH = torch.zeros_like(hidden_TH, dtype=dtype) if wants_hidden else None
+        grad_VH = torch.zeros_like(weight_VH, dtype=dtype) if wants_weight else None
+        buffer_CV = hidden_TH.new_empty((settings.chunk_size, len(weight_VH)), dtype=dtype)
+        logits_to_gradient_ = choose_path(hidden_TH.device.type)
+        sums_S = hidden_TH.new_zeros((len(KDOutput._fields),), dtype=dtype)
+        for start in range(0, len(hidden_TH), settings.chunk_size):
+            rows = slice(start, start + settings.chunk_size)
+            hidden_CH, labels_C1 = hidden_TH[rows], None if labels_T is None else labels_T[rows, None].long()
+            chunk = Chunk(ids_TK[rows].long(), logprobs_TK[rows].to(dtype), labels_C1)
+            logits_CV = buffer_CV[: len(hidden_CH)]
+            for block in _blocks(weight_VH):
+                _matmul_into(logits_CV[:, block], hidden_CH, weight_VH[block].t(), add=False)
+            sums, dz_CV = logits_to_gradient_(logits_CV, chunk, settings, gradient_dtype=hidden_CH.dtype)
+            sums_S += sums
+            for block in _blocks(weight_VH) if wants_hidden or wants_weight else ():
+                dz_CB = dz_CV[:, block]
+                if wants_hidden:
+                    _matmul_into(grad_TH[rows], dz_CB, weight_VH[block], add=True)
+                if wants_weight:
+                    _matmul_into(grad_VH[block], dz_CB.t(), hidden_CH, add=True)
+        ctx.save_for_backward(
+            *(None if grad is None else grad.mul_(settings.scale).to(given_dtype) for grad in (grad_TH, grad_VH))
+        )
+        sums_S *= settings.scale
+        loss = sums_S[0].clone()
+        ctx.mark_non_differentiable(sums_S)
+        return loss, sums_S
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # Scaled in place where no second backward can follow: a copy of the head's gradient would double the peak.
+        may_come_again = torch._C._autograd._get_current_graph_task_keep_graph()
+        scaled = torch.mul if may_come_again else Tensor.mul_
+        grad_TH, grad_VH = (
+            None if grad is None else scaled(grad, grad_loss.to(grad.dtype)) for grad in ctx.saved_tensors
+        )
+        return grad_TH, grad_VH, None, None, None, None
+
+
+def _matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    """out (+)= left @ right. Half-precision factors (CUDA) are summed in the float32 of `out`."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right, beta=int(add))
+    elif add:
+        out.add_(torch.mm(left, right, out_dtype=out.dtype))
+    else:
+        out.copy_(torch.mm(left, right, out_dtype=out.dtype))
+
+
+def _blocks(weight_VH: Tensor) -> Iterator[slice]:
+    """The vocabulary in stretches whose weights take `BLOCK_BYTES`."""
+    vocab, hidden = weight_VH.shape
+    step = max(256, BLOCK_BYTES[_device(weight_VH)] // (max(hidden, 1) * logit_dtype(weight_VH).itemsize))
+    return (slice(start, min(start + step, vocab)) for start in range(0, vocab, step))
+
+
+def _device(tensor: Tensor) -> str:
+    return "cuda" if tensor.is_cuda else "cpu"
+
+
+def _check_shapes(
+    hidden_TH: Tensor, weight_VH: Tensor, ids_TK: Tensor, logprobs_TK: Tensor, labels_T: Tensor | None
+) -> None:
     hidden, weight, ids, logprobs = (tuple(tensor.shape) for tensor in (hidden_TH, weight_VH, ids_TK, logprobs_TK))
     if len(hidden) != 2 or len(weight) != 2 or hidden[1] != weight[1]:
         raise ValueError(f"hidden {hidden} and weight {weight} must be [T, H] and [V, H]")
     if len(ids) != 2 or ids != logprobs or ids[0] != hidden[0]:
         raise ValueError(f"teacher ids {ids} and log-probabilities {logprobs} must both be [T, K] with T = {hidden[0]}")
+    if labels_T is not None and tuple(labels_T.shape) != hidden[:1]:
+        raise ValueError(f"labels {tuple(labels_T.shape)} must be [T] with T = {hidden[0]}")
+
+
+def _check_ids(ids: Tensor, vocab: int, *, name: str) -> None:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, not {ids.dtype}")
+    if ids.numel() == 0:
+        return
+    if ids.is_cuda:  # looking at them here would make the CPU wait for the GPU in every step
+        torch._assert_async(((ids >= 0) & (ids < vocab)).all(), f"{name} leave the vocabulary of {vocab}")
+        return
+    lowest, highest = (int(bound) for bound in ids.aminmax())
+    if lowest < 0 or highest >= vocab:
+        raise ValueError(
+            f"{name} from {lowest} to {highest} leave the vocabulary of {vocab}: were they stored for another?"
+        )
+
+
+def _name_the_fault(hidden_TH: Tensor, weight_VH: Tensor, logprobs_TK: Tensor) -> None:
+    """Raises ValueError that names the input because of which the loss is not a finite number."""
+    for name, tensor in (("hidden states", hidden_TH), ("weights of the head", weight_VH)):
+        rows = (~tensor.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if rows:
+            raise ValueError(f"the {name} hold NaN or infinite values, first in row {rows[0]} of {len(tensor)}")
+    bad = (logprobs_TK.isnan() | (logprobs_TK == torch.inf)).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"the teacher's log-probabilities hold NaN or +inf, first in row {bad[0]} of {len(logprobs_TK)}"
+        )
+    raise ValueError(
+        "the loss is not finite though its inputs are: the logits overflow; are the weights far too large?"
+    )

@@ -3,14 +3,20 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from star.ckd import loss as loss_module
-from star.ckd.loss import fused_linear_ckd
+from star.ckd.gradient import logits_to_gradient_
+from star.ckd.loss import KINDS, fused_linear_ckd, fused_linear_kd
+from star.ckd.objectives import draw_shares
+from star.ckd.topm import top_ids
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
@@ -123,19 +129,37 @@ def test_chunk_size_does_not_matter():
 
 
 def test_default_chunk_keeps_to_the_budget(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 20 * 60 * 8)
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 40 * 60 * 8)
     seen = []
-    make_gradient = loss_module._logits_to_gradient_
 
-    def spy(logits: Tensor, *rest: object) -> Tensor:
+    def spy(logits: Tensor, *rest: object, **options: object):
         seen.append(len(logits))
-        return make_gradient(logits, *rest)
+        return logits_to_gradient_(logits, *rest, **options)
 
-    monkeypatch.setattr(loss_module, "_logits_to_gradient_", spy)
+    monkeypatch.setattr(loss_module, "choose_path", lambda device: spy)
     fused_linear_ckd(*make_case(50, 4, 60, 5))
     fused_linear_ckd(*make_case(20, 4, 6000, 5))
     fused_linear_ckd(*make_case(3, 4, 60, 5))
-    assert seen == [20, 20, 10, 16, 4, 3]
+    assert seen == [32, 18, 16, 4, 3]
+
+
+def test_never_more_than_one_chunk_of_logits(monkeypatch):
+    vocab = 8000
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 32 * vocab * 8)
+    case = make_case(200, 4, vocab, 20)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            nonlocal largest
+            result = function(*arguments, **(options or {}))
+            storages = {r.untyped_storage().nbytes() for r in tree_leaves(result) if isinstance(r, Tensor)}
+            largest = max([largest, *storages])
+            return result
+
+    with Watch():
+        fused_linear_ckd(*case).loss.backward()
+    assert largest == 32 * vocab * 8
 
 
 def test_sum_is_rows_times_mean():
@@ -188,9 +212,9 @@ def test_without_grad_mode_only_the_logits_are_multiplied_out(monkeypatch):
     case, products = make_case(6, 8, 40, 10), []
     matmul_into = loss_module._matmul_into
 
-    def spy(out: Tensor, *factors: Tensor, **options: bool) -> Tensor:
+    def spy(out: Tensor, *factors: Tensor, **options: bool) -> None:
         products.append(tuple(out.shape))
-        return matmul_into(out, *factors, **options)
+        matmul_into(out, *factors, **options)
 
     monkeypatch.setattr(loss_module, "_matmul_into", spy)
     with torch.no_grad():
@@ -256,9 +280,164 @@ def test_a_head_of_another_type_is_cast_and_keeps_its_own_gradient_type():
         ({"reduction": "none"}, "'none'"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"top_m": -1}, "top_m"),
+        ({"teacher_ids_TK": torch.full((6, 10), 40)}, "teacher ids from 40 to 40 leave the vocabulary of 40"),
+        ({"teacher_ids_TK": torch.full((6, 10), -1)}, "teacher ids from -1 to -1 leave"),
+        ({"teacher_ids_TK": torch.zeros(6, 10)}, "teacher ids must be integers, not torch.float32"),
+        ({"hidden_TH": torch.full((6, 8), torch.nan).double()}, "the hidden states hold NaN .* first in row 0 of 6"),
+        ({"weight_VH": torch.full((40, 8), torch.inf).double()}, "the weights of the head hold NaN or infinite"),
+        ({"teacher_logprobs_TK": torch.full((6, 10), torch.nan)}, "log-probabilities hold NaN"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
     names = ("hidden_TH", "weight_VH", "teacher_ids_TK", "teacher_logprobs_TK")
     with pytest.raises(ValueError, match=message):
         fused_linear_ckd(**(dict(zip(names, make_case(6, 8, 40, 10), strict=True)) | change))
+
+
+# ---- the baselines
+
+
+def reference_kd(
+    case: tuple[Tensor, ...], labels: Tensor, *, kind: str, kd_ratio: float, top_m: int, tail_weight: float
+) -> Tensor:
+    """The mean loss of a kind token by token in Python, left to autograd; the shares of akl are taken as constants."""
+    hidden, weight, ids, logprobs = case
+    total = hidden.sum() * 0
+    for state, row_ids, row_logprobs, label in zip(
+        hidden, ids.tolist(), logprobs.tolist(), labels.tolist(), strict=True
+    ):
+        log_q = torch.log_softmax(weight @ state, dim=0)
+        pairs = [(i, math.exp(lp)) for i, lp in zip(row_ids, row_logprobs, strict=True) if lp > -math.inf]
+        forward = sum((t * (math.log(t) - log_q[i]) for i, t in pairs), start=log_q.sum() * 0)
+        reverse = sum((log_q[i].exp() * (log_q[i] - math.log(t)) for i, t in pairs), start=log_q.sum() * 0)
+        if kind in ("fkl", "rskd"):
+            distilled = forward
+        elif kind == "rkl":
+            distilled = reverse
+        elif kind == "akl":
+            gaps, reached = {True: 0.0, False: 0.0}, 0.0
+            for i, t in sorted(pairs, key=lambda pair: -pair[1]):
+                gaps[reached < 0.5] += abs(t - log_q[i].exp().item())
+                reached += t
+            distilled = (gaps[True] * forward + gaps[False] * reverse) / (gaps[True] + gaps[False])
+        elif kind == "ckd":
+            wrong = set(log_q.topk(min(top_m, len(log_q))).indices.tolist()) - set(row_ids)
+            distilled = forward + tail_weight * sum((log_q[i].exp() for i in wrong), start=log_q.sum() * 0)
+        else:
+            distilled, kd_ratio = log_q.sum() * 0, 0.0
+        total = total + kd_ratio * distilled - (1 - kd_ratio) * log_q[label]
+    return total / len(hidden)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    kd_ratio=st.sampled_from([0.0, 0.3, 1.0]),
+    rows=st.integers(1, 5),
+    vocab=st.integers(2, 12),
+    k=st.integers(1, 14),
+    chunk_size=st.integers(1, 6),
+    seed=st.integers(0, 99),
+)
+def test_every_kind_is_its_reference(kind, kd_ratio, rows, vocab, k, chunk_size, seed):
+    case = make_case(rows, 3, vocab, k, seed=seed)
+    labels = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(seed))
+    expected = reference_kd(case, labels, kind=kind, kd_ratio=kd_ratio, top_m=4, tail_weight=3.0)
+    output = fused_linear_kd(
+        *case, labels, kind=kind, kd_ratio=kd_ratio, top_m=4, tail_weight=3.0, chunk_size=chunk_size
+    )
+    torch.testing.assert_close(output.loss, expected, **EXACT)
+    wanted = torch.autograd.grad(expected, case[:2])
+    torch.testing.assert_close(torch.autograd.grad(output.loss, case[:2]), wanted, **EXACT)
+
+
+@pytest.mark.parametrize("kd_ratio", [0.4, 1.0])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "akl"]
+)  # akl's shares are constants for the gradient
+def test_gradcheck_of_every_kind(kind, kd_ratio):
+    hidden, weight, ids, logprobs = make_case(4, 3, 20, 6)
+    labels = torch.arange(4)
+
+    def loss(h: Tensor, w: Tensor) -> Tensor:
+        return fused_linear_kd(h, w, ids, logprobs, labels, kind=kind, kd_ratio=kd_ratio, top_m=8, chunk_size=3).loss
+
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_akl_of_equal_distributions_is_zero():
+    logits = torch.randn(3, 10, dtype=torch.float64)
+    logprobs = torch.log_softmax(logits, dim=1)
+    hidden = logits.clone().requires_grad_()
+    ids = torch.arange(10).expand(3, -1)
+    output = fused_linear_kd(hidden, torch.eye(10, dtype=torch.float64), ids, logprobs, kind="akl")
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(0.0, abs=1e-12)
+    torch.testing.assert_close(hidden.grad, torch.zeros_like(hidden), rtol=0, atol=1e-12)
+
+
+def test_statistics_are_those_of_the_whole_distribution():
+    hidden, weight, ids, logprobs = make_case(9, 8, 300, 20)
+    labels = torch.arange(9)
+    output = fused_linear_kd(hidden, weight, ids, logprobs, labels, kind="fkl", top_m=25, chunk_size=4, statistics=True)
+    log_q = torch.log_softmax(hidden.detach() @ weight.detach().T, dim=1)
+    tops = log_q.topk(25).indices
+    shared = [len(set(top) & set(row)) / 25 for top, row in zip(tops.tolist(), ids.tolist(), strict=True)]
+    assert output.entropy.item() == pytest.approx(-(log_q.exp() * log_q).sum(1).mean().item(), abs=1e-12)
+    assert output.overlap.item() == pytest.approx(sum(shared) / 9, abs=1e-12)
+    assert output.ce.item() == pytest.approx(-log_q[range(9), range(9)].mean().item(), abs=1e-12)
+    _, fkl, tail = reference((hidden, weight, ids, logprobs), top_m=25, tail_weight=10.0)
+    assert (output.fkl.item(), output.tail.item()) == pytest.approx((fkl.item(), tail.item()), abs=1e-10)
+    assert output.loss.item() == output.fkl.item()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kind": "jsd"}, "kind must be one of ce, fkl, rkl, akl, rskd, ckd"),
+        ({"kd_ratio": 1.5}, r"kd_ratio in \[0, 1\]"),
+        ({"kind": "ce"}, "needs labels_T"),
+        ({"kd_ratio": 0.5}, "needs labels_T"),
+        ({"labels_T": torch.arange(5)}, r"labels \(5,\) must be \[T\] with T = 6"),
+        ({"labels_T": torch.full((6,), -100)}, "labels from -100 to -100 leave the vocabulary of 40"),
+    ],
+)
+def test_wrong_arguments_of_a_kind_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        fused_linear_kd(*make_case(6, 8, 40, 10), **options)
+
+
+def test_drawn_shares_are_those_of_the_teacher():
+    logprobs = np.log(np.array([[0.5, 0.25, 0.05, 0.0001], [0.1, 0.2, 0.3, 0.4]], dtype=np.float32))
+    shares = np.exp([draw_shares(logprobs, sequence_id=f"s{i}", seed=3) for i in range(4000)])
+    assert np.allclose(shares.sum(2), 1)
+    assert np.isin(shares * 4, [0, 1, 2, 3, 4]).all()
+    assert np.abs(shares.mean(0) - np.exp(logprobs) / np.exp(logprobs).sum(1, keepdims=True)).max() < 0.02
+    again = draw_shares(logprobs, sequence_id="s7", seed=3)
+    assert np.array_equal(np.exp(again), shares[7])
+    assert any(
+        not np.array_equal(np.exp(draw_shares(logprobs, sequence_id=f"s{i}", seed=4)), shares[i]) for i in range(9)
+    )
+
+
+# ---- the m largest of a long row
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    vocab=st.integers(1600, 9000),
+    m=st.integers(1, 120),
+    seed=st.integers(0, 99),
+    distinct=st.sampled_from([3, 50, 1_000_000]),
+)
+def test_top_ids_are_a_valid_top_m_also_under_ties(vocab, m, seed, distinct):
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.randint(distinct, (3, vocab), generator=rng).double()
+    ids = top_ids(values, m)
+    assert all(len(set(row)) == m for row in ids.tolist())
+    got, want = values.gather(1, ids).sort(dim=1).values, values.topk(m, dim=1).values.flip(1)
+    assert torch.equal(got, want)
+
+
+def test_a_long_vocabulary_is_the_reference():
+    assert_same_as_reference(make_case(5, 8, 9001, 40), top_m=30, tail_weight=10.0, chunk_size=3)
