@@ -1,5 +1,6 @@
 """The registered versions, two of them side by side, and the ledger, as tables for the terminal."""
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,12 +12,12 @@ from star.registry.tracking import connect
 from star.registry.versions import Version, find_version, list_versions
 
 SCORES = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
-LINEAGE = ("data", "teacher", "refined")
+LINEAGE = {"data": "data", "teacher": "teacher", "refined": "model"}
 COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
 
 
 def print_versions(name: str) -> None:
-    """Prints one row a version, the newest first; lineage as the first digits of the folders' digests.
+    """Prints one row a version, the newest first, in 80 columns; lineage as the first digits of the folders' digests.
 
     Raises:
         InputError: nothing is registered under that name.
@@ -26,18 +27,17 @@ def print_versions(name: str) -> None:
         raise InputError(
             f"no model {name!r} is registered: run `star run` first, or check MLFLOW_TRACKING_URI and STAR_HOME"
         )
-    table = Table(title=f"Registered versions of {name}")
-    table.add_column("version", justify="right", no_wrap=True)
+    table = Table(title=f"Registered versions of {name}", box=SIMPLE)
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column("alias", style="green", no_wrap=True)
     for heading in SCORES.values():
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("data > teacher > model", no_wrap=True)
-    table.add_column("registered")
+    table.add_column("lineage", no_wrap=True)
     for version in versions:
         scores = [f"{version.scores[key]:.3f}" if key in version.scores else "" for key in SCORES]
-        lineage = " > ".join(version.lineage.get(key, "?")[:6] for key in LINEAGE)
-        created = version.created.strftime("%m-%d %H:%M")
-        table.add_row(str(version.version), "\n".join(version.aliases), *scores, lineage, created)
+        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE.items()]
+        made = f"{'made':<8}{version.created:%y-%m-%d}"
+        table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
     Console().print(table)
 
 

@@ -66,6 +66,7 @@ def test_every_variable_is_either_planted_or_known_to_be_shown() -> None:
     not_variables = {
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT",
         "MLFLOW_DISABLE_TELEMETRY",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES",
     }
     errors = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}
