@@ -263,6 +263,7 @@ def test_a_place_needs_a_bucket_and_a_folder(url: str) -> None:
         Place.parse(url)
 
 
+@pytest.mark.slow
 def test_a_stage_reads_from_and_writes_to_s3(proxy: Proxy, finished: dict[str, Path], tmp_path: Path) -> None:
     for name in ("rollout", "refine-teacher"):
         upload_folder(finished[name], f"s3://bucket/{name}")

@@ -25,6 +25,7 @@ def star(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, env={**os.environ, "COLUMNS": "160"}, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_model_alone_and_against_the_stages_teacher(finished: dict[str, Path], tmp_path: Path) -> None:
     common = ("--suite", "heldout", "--data", finished["synthesize"], "--config", MICRO)
     done = star("evaluate", "--model", finished["distill"], *common, "--out", "alone", cwd=tmp_path)
