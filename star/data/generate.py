@@ -103,7 +103,8 @@ def _weights(kinds: Mapping[str, float], tools: list[dict]) -> dict[str, float]:
     """Cumulative weights of the kinds wanted."""
     if unknown := sorted(kinds.keys() - KINDS.keys()):
         raise InputError(f"there is no kind of row named {unknown[0]!r}: use some of {', '.join(KINDS)}")
-    wanted = {kind: weight for kind, weight in kinds.items() if weight > 0}
+    # In one order, however the configuration came: as a file or as a task's sorted JSON.
+    wanted = {kind: kinds[kind] for kind in sorted(kinds) if kinds[kind] > 0}
     if not wanted:
         raise InputError("no kind of row has a weight above 0: give one")
     if "missing-parameter" in wanted and not any(_askable(tool) for tool in tools):

@@ -180,3 +180,12 @@ def test_a_drawn_value_is_valid(schema: dict, seed: int) -> None:
     import random
 
     Draft202012Validator(schema).validate(draw_value(schema, random.Random(seed)))
+
+
+def test_the_order_of_the_kinds_changes_nothing() -> None:
+    tools = load_tools(packaged_file("tools.json"))
+    kinds = {"simple": 0.5, "irrelevance": 0.2, "parallel": 0.3}
+    backwards = dict(reversed(kinds.items()))
+    assert list(generate_rows(tools, 40, seed=3, kinds=kinds)) == list(
+        generate_rows(tools, 40, seed=3, kinds=backwards)
+    )
