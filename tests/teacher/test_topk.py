@@ -249,7 +249,11 @@ def counted(function):
     return call
 import star.teacher.shards as shards
 from pathlib import Path
-os.fsync, Path.replace = counted(os.fsync), counted(Path.replace)
+from types import SimpleNamespace
+# Only the store's own operations count: tracking writes to the same disk from a thread.
+shards.os = SimpleNamespace(**vars(os) | {"fsync": counted(os.fsync)})
+replace, counted_replace = Path.replace, counted(Path.replace)
+Path.replace = lambda path, target: (counted_replace if path.name.startswith(("topk", "lookup", "index")) else replace)(path, target)
 sys.argv[0] = "star"
 runpy.run_module("star.cli", run_name="__main__")
 """
