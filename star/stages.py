@@ -23,6 +23,7 @@ from star.storage import (
     Manifest,
     Part,
     Workspace,
+    clear_finished,
     digest_of,
     finish_interrupted,
     is_finished,
@@ -295,6 +296,7 @@ def _run_once(
     manifest = replace(manifest, fingerprint=fingerprint)
     finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
     if stage.cached and is_finished(out, fingerprint=fingerprint):
+        clear_finished(out, stage=stage.name, fingerprint=fingerprint)
         progress.emit(kind="finished", stage=stage.name, cached=True)
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
     progress.emit(kind="started", stage=stage.name)

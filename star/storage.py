@@ -13,9 +13,13 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star.config import sha256_of
 from star.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 MANIFEST = "manifest.json"
 LOCK_SECONDS = 5.0  # longer than a killed run's process needs to notice and end
@@ -162,12 +166,11 @@ def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
     Raises:
         InputError: another process is at the same work.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    work_root = os.environ.get("STAR_WORK")
-    work = Path(work_root) / f"{stage}-{fingerprint[:16]}" if work_root else out.parent / f".{out.name}.partial"
+    work = _work_folder(out, stage=stage, fingerprint=fingerprint)
     work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.with_name(work.name + ".lock"))
+    lock = _lock_of(work)
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
@@ -246,6 +249,31 @@ def finish_interrupted(out: Path, *, stage: str, fingerprint: str) -> None:
         _replace(out, incoming)
         if note:
             note.write_text(str(out), encoding="utf-8")  # the copy in use: deleting it is how a user has it made again
+
+
+def clear_finished(out: Path, *, stage: str, fingerprint: str) -> None:
+    """Removes what a kill right after publishing left of the partial folder, unless another process is at the same work."""
+    from filelock import Timeout
+
+    work = _work_folder(out, stage=stage, fingerprint=fingerprint)
+    lock, mark = _lock_of(work), work / "fingerprint"
+    if not work.exists() and not Path(lock.lock_file).exists():
+        return
+    with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+        if mark.is_file() and mark.read_text() == fingerprint:
+            shutil.rmtree(work)
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _work_folder(out: Path, *, stage: str, fingerprint: str) -> Path:
+    root = os.environ.get("STAR_WORK")
+    return Path(root) / f"{stage}-{fingerprint[:16]}" if root else out.parent / f".{out.name}.partial"
+
+
+def _lock_of(work: Path) -> "FileLock":
+    from filelock import FileLock
+
+    return FileLock(work.with_name(work.name + ".lock"))
 
 
 def _note(stage: str, fingerprint: str) -> Path | None:

@@ -12,6 +12,7 @@ import pytest
 from star.errors import InputError
 from star.storage import (
     Manifest,
+    clear_finished,
     digest_of,
     finish_interrupted,
     is_finished,
@@ -95,6 +96,18 @@ def test_a_result_that_its_runner_did_not_note_is_not_made_again(
     shutil.rmtree(tmp_path / "second")  # by hand: it shall be made again, not come back from the copy that nobody uses
     finish_interrupted(tmp_path / "fourth", stage="synthesize", fingerprint="f")
     assert not (tmp_path / "fourth").exists()
+
+
+def test_what_a_kill_right_after_publishing_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "work"
+    monkeypatch.setenv("STAR_WORK", str(work))
+    finish(tmp_path / "data")
+    for name in ("synthesize-f", "synthesize-g"):  # the finished work's, and one that another configuration has begun
+        (work / name / "state").mkdir(parents=True)
+        (work / name / "fingerprint").write_text(name[-1])
+    (work / "synthesize-f.lock").touch()
+    clear_finished(tmp_path / "data", stage="synthesize", fingerprint="f")
+    assert sorted(path.name for path in work.iterdir()) == ["synthesize-f.done", "synthesize-g"]
 
 
 def test_a_result_caught_between_two_renames_is_put_in_its_place(tmp_path: Path) -> None:

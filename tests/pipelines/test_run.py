@@ -52,7 +52,7 @@ def started(place: Path, *, until: str) -> subprocess.Popen:
     process = subprocess.Popen(
         command, cwd=place, env=environment(place), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list((place / "runs").glob(until)):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
