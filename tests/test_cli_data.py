@@ -34,6 +34,7 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "clean" / "figures.json").read_text())
     assert figures["rejects"]["duplicate_id"] > 200, "the same rows again"
     assert figures["rows"] == 40
+    assert (figures["sources"], figures["licences"]) == ({"generated": 40}, {"own": 40}), "where rows come from is kept"
     shown = star("card", "clean", cwd=tmp_path)
     assert "## Kinds" in shown.stdout
     assert dvc_digest(tmp_path / "clean") in shown.stdout
