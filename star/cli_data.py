@@ -132,6 +132,8 @@ def synthesize_command(
     """
     if (endpoint is None) != (model is None):
         raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
+    if endpoint and masked:
+        raise InputError("--masked belongs to the offline generator: leave it out, or --endpoint")
     weights = _weights(kind)
 
     def offline(target: Path, state: Path) -> dict:
@@ -162,7 +164,7 @@ def synthesize_command(
 
         plan = Plan(
             load_tools(tools), rows, seed, read_examples(examples) if examples else [], tools_per_prompt, concurrency,
-            licence=licence or "own",
+            licence=licence or "own", **({"kinds": weights} if weights else {}),
         )  # fmt: skip
         asked = Endpoint(endpoint, model, os.environ.get("STAR_API_KEY"))
         usage = dict(collect_answers(plan, asked, log=state / "answers.jsonl"))

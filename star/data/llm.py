@@ -12,7 +12,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -71,6 +71,7 @@ class Plan:
     concurrency: int = 8
     temperature: float = 0.9
     licence: str = "own"
+    kinds: Mapping[str, float] = field(default_factory=lambda: KINDS)
     judge: bool = True
 
 
@@ -81,8 +82,11 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
         usage of the whole log: requests, retries, prompt_tokens, completion_tokens; and `failed`, rows without an answer.
 
     Raises:
-        InputError: fewer than two tools, the endpoint refuses the request, or does not answer at all.
+        InputError: fewer than two tools, an unknown kind, the endpoint refuses the request, or does not answer at all.
     """
+    if (unknown := sorted(plan.kinds.keys() - KINDS.keys())) or not _weights(plan):
+        named = f"no rows of the kind {unknown[0]!r}" if unknown else "nothing where no kind has a weight above 0"
+        raise InputError(f"a model writes {named}: use some of {', '.join(KINDS)}")
     if len(plan.tools) < 2:
         raise InputError(
             f"the generator needs at least 2 tools to choose between, got {len(plan.tools)}: add tools to the tools file"
@@ -162,7 +166,7 @@ def _read_log(log: Path) -> dict[int, int]:
 def _make(plan: Plan, endpoint: Endpoint, index: int) -> dict:
     """One entry of the log: {"index", "usage"} and the "row", or the "reject" as its fields."""
     rng = random.Random(f"{plan.seed}:{index}")
-    kind = rng.choices(list(KINDS), cum_weights=list(accumulate(KINDS.values())))[0]
+    kind = rng.choices(list(weights := _weights(plan)), cum_weights=list(weights.values()))[0]
     shown = rng.sample(plan.tools, rng.randint(2, max(2, min(plan.tools_per_prompt, len(plan.tools)))))
     asked = shown[: 2 if kind == "parallel-multiple" else 1]
     example = rng.choice(plan.examples) if plan.examples else None
@@ -195,6 +199,12 @@ def _make(plan: Plan, endpoint: Endpoint, index: int) -> dict:
             "reject": {"id": identity, "reason": reason, "detail": detail, "row": {"source": "llm", "answer": text}}
         }
     return entry | {"row": row}
+
+
+def _weights(plan: Plan) -> dict[str, float]:
+    """Cumulative weights of the kinds wanted, in one order however they came."""
+    wanted = [kind for kind in KINDS if plan.kinds.get(kind, 0) > 0]
+    return dict(zip(wanted, accumulate(plan.kinds[kind] for kind in wanted), strict=True))
 
 
 def _task(kind: str, shown: list[dict], asked: list[dict], *, style: str, example: dict | None) -> list[dict]:

@@ -151,6 +151,15 @@ def test_rows_pass_three_gates_and_count_their_tokens(server: Server, tmp_path: 
     assert 1 < server.most_alive <= 4
 
 
+def test_the_kinds_that_are_asked_for_are_written(server: Server, tmp_path: Path) -> None:
+    wanted = plan(8, kinds={"parallel": 1.0, "simple": 0.0})
+    collect_answers(wanted, endpoint(server), log=tmp_path / "log")
+    assert {row["kind"] for row in rows_in_log(wanted, tmp_path / "log")} == {"parallel"}
+    for kinds in ({"multi-step": 1.0}, {"simple": 0.0}):
+        with pytest.raises(InputError, match="use some of simple"):
+            collect_answers(plan(8, kinds=kinds), endpoint(server), log=tmp_path / "log")
+
+
 def test_a_server_that_misbehaves_costs_retries_and_no_row(server: Server, tmp_path: Path) -> None:
     collect_answers(plan(12), endpoint(server), log=tmp_path / "calm")
     server.faults = ["500", "cut", "garbage", "empty", "429", "500"]
