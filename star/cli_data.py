@@ -67,9 +67,8 @@ def _import_tools(files: list[Path], *, only: list[str], out: Path, resume: bool
         if not tools:
             raise InputError(f"no tool can be used; the first fault: {rejects[0].detail}")
         if missing := sorted(set(only) - {tool["name"] for tool in tools}):
-            raise InputError(
-                f"there is no tool named {missing[0]!r}; the first ones are {[tool['name'] for tool in tools[:20]]}"
-            )
+            first = ", ".join(tool["name"] for tool in tools[:5])
+            raise InputError(f"there is no tool named {missing[0]!r} among {len(tools)}, such as {first}")
         tools = [tool for tool in tools if not only or tool["name"] in only]
         if name := repeated_name(tools):
             raise InputError(f"two tools are named {name!r}: rename one")
