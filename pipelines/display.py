@@ -98,7 +98,7 @@ class Display:
             self.bar_began[label] = (event["time"], done)
         self.progress.update(self.tasks[label], completed=done)
         now = time.monotonic()
-        if now - self.line_at >= LINE_SECONDS and 0 < done < total:
+        if now - self.line_at >= LINE_SECONDS and 0 < done < (total or 0):
             self.line_at = now
             since, first = self.bar_began[label]
             left = (event["time"] - since) / max(1, done - first) * (total - done)

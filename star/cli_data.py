@@ -34,6 +34,7 @@ def import_command(
     ] = None,
     licence: LicenceOption = None,
     every_turn: Annotated[bool, typer.Option(help="One row for every assistant turn, not the last alone.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Take this tool and no other; repeat it.")] = None,
     resume: ResumeOption = True,
 ) -> None:
     """Read tools of any dialect into tools.json, or rows of any form into rows.jsonl; what cannot be read is in rejects.jsonl.
@@ -44,14 +45,16 @@ def import_command(
 
     kinds = {holds_tools(file) for file in files}
     if kinds == {True}:
-        _import_tools(files, out=out, resume=resume)
+        _import_tools(files, only=only or [], out=out, resume=resume)
+    elif kinds == {False} and only:
+        raise InputError("--only chooses among tools, and these files hold rows: leave it out")
     elif kinds == {False}:
         _import_rows(files, out=out, source=source, licence=licence, every_turn=every_turn, resume=resume)
     else:
         raise InputError("some of the files hold tools and others rows: import them one kind at a time")
 
 
-def _import_tools(files: list[Path], *, out: Path, resume: bool) -> None:
+def _import_tools(files: list[Path], *, only: list[str], out: Path, resume: bool) -> None:
     def work(target: Path, state: Path) -> dict:
         from star.data.rows import Reject, write_json_lines
         from star.data.tool_files import read_tools
@@ -63,13 +66,17 @@ def _import_tools(files: list[Path], *, out: Path, resume: bool) -> None:
         rejects = [tool for tool in read if isinstance(tool, Reject)]
         if not tools:
             raise InputError(f"no tool can be used; the first fault: {rejects[0].detail}")
+        if missing := sorted(set(only) - {tool["name"] for tool in tools}):
+            first = ", ".join(tool["name"] for tool in tools[:5])
+            raise InputError(f"there is no tool named {missing[0]!r} among {len(tools)}, such as {first}")
+        tools = [tool for tool in tools if not only or tool["name"] in only]
         if name := repeated_name(tools):
             raise InputError(f"two tools are named {name!r}: rename one")
         write_json(target / "tools.json", tools)
         write_json_lines(target / "rejects.jsonl", (vars(reject) for reject in rejects))
         return {"tools": len(tools), "rejected": len(rejects)}
 
-    counts = _make("import", work, settings={"what": "tools"}, inputs=files, out=out, resume=resume)
+    counts = _make("import", work, settings={"what": "tools", "only": only}, inputs=files, out=out, resume=resume)
     typer.echo(
         f"{counts['tools']} tools in {out / 'tools.json'}, {counts['rejected']} left out with their reasons in rejects.jsonl"
     )
@@ -132,6 +139,8 @@ def synthesize_command(
     """
     if (endpoint is None) != (model is None):
         raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
+    if endpoint and masked:
+        raise InputError("--masked belongs to the offline generator: leave it out, or --endpoint")
     weights = _weights(kind)
 
     def offline(target: Path, state: Path) -> dict:
@@ -162,7 +171,7 @@ def synthesize_command(
 
         plan = Plan(
             load_tools(tools), rows, seed, read_examples(examples) if examples else [], tools_per_prompt, concurrency,
-            licence=licence or "own",
+            licence=licence or "own", **({"kinds": weights} if weights else {}),
         )  # fmt: skip
         asked = Endpoint(endpoint, model, os.environ.get("STAR_API_KEY"))
         usage = dict(collect_answers(plan, asked, log=state / "answers.jsonl"))

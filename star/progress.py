@@ -30,9 +30,9 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """One piece of work with a known number of steps. `start` steps were done by an earlier, killed run."""
+    """One piece of work, its number of steps known or None. `start` steps were done by an earlier, killed run."""
 
-    def __init__(self, label: str, total: int, *, start: int = 0) -> None:
+    def __init__(self, label: str, total: int | None, *, start: int = 0) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
         self.began = time.monotonic()
         self.shown_at = 0.0
@@ -77,6 +77,8 @@ class Bar:
         self.shown_at = now
         if listening:
             emit(kind="progress", label=self.label, done=self.done, total=self.total)
+        elif self.total is None:
+            print(f"{self.label}: {self.done}", file=sys.stderr, flush=True)
         else:
             left = (now - self.began) / max(1, self.done - self.start) * (self.total - self.done)
             estimate = f", about {left:.0f} s left" if self.done > self.start else ""

@@ -22,6 +22,10 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     done = star("import", OPENAPI, "--out", "tools", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "25 tools" in done.stdout
+    chosen = star("import", OPENAPI, "--only", "getLabel", "--only", "trackShipment", "--out", "few", cwd=tmp_path)
+    assert chosen.returncode == 0, chosen.stderr
+    few = json.loads((tmp_path / "few" / "tools.json").read_text())
+    assert [tool["name"] for tool in few] == ["trackShipment", "getLabel"]
     made = star("synthesize", "--tools", "tools/tools.json", "--rows", 300, "--out", "rows", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     before = (tmp_path / "rows" / "rows.jsonl").stat().st_mtime_ns
@@ -34,6 +38,7 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "clean" / "figures.json").read_text())
     assert figures["rejects"]["duplicate_id"] > 200, "the same rows again"
     assert figures["rows"] == 40
+    assert (figures["sources"], figures["licences"]) == ({"generated": 40}, {"own": 40}), "where rows come from is kept"
     shown = star("card", "clean", cwd=tmp_path)
     assert "## Kinds" in shown.stdout
     assert dvc_digest(tmp_path / "clean") in shown.stdout
@@ -43,9 +48,26 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     ("arguments", "named"),
     [
         (("import", "nothing.json", "--out", "new"), "nothing.json"),
+        (("import", OPENAPI, "--only", "trackParcel", "--out", "new"), "'trackParcel'"),
         (("import", "broken.yaml", "--out", "new"), "broken.yaml"),
         (("synthesize", "--tools", OPENAPI, "--kind", "simple", "--out", "new"), "simple=0.5"),
         (("synthesize", "--tools", OPENAPI, "--endpoint", "http://x", "--out", "new"), "--model"),
+        (
+            (
+                "synthesize",
+                "--tools",
+                OPENAPI,
+                "--endpoint",
+                "http://x",
+                "--model",
+                "m",
+                "--masked",
+                0.1,
+                "--out",
+                "new",
+            ),
+            "--masked",
+        ),
         (("check", "nothing.jsonl", "--out", "new"), "nothing.jsonl"),
         (("check", "rows.jsonl", "--quota", "simple=1", "--out", "new"), "--rows"),
         (("check", "rows.jsonl", "--benchmark", ".", "--out", "new"), "no benchmark"),

@@ -8,7 +8,9 @@ from star.data.figures import WORD_BINS, Figures
 from star.data.sets import read_figures
 from star.evaluation.page import STYLE, Bar, bar_chart, table, text, visible
 
-MOST = 20  # entries of a chart
+MOST = 20  # entries of a chart or table
+# The charts flow down the columns: side by side in rows, a long one would leave the page empty beside it.
+COLUMNS = ".columns{columns:24rem 2;column-gap:2rem}.columns figure{break-inside:avoid;padding-bottom:1.5rem}"
 WORD_ORDER = [*map(str, WORD_BINS), f"over {WORD_BINS[-1]}"]
 
 
@@ -48,22 +50,20 @@ def _tables(figures: Figures) -> list[tuple[str, str, Counter]]:
 NUMBERED = ("User turns", "Calls in the answer", "Tools shown", "Words of the conversation before the answer")
 
 
-def _entries(title: str, counts: Counter) -> list[tuple[str, int]]:
-    """The entries in their order: by number where they are numbers, else the largest first and the small ones together."""
+def _entries(title: str, counts: Counter) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """The entries in their order, by number where they are numbers, else the largest first; and, as one more, those beyond MOST."""
     if title in NUMBERED:
-        return (
-            list(counts.items()) if title.startswith("Words") else sorted(counts.items(), key=lambda pair: int(pair[0]))
-        )
+        in_order = title.startswith("Words")
+        return list(counts.items()) if in_order else sorted(counts.items(), key=lambda pair: int(pair[0])), []
     listed = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     rest = sum(count for _, count in listed[MOST:])
-    return listed[:MOST] + ([(f"{len(listed) - MOST:,} more", rest)] if rest else [])
+    return listed[:MOST], [(f"{len(listed) - MOST:,} more together", rest)] if rest else []
 
 
 def _summary(figures: Figures) -> str:
-    return (
-        f"{figures.rows:,} rows kept of {figures.read:,} read; {figures.rejects.total():,} left out, each with its reason. "
-        f"In {figures.fitted:,} rows a value was given the type that its tool declares."
-    )
+    fitted = f" In {figures.fitted:,} rows a value was given the type that its tool declares." if figures.fitted else ""
+    left_out = f"{figures.rejects.total():,} left out, each with its reason in rejects.jsonl."
+    return f"{figures.rows:,} rows kept of {figures.read:,} read; {left_out}{fitted}"
 
 
 def _warnings(figures: Figures) -> list[str]:
@@ -82,7 +82,8 @@ def markdown_card(figures: Figures) -> str:
     for title, counted, counts in _tables(figures):
         total = counts.total()
         parts.append(f"## {title}\n\n| {counted} | count | share |\n|---|---:|---:|")
-        parts += [f"| {_cell(name)} | {count:,} | {count / total:.1%} |" for name, count in _entries(title, counts)]
+        entries, rest = _entries(title, counts)
+        parts += [f"| {_cell(name)} | {count:,} | {count / total:.1%} |" for name, count in entries + rest]
         parts.append("")
     return "\n".join(parts)
 
@@ -98,24 +99,26 @@ def html_card(figures: Figures) -> str:
     tables = "".join(_table(*entry) for entry in _tables(figures))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<title>Data card</title><style>{STYLE}</style></head><body><header><p class="eyebrow">STAR</p><h1>Data card</h1>'
+        f'<title>Data card</title><style>{STYLE}{COLUMNS}</style></head><body><header><p class="eyebrow">STAR</p><h1>Data card</h1>'
         f'<p class="lede">{text(_summary(figures))}</p>{warnings}</header>'
-        f'<section><h2>Plots</h2><div class="grid wide">{charts}</div></section><section><h2>Tables</h2>{tables}</section></body></html>\n'
+        f'<section><h2>Plots</h2><div class="columns">{charts}</div></section><section><h2>Tables</h2>{tables}</section></body></html>\n'
     )
 
 
 def _chart(title: str, counted: str, counts: Counter) -> str:
-    entries = _entries(title, counts)
+    entries, rest = _entries(title, counts)
+    beyond = "".join(f"<span>{name}: {count:,}</span>" for name, count in rest)
     groups = [(name, [Bar(1, name, count, f"{count:,}")]) for name, count in entries]
     chart = bar_chart(title, groups, high=max(count for _, count in entries))
-    return f"<figure><figcaption><b>{text(title)}</b></figcaption>{chart}</figure>"
+    return f"<figure><figcaption><b>{text(title)}</b>{beyond}</figcaption>{chart}</figure>"
 
 
 def _table(title: str, counted: str, counts: Counter) -> str:
     total = counts.total()
-    head = f"<th>{text(counted)}</th><th>count</th><th>share</th>"
+    entries, rest = _entries(title, counts)
+    head = f'<th class="left">{text(counted)}</th><th>count</th><th>share</th>'
     body = "".join(
         f"<tr><th>{text(name)}</th><td>{count:,}</td><td>{count / total:.1%}</td></tr>"
-        for name, count in _entries(title, counts)
+        for name, count in entries + rest
     )
     return table(title, head, body, label=title)

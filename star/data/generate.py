@@ -67,7 +67,7 @@ def generate_rows(
     licence: str = "own",
     start: int = 0,
 ) -> Iterator[dict]:
-    """Yields rows `start` to `count` of the kinds asked for.
+    """Rows `start` to `count` of the kinds asked for, made one at a time.
 
     Args:
         tools: normal-form tools, which may carry `x-queries` and `examples`.
@@ -87,7 +87,8 @@ def generate_rows(
     tools = [_with_usable_examples(tool) for tool in tools]
     shown = {tool["name"]: public_tool(tool) for tool in tools}
     provenance = {"generator": "star-offline-2", "licence": licence, "parents": [], "seed": seed}
-    for index in range(start, count):
+
+    def row_of(index: int) -> dict:
         rng = random.Random(f"{seed}:{index}")
         kind = rng.choices(list(weights), cum_weights=list(weights.values()))[0]
         made = _conversation(kind, tools, rng, tools_per_prompt=tools_per_prompt)
@@ -96,7 +97,9 @@ def generate_rows(
         row = {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind, **provenance}
         if masked and (own := random.Random(f"{seed}:{index}:mask")).random() < masked:
             row = {**mask_row(shuffle_row(row, own), own), "id": f"{row['id']}-masked", "parents": [row["id"]]}
-        yield row
+        return row
+
+    return map(row_of, range(start, count))
 
 
 def _weights(kinds: Mapping[str, float], tools: list[dict]) -> dict[str, float]:

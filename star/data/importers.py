@@ -19,6 +19,7 @@ from star.errors import InputError
 
 # Licences under which the known sets are published, by the source's name.
 LICENCES = {"xlam": "CC-BY-4.0", "hammer": "CC-BY-4.0", "toolace": "Apache-2.0", "toolmind": "Apache-2.0"}
+PROVENANCE = ("source", "licence", "generator", "seed", "parents")
 
 
 def import_rows(
@@ -30,19 +31,16 @@ def import_rows(
     "arguments"}, in `<tool_call>` tags or as ToolACE's text; xLAM's and Hammer's {"query", "answers", "tools"}. Lists may be JSON text. A
     record's own `id` is kept (behind the source where it is a number); without one, the id is a hash of the content.
 
+    A row that STAR wrote says where it comes from, and keeps it: its source, licence, generator, seed and parents.
+
     Args:
-        licence: written on every row; that of a known source, else `unknown`, when not given.
+        source: where all other rows come from.
+        licence: written on every row; when not given, the row's own, that of a known source, or `unknown`.
         every_turn: one row for every assistant turn instead of the last alone; ids end in the turn's number.
 
     Raises:
         InputError: the file is missing, or not one record in it is JSON; names the file.
     """
-    provenance = {
-        "generator": "import",
-        "licence": licence or LICENCES.get(source, "unknown"),
-        "parents": [],
-        "seed": None,
-    }
     broken, read = None, False
     for number, record in read_records(path):
         name = f"{path.name}:{number}"
@@ -52,7 +50,10 @@ def import_rows(
             continue
         read = True
         try:
-            rows = [ordered_row(row | provenance) for row in _rows(record, source=source, every_turn=every_turn)]
+            rows = [
+                ordered_row(row | _provenance(record, source=source, licence=licence))
+                for row in _rows(record, source=source, every_turn=every_turn)
+            ]
             for row in rows:
                 json_line(row)
         except (InputError, ValueError) as error:
@@ -62,6 +63,14 @@ def import_rows(
         yield from rows
     if broken and not read:
         raise InputError(f"{broken}: give JSON Lines, a JSON list or Parquet with `messages` and `tools`")
+
+
+def _provenance(record: dict, *, source: str, licence: str | None) -> dict:
+    if record.keys() >= set(PROVENANCE):
+        kept = {key: record[key] for key in PROVENANCE}
+        return {**kept, "licence": licence} if licence else kept
+    known = licence or LICENCES.get(source, "unknown")
+    return {"source": source, "licence": known, "generator": "import", "seed": None, "parents": []}
 
 
 def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
@@ -80,12 +89,12 @@ def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     whole = {"messages": messages, "tools": tools}
     identity = _identity(record.get("id"), whole, source)
     if not every_turn:
-        return [{"id": identity, **whole, "source": source, "kind": record.get("kind") or kind_of(messages)}]
+        return [{"id": identity, **whole, "kind": record.get("kind") or kind_of(messages)}]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place]
     if not turns:
         raise InputError("a record must have an assistant turn that answers something")
     return [
-        {"id": f"{identity}#{place}", "messages": messages[: place + 1], "tools": tools, "source": source, "kind": kind}
+        {"id": f"{identity}#{place}", "messages": messages[: place + 1], "tools": tools, "kind": kind}
         for place in turns
         if (kind := kind_of(messages[: place + 1]))
     ]

@@ -58,7 +58,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _from_folder(path: Path) -> Iterator[tuple[int, Any]]:
-    """A folder of `datasets.save_to_disk`, or one with Parquet or JSON Lines files, as a clone of a data set's repository has them."""
+    """A folder of `datasets.save_to_disk`, or one with Parquet, JSON Lines or JSON lists, as a clone of a data set's repository."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import DatasetDict, load_from_disk
 
@@ -66,9 +66,12 @@ def _from_folder(path: Path) -> Iterator[tuple[int, Any]]:
         parts = loaded.values() if isinstance(loaded, DatasetDict) else [loaded]
         yield from enumerate((record for part in parts for record in part), start=1)
         return
-    files = sorted(file for kind in ("*.parquet", "*.jsonl") for file in path.rglob(kind))
+    lists = [file for file in path.rglob("*.json") if _first_character(file) == b"["]
+    files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl"), *lists])
     if not files:
-        raise InputError(f"{path} holds neither a saved data set nor .parquet or .jsonl files: give one of these")
+        raise InputError(
+            f"{path} holds neither a saved data set nor .parquet, .jsonl or .json lists: give one of these"
+        )
     yield from enumerate((record for file in files for _, record in read_records(file)), start=1)
 
 

@@ -62,7 +62,7 @@ def write_set(
         with (
             (out / ROWS).open("ab") as rows,
             (out / REJECTS).open("ab") as rejects,
-            Bar(label, total or done, start=done) as bar,
+            Bar(label, total, start=done) as bar,
         ):
 
             def commit() -> None:
@@ -84,7 +84,8 @@ def write_set(
                 given.clear()
                 if figures.read % CHECKPOINT == 0:
                     commit()
-                bar.total = max(bar.total, figures.read)
+                if bar.total is not None:
+                    bar.total = max(bar.total, figures.read)
                 bar.advance()
             commit()
     write_json(out / FIGURES, figures.to_json())

@@ -24,7 +24,9 @@ def load_tools(path: Path) -> list[dict]:
     tools = []
     for tool in read_tools(path):
         if isinstance(tool, Reject):
-            raise InputError(f"{path}: {tool.detail}: correct it, or leave it out with `star data import {path.name}`")
+            raise InputError(
+                f"{path}: {tool.detail}: correct it, or leave it out with `star data import {path.name} --out tools`"
+            )
         tools.append(tool)
     if repeated := repeated_name(tools):
         raise InputError(f"the tools file {path} has two tools named {repeated!r}: rename one")

@@ -163,6 +163,24 @@ def test_parquet_and_saved_data_sets_give_the_same_rows(tmp_path: Path) -> None:
     assert [row["licence"] for row in by_parquet] == ["CC-BY-4.0"] * 2
 
 
+def test_a_clone_of_a_repository_is_read_whatever_its_files_are(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{**record(calls=[CALL]), "id": "a"}], indent=1))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "more.jsonl").write_text(json.dumps({**record(calls=[CALL]), "id": "b"}) + "\n")
+    (tmp_path / "dataset_infos.json").write_text('{"default": {}}')
+    assert [row["id"] for row in import_rows(tmp_path, source="test")] == ["a", "b"]
+
+
+def test_a_row_that_says_where_it_comes_from_keeps_it(tmp_path: Path) -> None:
+    own = {"source": "llm", "licence": "CC0-1.0", "generator": "llm:qwen", "seed": 3, "parents": ["p"]}
+    [row] = imported(tmp_path, record(calls=[CALL]) | own)
+    assert own.items() <= row.items()
+    [other] = imported(tmp_path, record(calls=[CALL]) | {"licence": "MIT"})
+    assert (other["source"], other["licence"], other["generator"]) == ("test", "unknown", "import")
+    [licensed] = import_rows(tmp_path / "records.jsonl", source="test", licence="MIT")
+    assert licensed["licence"] == "MIT"
+
+
 TOOLACE = {
     "system": f"You are an expert. A list of functions in JSON:\n{json.dumps([{**TOOL, 'name': 'Get Weather/Now'}])}\nDo it.",
     "conversations": [

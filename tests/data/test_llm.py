@@ -13,7 +13,8 @@ import pytest
 
 from star.data.cleaning import fault_of
 from star.data.endpoint import Endpoint, EndpointError
-from star.data.llm import Plan, collect_answers, rows_in_log
+from star.data.importers import kind_of
+from star.data.llm import KINDS, Plan, collect_answers, rows_in_log
 from star.data.rows import Reject
 from star.data.tools import normalize_tool
 from star.errors import InputError
@@ -96,7 +97,10 @@ class Handler(BaseHTTPRequestHandler):
         system, user = (message["content"] for message in body["messages"])
         if "You check" in system:
             return json.dumps({"ok": not self.server.wrong, "why": "because"})
-        names = re.search(r"call of (?:each of )?(\w+)(?: and (\w+))?|all of (\w+)|meant for (\w+)", user)
+        names = re.search(
+            r"call of (?:each of )?(\w+)(?: and (\w+))?|all of (\w+)|meant for (\w+)|needs (\w+) and (\w+), one after",
+            user,
+        )
         wanted = [name for name in names.groups() if name] if names else []
         values = {
             "get_weather": {"city": "Oslo"},
@@ -106,12 +110,16 @@ class Handler(BaseHTTPRequestHandler):
         calls = [{"name": name, "arguments": values[name]} for name in wanted]
         if "two or three calls" in user:
             calls *= 2
-        if "leaves out" in user or "none of the tools" in user:
+        if "calls` is then empty" in user:
             calls = []
+        more = {"answer": "Here it is."}
+        if "one after the other" in user:
+            first, *calls = calls
+            more = {"first": first, "result": {"done": True}}
         query = f"Number {body['seed']}: Oslo, 4711 and Yesterday, please."
         return (
             "<think>Let me see {</think>```json\n"
-            + json.dumps({"query": query, "calls": calls, "reply": "Which one?"})
+            + json.dumps({"query": query, "calls": calls, "reply": "Which one?", **more})
             + "\n```"
         )
 
@@ -140,15 +148,27 @@ def plan(rows: int, **changed: object) -> Plan:
 
 
 def test_rows_pass_three_gates_and_count_their_tokens(server: Server, tmp_path: Path) -> None:
-    usage = collect_answers(plan(30), endpoint(server), log=tmp_path / "log")
-    rows = list(rows_in_log(plan(30), tmp_path / "log"))
-    assert usage == Counter(requests=60, prompt_tokens=6000, completion_tokens=600, retries=0, failed=0)
-    assert [row["id"] for row in rows] == [f"llm-3-{n}" for n in range(30)]
+    usage = collect_answers(plan(90), endpoint(server), log=tmp_path / "log")
+    rows = list(rows_in_log(plan(90), tmp_path / "log"))
+    assert usage == Counter(requests=180, prompt_tokens=18000, completion_tokens=1800, retries=0, failed=0)
+    assert [row["id"] for row in rows] == [f"llm-3-{n}" for n in range(90)]
     for row in rows:
         assert fault_of(row) is None
         assert (row["generator"], row["source"], row["seed"]) == ("llm:tiny", "llm", 3)
-    assert {"simple", "multiple", "parallel"} <= {row["kind"] for row in rows}
+    assert {row["kind"] for row in rows} == set(KINDS)
+    for row in rows:
+        if row["kind"] in ("multi-turn", "multi-step"):
+            assert kind_of(row["messages"]) == row["kind"]
     assert 1 < server.most_alive <= 4
+
+
+def test_the_kinds_that_are_asked_for_are_written(server: Server, tmp_path: Path) -> None:
+    wanted = plan(8, kinds={"parallel": 1.0, "simple": 0.0})
+    collect_answers(wanted, endpoint(server), log=tmp_path / "log")
+    assert {row["kind"] for row in rows_in_log(wanted, tmp_path / "log")} == {"parallel"}
+    for kinds in ({"response": 1.0}, {"simple": 0.0}):
+        with pytest.raises(InputError, match="use some of simple"):
+            collect_answers(plan(8, kinds=kinds), endpoint(server), log=tmp_path / "log")
 
 
 def test_a_server_that_misbehaves_costs_retries_and_no_row(server: Server, tmp_path: Path) -> None:
@@ -214,6 +234,23 @@ def test_a_value_that_the_query_does_not_say_is_a_reject(server: Server, tmp_pat
     collect_answers(Plan(TOOLS, 1, one, concurrency=1), endpoint(server), log=tmp_path / "log")
     [reject] = rows_in_log(Plan(TOOLS, 1, one), tmp_path / "log")
     assert reject.reason == "ungrounded_value"
+
+
+def test_a_first_step_is_checked_as_the_last_one_is(server: Server, tmp_path: Path) -> None:
+    steps = Plan(TOOLS[:2], 1, 3, kinds={"multi-step": 1.0}, concurrency=1)
+    call = {"name": "get_weather", "arguments": {"city": "Oslo"}}
+    for number, (first, reason) in enumerate(
+        [
+            ({"name": "get_weather", "arguments": {"town": "Oslo"}}, "unknown_argument"),
+            ({"name": "get_weather", "arguments": {"city": "Bergen"}}, "ungrounded_value"),
+            (None, "llm_format"),
+        ]
+    ):
+        said = {"query": "The weather where I live?", "first": first, "result": {"city": "Oslo"}, "calls": [call]}
+        server.faults = ["says:" + json.dumps(said)]
+        collect_answers(steps, endpoint(server), log=tmp_path / str(number))
+        [reject] = rows_in_log(steps, tmp_path / str(number))
+        assert reject.reason == reason
 
 
 def test_the_models_own_check_rejects(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files of tools: lists, MCP answers, one JSON Schema, OpenAPI documents; hostile ones are refused with a reason."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from star.config import load_config
 from star.data.rows import Reject
 from star.data.tool_files import holds_tools, load_tools, read_tools
 from star.errors import InputError
 
 OPENAPI = Path(__file__).parent / "openapi.yaml"
+DATA_PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 WEATHER = {
     "name": "get_weather",
     "description": "The weather of a city.",
@@ -191,3 +194,15 @@ def test_files_of_tools_and_of_rows_are_told_apart(tmp_path: Path) -> None:
     assert holds_tools(written(tmp_path, json.dumps(openapi({}), indent=1)))
     assert not holds_tools(written(tmp_path, [{"query": "q", "answers": "[]", "tools": "[]"}]))
     assert not holds_tools(written(tmp_path, '{"messages": []}\n', "rows.jsonl"))
+
+
+def test_the_profile_in_the_documentation_is_the_one_that_was_trained(tmp_path: Path) -> None:
+    """docs/data.md walks from an OpenAPI file to a model with this profile; docs/results.md has the figures of parcelway.yaml."""
+    [profile] = re.findall(r"```yaml\n(.*?)```", DATA_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "my.yaml").write_text(profile)
+    (tmp_path / "openapi.yaml").write_bytes(OPENAPI.read_bytes())
+    shown, trained = (load_config(path) for path in (tmp_path / "my.yaml", OPENAPI.parent / "parcelway.yaml"))
+    same_tools = shown.data.model_copy(update={"tools": trained.data.tools})
+    named_alike = {"name": trained.name, "registry": trained.registry, "data": same_tools}
+    assert shown.data.tools.sha256 == trained.data.tools.sha256
+    assert shown.model_copy(update=named_alike) == trained
