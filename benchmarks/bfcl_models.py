@@ -41,7 +41,7 @@ def main() -> None:
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=chosen)})
     work = Workspace(given.out, given.out / "state")
     work.state.mkdir(parents=True, exist_ok=True)
-    models = {"random weights": random_twin(given.model, given.out / "random"), "model": given.model}
+    models = {"random weights": random_twin(given.model, given.out / "random"), "trained": given.model}
     evaluate_models(models, None, config=config, work=work, title="BFCL categories")
     print_table(json.loads((given.out / EVALUATION).read_text(encoding="utf-8")))
 

@@ -1,12 +1,12 @@
 """How often the 95% intervals hold the truth, on models whose accuracy, reward, pass@k, entropy or difference is known.
 
-python benchmarks/intervals.py --exact     (shares: every possible outcome counted, seconds)
+python benchmarks/intervals.py --exact     (shares: every possible outcome counted, half a minute)
 python benchmarks/intervals.py             (all, about ten minutes on one core)
 
 Shares need no simulation: of n rows a model gets x right with a binomial probability, and an interval holds or not. The first table
 has, over the accuracies 2%, 2.1%, ... 98%, how many are held 93 to 97% of the time, and how often they are held on average and at worst.
-Its last line is what no interval can better: right answers are whole numbers, so for some accuracies no range of outcomes has a
-probability between 93 and 97%.
+The line `any at all` is what no interval can better: right answers are whole numbers, so for some accuracies no range of outcomes has a
+probability between 93 and 97%. Below it the same of paired differences, over pairs of models.
 
 The second table is simulated: every row one kind of score, every column a number of evaluated rows; a cell is the share of evaluations
 whose interval held the true mean, and in brackets that of the percentile bootstrap. Its sampling error is about 0.5 points.
@@ -23,8 +23,10 @@ from scipy import stats
 from star.evaluation.statistics import mean_interval, paired_difference, pass_at_k
 
 ROWS, EVALUATIONS = (20, 50, 200, 1000), 2000
+GAINS = np.arange(0.02, 0.49, 0.02)
 ACCURACIES = np.linspace(0.02, 0.98, 961)
 Draw = Callable[[Generator, int], np.ndarray]
+Bounds = tuple[float, float] | None
 Limits = tuple[np.ndarray, np.ndarray]
 
 
@@ -85,21 +87,44 @@ def exact_table() -> Iterator[str]:
     for name, method in methods.items():
         cells = []
         for count in ROWS[:-1]:
-            held = exact_coverage(method(count))
-            inside = ((held >= 0.93) & (held <= 0.97)).mean()
-            cells.append(f"{inside:.1%} (mean {held.mean():.1%}, worst {held.min():.1%})")
+            cells.append(_share_held(exact_coverage(method(count))))
         yield f"| {name} | {' | '.join(cells)} |"
     yield "| any at all | " + " | ".join(f"{could_be_held(count):.1%}" for count in ROWS[:-1]) + " |"
+    yield f"| difference of two models: Agresti-Min | {' | '.join(exact_paired(count) for count in ROWS[:2])} | |"
 
 
-def right(accuracy: float, rng: Generator, count: int) -> np.ndarray:
-    return (rng.random(count) < accuracy).astype(float)
+def _share_held(held: np.ndarray) -> str:
+    inside = ((held >= 0.93) & (held <= 0.97)).mean()
+    return f"{inside:.1%} (mean {held.mean():.1%}, worst {held.min():.1%})"
+
+
+def exact_paired(count: int) -> str:
+    """`paired_difference` of two models of which one alone is right on 2%, 4%, ... 48% of the rows, the other alone on as many."""
+    pairs = [(gained, lost) for gained in range(count + 1) for lost in range(count + 1 - gained)]
+    rows = np.arange(count)
+    found = [
+        paired_difference(rows < gained, (rows >= gained) & (rows < gained + lost), seed=0) for gained, lost in pairs
+    ]
+    held = []
+    for gain in GAINS:
+        for loss in GAINS:
+            odds = stats.multinomial.pmf(
+                [(gained, lost, count - gained - lost) for gained, lost in pairs], count, (gain, loss, 1 - gain - loss)
+            )
+            held.append(sum(chance for chance, at in zip(odds, found, strict=True) if at.low <= gain - loss <= at.high))
+    return _share_held(np.array(held))
 
 
 def reward(rng: Generator, count: int) -> np.ndarray:
     """Mostly 1, some partial credit, some format errors."""
     kind = rng.random(count)
     return np.where(kind < 0.7, 1.0, np.where(kind < 0.9, rng.random(count), -1.0))
+
+
+def good_reward(rng: Generator, count: int) -> np.ndarray:
+    """Of a model with few mistakes."""
+    kind = rng.random(count)
+    return np.where(kind < 0.93, 1.0, np.where(kind < 0.99, rng.random(count), -1.0))
 
 
 def pass_at(k: int, rng: Generator, count: int) -> np.ndarray:
@@ -117,12 +142,13 @@ def percentile(values: np.ndarray, rng: Generator) -> tuple[float, float]:
     return low, high
 
 
-def coverage(draw: Draw, truth: float, count: int) -> tuple[float, float]:
+def coverage(draw: Draw, truth: float, count: int, bounds: Bounds) -> tuple[float, float]:
     rng = np.random.default_rng([count, 7])
     held = np.zeros(2)
     for seed in range(EVALUATIONS):
         values = draw(rng, count)
-        for index, (low, high) in enumerate((mean_interval(values, seed=seed), percentile(values, rng))):
+        limits = (mean_interval(values, seed=seed, bounds=bounds), percentile(values, rng))
+        for index, (low, high) in enumerate(limits):
             held[index] += low - 1e-12 <= truth <= high + 1e-12
     return tuple(held / EVALUATIONS)
 
@@ -143,12 +169,12 @@ def paired_coverage(gain: float, loss: float, count: int) -> tuple[float, float]
 def simulated_table() -> Iterator[str]:
     yield "| score | " + " | ".join(f"{count} rows" for count in ROWS) + " |"
     yield "|---|" + "---:|" * len(ROWS)
-    draws: dict[str, Draw] = {f"accuracy {p}": partial(right, p) for p in (0.05, 0.2, 0.5, 0.8, 0.95)}
-    draws |= {f"pass@{k}": partial(pass_at, k) for k in (1, 4, 8)} | {"mean reward": reward, "entropy": entropy}
-    for name, draw in draws.items():
-        known = name.startswith("accuracy")
-        truth = float(name.split()[1]) if known else draw(np.random.default_rng(1), 4_000_000).mean()
-        yield _line(name, [coverage(draw, truth, count) for count in ROWS])
+    draws: dict[str, tuple[Draw, Bounds]] = {f"pass@{k}": (partial(pass_at, k), (0.0, 1.0)) for k in (1, 4, 8)}
+    draws |= {"mean reward": (reward, (-1.0, 1.0)), "mean reward, few mistakes": (good_reward, (-1.0, 1.0))}
+    draws |= {"entropy": (entropy, None)}
+    for name, (draw, bounds) in draws.items():
+        truth = draw(np.random.default_rng(1), 4_000_000).mean()
+        yield _line(name, [coverage(draw, truth, count, bounds) for count in ROWS])
     for gain, loss in ((0.05, 0.03), (0.2, 0.1)):
         yield _line(f"difference, +{gain} -{loss}", [paired_coverage(gain, loss, count) for count in ROWS])
 

@@ -148,7 +148,9 @@ def _comparison(evaluation: Evaluation) -> str:
     for label, cells in comparison_rows(models):
         columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
         body += f'<tr><th scope="row">{text(label)}</th>{"".join(columns)}</tr>'
-    caption = "Mean of each score with its 95% interval (Wilson's for shares, the studentized bootstrap for the rest)."
+    caption = (
+        "Mean of each score with its 95% interval (Wilson's for bounded scores, the studentized bootstrap for entropy)."
+    )
     scores = page.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
     return scores + _differences(evaluation.get("comparisons") or [])
 

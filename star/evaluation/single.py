@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from star.code import code_digest
 from star.config import Config, Evaluate, sha256_of
 from star.errors import InputError
-from star.inference import resolve_model
+from star.inference import names_version, resolve_model
 from star.registry.tracking import home
 from star.storage import (
     METRICS,
@@ -91,7 +91,7 @@ def _settings(settings: Evaluate, **given: object) -> Evaluate:
 
 
 def _source(model: str, *, name: str) -> Path | str:
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists() and not names_version(model)
     return model if is_hub_id else resolve_model(model, name=name)
 
 
