@@ -59,7 +59,7 @@ def text(value: object) -> str:
 
 def markdown(value: object) -> str:
     """`value` as literal text of one line of Markdown, also inside a table's cell."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text(" ".join(str(value).split())))
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(visible(" ".join(str(value).split())), quote=False))
 
 
 def visible(raw: str) -> str:

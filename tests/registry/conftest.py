@@ -187,7 +187,11 @@ class TrackingServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         places = ["--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         log = self.folder / "mlflow.log"
-        server = running([*command, *places], port=self.port, log=log, environment=environment)
+        alone = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **environment,
+        }  # eight workers for jobs that we have none of
+        server = running([*command, *places], port=self.port, log=log, environment=alone)
         self.process = self.running.enter_context(server)
 
     def stop(self) -> None:
