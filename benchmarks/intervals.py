@@ -1,25 +1,118 @@
-"""How often the 95% intervals hold the truth: simulated models of known accuracy, rewards, pass@k, entropies and paired models.
+"""How often the 95% intervals hold the truth, on models whose accuracy, reward, pass@k, entropy or difference is known.
 
-python benchmarks/intervals.py            (about four minutes on one core)
+python benchmarks/intervals.py --exact     (shares: every possible outcome counted, half a minute)
+python benchmarks/intervals.py             (all, about a minute on one core)
 
-Every row of a table is one kind of score, every column a number of evaluated rows; a cell is the share of simulated evaluations whose
-interval held the true mean, and in brackets that of the percentile bootstrap. Its own sampling error is about 0.5 points.
+Shares need no simulation: of n rows a model gets x right with a binomial probability, and an interval holds or not. The first table
+has, over the accuracies 2%, 2.1%, ... 98%, how many are held 93 to 97% of the time, and how often they are held on average and at worst.
+The line `any at all` is what no interval can better: right answers are whole numbers, so for some accuracies no range of outcomes has a
+probability between 93 and 97%. Below it the same of paired differences, over pairs of models.
+
+The second table is simulated: every row one kind of score, every column a number of evaluated rows; a cell is the share of evaluations
+whose interval held the true mean, and in brackets that of the percentile bootstrap. Its sampling error is about 0.5 points.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 from numpy.random import Generator
+from scipy import stats
 
 from star.evaluation.statistics import mean_interval, paired_difference, pass_at_k
 
-ROWS, EVALUATIONS = (50, 200, 1000), 2000
+ROWS, EVALUATIONS = (20, 50, 200), 2000
+GAINS = np.arange(0.02, 0.49, 0.02)
+ACCURACIES = np.linspace(0.02, 0.98, 961)
 Draw = Callable[[Generator, int], np.ndarray]
+Bounds = tuple[float, float] | None
+Limits = tuple[np.ndarray, np.ndarray]
 
 
-def right(accuracy: float, rng: Generator, count: int) -> np.ndarray:
-    return (rng.random(count) < accuracy).astype(float)
+def ours(count: int) -> Limits:
+    """The limits that `mean_interval` gives for 0, 1, ... count right answers."""
+    limits = [mean_interval(np.arange(count) < right, seed=0) for right in range(count + 1)]
+    return np.array([low for low, _ in limits]), np.array([high for _, high in limits])
+
+
+def agresti_coull(count: int) -> Limits:
+    z2 = stats.norm.ppf(0.975) ** 2
+    share = (np.arange(count + 1) + z2 / 2) / (count + z2)
+    spread = np.sqrt(z2 * share * (1 - share) / (count + z2))
+    return share - spread, share + spread
+
+
+def jeffreys(count: int) -> Limits:
+    right = np.arange(count + 1)
+    low = stats.beta.ppf(0.025, right + 0.5, count - right + 0.5)
+    high = stats.beta.ppf(0.975, right + 0.5, count - right + 0.5)
+    return np.where(right == 0, 0.0, low), np.where(right == count, 1.0, high)
+
+
+def clopper_pearson(count: int) -> Limits:
+    right = np.arange(count + 1)
+    low = stats.beta.ppf(0.025, np.maximum(right, 1), count - right + 1)
+    high = stats.beta.ppf(0.975, right + 1, np.maximum(count - right, 1))
+    return np.where(right == 0, 0.0, low), np.where(right == count, 1.0, high)
+
+
+def exact_coverage(limits: Limits) -> np.ndarray:
+    """How often each of ACCURACIES lies inside the limits."""
+    low, high = limits
+    held = (low <= ACCURACIES[:, None] + 1e-12) & (ACCURACIES[:, None] <= high + 1e-12)
+    return (outcomes(len(low) - 1) * held).sum(1)
+
+
+def outcomes(count: int) -> np.ndarray:
+    return stats.binom.pmf(np.arange(count + 1), count, ACCURACIES[:, None])
+
+
+def could_be_held(count: int) -> float:
+    """The share of ACCURACIES for which some range of outcomes has a probability between 93 and 97%."""
+    below = np.concatenate([np.zeros((len(ACCURACIES), 1)), outcomes(count).cumsum(1)], axis=1)
+    ranges = below[:, None, :] - below[:, :, None]
+    return float(((ranges >= 0.93) & (ranges <= 0.97)).any((1, 2)).mean())
+
+
+def exact_table() -> Iterator[str]:
+    yield "| interval of a share | " + " | ".join(f"{count} rows" for count in ROWS) + " |"
+    yield "|---|" + "---:|" * len(ROWS)
+    methods = {
+        "ours: Wilson": ours,
+        "Agresti-Coull": agresti_coull,
+        "Jeffreys": jeffreys,
+        "Clopper-Pearson": clopper_pearson,
+    }
+    for name, method in methods.items():
+        cells = []
+        for count in ROWS:
+            cells.append(_share_held(exact_coverage(method(count))))
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield "| any at all | " + " | ".join(f"{could_be_held(count):.1%}" for count in ROWS) + " |"
+    yield f"| difference of two models: Agresti-Min | {' | '.join(exact_paired(count) for count in ROWS[:2])} | |"
+
+
+def _share_held(held: np.ndarray) -> str:
+    inside = ((held >= 0.93) & (held <= 0.97)).mean()
+    return f"{inside:.1%} (mean {held.mean():.1%}, worst {held.min():.1%})"
+
+
+def exact_paired(count: int) -> str:
+    """`paired_difference` of two models of which one alone is right on 2%, 4%, ... 48% of the rows, the other alone on as many."""
+    pairs = [(gained, lost) for gained in range(count + 1) for lost in range(count + 1 - gained)]
+    rows = np.arange(count)
+    found = [
+        paired_difference(rows < gained, (rows >= gained) & (rows < gained + lost), seed=0) for gained, lost in pairs
+    ]
+    held = []
+    for gain in GAINS:
+        for loss in GAINS:
+            odds = stats.multinomial.pmf(
+                [(gained, lost, count - gained - lost) for gained, lost in pairs], count, (gain, loss, 1 - gain - loss)
+            )
+            held.append(sum(chance for chance, at in zip(odds, found, strict=True) if at.low <= gain - loss <= at.high))
+    return _share_held(np.array(held))
 
 
 def reward(rng: Generator, count: int) -> np.ndarray:
@@ -28,8 +121,14 @@ def reward(rng: Generator, count: int) -> np.ndarray:
     return np.where(kind < 0.7, 1.0, np.where(kind < 0.9, rng.random(count), -1.0))
 
 
-def pass_at_4(rng: Generator, count: int) -> np.ndarray:
-    table = np.array([pass_at_k(8, right, 4) for right in range(9)])
+def good_reward(rng: Generator, count: int) -> np.ndarray:
+    """Of a model with few mistakes."""
+    kind = rng.random(count)
+    return np.where(kind < 0.93, 1.0, np.where(kind < 0.99, rng.random(count), -1.0))
+
+
+def pass_at(k: int, rng: Generator, count: int) -> np.ndarray:
+    table = np.array([pass_at_k(8, right, k) for right in range(9)])
     return table[rng.binomial(8, rng.beta(1.0, 0.7, size=count))]
 
 
@@ -43,12 +142,13 @@ def percentile(values: np.ndarray, rng: Generator) -> tuple[float, float]:
     return low, high
 
 
-def coverage(draw: Draw, truth: float, count: int) -> tuple[float, float]:
+def coverage(draw: Draw, truth: float, count: int, bounds: Bounds) -> tuple[float, float]:
     rng = np.random.default_rng([count, 7])
     held = np.zeros(2)
     for seed in range(EVALUATIONS):
         values = draw(rng, count)
-        for index, (low, high) in enumerate((mean_interval(values, seed=seed), percentile(values, rng))):
+        limits = (mean_interval(values, seed=seed, bounds=bounds), percentile(values, rng))
+        for index, (low, high) in enumerate(limits):
             held[index] += low - 1e-12 <= truth <= high + 1e-12
     return tuple(held / EVALUATIONS)
 
@@ -66,20 +166,32 @@ def paired_coverage(gain: float, loss: float, count: int) -> tuple[float, float]
     return tuple(held / (EVALUATIONS // 4))
 
 
-def main() -> None:
-    draws: dict[str, Draw] = {f"accuracy {p}": partial(right, p) for p in (0.05, 0.2, 0.5, 0.8, 0.95)}
-    draws |= {"mean reward": reward, "pass@4": pass_at_4, "entropy": entropy}
-    print("| score | " + " | ".join(f"{count} rows" for count in ROWS) + " |\n|---|" + "---:|" * len(ROWS))
-    for name, draw in draws.items():
-        truth = (
-            float(name.split()[1]) if name.startswith("accuracy") else draw(np.random.default_rng(1), 4_000_000).mean()
-        )
-        shares = [coverage(draw, truth, count) for count in ROWS]
-        print(f"| {name} | " + " | ".join(f"{ours:.3f} ({plain:.3f})" for ours, plain in shares) + " |", flush=True)
+def simulated_table() -> Iterator[str]:
+    yield "| score | " + " | ".join(f"{count} rows" for count in ROWS) + " |"
+    yield "|---|" + "---:|" * len(ROWS)
+    draws: dict[str, tuple[Draw, Bounds]] = {f"pass@{k}": (partial(pass_at, k), (0.0, 1.0)) for k in (1, 4, 8)}
+    draws |= {"mean reward": (reward, (-1.0, 1.0)), "mean reward, few mistakes": (good_reward, (-1.0, 1.0))}
+    draws |= {"entropy": (entropy, None)}
+    for name, (draw, bounds) in draws.items():
+        truth = draw(np.random.default_rng(1), 4_000_000).mean()
+        yield _line(name, [coverage(draw, truth, count, bounds) for count in ROWS])
     for gain, loss in ((0.05, 0.03), (0.2, 0.1)):
-        shares = [paired_coverage(gain, loss, count) for count in ROWS]
-        cells = " | ".join(f"{ours:.3f} ({plain:.3f})" for ours, plain in shares)
-        print(f"| difference, +{gain} -{loss} | {cells} |", flush=True)
+        yield _line(f"difference, +{gain} -{loss}", [paired_coverage(gain, loss, count) for count in ROWS])
+
+
+def _line(name: str, shares: list[tuple[float, float]]) -> str:
+    return f"| {name} | " + " | ".join(f"{ours:.3f} ({plain:.3f})" for ours, plain in shares) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--exact", action="store_true", help="the table of shares only")
+    given = parser.parse_args()
+    for line in (*exact_table(), ""):
+        print(line, flush=True)
+    if not given.exact:
+        for line in simulated_table():
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ def register(
     refined: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     registration: dsl.Output[dsl.Artifact],
+    gate: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
 ):
     """Registers the refined student in MLflow; behind the gate it becomes champion.
@@ -20,9 +21,11 @@ def register(
         refined: the refined student's model folder.
         evaluation: evaluation.json and the reports.
         registration: what was registered and why it was promoted or not.
+        gate: every bar of the gate and how it went.
         metrics: the stage's figures.
     """
     import json
+    import shutil
     from pathlib import Path
 
     from star import stages
@@ -35,6 +38,8 @@ def register(
         evaluation=Path(evaluation.path),
         out=Path(registration.path),
     )
+    Path(gate.path).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(registration.path) / "gate.md", gate.path)
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

@@ -195,6 +195,9 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="For --model: entries of each category of bfcl and acebench.")
     ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="For --model: of bfcl these categories alone, with commas between.")
+    ] = None,
     acebench: Annotated[Path | None, typer.Option(help="For --model: a checkout of ACEBench.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of `star synthesize`.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Folder of `star refine-teacher`.")] = None,
@@ -212,13 +215,15 @@ def evaluate(
     `star evaluate --data D --teacher T --distilled S --refined R --out runs/hand/evaluation`
 
     `star evaluate --model champion --suite heldout,bfcl --limit 20`
+
+    `star evaluate --model ./model --suite bfcl --category simple_python,irrelevance`
     """
     if model is None:
         folders = {"data": data, "teacher": teacher, "distilled": distilled, "refined": refined, "out": out}
         if absent := [f"--{key}" for key, value in folders.items() if value is None]:
             _fail(f"evaluate needs {', '.join(absent)}, or --model for one model alone", status=2)
-        if suite or limit or acebench:
-            _fail("--suite, --limit and --acebench go with --model; a stage reads them from `evaluate`", status=2)
+        if suite or limit or category or acebench:
+            _fail("--suite, --limit, --category and --acebench go with --model; a stage reads `evaluate`", status=2)
         _stage("evaluate", config, **folders, resume=resume)
         return
     if teacher or distilled or refined:
@@ -226,10 +231,12 @@ def evaluate(
     from star.config import load_config
     from star.evaluation.single import evaluate_one
 
-    suites = tuple(part.strip() for part in suite.split(",")) if suite else None
+    suites, categories = (
+        tuple(part.strip() for part in given.split(",")) if given else None for given in (suite, category)
+    )
     evaluate_one(
-        model, config=load_config(config), suites=suites, limit=limit, acebench=acebench, data=data, name=name, out=out,
-        resume=resume,
+        model, config=load_config(config), suites=suites, limit=limit, categories=categories, acebench=acebench,
+        data=data, name=name, out=out, resume=resume,
     )  # fmt: skip
 
 

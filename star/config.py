@@ -324,6 +324,9 @@ class Evaluate(Section):
     limit: int | None = Field(
         None, ge=1, description="entries of each category of bfcl and acebench; all of them when not given"
     )
+    bfcl_categories: tuple[str, ...] | None = Field(
+        None, min_length=1, description="of bfcl, those to run, without an overall score then; all 17 when not given"
+    )
     acebench: str | None = Field(None, description="a checkout of ACEBench, for its suite")
 
     samples: int = Field(8, ge=1, description="samples a row, for pass@k and entropy")
@@ -337,6 +340,11 @@ class Evaluate(Section):
             raise ValueError("`suites` names at least one suite, and none twice")
         if "acebench" in self.suites and self.acebench is None:
             raise ValueError("the suite acebench needs `acebench`: the path of a checkout of ACEBench")
+        if self.bfcl_categories:
+            from star.evaluation.bfcl_scores import CATEGORIES  # a room above: looked into only where some are chosen
+
+            if unknown := set(self.bfcl_categories) - set(CATEGORIES):
+                raise ValueError(f"BFCL has no category {sorted(unknown)[0]}: choose from {', '.join(CATEGORIES)}")
         return self
 
 

@@ -48,6 +48,7 @@ def generate(
         num_return_sequences=samples,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,  # a model saved from a training may say otherwise: every token would read the whole prompt again
     )
     ends = end_tokens(model, tokenizer)
     completions = [_cut(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]

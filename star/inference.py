@@ -1,5 +1,6 @@
 """One request answered by one model: what `star call` does."""
 
+import re
 from pathlib import Path
 
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
@@ -41,12 +42,18 @@ def answer(query: str, *, tools: Path, model: str, name: str) -> Completion:
 
 
 def resolve_model(model: str, *, name: str) -> Path:
-    """The folder of a model: the given one, or the registered version fetched into the home's `models/`."""
-    from star.registry.fetch import fetch_model
+    """The folder of a model: the given one, or a registered version, of the model `name` unless it names one, in the home's `models/`."""
+    from star.registry.fetch import fetch_version
     from star.registry.tracking import home
+    from star.registry.versions import resolve
 
     if Path(model).is_dir():
         return Path(model)
-    if "/" in model:
+    if "/" in model and not names_version(model):
         raise InputError(f"no model folder at {model}: give a folder, an alias such as champion, or a version number")
-    return fetch_model(f"{name}/{model}" if model.isdecimal() else f"{name}@{model}", home() / "models")
+    return fetch_version(resolve(model, name=name), home() / "models")
+
+
+def names_version(model: str) -> bool:
+    """Whether it is NAME/3 of the registry: no hub id ends in a number alone."""
+    return re.fullmatch(r"[^/]+/\d+", model) is not None

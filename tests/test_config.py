@@ -62,6 +62,11 @@ def test_a_missing_file_names_the_profiles(tmp_path: Path) -> None:
         load_config(tmp_path / "nothing.yaml")
 
 
+def test_an_unknown_benchmark_category_is_named_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="BFCL has no category poetry: choose from simple_python"):
+        load_config(write(tmp_path, "evaluate: {bfcl_categories: [irrelevance, poetry]}"))
+
+
 def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 3\ndistill: {steps: 7, top_m: 5}\n")
     config = load_config(write(tmp_path, "extends: base.yaml\ndistill: {steps: 8}\n"))

@@ -31,6 +31,16 @@ def test_the_same_seed_gives_the_same_samples(teacher) -> None:
     assert [len(group) for group in first] == [2, 2, 2]
 
 
+def test_every_token_is_read_once_whatever_the_model_was_saved_with(teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer, prompts = teacher
+    monkeypatch.setattr(model.generation_config, "use_cache", False)
+    read = []
+    counter = model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(given[0].shape[1]))
+    generate(model, tokenizer, [prompts[0].text], samples=1, temperature=0.0, max_new_tokens=4, seed=0)
+    counter.remove()
+    assert read == [len(tokenizer(prompts[0].text, add_special_tokens=False)["input_ids"]), 1, 1, 1]
+
+
 def test_greedy_does_not_depend_on_the_batch(teacher) -> None:
     model, tokenizer, prompts = teacher
     texts = [prompt.text for prompt in prompts[:4]]

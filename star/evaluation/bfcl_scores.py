@@ -52,9 +52,9 @@ def bfcl_scores(verdicts: list[dict], sizes: Mapping[str, int]) -> dict[str, dic
         verdicts: one dict an entry with `category` and `valid`.
 
     Returns:
-        `scores`: the formulas whose categories were all run; `categories`: every category, with its `rows`; `floor`: the formulas for a
-        model that never calls. A score is {"mean", "low", "high"} with a 95 % interval (Wilson's for a category, Zou & Donner's
-        MOVER over Wilson's for a weighted sum of categories).
+        `scores`: the formulas whose categories were all run, and the categories where that is not the overall one; `categories`: every
+        category, with its `rows`; `floor`: the same scores of a model that never calls. A score is {"mean", "low", "high"} with a
+        95 % interval (Wilson's for a category, Zou & Donner's MOVER over Wilson's for a weighted sum of categories).
     """
     columns: dict[str, list[float]] = {}
     for verdict in verdicts:
@@ -66,6 +66,8 @@ def bfcl_scores(verdicts: list[dict], sizes: Mapping[str, int]) -> dict[str, dic
     # A formula over a category that was not run is left out, so the size of such a category does not matter.
     weights_of = formulas({**dict.fromkeys(CATEGORIES, 1), **sizes})
     known = {name: weights for name, weights in weights_of.items() if weights.keys() <= columns.keys()}
+    if "overall_v3" not in known:  # of chosen categories each stands for itself
+        known |= {name: {name: 1.0} for name in categories}
     return {
         "scores": {name: combined(weights, categories) for name, weights in known.items()},
         "categories": categories,

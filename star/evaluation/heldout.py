@@ -112,12 +112,13 @@ def _scores(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict[
     for k in PASS_K:
         if k <= samples:
             values[f"pass_at_{k}"] = [pass_at_k(samples, o["passes"], k) for o in outcomes]
-    return {name: scored(column, seed=seed) for name, column in values.items()}
+    bounds = {"mean_reward": (-1.0, 1.0), "entropy": None}
+    return {name: scored(column, seed=seed, bounds=bounds.get(name, (0.0, 1.0))) for name, column in values.items()}
 
 
-def scored(values: list[float], *, seed: int) -> dict[str, float]:
+def scored(values: list[float], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)) -> dict[str, float]:
     """A column as its mean with the 95% interval: {"mean", "low", "high"}."""
-    low, high = mean_interval(values, seed=seed)
+    low, high = mean_interval(values, seed=seed, bounds=bounds)
     return {"mean": fmean(values), "low": low, "high": high}
 
 

@@ -33,12 +33,14 @@ class Dot(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar: colour number, what it stands for, value, the value as text."""
+    """One bar: colour number, what it stands for, value, the value as text, its interval where known."""
 
     colour: int
     label: str
     value: float
     shown: str
+    low: float | None = None
+    high: float | None = None
 
 
 class Line(NamedTuple):
@@ -53,6 +55,11 @@ class Line(NamedTuple):
 def text(value: object) -> str:
     """`value` as HTML text or attribute: escaped, and valid UTF-8 even if it holds lone surrogates."""
     return html.escape(visible(str(value)))
+
+
+def markdown(value: object) -> str:
+    """`value` as literal text of one line of Markdown, also inside a table's cell."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(visible(" ".join(str(value).split())), quote=False))
 
 
 def visible(raw: str) -> str:
@@ -158,7 +165,7 @@ def interval_chart(title: str, rows: list[Dot]) -> str:
 
 
 def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0.0, high: float = 1.0) -> str:
-    """Groups of bars, each under its label, from 0 to the value; the scale spans [low, high] and all values."""
+    """Groups of bars, each under its label, from 0 to the value, intervals as thin lines; the scale spans [low, high] and all values."""
     values = [bar.value for _, bars in groups for bar in bars]
     low, high = min(low, *values), max(high, *values)
     body, y, zero = "", 0, _scale(0, low, high, 1, 352)
@@ -168,11 +175,15 @@ def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0
         body += f'<path class="axis" d="M{zero:.1f} {y - 2}v{13 * len(bars) + 1}"/>'
         for bar in bars:
             end = _scale(bar.value, low, high, 1, 352)
-            left, width = min(zero, end), max(abs(end - zero), 1)
+            left, width, right = min(zero, end), max(abs(end - zero), 1), max(zero, end)
+            interval = ""
+            if bar.low is not None and bar.high is not None:
+                ends = [_scale(value, low, high, 1, 352) for value in (bar.low, bar.high)]
+                interval, right = f'<path class="error" d="M{ends[0]:.1f} {y + 5}H{ends[1]:.1f}"/>', max(right, ends[1])
             body += (
                 f'<g class="c{bar.colour % _COLOURS}"><rect class="bar" x="{left:.1f}" y="{y}" width="{width:.1f}" '
-                f'height="10" rx="1"><title>{text(bar.label)}: {text(bar.shown)}</title></rect>'
-                f'<text class="small" x="{max(zero, end) + 5:.1f}" y="{y + 9}">{text(bar.shown)}</text></g>'
+                f'height="10" rx="1"><title>{text(bar.label)}: {text(bar.shown)}</title></rect>{interval}'
+                f'<text class="small" x="{right + 5:.1f}" y="{y + 9}">{text(bar.shown)}</text></g>'
             )
             y += 13
         y += 11
@@ -286,6 +297,7 @@ section{margin-top:2.25rem;padding-top:1.5rem;border-top:1px solid var(--rule)}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-top:1.25rem}
 a{color:inherit;text-underline-offset:.2em;text-decoration-color:var(--rule)}a:hover{text-decoration-color:currentColor}
 :focus-visible{outline:2px solid var(--s1);outline-offset:2px}
+details{margin-top:.75rem}summary{cursor:pointer;color:var(--muted);font-size:.83rem}details .grid{margin-top:1rem}
 .note+.cards,.note+.grid{margin-top:1rem}.grid+.scroll{margin-top:1.5rem}
 .cards,.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,15.5rem),1fr))}
 .grid{gap:1.5rem 2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,19rem),1fr))}
@@ -303,6 +315,7 @@ svg .small{font-size:11px;fill:var(--muted)}svg .end{text-anchor:end}svg .middle
 svg .rule{fill:none;stroke:var(--rule)}svg .axis{stroke:var(--muted);stroke-width:.8}
 svg .line{fill:none;stroke:var(--c);stroke-width:1.8;stroke-linejoin:round}svg .c0 .line{stroke-dasharray:5 3}
 svg .whisker{stroke:var(--c);stroke-width:2.5;stroke-linecap:round;opacity:.55}
+svg .error{stroke:var(--ink);stroke-width:1.5;opacity:.6}
 svg .dot,svg .bar,svg .series{fill:var(--c)}svg .series{font-weight:600}svg .band{fill:var(--c);opacity:.13}
 .key{display:inline-block;width:.7em;height:.7em;margin-right:.45em;border-radius:2px;background:var(--c)}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:0 0 1rem}

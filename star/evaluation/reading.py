@@ -32,7 +32,7 @@ _METRICS = {
     "bfcl_non_live": Metric("BFCL non-live", percent=True),
     "bfcl_live": Metric("BFCL live", percent=True),
     "bfcl_multi_turn": Metric("BFCL multi-turn", percent=True),
-    "bfcl_irrelevance_both": Metric("BFCL irrelevance", percent=True),
+    "bfcl_irrelevance_both": Metric("BFCL irrelevance, both", percent=True),
     "bfcl": Metric("BFCL entries right", percent=True),
     "acebench_normal": Metric("ACEBench normal", percent=True),
     "acebench": Metric("ACEBench conversations right", percent=True),
@@ -89,6 +89,8 @@ def metric_label(name: str) -> str:
 def metric_of(name: str) -> Metric:
     if name.startswith("pass_at_"):
         return Metric(f"pass@{name.removeprefix('pass_at_')}", percent=True)
+    if name.startswith("bfcl_") and name not in _METRICS:
+        return Metric(f"BFCL {name.removeprefix('bfcl_').replace('_', ' ')}", percent=True)
     return _METRICS.get(name) or Metric(name.replace("_", " "), better=0)
 
 
@@ -100,19 +102,19 @@ def comparison_rows(models: list[Model]) -> list[tuple[str, list[tuple[str, str]
     for name in names:
         scores = [score_of(model, name) for model in models]
         cells = [(show(name, score["mean"]), interval_text(name, score)) if score else ("–", "") for score in scores]
-        rows.append((metric_of(name).label, cells))
+        rows.append((metric_of(name).label + _floor(name, models), cells))
     for label, key, written in _FACTS:
         numbers = [as_number(model.get(key)) for model in models]
         rows.append((label, [("–" if number is None else written(number), "") for number in numbers]))
-    rows += _floors(models)
     return [(label, cells) for label, cells in rows if any(value != "–" for value, _ in cells)]
 
 
-def _floors(models: list[Model]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What a model that never calls would score, under every BFCL score: it is the same for all models."""
-    floors = {name: value for model in models for name, value in (model.get("bfcl") or {}).get("floor", {}).items()}
-    shown = ((f"bfcl_{name}", value) for name, value in floors.items() if value and name.startswith("overall"))
-    return [(f"{metric_label(name)}: never calling", [(show(name, value), "")] * len(models)) for name, value in shown]
+def _floor(name: str, models: list[Model]) -> str:
+    """Beside a BFCL score what a model that never calls would get, which is the same for all models."""
+    floors = {
+        f"bfcl_{key}": floor for model in models for key, floor in (model.get("bfcl") or {}).get("floor", {}).items()
+    }
+    return f" (never calling: {show(name, floors[name])})" if name in floors else ""
 
 
 def show(name: str, value: float, *, signed: bool = False) -> str:

@@ -8,7 +8,7 @@ goes through `page.text`. A part that the evaluation does not hold is left out, 
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from star.evaluation import page
@@ -30,8 +30,11 @@ from star.evaluation.reading import (
     show_range,
     title_of,
 )
+from star.evaluation.report_benchmarks import benchmarks
 
 _MAX_FAILURES = 30  # shown, worst first
+# Learning curves that say how a training went; a trainer's other figures are folded away.
+_TELLING = ("loss", "fkl", "tail", "overlap", "reward", "content", "format_rate", "kept_fraction", "entropy", "kl")
 
 
 def write_report(path: Path, evaluation: Evaluation) -> None:
@@ -66,10 +69,13 @@ def markdown_table(evaluation: Evaluation) -> str:
     models = models_of(evaluation)
     if not models:
         return ""
-    rows = ["| | " + " | ".join(_markdown(model["name"]) for model in models) + " |", "|---|" + "---:|" * len(models)]
+    rows = [
+        "| | " + " | ".join(page.markdown(model["name"]) for model in models) + " |",
+        "|---|" + "---:|" * len(models),
+    ]
     for label, cells in comparison_rows(models):
         shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
-        rows.append(f"| {_markdown(label)} | {' | '.join(shown)} |")
+        rows.append(f"| {page.markdown(label)} | {' | '.join(shown)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -142,7 +148,9 @@ def _comparison(evaluation: Evaluation) -> str:
     for label, cells in comparison_rows(models):
         columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
         body += f'<tr><th scope="row">{text(label)}</th>{"".join(columns)}</tr>'
-    caption = "Mean of each score with its 95% interval (Wilson's for shares, the studentized bootstrap for the rest)."
+    caption = (
+        "Mean of each score with its 95% interval (Wilson's for bounded scores, the studentized bootstrap for entropy)."
+    )
     scores = page.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
     return scores + _differences(evaluation.get("comparisons") or [])
 
@@ -186,9 +194,12 @@ def _kinds(evaluation: Evaluation) -> str:
         for kind, rows in kinds.items():
             bars = []
             for i, model in enumerate(models):
-                value = as_number((model.get("by_kind") or {}).get(kind, {}).get(name))
+                found = (model.get("by_kind") or {}).get(kind, {})
+                value = as_number(found.get(name))
+                # The interval of a kind is that of its exact match.
+                ends = (as_number(found.get(end)) for end in ("low", "high") if name == "exact_match")
                 if value is not None:
-                    bars.append(page.Bar(i, model["name"], value, show(name, value)))
+                    bars.append(page.Bar(i, model["name"], value, show(name, value), *ends))
             if bars:
                 groups.append((f"{kind} · {rows:,} rows" if rows else kind, bars))
         if groups:
@@ -198,63 +209,6 @@ def _kinds(evaluation: Evaluation) -> str:
     return (
         f'{page.legend([model["name"] for model in models])}<div class="grid wide">{figures}</div>' if figures else ""
     )
-
-
-def _benchmarks(evaluation: Evaluation) -> str:
-    """The categories of BFCL and ACEBench, a bar a model, and what must be known to read them."""
-    models = models_of(evaluation)
-    figures = "".join(_benchmark(suite, models) for suite in ("bfcl", "acebench"))
-    return f"{page.legend([model['name'] for model in models])}{figures}" if figures else ""
-
-
-def _benchmark(suite: str, models: list[Model]) -> str:
-    found = [(i, model, model[suite]) for i, model in enumerate(models) if model.get(suite)]
-    names = dict.fromkeys(name for _, _, part in found for name in part.get("categories") or {})
-    groups = []
-    for name in names:
-        scores = [(i, model, part["categories"][name]) for i, model, part in found if name in part["categories"]]
-        bars = [page.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"])) for i, model, s in scores]
-        groups.append((f"{name.replace('_', ' ')} · {scores[0][2]['rows']:,} entries", bars))
-    if not groups:
-        return ""
-    label = SUITE_NAMES[suite]
-    chart = page.bar_chart(f"{label}, share of entries right by category", groups)
-    notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _benchmark_notes(suite, found))
-    return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>{_categories(label, names, found)}'
-
-
-def _categories(label: str, names: Iterable[str], found: list[tuple[int, Model, dict]]) -> str:
-    """The same shares as a table, with their intervals."""
-    body = ""
-    for name in names:
-        scores = (part["categories"].get(name) for _, _, part in found)
-        cells = "".join(f"<td>{_share(score)}</td>" if score else "<td>–</td>" for score in scores)
-        body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
-    heads = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
-    return page.table(
-        f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
-    )
-
-
-def _share(score: dict) -> str:
-    interval = show_range("exact_match", score["low"], score["high"])
-    return f"{show('exact_match', score['mean'])}<small>{interval}</small>"
-
-
-def _benchmark_notes(suite: str, found: list[tuple[int, Model, dict]]) -> list[str]:
-    notes = []
-    if suite == "bfcl":
-        part = found[0][2]
-        floor = ", ".join(
-            f"{show(f'bfcl_{name}', value)} {name.replace('_', ' ')}" for name, value in part["floor"].items()
-        )
-        notes.append(f"Official harness {part['package']}, data {part['data']} ({part['data_sha256'][:12]}).")
-        notes.append(f"A model that never calls anything scores: {floor}." if floor else "")
-        notes.append("The ground truth itself scores 99.8% (v3): a few entries, most of them live, refuse it.")
-    for _, model, part in found:
-        if part.get("unanswered"):
-            notes.append(f"{model['name']} left {part['unanswered']:,} questions unanswered: longer than its context.")
-    return [note for note in notes if note]
 
 
 def _mistakes(evaluation: Evaluation) -> str:
@@ -292,12 +246,18 @@ def _pass_at_k(evaluation: Evaluation) -> str:
 
 
 def _curves(evaluation: Evaluation) -> str:
-    """Learning curves, one small chart a stage and metric."""
+    """Learning curves, one small chart a stage and metric; those that tell most in sight."""
     stages = ""
     for stage, records in (evaluation.get("curves") or {}).items():
         names = dict.fromkeys(name for record in records for name in record if name != "step")
-        charts = "".join(_learning_curve(stage, name, records) for name in names)
-        stages += f'<h3>{text(stage)}</h3><div class="grid">{charts}</div>' if charts else ""
+        charts = {name: chart for name in names if (chart := _learning_curve(stage, name, records))}
+        shown = [charts.pop(name) for name in _TELLING if name in charts]
+        body = f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+        if charts:
+            others = "figure" if len(charts) == 1 else "figures"
+            body += f"<details><summary>{len(charts)} more {others}</summary>"
+            body += f'<div class="grid">{"".join(charts.values())}</div></details>'
+        stages += f"<h3>{text(stage)}</h3>{body}" if body else ""
     note = '<p class="note">Against the training step; beside the name, the first and the last value.</p>'
     return note + stages if stages else ""
 
@@ -365,20 +325,38 @@ def _failure(item: dict) -> str:
 
 
 def _lineage(evaluation: Evaluation) -> str:
-    """What the models were made from."""
-    rows = "".join(
-        f'<tr><th scope="row">{text(key)}</th><td class="left"><code>{text(value)}</code></td></tr>'
-        for key, value in (evaluation.get("lineage") or {}).items()
+    """What the models were made from, and the stages above the final one."""
+    parts = {key: {"version": value} for key, value in (evaluation.get("lineage") or {}).items()}
+    models = _digests("What these models and numbers were made from.", "Part", parts, ("version",))
+    stages = {stage["stage"]: stage for stage in evaluation.get("stages") or []}
+    names = ("digest", "config_digest", "code_digest", "code_version")
+    return models + _digests(
+        "The stages that made the final model, which the command star lineage checks.", "Stage", stages, names
     )
-    head = '<th scope="col" class="left">Part</th><th scope="col" class="left">Version</th>'
-    return page.table("What these models and numbers were made from.", head, rows, label="Lineage") if rows else ""
+
+
+def _digests(caption: str, heading: str, rows: dict[str, dict], names: tuple[str, ...]) -> str:
+    body = ""
+    for key, row in rows.items():
+        cells = "".join(
+            f'<td class="left"><code>{text(_short_digest(row.get(name, "")))}</code></td>' for name in names
+        )
+        body += f'<tr><th scope="row">{text(key)}</th>{cells}</tr>'
+    headings = (heading, *(name.replace("_digest", "").replace("_", " ").capitalize() for name in names))
+    head = "".join(f'<th scope="col" class="left">{title}</th>' for title in headings)
+    return page.table(caption, head, body, label=f"Lineage by {heading.lower()}") if body else ""
+
+
+def _short_digest(value: object) -> str:
+    """The first digits of a sha256, anything else as it is."""
+    return str(value)[:12] if re.fullmatch(r"[0-9a-f]{64}", str(value)) else str(value)
 
 
 _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
     ("headline", "Headline", _headline),
     ("comparison", "Comparison", _comparison),
     ("kinds", "By kind", _kinds),
-    ("benchmarks", "Benchmarks", _benchmarks),
+    ("benchmarks", "Benchmarks", benchmarks),
     ("mistakes", "Mistakes", _mistakes),
     ("pass", "pass@k", _pass_at_k),
     ("curves", "Learning curves", _curves),
@@ -386,14 +364,6 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
     ("failures", "Worst failures", _failures),
     ("lineage", "Lineage", _lineage),
 )
-
-
-# ---- texts
-
-
-def _markdown(raw: str) -> str:
-    """`raw` as literal text inside a GitHub table cell."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text(" ".join(raw.split())))
 
 
 def _readable(value: object) -> str:

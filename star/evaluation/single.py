@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from star.code import code_digest
 from star.config import Config, Evaluate, sha256_of
 from star.errors import InputError
-from star.inference import resolve_model
+from star.inference import names_version, resolve_model
 from star.registry.tracking import home
 from star.storage import (
     METRICS,
@@ -32,6 +32,7 @@ def evaluate_one(
     config: Config,
     suites: tuple[str, ...] | None,
     limit: int | None,
+    categories: tuple[str, ...] | None,
     acebench: Path | None,
     data: Path | None,
     name: str,
@@ -42,14 +43,14 @@ def evaluate_one(
 
     Args:
         model: a folder, an alias or version of the registered model `name`, or a hub id.
-        suites, limit, acebench: instead of the configuration's.
+        suites, limit, categories (of BFCL), acebench: instead of the configuration's.
         data: the folder of `star synthesize`, else that of the last run.
         out: the folder to write, else one under the home's `evaluations/`.
 
     Raises:
         InputError: the model, the data or a suite is not there.
     """
-    settings = _settings(config.evaluate, suites=suites, limit=limit, acebench=acebench)
+    settings = _settings(config.evaluate, suites=suites, limit=limit, bfcl_categories=categories, acebench=acebench)
     config = config.model_copy(update={"evaluate": settings})
     source = _source(model, name=name)
     data = _data(data) if "heldout" in settings.suites else None
@@ -84,12 +85,13 @@ def _settings(settings: Evaluate, **given: object) -> Evaluate:
     try:
         return Evaluate.model_validate({**settings.model_dump(), **changed})
     except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"--suite: {said}") from None
+        said = error.errors()[0]
+        option = "--suite: " if said["loc"] else ""  # a rule about several fields names them itself
+        raise InputError(option + said["msg"].removeprefix("Value error, ")) from None
 
 
 def _source(model: str, *, name: str) -> Path | str:
-    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists() and not names_version(model)
     return model if is_hub_id else resolve_model(model, name=name)
 
 

@@ -40,17 +40,31 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (draws - comb(n - c, k)) / draws
 
 
-def mean_interval(values: Sequence[float] | NDArray, *, seed: int, level: float = 0.95) -> tuple[float, float]:
+def mean_interval(
+    values: Sequence[float] | NDArray,
+    *,
+    seed: int,
+    bounds: tuple[float, float] | None = None,
+    level: float = 0.95,
+) -> tuple[float, float]:
     """Interval (low, high) of the mean of `values`, one value a row, that covers the truth as often as it says.
 
-    Shares (all values 0 or 1) get Wilson's score interval (1927): a bootstrap of them is too short near 0 and 1, and empty there. All
-    else gets the studentized bootstrap. benchmarks/intervals.py measures the coverage of both.
-    Raises ValueError for no values, values that are not finite, or a level outside (0, 1).
+    Values inside known `bounds` (the lowest and the highest a row can have) get Wilson's score interval (1927) with an effective number
+    of rows: how many rows that are all right or all wrong would say as much. For shares (all values 0 or 1, bounds or not) that is
+    Wilson's own: a bootstrap of them is too short near 0 and 1, and empty there. Values without bounds get the studentized bootstrap.
+    benchmarks/intervals.py measures the coverage of each.
+    Raises ValueError for no values, values that are not finite or out of bounds, or a level outside (0, 1).
     """
     rows = _rows(values)
     if np.isin(rows, (0.0, 1.0)).all():
-        return _wilson(float(rows.mean()), len(rows), level)
-    return bootstrap_interval(rows, seed=seed, level=level)
+        bounds = bounds or (0.0, 1.0)
+    if bounds is None:
+        return bootstrap_interval(rows, seed=seed, level=level)
+    lowest, highest = bounds
+    if rows.min() < lowest or rows.max() > highest:
+        raise ValueError(f"scores lie outside of their bounds: {rows.min()} to {rows.max()}, not in {bounds}")
+    low, high = _bounded((rows - lowest) / (highest - lowest), level)
+    return lowest + (highest - lowest) * low, lowest + (highest - lowest) * high
 
 
 def bootstrap_interval(
@@ -60,20 +74,17 @@ def bootstrap_interval(
 
     The rows are resampled with replacement `draws` times; a resample's distance to the mean counts in its own standard errors, which
     follows skewed values where the percentile bootstrap is too short. The interval stays within the values seen. Where many resamples
-    hold one value only, there is nothing to studentize: values of [0, 1] then get Wilson's interval for their mean, which is as wide as
-    such values can need, all others the percentile interval. Equal values give an interval of width 0 unless they lie in [0, 1].
+    hold one value only, there is nothing to studentize, and the percentile interval stands in.
     Raises ValueError as `mean_interval` does.
     """
     _z(level)
     rows = _rows(values)
-    mean, bounded = float(rows.mean()), rows.min() >= 0 and rows.max() <= 1
+    mean = float(rows.mean())
     rng = np.random.default_rng([seed, 0])
     samples = (rows[rng.integers(len(rows), size=(n, len(rows)))] for n in _blocks(draws, rows))
     means, errors = (np.concatenate(column) for column in zip(*((s.mean(1), s.std(1)) for s in samples), strict=True))
     tail = (1 - level) / 2
     if (errors <= 1e-12).mean() > tail / 2:
-        if bounded:
-            return _wilson(mean, len(rows), level)
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
     distances = (means - mean) / np.maximum(errors, 1e-12)
@@ -103,7 +114,19 @@ def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray
     return Difference(float(differences.mean()), float(low), float(high), _sign_flip_p_value(differences, seed=seed))
 
 
-def _wilson(share: float, count: int, level: float) -> tuple[float, float]:
+def _bounded(shares: NDArray, level: float) -> tuple[float, float]:
+    """Wilson's interval of the mean of values in [0, 1], whose rows count by what their variance says.
+
+    The largest variance that values of that mean can have is that of right-or-wrong ones, mean * (1 - mean); rows that vary less say
+    more, each as much as `possible / variance` of those (a design effect, Kish 1965, with Wilson as in Dean & Pagano 2015). Both
+    variances count one row more at 0 and one at 1 (Laplace), as a few equal rows do not prove that there are no others.
+    """
+    seen = np.concatenate([shares, (0.0, 1.0)])
+    possible = seen.mean() * (1 - seen.mean())
+    return _wilson(float(shares.mean()), len(shares) * possible / seen.var(), level)
+
+
+def _wilson(share: float, count: float, level: float) -> tuple[float, float]:
     z2 = _z(level) ** 2
     centre, spread = share + z2 / (2 * count), sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
     # At 0 and 1 the limit is exact; rounding must not push it inside.

@@ -27,6 +27,7 @@ MEASURES = {
     "bfcl": {"bfcl": "valid"},
     "acebench": {"acebench": "valid"},
 }
+PHASES = ("warmup", "sft", "ckd", "simrl")  # of trainings, in the order in which they happen
 Model = Path | str
 
 
@@ -58,6 +59,7 @@ def evaluate_models(
         "curves": {name: curve for folder in folders.values() for name, curve in _curves(folder)},
         "failures": _failures(outcomes[last].get("heldout", []), model=last),
         "lineage": _lineage({**({"data": data} if data else {}), **folders}),
+        "stages": _stages(models[last]),
     }
     write_json(work.out / EVALUATION, evaluation)
     write_json(work.out / TIMING, timing)
@@ -138,10 +140,12 @@ def _heldout(candidate: Candidate, entry: dict, data: Path) -> None:
 
 def _bfcl(candidate: Candidate, entry: dict, data: Path | None) -> None:
     from star.evaluation.bfcl import evaluate_bfcl
+    from star.evaluation.bfcl_scores import CATEGORIES
 
     found = evaluate_bfcl(
         lambda queries: candidate.reply("bfcl", [query["prompt"] for query in queries]),
         label=f"BFCL of the {candidate.name} model",
+        categories=candidate.settings.bfcl_categories or CATEGORIES,
         limit=candidate.settings.limit,
     )
     verdicts = found.pop("verdicts")
@@ -170,10 +174,10 @@ def _lines(outcomes: dict[str, dict[str, list[dict]]]) -> Iterator[dict]:
                 yield {"model": model, "suite": suite, "id": row["id"], "kind": row["kind"], **measures}
 
 
-def _curves(folder: Path):
-    for file in sorted(folder.glob("*_curve.json")):
-        stage = read_manifest(folder).stage
-        yield f"{stage}: {file.stem.removesuffix('_curve')}", json.loads(file.read_text(encoding="utf-8"))
+def _curves(folder: Path) -> Iterator[tuple[str, list[dict]]]:
+    phases = {file.stem.removesuffix("_curve"): file for file in sorted(folder.glob("*_curve.json"))}
+    for phase in sorted(phases, key=lambda phase: PHASES.index(phase) if phase in PHASES else len(PHASES)):
+        yield f"{read_manifest(folder).stage}: {phase}", json.loads(phases[phase].read_text(encoding="utf-8"))
 
 
 def _failures(outcomes: list[dict], *, model: str) -> list[dict]:
@@ -188,3 +192,13 @@ def _lineage(folders: dict[str, Path]) -> dict[str, str]:
     """The digest of every folder that a stage made."""
     made = {name: folder for name, folder in folders.items() if (folder / "manifest.json").is_file()}
     return {name: read_manifest(folder).digest for name, folder in made.items()}
+
+
+def _stages(model: Model) -> list[dict[str, str]]:
+    """The stages that made a model, the last one first: what each wrote, with which settings and code."""
+    if not isinstance(model, Path) or not (model / "manifest.json").is_file():
+        return []
+    manifest = read_manifest(model)
+    shown = ("stage", "config_digest", "code_digest", "code_version")
+    made = {manifest.digest: manifest.summary(), **manifest.ancestors}
+    return [{"digest": digest, **{key: summary[key] for key in shown}} for digest, summary in made.items()]

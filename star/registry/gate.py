@@ -2,7 +2,7 @@
 
 Floors hold for every candidate. Where the champion was measured on the same rows with the same decoding, the candidate must not
 fall behind it: overall by more than the allowed regression, and in no category by more than that with 95% confidence (paired
-bootstrap over the rows that both answered).
+on the rows that both answered).
 """
 
 from collections.abc import Iterator, Mapping
@@ -117,18 +117,15 @@ def _categories(
     mine: Mapping[str, tuple[str, float]], theirs: Mapping[str, tuple[str, float]], gate: Gate, *, seed: int
 ) -> Iterator[Check]:
     """A check for every category of rows that both answered."""
-    import numpy as np
-
-    from star.evaluation.statistics import bootstrap_interval
+    from star.evaluation.statistics import paired_difference
 
     shared = sorted(mine.keys() & theirs.keys())
     for category in sorted({mine[row][0] for row in shared}):
         rows = [row for row in shared if mine[row][0] == category]
         if len(rows) < FEWEST_ROWS:
             continue
-        differences = np.array([mine[row][1] - theirs[row][1] for row in rows])
-        low, high = bootstrap_interval(differences, seed=seed)
-        passed = high >= -gate.max_regression - ROUNDING
-        said = f"{differences.mean():+.4f} [{low:+.4f}, {high:+.4f}] against the champion on {len(rows)} rows"
+        found = paired_difference([mine[row][1] for row in rows], [theirs[row][1] for row in rows], seed=seed)
+        passed = found.high >= -gate.max_regression - ROUNDING
+        said = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}] against the champion on {len(rows)} rows"
         verdict = "no worse" if passed else f"worse by more than {gate.max_regression:.4f}"
         yield Check(f"category {category}", passed, f"{category}: {said}: {verdict}")

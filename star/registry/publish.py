@@ -145,7 +145,7 @@ def _logged_model(
 
 def _log_scores(client: "MlflowClient", model: "LoggedModel", scores: Mapping[str, float]) -> None:
     """The scores as metrics of the LoggedModel, where MLflow's pages compare models by them."""
-    if model.source_run_id is None:
+    if not model.source_run_id:  # a server says "" where a database says None
         return
     for key, value in scores.items():
         client.log_metric(model.source_run_id, mlflow_key(key), float(value), model_id=model.model_id)

@@ -9,7 +9,7 @@ from star.registry.promotion import PROJECTING, adopt_moved_aliases, picture, pr
 from star.registry.publish import unfinished_publications
 from star.registry.records import records_of
 from star.registry.tracking import connect
-from star.registry.versions import list_versions
+from star.registry.versions import find_version, list_versions
 
 
 def reconcile(name: str) -> tuple[list[str], list[str]]:
@@ -19,11 +19,11 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         what was put right, and what a person must look at: a sentence each.
 
     Raises:
-        InputError: MLflow does not answer.
+        InputError: MLflow does not answer, or has no model of that name.
     """
     versions = {version.version: version for version in list_versions(name)}
     if not versions:
-        return [], []
+        find_version(name)  # says what is missing
     client = connect()
     records = records_of(name, client)
     done: list[str] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from star.config import Registry
 from star.errors import InputError
+from star.evaluation.page import markdown
 from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
 from star.registry.card import model_card
 from star.registry.fetch import fetch_file, fetch_version
@@ -24,7 +25,7 @@ from star.registry.tracking import current_run, home
 from star.registry.versions import Version, find_version
 from star.storage import MANIFEST, METRICS, read_manifest, write_json
 
-REGISTRATION, GATE = "registration.json", "gate.json"
+REGISTRATION, GATE, GATE_PAGE = "registration.json", "gate.json", "gate.md"
 DECIDED = "decided"  # the evaluation by which a version was let through the gate or not
 CARD = "README.md"
 # Of the refined stage, not of the model.
@@ -33,7 +34,7 @@ REFINED = "refined"  # of the evaluated models, the one that is registered
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
-    """Publishes the model once for its content, decides, promotes, and writes registration.json and gate.json with the reasons.
+    """Publishes the model once for its content, decides, promotes, and writes registration.json and the reasons: gate.json, gate.md.
 
     Returns:
         version, and promoted: 1 if this version is the champion now.
@@ -44,14 +45,21 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
     verdict = judge(mine, _champions(name, before.aliases.get(CHAMPION), version), settings.gate)
     verdict = Verdict([*verdict.checks, _smoke(version)], verdict.notes)
     # A decision is made once: the next run must not undo somebody's rollback.
-    if version.lineage.get(DECIDED) != version.lineage["evaluation"]:
+    decided = version.lineage.get(DECIDED) == version.lineage["evaluation"]
+    if not decided:
         verdict = _act(verdict, version, over=before.seq)
         annotate(version, scores={}, lineage={DECIDED: version.lineage["evaluation"], "gate": _passed(verdict)})
     now = standing(name)
-    write_json(out / GATE, _gate_content(verdict, version, before.aliases.get(CHAMPION)))
+    if decided and now.aliases.get(CHAMPION) != version.version:
+        cure = f"`star promote {version.version} --name {name}` makes it the champion all the same"
+        verdict = Verdict(verdict.checks, [*verdict.notes, f"decided on before, and not again: {cure}"])
+    decision = _gate_content(verdict, version, before.aliases.get(CHAMPION))
+    write_json(out / GATE, decision)
+    (out / GATE_PAGE).write_text(_gate_page(decision), encoding="utf-8")
     if run := current_run():
         run.set_tags({"star.gate": _passed(verdict), "star.version": str(version.version)})
-        run.log_artifact(out / GATE)
+        for file in (GATE, GATE_PAGE):
+            run.log_artifact(out / file)
     registration = {
         "model": name,
         "version": version.version,
@@ -176,3 +184,18 @@ def _gate_content(verdict: Verdict, version: Version, rival: int | None) -> dict
         "checks": [asdict(check) for check in verdict.checks],
         "notes": verdict.notes,
     }
+
+
+def _gate_page(decision: dict) -> str:
+    """gate.json as a page of Markdown, as the pages of KFP and MLflow show it."""
+    rival = decision["against"]
+    before = {None: "There was no champion before.", decision["version"]: "It was the champion before."}
+    against = before.get(rival, f"The champion before was version {rival}.")
+    rows = "".join(
+        f"| {'passed' if check['passed'] else '**failed**'} | {markdown(check['name'])} | {markdown(check['reason'])} |\n"
+        for check in decision["checks"]
+    )
+    notes = "".join(f"\n{markdown(note)}\n" for note in decision["notes"])
+    verdict = "passed the gate" if decision["passed"] else "was refused by the gate"
+    title = f"# {markdown(decision['model'])} version {decision['version']} {verdict}"
+    return f"{title}\n\n{against}\n\n| | bar | how it went |\n|---|---|---|\n{rows}{notes}"

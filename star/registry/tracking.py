@@ -152,8 +152,8 @@ def connect() -> "MlflowClient":
     point_at_server()
     from mlflow import MlflowClient
 
-    client = MlflowClient()
     try:
+        client = MlflowClient()
         client.search_experiments(max_results=1)
     except Exception as error:
         cure = "start the server or correct MLFLOW_TRACKING_URI"

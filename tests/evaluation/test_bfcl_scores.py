@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from star.evaluation.bfcl_scores import CATEGORIES, IRRELEVANCE, bfcl_scores, formulas
+from star.evaluation.report import markdown_table
 
 # Entries of the categories in the data of bfcl-eval 2026.3.23.
 SIZES = dict(
@@ -34,8 +35,25 @@ def test_a_model_that_never_calls_scores_the_known_floor() -> None:
 def test_a_formula_is_left_out_when_a_category_was_not_run() -> None:
     some = [verdict for verdict in verdicts(dict.fromkeys(CATEGORIES, 1.0)) if verdict["category"] != "live_parallel"]
     found = bfcl_scores(some, {name: size for name, size in SIZES.items() if name != "live_parallel"})
-    assert set(found["scores"]) == {"non_live", "multi_turn", "irrelevance_both"}
+    assert set(found["scores"]) == {"non_live", "multi_turn", "irrelevance_both", *found["categories"]}
     assert "live_parallel" not in found["categories"] and len(found["categories"]) == len(CATEGORIES) - 1
+
+
+def test_chosen_categories_stand_for_themselves_beside_their_floor() -> None:
+    given = [{"category": "irrelevance", "valid": index < 30} for index in range(40)]
+    given += [{"category": "live_parallel", "valid": index < 4} for index in range(16)]
+    found = bfcl_scores(given, SIZES)
+    assert {name: score["mean"] for name, score in found["scores"].items()} == {
+        "irrelevance": 0.75,
+        "live_parallel": 0.25,
+    }
+    for name, score in found["scores"].items():
+        assert score == pytest.approx({end: found["categories"][name][end] for end in ("mean", "low", "high")})
+    assert found["floor"] == {"irrelevance": 1.0, "live_parallel": 0.0}
+    scores = {f"bfcl_{name}": score for name, score in found["scores"].items()}
+    table = markdown_table({"models": [{"name": "tiny", "scores": scores, "bfcl": found}]})
+    assert "| BFCL irrelevance (never calling: 100.0%) | 75.0% [" in table
+    assert "| BFCL live parallel (never calling: 0.0%) | 25.0% [" in table
 
 
 def test_the_intervals_of_a_formula_cover() -> None:

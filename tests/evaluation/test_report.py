@@ -220,6 +220,22 @@ def test_the_page_asks_the_network_for_nothing(tmp_path: Path, evaluation: dict)
     assert not re.search(r"https?://|url\(|@import|src=", source)
 
 
+def test_curves_that_tell_little_are_folded_away(tmp_path: Path, evaluation: dict) -> None:
+    records = [{"step": step, "loss": 1 / (step + 1), "epoch": step / 9, "clip_ratio": 0.0} for step in range(9)]
+    evaluation["curves"] = {"distill": records}
+    report = _read(tmp_path, evaluation)
+    assert report.text("details") and "epoch" in report.text("details") and "clip ratio" in report.text("details")
+    assert "loss" not in report.text("details") and report.text("summary") == "2 more figures"
+
+
+def test_the_stages_above_the_model_are_in_the_lineage(tmp_path: Path, evaluation: dict) -> None:
+    digests = {"digest": "a" * 64, "config_digest": "b" * 64, "code_digest": "c" * 64, "code_version": "0.1.0"}
+    evaluation["stages"] = [{"stage": _HOSTILE, **digests}]
+    report = _read(tmp_path, evaluation)
+    assert f"{'a' * 12} {'b' * 12} {'c' * 12} 0.1.0" in report.text("code")
+    assert not report.all("script")
+
+
 def test_differences_say_better_worse_or_nothing(tmp_path: Path, evaluation: dict) -> None:
     text = _read(tmp_path, evaluation).text("tbody")
     assert "refined − distilled Exact match +6.3 pp +3.4 to +9.2 pp < 0.001 better" in text

@@ -128,13 +128,14 @@ def test_intervals_of_a_known_accuracy_hold_it_93_to_97_times_in_100(accuracy: f
     assert 0.93 <= np.mean(inside) <= 0.97
 
 
-def test_intervals_of_partial_credit_hold_the_truth() -> None:
+@pytest.mark.parametrize("rows", [20, 50, 200])
+def test_intervals_of_partial_credit_hold_the_truth(rows: int) -> None:
     rng = np.random.default_rng(18)
-    kind, partial = rng.random((400, 200)), rng.random((400, 200))
+    kind, partial = rng.random((4000, rows)), rng.random((4000, rows))
     rewards = np.where(kind < 0.7, 1.0, np.where(kind < 0.9, partial, -1.0))
     truth = 0.7 + 0.2 * 0.5 - 0.1
-    inside = [low <= truth <= high for low, high in (mean_interval(run, seed=0) for run in rewards)]
-    assert 0.93 <= np.mean(inside) <= 0.975
+    limits = [mean_interval(run, seed=0, bounds=(-1.0, 1.0)) for run in rewards]
+    assert 0.93 <= np.mean([low <= truth <= high for low, high in limits]) <= 0.97
 
 
 def test_intervals_of_paired_models_hold_the_true_difference() -> None:
@@ -156,9 +157,27 @@ def test_nothing_seen_is_not_nothing_possible() -> None:
     assert same.mean == 0 and same.low < 0 < same.high and same.p_value == 1.0
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40))
-def test_an_interval_holds_its_mean_and_stays_inside_the_values(values: list[float]) -> None:
-    low, high = mean_interval(values, seed=0)
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=40), st.sampled_from([None, (-1.0, 1.0)]))
+def test_an_interval_holds_its_mean_and_stays_inside_the_values(values: list[float], bounds) -> None:
+    low, high = mean_interval(values, seed=0, bounds=bounds)
     mean = float(np.mean(values))
     assert low <= mean + 1e-9 and mean - 1e-9 <= high
-    assert -1 <= low <= high <= 1
+    assert -1 - 1e-9 <= low <= high <= 1 + 1e-9
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=40))
+def test_rows_that_vary_less_say_more_and_right_or_wrong_ones_are_wilsons(values: list[float]) -> None:
+    low, high = mean_interval(values, seed=0, bounds=(-1.0, 1.0))
+    right = [float(value > 0) for value in values]
+    shares = mean_interval(right, seed=0)
+    assert mean_interval([2 * value - 1 for value in right], seed=0, bounds=(-1.0, 1.0)) == pytest.approx(
+        (2 * shares[0] - 1, 2 * shares[1] - 1)
+    )
+    mean = float(np.mean(values))
+    closer = mean_interval([mean + (value - mean) / 2 for value in values], seed=0, bounds=(-1.0, 1.0))
+    assert closer[1] - closer[0] <= high - low + 1e-9
+
+
+def test_scores_out_of_their_bounds_are_refused() -> None:
+    with pytest.raises(ValueError, match="outside of their bounds"):
+        mean_interval([0.5, -0.1], seed=0, bounds=(0.0, 1.0))

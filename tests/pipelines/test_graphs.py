@@ -53,6 +53,15 @@ def test_kfp_never_caches_the_registration(compiled: dict) -> None:
     assert cached == set(INPUTS) - {"register"}
 
 
+def test_kfp_shows_the_report_and_the_gate(compiled: dict) -> None:
+    shown = {
+        name: {artifact["artifactType"]["schemaTitle"] for artifact in part["outputDefinitions"]["artifacts"].values()}
+        for name, part in compiled["components"].items()
+    }
+    assert {"system.HTML", "system.Markdown", "system.Metrics"} <= shown["comp-evaluate"]
+    assert {"system.Markdown", "system.Metrics"} <= shown["comp-register"]
+
+
 def test_kfp_runs_all_tasks_in_the_given_image(compiled: dict) -> None:
     executors = compiled["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {"registry.example/star-python:1"}

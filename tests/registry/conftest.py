@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -89,7 +89,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: list[str], *, port: int, log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+def running(
+    command: list[str], *, port: int, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
     """A server process in a session of its own, until it accepts connections; ended with all its workers."""
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -101,9 +103,10 @@ def running(command: list[str], *, port: int, log: Path, environment: dict[str, 
             assert process.poll() is None, f"{command[:4]} ended:\n{log.read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"{command[:4]} does not answer:\n{log.read_text()[-2000:]}"
             time.sleep(0.1)
-        yield
+        yield process
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # the test killed it
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -184,10 +187,21 @@ class TrackingServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         places = ["--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         log = self.folder / "mlflow.log"
-        self.running.enter_context(running([*command, *places], port=self.port, log=log, environment=environment))
+        alone = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **environment,
+        }  # eight workers for jobs that we have none of
+        server = running([*command, *places], port=self.port, log=log, environment=alone)
+        self.process = self.running.enter_context(server)
 
     def stop(self) -> None:
         self.running.close()
+
+    def kill(self) -> None:
+        """Ends it with all its workers at once, in the middle of whatever they write."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.stop()
 
 
 @pytest.fixture(scope="session")

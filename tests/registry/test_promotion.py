@@ -70,6 +70,8 @@ def test_a_challenger_stands_beside_the_champion_and_takes_its_place(three_versi
 
 
 def test_what_cannot_be_promoted(three_versions: None) -> None:
+    with pytest.raises(InputError, match="no model 'nobody' is registered"):
+        reconcile("nobody")
     with pytest.raises(InputError, match="no version 4: choose one of 3, 2, 1"):
         promote("tiny", 4)
     promote("tiny", 2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
+from star.inference import resolve_model
 from star.registry.fetch import fetch_model
 from star.registry.promotion import promote
 from star.registry.publish import register_model
@@ -37,6 +38,10 @@ def test_what_is_registered_comes_back(home: Path, model: Path) -> None:
     for reference in ("qwen3-0.6b@champion", "models:/qwen3-0.6b@champion", "qwen3-0.6b/1", "models:/qwen3-0.6b/1"):
         assert fetch_model(reference, home / "cache") == fetched
     assert [path.name for path in (home / "cache").iterdir()] == ["d1"]
+    for reference, name in (("champion", "qwen3-0.6b"), ("1", "qwen3-0.6b"), ("qwen3-0.6b/1", "star")):
+        assert content(resolve_model(reference, name=name)) == original
+    with pytest.raises(InputError, match="no model folder at Qwen/Qwen3"):
+        resolve_model("Qwen/Qwen3", name="star")
 
 
 def test_a_version_tells_where_it_comes_from(home: Path, model: Path) -> None:

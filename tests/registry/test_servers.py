@@ -1,6 +1,9 @@
 """The registry against a real MLflow server on PostgreSQL and S3, from publishing to generating with tools."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from star.registry.publish import register_model
 from star.registry.reconcile import reconcile
 from star.registry.records import S3Records, records_of, s3_client, split_s3
 from star.registry.smoke import smoke_call
-from star.registry.tracking import connect
+from star.registry.tracking import connect, pointed_at
 from star.registry.versions import find_version, list_versions
 from star.stages import register
 
@@ -110,6 +113,41 @@ def test_killed_promotions_and_moved_aliases_over_the_network(team, model: Path)
         2: (),
         1: ("previous-champion",),
     }
+
+
+def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
+    team, home: Path, model: Path, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`--to-registry` from a database in the home to a server on PostgreSQL whose weights lie on S3."""
+    (model / "config.json").write_text('{"model_type": "qwen3", "for": "travel"}')  # an address of its own
+    registry = os.environ["STAR_REGISTRY"]
+    for name in ("STAR_REGISTRY", "MLFLOW_TRACKING_URI"):
+        environment.delenv(name)
+    register_model(model, name="travel", scores={"exact_match": 0.5}, lineage={"data": "5eed"}, model_digest="d1")
+    promote("travel", 1)
+    environment.setenv("STAR_REGISTRY", registry)
+
+    def send() -> subprocess.CompletedProcess:
+        command = ["promote", "champion", "--name", "travel", "--to-registry", team.uri, "--reason", "it is good"]
+        return subprocess.run([sys.executable, "-m", "star.cli", *command], capture_output=True, text=True)
+
+    for _ in range(2):  # the second time it is there already
+        done = send()
+        assert (done.returncode, done.stdout) == (0, "travel version 1 is the champion there\n"), done.stderr
+    with pointed_at(team.uri):
+        [there] = list_versions("travel")
+        assert (there.aliases, there.scores) == (("champion",), {"exact_match": 0.5})
+        assert there.lineage == {"data": "5eed", "copied_from": "travel version 1"}
+        folder = fetch_model("travel", tmp_path / "team")
+        assert {path: (folder / path).read_bytes() for path in there.files} == {
+            path: (model / path).read_bytes() for path in there.files
+        }
+        [(attempt, outcome)] = ledger.history(records_of("travel", connect()), "travel")
+        assert (attempt.reason, outcome) == ("it is good", "won")
+    bucket, prefix = split_s3(there.source)
+    s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"damaged on the way")
+    done = send()
+    assert done.returncode == 2 and "travel version 1 are not those registered (model.safetensors)" in done.stderr
 
 
 def test_a_server_alone_cannot_decide(team, model: Path, environment: pytest.MonkeyPatch) -> None:

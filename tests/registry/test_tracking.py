@@ -176,6 +176,16 @@ def test_a_server_that_does_not_answer_costs_seconds_and_one_line(
         connect()
 
 
+@pytest.mark.parametrize("uri", ["nonsense://x", "ftp://127.0.0.1/mlflow"])
+def test_an_address_that_mlflow_cannot_use_is_one_line(environment: pytest.MonkeyPatch, uri: str) -> None:
+    environment.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match="cannot be used: start the server or correct MLFLOW_TRACKING_URI"):
+        connect()
+    with stage_run("distill") as run:
+        run.log_metrics({"loss": 1.0})
+    assert run.run_id is None
+
+
 def test_a_file_that_cannot_be_logged_is_one_line_and_the_rest_goes_on(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,69 @@
+"""A model on whole BFCL categories, end to end, beside its own architecture with random weights.
+
+python benchmarks/bfcl_models.py runs/latest/refine
+python benchmarks/bfcl_models.py runs/latest/refine --categories simple_python multiple --out runs/bfcl
+
+Greedy answers of at most `evaluate.max_new_tokens` of the profile; killed and started again, it asks only what it had not asked.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from star.config import load_config
+from star.evaluation.reading import show, show_range
+from star.evaluation.suite import EVALUATION, evaluate_models
+from star.models import load_tokenizer, save_model
+from star.storage import Workspace
+
+CATEGORIES = ("simple_javascript", "live_parallel", "irrelevance", "live_relevance")
+
+
+def random_twin(model: Path, folder: Path) -> Path:
+    """The same architecture and tokenizer with weights as they are before any training."""
+    torch.manual_seed(7)
+    save_model(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)), load_tokenizer(model), folder)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--categories", nargs="+", default=CATEGORIES)
+    parser.add_argument("--config", default="tiny")
+    parser.add_argument("--out", type=Path, default=Path("runs/bfcl"))
+    given = parser.parse_args()
+    config = load_config(given.config)
+    chosen = {"suites": ("bfcl",), "bfcl_categories": tuple(given.categories)}
+    config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=chosen)})
+    work = Workspace(given.out, given.out / "state")
+    work.state.mkdir(parents=True, exist_ok=True)
+    models = {"random weights": random_twin(given.model, given.out / "random"), "trained": given.model}
+    evaluate_models(models, None, config=config, work=work, title="BFCL categories")
+    print_table(json.loads((given.out / EVALUATION).read_text(encoding="utf-8")))
+
+
+def print_table(evaluation: dict) -> None:
+    models = evaluation["models"]
+    part = models[-1]["bfcl"]
+    print(f"{part['package']}, data {part['data']} {part['data_sha256'][:12]}, network closed: {part['isolated']}\n")
+    print("| category | entries | " + " | ".join(model["name"] for model in models) + " | never calling |")
+    print("|---|" + "---:|" * (len(models) + 2))
+    for name, whole in part["categories"].items():
+        cells = []
+        for model in models:
+            found = model["bfcl"]["categories"][name]
+            interval = show_range("bfcl", found["low"], found["high"])
+            cells.append(f"{show('bfcl', found['mean'])} [{interval}]")
+        floor = show("bfcl", part["floor"][name])
+        print(f"| {name} | {whole['rows']} | {' | '.join(cells)} | {floor} |")
+    for model in models:
+        if unanswered := model["bfcl"]["unanswered"]:
+            print(f"\n{model['name']}: {unanswered} prompts are longer than its context, and count as wrong")
+
+
+if __name__ == "__main__":
+    main()

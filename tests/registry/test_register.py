@@ -1,0 +1,36 @@
+"""The last stage: what it publishes and what it says of its decision."""
+
+import json
+from pathlib import Path
+
+from star.config import Config
+from star.registry.tracking import connect
+from star.registry.versions import find_version
+from star.stages import register
+
+
+def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(
+    home: Path, micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    gate = micro.registry.gate.model_copy(update={"min_exact_match": 1.0})
+    strict = micro.model_copy(update={"registry": micro.registry.model_copy(update={"gate": gate})})
+    inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
+    for config, verdict, before in (
+        (strict, "was refused by the gate", "There was no champion before."),
+        (micro, "passed the gate", ""),
+    ):
+        out = tmp_path / verdict
+        register(config, **inputs, out=out)
+        decision, page = json.loads((out / "gate.json").read_text()), (out / "gate.md").read_text()
+        assert page.startswith(f"# star version 1 {verdict}\n\n{before}")
+        assert len([line for line in page.splitlines() if line.startswith(("| passed |", "| **failed** |"))]) == len(
+            decision["checks"]
+        )
+        for check in decision["checks"]:
+            assert ("| passed |" if check["passed"] else "| **failed** |") in page
+        assert find_version("star", version=1).aliases == ()
+    assert "decided on before, and not again" in page  # looser bars do not undo what was decided
+    client = connect()
+    runs = client.search_runs([client.get_experiment_by_name("star").experiment_id])
+    for run in runs:
+        assert {"gate.json", "gate.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
