@@ -33,7 +33,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from star.ckd.loss import fused_linear_ckd
 from star.generation import Sequence, batches_by_length, completion_hidden
 from star.teacher.store import TopKStore, TopKWriter
-from star.teacher.topk import score_batch, store_scores
+from star.teacher.topk import scorer, store_scores
 
 
 class Case(NamedTuple):
@@ -49,8 +49,8 @@ CASES = {
     "tiny": Case(hidden=96, layers=3, vocab_size=768, top_k=50, sequences=256, batch_tokens=16384),
     "hidden 64, V 768": Case(hidden=64, layers=4, vocab_size=768, top_k=50, sequences=256, batch_tokens=16384),
     "hidden 256, V 32k": Case(hidden=256, layers=4, vocab_size=32_000, top_k=100, sequences=32, batch_tokens=4096),
-    "hidden 64, V 152k": Case(hidden=64, layers=2, vocab_size=151_936, top_k=100, sequences=16, batch_tokens=1024),
-    "hidden 1024, V 152k": Case(hidden=1024, layers=4, vocab_size=151_936, top_k=100, sequences=8, batch_tokens=1024),
+    "hidden 64, V 152k": Case(hidden=64, layers=2, vocab_size=151_936, top_k=100, sequences=64, batch_tokens=2048),
+    "hidden 1024, V 152k": Case(hidden=1024, layers=4, vocab_size=151_936, top_k=100, sequences=8, batch_tokens=2048),
 }
 
 
@@ -103,7 +103,7 @@ def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
 
 def extract(model, sequences: list[Sequence], numbered: list[list[int]], *, case: Case, folder: Path) -> None:
     ids = [f"row-{number}#0" for number in range(len(sequences))]
-    score = partial(score_batch, model, pad_id=0, k=case.top_k)
+    score = scorer(model, pad_id=0, k=case.top_k)
     with TopKWriter(folder, case.top_k, vocab_size=case.vocab_size) as writer:
         store_scores(score, ids, sequences, numbered, writer=writer)
 
@@ -200,7 +200,7 @@ def print_memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CASES, action="append", help="a model; may be given several times")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print_table({name: measure(CASES[name], turns=arguments.turns) for name in arguments.only or CASES})

@@ -255,6 +255,10 @@ Base = Annotated[
 ]
 
 
+def _refinement(value: Any) -> Any:
+    return {"none": None, "sim-rl": {"steps": 500}}.get(value, value) if isinstance(value, str) else value
+
+
 class Teacher(Section):
     """The large model and what is done to it before it teaches."""
 
@@ -263,7 +267,9 @@ class Teacher(Section):
     sft: Training | None = Field(
         None, description="supervised training on the rows first; a base from scratch needs it"
     )
-    refine: SimRL | None = Field(None, description="Sim-RL on the teacher")
+    refine: Annotated[SimRL | None, BeforeValidator(_refinement)] = Field(
+        None, description="`none`, `sim-rl` (500 steps with the defaults), or Sim-RL with settings of its own"
+    )
 
 
 class Student(Section):

@@ -76,6 +76,7 @@ class TopKWriter:
         self.top_k: int = self._header["top_k"]
         self.vocab_size = vocab_size
         self._pending: dict[str, tuple[int, bytes]] = {}
+        self._pending_tokens = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -122,11 +123,11 @@ class TopKWriter:
         problem = _find_problem(ids_TK, logprobs_TK, self._header)
         if problem:
             raise InputError(f"sequence {sequence_id!r} cannot be added to {self.folder}: {problem}")
-        held = self._held()
-        if held and held + len(ids_TK) > self.tokens_per_shard:
+        if self._pending and self._pending_tokens + len(ids_TK) > self.tokens_per_shard:
             self._write_shard()
         data = encode(ids_TK, logprobs_TK, vocab_size=self._header["vocab_size"])
         self._pending[sequence_id] = (len(ids_TK), data)
+        self._pending_tokens += len(ids_TK)
 
     def close(self) -> None:
         """Writes what is held back as the last shard, then the lookup, then the index that makes the store readable."""
@@ -134,17 +135,14 @@ class TopKWriter:
             self._write_shard()
         _write_index(self.folder, self._header, self._shards)
 
-    def _held(self) -> int:
-        return sum(tokens for tokens, _ in self._pending.values())
-
     def _write_shard(self) -> None:
         (self.folder / INDEX).unlink(missing_ok=True)  # from here to close() an index would be out of date
         content = encode_shard(self._pending, self._header)
         path = self.folder / SHARD.format(len(self._shards))
         write_whole(path, content)
-        self._shards.append(entry_of(path.name, content, sequences=len(self._pending), tokens=self._held()))
+        self._shards.append(entry_of(path.name, content, sequences=len(self._pending), tokens=self._pending_tokens))
         self._sequences.update(self._pending)
-        self._pending = {}
+        self._pending, self._pending_tokens = {}, 0
 
 
 class TopKStore:

@@ -53,7 +53,7 @@ def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, part: Part,
     batches = part.of(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
-    score, vocab_size = _scorer(teacher, tokenizer, settings)
+    score, vocab_size = _back_end(teacher, tokenizer, settings)
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, settings.top_k, vocab_size=vocab_size, provenance=provenance) as writer:
         return store_scores(score, ids, sequences, batches, writer=writer)
@@ -69,7 +69,7 @@ def read_sequences(folder: Path) -> tuple[list[str], list[Sequence]]:
     return table["id"], sequences
 
 
-def _scorer(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
+def _back_end(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
     """How batches are scored by the back end of the settings, and the width of the teacher's logits."""
     vocab_size = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
     k = min(settings.top_k, vocab_size)
@@ -77,7 +77,7 @@ def _scorer(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
         return partial(TeacherServer(settings.server).top_k, k=k), vocab_size
     if settings.vllm:
         return partial(TeacherEngine(teacher, settings.vllm, max_logprobs=k).top_k, k=k), vocab_size
-    return partial(score_batch, load_model(teacher).eval(), pad_id=tokenizer.pad_token_id, k=k), vocab_size
+    return scorer(load_model(teacher).eval(), pad_id=tokenizer.pad_token_id, k=k), vocab_size
 
 
 def store_scores(
@@ -119,28 +119,34 @@ def _store(writer: TopKWriter, ids: list[str], scores: list[tuple[Tensor, Tensor
             writer.add(sequence_id, ids_TK, logprobs_TK)
 
 
-@torch.inference_mode()
-def score_batch(model, sequences: list[Sequence], *, pad_id: int, k: int) -> list[tuple[Tensor, Tensor]]:
-    """The k most probable ids of each completion position, [T, K], and their log-probabilities: log-softmax in fp32 over all ids.
+def scorer(model, *, pad_id: int, k: int) -> Score:
+    """Scores batches by the model: the k most probable ids of each completion position, [T, K], and their log-probabilities.
 
-    One forward pass; logits are made at completion positions only, in a buffer of `CHUNK_BYTES`. On a CPU they are reduced a few rows at
-    a time, which stay in its cache from one step to the next.
+    One forward pass a batch; log-softmax in fp32 over all ids. Logits are made at completion positions only, `CHUNK_BYTES` of them at
+    a time in one buffer for all batches. On a CPU they are reduced a few rows at a time, which stay in its cache from one step to the next.
     """
-    hidden = completion_hidden(model, sequences, pad_id=pad_id)
-    hidden_NH, head = torch.cat(hidden), model.get_output_embeddings()
-    row_bytes = head.weight.shape[0] * 4
-    rows = max(1, CHUNK_BYTES // row_bytes)
-    cached = max(1, CACHE_BYTES // row_bytes) if hidden_NH.device.type == "cpu" else rows
-    buffer_CV = hidden_NH.new_empty(min(rows, len(hidden_NH)), head.weight.shape[0])
-    found = []
-    for hidden_CH in hidden_NH.split(rows):
-        logits_CV = torch.mm(hidden_CH, head.weight.T, out=buffer_CV[: len(hidden_CH)])
-        if getattr(head, "bias", None) is not None:
-            logits_CV += head.bias
-        found += [top_k_logprobs(few_CV.float(), k) for few_CV in logits_CV.split(cached)]
-    ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
-    lengths = [len(hidden_TH) for hidden_TH in hidden]
-    return list(zip(ids_NK.split(lengths), logprobs_NK.split(lengths), strict=True))
+    head = model.get_output_embeddings()
+    weight_VH, bias_V = head.weight, getattr(head, "bias", None)
+    row_bytes = weight_VH.shape[0] * 4
+    buffer_CV = weight_VH.new_empty(max(1, CHUNK_BYTES // row_bytes), weight_VH.shape[0])
+    few = max(1, CACHE_BYTES // row_bytes) if weight_VH.device.type == "cpu" else len(buffer_CV)
+
+    @torch.inference_mode()
+    def score(sequences: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
+        hidden = completion_hidden(model, sequences, pad_id=pad_id)
+        found = []
+        for hidden_CH in torch.cat(hidden).split(len(buffer_CV)):
+            logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)])
+            if bias_V is not None:
+                logits_CV += bias_V
+            found += [
+                top_k_logprobs(logits_CV[start : start + few].float(), k) for start in range(0, len(logits_CV), few)
+            ]
+        ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        lengths = [len(hidden_TH) for hidden_TH in hidden]
+        return list(zip(ids_NK.split(lengths), logprobs_NK.split(lengths), strict=True))
+
+    return score
 
 
 def top_k_logprobs(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:

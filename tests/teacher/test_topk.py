@@ -24,7 +24,7 @@ from star.models import load_model
 from star.storage import Part, read_manifest
 from star.teacher.inspection import inspect_store, print_inspection
 from star.teacher.store import TopKStore, TopKWriter
-from star.teacher.topk import read_sequences, score_batch, store_scores, top_k_logprobs
+from star.teacher.topk import read_sequences, scorer, store_scores, top_k_logprobs
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
 
@@ -189,10 +189,7 @@ def test_the_estimate_is_said_first(finished: dict[str, Path], tmp_path: Path, c
     model = load_model(finished["refine-teacher"]).eval()
     sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
     with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
-
-        def score(batch: list[Sequence]):
-            return score_batch(model, batch, pad_id=0, k=4)
-
+        score = scorer(model, pad_id=0, k=4)
         assert store_scores(score, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("top-k: 2 sequences, 4 tokens; ")
