@@ -298,13 +298,23 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _verify_file(path: Path, entry: dict[str, Any], *, header: dict[str, Any]) -> None:
     if not path.is_file():
         raise fault(path, "missing")
-    if path.stat().st_size < entry["size"]:
-        raise fault(path, f"damaged, {path.stat().st_size} bytes of {entry['size']}")
-    if sha256_of(path) == entry["sha256"]:
+    size = path.stat().st_size
+    if size == entry["size"] and sha256_of(path) == entry["sha256"]:
         return
-    if path.name != LOOKUP and Shard(path).header != header:
-        raise fault(path, "a shard of another run")
+    found = header if path.name == LOOKUP else _header_of(path, otherwise=header)
+    for name, value in header.items():
+        if found.get(name) != value:
+            raise fault(path, f"a shard of another run, whose {name} is {found.get(name)} and not {value}")
+    if size < entry["size"]:
+        raise fault(path, f"damaged, {size} bytes of {entry['size']}")
     raise fault(path, f"damaged or of another run, its sha256 is not the one in {INDEX}")
+
+
+def _header_of(path: Path, *, otherwise: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return Shard(path).header
+    except InputError:
+        return otherwise
 
 
 def _find_problem(ids_TK: np.ndarray, logprobs_TK: np.ndarray, header: dict[str, Any]) -> str | None:

@@ -59,14 +59,23 @@ def extract_folder(teacher: Path, rollouts: Path, *, settings: TopK, part: Part,
         return store_scores(score, ids, sequences, batches, writer=writer)
 
 
-def read_sequences(folder: Path) -> tuple[list[str], list[Sequence]]:
+class StoredSequences:
+    """A rollout's sequences, made from their columns one at a time: as lists all of them would take nine times the room."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._prompts, self._completions = table["prompt_ids"], table["completion_ids"]
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Sequence:
+        return Sequence(*(column[index].values.to_numpy().tolist() for column in (self._prompts, self._completions)))
+
+
+def read_sequences(folder: Path) -> tuple[list[str], StoredSequences]:
     """The ids and the tokens of a rollout's sequences, in the order of the file."""
-    table = pq.read_table(folder / SEQUENCES, columns=["id", "prompt_ids", "completion_ids"]).to_pydict()
-    sequences = [
-        Sequence(prompt, completion)
-        for prompt, completion in zip(table["prompt_ids"], table["completion_ids"], strict=True)
-    ]
-    return table["id"], sequences
+    table = pq.read_table(folder / SEQUENCES, columns=["id", "prompt_ids", "completion_ids"])
+    return table["id"].to_pylist(), StoredSequences(table)
 
 
 def _back_end(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
@@ -81,7 +90,12 @@ def _back_end(teacher: Path, tokenizer, settings: TopK) -> tuple[Score, int]:
 
 
 def store_scores(
-    score: Score, ids: list[str], sequences: list[Sequence], batches: list[list[int]], *, writer: TopKWriter
+    score: Score,
+    ids: list[str],
+    sequences: StoredSequences | list[Sequence],
+    batches: list[list[int]],
+    *,
+    writer: TopKWriter,
 ) -> dict[str, float]:
     """Scores the batches that are not stored yet, and stores each while the next is scored.
 
