@@ -46,12 +46,16 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "tiny": Case(hidden=96, layers=3, vocab_size=768, top_k=50, sequences=256, batch_tokens=16384),
-    "hidden 64, V 768": Case(hidden=64, layers=4, vocab_size=768, top_k=50, sequences=256, batch_tokens=16384),
+    "tiny": Case(hidden=96, layers=3, vocab_size=768, top_k=50, sequences=128, batch_tokens=16384),
+    "hidden 64, V 768": Case(hidden=64, layers=4, vocab_size=768, top_k=50, sequences=128, batch_tokens=16384),
     "hidden 256, V 32k": Case(hidden=256, layers=4, vocab_size=32_000, top_k=100, sequences=32, batch_tokens=4096),
-    "hidden 64, V 152k": Case(hidden=64, layers=2, vocab_size=151_936, top_k=100, sequences=64, batch_tokens=2048),
+    "hidden 64, V 152k": Case(hidden=64, layers=2, vocab_size=151_936, top_k=100, sequences=32, batch_tokens=2048),
     "hidden 1024, V 152k": Case(hidden=1024, layers=4, vocab_size=151_936, top_k=100, sequences=8, batch_tokens=2048),
 }
+
+
+COLUMNS = ("model()", "at completions", "extraction", "reading", "training")
+COLUMNS += ("extraction / model()", "extraction / at completions", "reading / training")
 
 
 def random_model(case: Case) -> Qwen3ForCausalLM:
@@ -155,20 +159,12 @@ def measure(case: Case, *, turns: int) -> dict[str, float]:
     def ratio(work: str, to: str) -> float:
         return statistics.median(b / a for a, b in zip(taken[work], taken[to], strict=True))
 
-    return rates | {
-        "extraction / model()": ratio("extraction", "model()"),
-        "extraction / at completions": ratio("extraction", "at completions"),
-        "reading / training": ratio("reading", "training"),
-    }
+    return rates | {name: ratio(*name.split(" / ")) for name in COLUMNS if " / " in name}
 
 
-def print_table(rows: dict[str, dict[str, float]]) -> None:
-    names = list(next(iter(rows.values())))
-    print("| model | " + " | ".join(names) + " |")
-    print("|---|" + "---:|" * len(names))
-    for model, row in rows.items():
-        cells = [f"{row[name]:.2f}" if "/" in name else f"{row[name]:,.0f}" for name in names]
-        print(f"| {model} | " + " | ".join(cells) + " |")
+def print_row(model: str, row: dict[str, float]) -> None:
+    cells = [f"{value:.2f}" if "/" in name else f"{value:,.0f}" for name, value in row.items()]
+    print(f"| {model} | " + " | ".join(cells) + " |", flush=True)
 
 
 READER = """
@@ -203,7 +199,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print_table({name: measure(CASES[name], turns=arguments.turns) for name in arguments.only or CASES})
+    print("| model | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS), flush=True)
+    for name in arguments.only or CASES:
+        print_row(name, measure(CASES[name], turns=arguments.turns))
     if not arguments.only:
         print_memory()
 
