@@ -1,12 +1,14 @@
 """Sampling from a model, and one forward pass over what was sampled: the two things rollout, extraction and evaluation share.
 
-T completion tokens, H hidden.
+T completion tokens, H hidden, B completions of a batch, L padded length, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from transformers import DynamicCache
 
 
 @dataclass(frozen=True)
@@ -33,25 +35,45 @@ class Sequence:
 def generate(
     model, tokenizer, prompts: list[str], *, samples: int, temperature: float, max_new_tokens: int, seed: int
 ) -> list[list[Sample]]:
-    """Samples `samples` completions for each prompt; temperature 0 is greedy. The same seed gives the same samples."""
+    """Samples `samples` completions for each prompt; temperature 0 is greedy. The same seed gives the same samples.
+
+    A prompt is read once for all its samples, and a completion that has ended leaves the batch: what is left goes on faster.
+    """
     torch.manual_seed(seed)
     model.eval()
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-        if temperature > 0
-        else {"do_sample": False}
-    )
-    output = model.generate(
-        **batch,
-        **sampling,
-        num_return_sequences=samples,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    mask_BL, cache = batch["attention_mask"], DynamicCache(config=model.config)
+    step = partial(model, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    positions_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)
+    logits_BV = step(input_ids=batch["input_ids"], attention_mask=mask_BL, position_ids=positions_BL).logits[:, -1]
+    logits_BV, mask_BL = logits_BV.repeat_interleave(samples, 0), mask_BL.repeat_interleave(samples, 0)
+    cache.batch_repeat_interleave(samples)
     ends = end_tokens(model, tokenizer)
-    completions = [_cut(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+    made: list[list[int]] = [[] for _ in range(len(mask_BL))]
+    rows = list(range(len(made)))  # of `made`, that the batch still holds
+    for left in reversed(range(max_new_tokens)):
+        tokens_B = _choose(logits_BV.float(), temperature)
+        for row, token in zip(rows, tokens_B.tolist(), strict=True):
+            made[row].append(token)
+        going = [place for place, row in enumerate(rows) if made[row][-1] not in ends]
+        if not going or not left:
+            break
+        if len(going) < len(rows):
+            rows = [rows[place] for place in going]
+            kept = torch.tensor(going, device=model.device)
+            tokens_B, mask_BL = tokens_B[kept], mask_BL[kept]
+            cache.batch_select_indices(kept)
+        mask_BL = torch.cat([mask_BL, mask_BL.new_ones(len(rows), 1)], dim=1)
+        positions_B1 = mask_BL.sum(1, keepdim=True) - 1
+        logits_BV = step(input_ids=tokens_B[:, None], attention_mask=mask_BL, position_ids=positions_B1).logits[:, -1]
+    completions = [_cut(ids, ends, tokenizer) for ids in made]
     return [completions[start : start + samples] for start in range(0, len(completions), samples)]
+
+
+def _choose(logits_BV: torch.Tensor, temperature: float) -> torch.Tensor:
+    if temperature == 0:
+        return logits_BV.argmax(1)
+    return torch.multinomial(torch.softmax(logits_BV / temperature, dim=1), 1)[:, 0]
 
 
 def end_tokens(model, tokenizer) -> set[int]:

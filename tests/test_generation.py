@@ -1,91 +1,52 @@
-"""Sampling and the forward pass over samples."""
+"""Sampling: what transformers' own generation gives, with completions that leave the batch when they end."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from star.data.rows import read_rows
-from star.generation import Sequence, batches_by_length, completion_hidden, generate, policy_entropy
+from star.generation import generate
 from star.models import load_model, load_tokenizer
-from star.prompts import render_rows, within_length
+
+PROMPTS = [
+    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "x",
+    "a longer prompt, of more tokens than the others",
+]
 
 
 @pytest.fixture(scope="module")
 def teacher(finished: dict[str, Path]):
-    folder = finished["refine-teacher"]
-    rows = list(read_rows(finished["synthesize"] / "heldout.jsonl"))
-    tokenizer = load_tokenizer(folder)
-    return load_model(folder).eval(), tokenizer, render_rows(rows, tokenizer)
+    return load_model(finished["refine-teacher"]).eval(), load_tokenizer(finished["refine-teacher"])
 
 
-def test_the_same_seed_gives_the_same_samples(teacher) -> None:
-    model, tokenizer, prompts = teacher
-    texts = [prompt.text for prompt in prompts[:3]]
-    settings = {"samples": 2, "temperature": 1.0, "max_new_tokens": 12}
-    first, again, other = (generate(model, tokenizer, texts, **settings, seed=seed) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert [len(group) for group in first] == [2, 2, 2]
+def test_greedy_completions_are_those_of_transformers(teacher) -> None:
+    model, tokenizer = teacher
+    made = generate(model, tokenizer, PROMPTS, samples=2, temperature=0.0, max_new_tokens=24, seed=0)
+    for prompt, group in zip(PROMPTS, made, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        expected = model.generate(ids, do_sample=False, max_new_tokens=24, pad_token_id=tokenizer.pad_token_id)
+        assert [sample.token_ids for sample in group] == [expected[0, ids.shape[1] :].tolist()] * 2
 
 
-def test_greedy_does_not_depend_on_the_batch(teacher) -> None:
-    model, tokenizer, prompts = teacher
-    texts = [prompt.text for prompt in prompts[:4]]
-    settings = {"samples": 1, "temperature": 0.0, "max_new_tokens": 12, "seed": 0}
-    together = generate(model, tokenizer, texts, **settings)
-    alone = [generate(model, tokenizer, [text], **settings)[0] for text in texts]
-    assert [group[0].text for group in together] == [group[0].text for group in alone]
-
-
-def test_a_sample_ends_at_its_end_token(teacher) -> None:
-    model, tokenizer, prompts = teacher
-    groups = generate(
-        model, tokenizer, [p.text for p in prompts], samples=2, temperature=0.5, max_new_tokens=64, seed=3
-    )
-    samples = [sample for group in groups for sample in group]
-    assert any(sample.finished for sample in samples)
-    for sample in samples:
-        assert sample.finished == (sample.token_ids[-1] == tokenizer.eos_token_id)
-        assert tokenizer.eos_token not in sample.text
-        assert len(sample.token_ids) <= 64
-
-
-def test_hidden_states_do_not_depend_on_padding(teacher) -> None:
-    model, tokenizer, _ = teacher
-    sequences = [Sequence([5, 6, 7], [8, 9]), Sequence([5] * 9, [4, 3, 2, 6])]
-    padded = completion_hidden(model, sequences, pad_id=tokenizer.pad_token_id)
-    for sequence, hidden in zip(sequences, padded, strict=True):
-        [alone] = completion_hidden(model, [sequence], pad_id=tokenizer.pad_token_id)
-        assert hidden.shape[0] == len(sequence.completion_ids)
-        assert torch.allclose(hidden, alone, atol=1e-5)
-
-
-def test_entropy_is_that_of_the_next_token(teacher) -> None:
-    model, tokenizer, _ = teacher
-    sequence = Sequence([5, 6, 7], [8, 9])
+def test_samples_have_the_model_s_frequencies(teacher) -> None:
+    model, tokenizer = teacher
+    [group] = generate(model, tokenizer, PROMPTS[:1], samples=4000, temperature=0.7, max_new_tokens=1, seed=1)
+    ids = tokenizer(PROMPTS[0], return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
-        logprobs = torch.log_softmax(model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 2:4], -1)
-    expected = float(-(logprobs.exp() * logprobs).sum(-1).mean())
-    assert policy_entropy(model, [sequence], pad_id=tokenizer.pad_token_id, batch_tokens=64) == [
-        pytest.approx(expected, rel=1e-4)
-    ]
+        expected = torch.softmax(model(ids).logits[0, -1].float() / 0.7, dim=0)
+    drawn = torch.bincount(torch.tensor([sample.token_ids[0] for sample in group]), minlength=len(expected)) / 4000
+    top = expected.topk(8).indices
+    assert torch.allclose(drawn[top], expected[top], atol=0.04)
 
 
-@given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 120))
-def test_batches_hold_every_sequence_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    sequences = [Sequence([0] * (length - 1), [0]) for length in lengths]
-    batches = list(batches_by_length(sequences, batch_tokens=budget))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(sequences[index]) for index in batch) <= budget
-
-
-def test_long_prompts_are_left_out(teacher) -> None:
-    _, tokenizer, prompts = teacher
-    lengths = [len(tokenizer(prompt.text)["input_ids"]) for prompt in prompts]
-    bound = sorted(lengths)[len(lengths) // 2]
-    kept = within_length(prompts, tokenizer, max_prompt_tokens=bound)
-    assert kept == [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= bound]
+def test_completions_end_each_at_its_own_token(teacher) -> None:
+    model, tokenizer = teacher
+    sampling = {"samples": 16, "temperature": 1.5, "max_new_tokens": 12, "seed": 3}
+    groups = generate(model, tokenizer, PROMPTS, **sampling)
+    assert groups == generate(model, tokenizer, PROMPTS, **sampling)
+    made = [sample for group in groups for sample in group]
+    assert len({len(sample.token_ids) for sample in made}) > 1
+    for sample in made:
+        assert sample.finished == (sample.token_ids[-1] == tokenizer.eos_token_id)
+        assert sample.finished or len(sample.token_ids) == 12
