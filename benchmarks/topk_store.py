@@ -137,16 +137,15 @@ def measure(name: str, pairs: list[Pair]) -> dict[str, float]:
     }
 
 
+COLUMNS = ("tokens", "spread, nats", "mass of the k", "store", "exact", "zstd", "arrow fp16", "arrow", "off by, nats")
+COLUMNS += ("fp16 off by", "written/s", "read/s")
 FORMATS = {"spread, nats": ".1f", "mass of the k": ".3f", "off by, nats": ".4f", "fp16 off by": ".4f"}
 FORMATS |= {name: ".1f" for name in ("store", "exact", "zstd", "arrow fp16", "arrow")}
 
 
-def print_table(rows: dict[str, dict[str, float]]) -> None:
-    names = list(next(iter(rows.values())))
-    print("| distribution | " + " | ".join(names) + " |\n|---|" + "---:|" * len(names))
-    for distribution, row in rows.items():
-        cells = ["" if math.isnan(row[name]) else format(row[name], FORMATS.get(name, ",.0f")) for name in names]
-        print(f"| {distribution} | " + " | ".join(cells) + " |")
+def print_row(distribution: str, row: dict[str, float]) -> None:
+    cells = ["" if math.isnan(value) else format(value, FORMATS.get(name, ",.0f")) for name, value in row.items()]
+    print(f"| {distribution} | " + " | ".join(cells) + " |", flush=True)
 
 
 def arrow_bytes(ids: np.ndarray, logprobs: np.ndarray, *, compression: pa.Codec | None = None) -> int:
@@ -199,7 +198,9 @@ def main() -> None:
         "half padded, 20 nats": evenly_spread(20, sequences=4, padded=50),
     }
     pairs = {name: [(ids.numpy(), logprobs.numpy()) for ids, logprobs in case] for name, case in cases.items()}
-    print_table({name: measure(name, case) for name, case in pairs.items()})
+    print("| distribution | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS))
+    for name, case in pairs.items():
+        print_row(name, measure(name, case))
     shown = ("real, T = 1", "real, T = 0.25", "even over 20 nats", "even over 30 nats", "even over 60 nats")
     print_curve({name: pairs[name] for name in shown})
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
