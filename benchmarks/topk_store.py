@@ -81,6 +81,15 @@ def real_distributions(model, ids: torch.Tensor, *, temperature: float, sequence
             yield top_k_logprobs(model.get_output_embeddings()(hidden_NH) / temperature, K)
 
 
+def cases_of_text(ranks: Path, *, steps: int) -> dict[str, Iterator[tuple]]:
+    ids = read_text_ids(ranks)
+    cut = len(ids) * 9 // 10
+    model, losses = train(ids[:cut], steps=steps)
+    print(f"{cut:,} tokens of text, loss {np.mean(losses[:5]):.2f} -> {np.mean(losses[-10:]):.2f}", flush=True)
+    held_out = ids[cut:]
+    return {f"real, T = {t}": real_distributions(model, held_out, temperature=t, sequences=8) for t in (1, 0.5, 0.25)}
+
+
 def random_logits(scale: float, *, sequences: int) -> Iterator[tuple]:
     draw = torch.Generator().manual_seed(1)
     for _ in range(sequences):
@@ -182,16 +191,12 @@ def print_curve(cases: dict[str, list[Pair]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=Path, required=True, help="qwen.tiktoken")
+    parser.add_argument("--ranks", type=Path, help="qwen.tiktoken; without it no text is read")
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    ids = read_text_ids(arguments.ranks)
-    cut = len(ids) * 9 // 10
-    model, losses = train(ids[:cut], steps=arguments.steps)
-    print(f"{cut:,} tokens of text, loss {np.mean(losses[:5]):.2f} -> {np.mean(losses[-10:]):.2f}", flush=True)
     cases = {
-        **{f"real, T = {t}": real_distributions(model, ids[cut:], temperature=t, sequences=8) for t in (1, 0.5, 0.25)},
+        **(cases_of_text(arguments.ranks, steps=arguments.steps) if arguments.ranks else {}),
         **{f"logits N(0, {scale}^2)": random_logits(scale, sequences=6) for scale in (1, 3, 8)},
         **{f"even over {nats} nats": evenly_spread(nats, sequences=4) for nats in (0, 1, 10, 20, 22, 24, 30, 60)},
         "out of order, 20 nats": evenly_spread(20, sequences=4, ordered=False),
@@ -202,7 +207,7 @@ def main() -> None:
     for name, case in pairs.items():
         print_row(name, measure(name, case))
     shown = ("real, T = 1", "real, T = 0.25", "even over 20 nats", "even over 30 nats", "even over 60 nats")
-    print_curve({name: pairs[name] for name in shown})
+    print_curve({name: pairs[name] for name in shown if name in pairs})
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
 
