@@ -1,6 +1,6 @@
 """What the tasks of a pipeline ask of a Kubernetes node. The local runner ignores all of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kfp.dsl import PipelineTask
 
@@ -32,7 +32,11 @@ GPU_STAGES = {
 def node_for(stage: str, config: Config) -> Node:
     """A GPU node for the stages that run a pretrained model, a small CPU node for everything else."""
     from_scratch = all(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base))
-    return SMALL if from_scratch else GPU_STAGES.get(stage, SMALL)
+    node = SMALL if from_scratch else GPU_STAGES.get(stage, SMALL)
+    asked = {"rollout": config.rollout, "extract-topk": config.topk}.get(stage)
+    if asked and asked.server:
+        return SMALL  # the teacher runs elsewhere
+    return replace(node, gpus=asked.vllm.tensor_parallel_size) if asked and asked.vllm else node
 
 
 def place(task: PipelineTask, node: Node) -> None:

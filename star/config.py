@@ -255,6 +255,10 @@ Base = Annotated[
 ]
 
 
+def _refinement(value: Any) -> Any:
+    return {"none": None, "sim-rl": {"steps": 500}}.get(value, value) if isinstance(value, str) else value
+
+
 class Teacher(Section):
     """The large model and what is done to it before it teaches."""
 
@@ -263,7 +267,9 @@ class Teacher(Section):
     sft: Training | None = Field(
         None, description="supervised training on the rows first; a base from scratch needs it"
     )
-    refine: SimRL | None = Field(None, description="Sim-RL on the teacher")
+    refine: Annotated[SimRL | None, BeforeValidator(_refinement)] = Field(
+        None, description="`none`, `sim-rl` (500 steps with the defaults), or Sim-RL with settings of its own"
+    )
 
 
 class Student(Section):
@@ -274,6 +280,22 @@ class Student(Section):
 
 
 SERVER = "URL of an OpenAI-compatible server (`vllm serve`) with the teacher, such as http://host:8000/v1; without it transformers runs it"
+
+
+class Engine(Section):
+    """The teacher under vLLM in the stage's own process."""
+
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs the teacher is split over")
+
+
+ENGINE = "vLLM in the stage's own process (`{}` for its defaults), where it is installed; not together with `server`"
+
+
+def _one_back_end(settings: Any) -> Any:
+    if settings.server and settings.vllm:
+        raise ValueError("`server` and `vllm` are two back ends: give one of them, or none for transformers")
+    return settings
 
 
 class Rollout(Section):
@@ -289,6 +311,9 @@ class Rollout(Section):
     )
     retries: int = Field(1, ge=0, description="times that samples which failed are drawn again, at most")
     server: str | None = Field(None, pattern="^https?://", description=SERVER)
+    vllm: Engine | None = Field(None, description=ENGINE)
+
+    _back_end = model_validator(mode="after")(_one_back_end)
 
 
 class TopK(Section):
@@ -297,6 +322,9 @@ class TopK(Section):
     top_k: int = Field(100, ge=1)
     batch_tokens: int = Field(16384, ge=1, description="prompt and completion tokens a forward pass")
     server: str | None = Field(None, pattern="^https?://", description=SERVER)
+    vllm: Engine | None = Field(None, description=ENGINE)
+
+    _back_end = model_validator(mode="after")(_one_back_end)
 
 
 class Distill(Training):

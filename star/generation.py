@@ -3,7 +3,7 @@
 T completion tokens, H hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -69,12 +69,12 @@ def _cut(ids: list[int], ends: set[int], tokenizer) -> Sample:
     return Sample(tokenizer.decode(body, skip_special_tokens=False), kept, stop is not None)
 
 
-def batches_by_length(sequences: list[Sequence], *, batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> Iterator[list[int]]:
     """Indices of sequences of similar length, so many together that the padded batch stays within `batch_tokens` (at least one)."""
-    order = sorted(range(len(sequences)), key=lambda index: (len(sequences[index]), index))
+    lengths = [len(sequence) for sequence in sequences]
     batch: list[int] = []
-    for index in order:
-        if batch and (len(batch) + 1) * len(sequences[index]) > batch_tokens:
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
             yield batch
             batch = []
         batch.append(index)

@@ -5,9 +5,11 @@ Any store that speaks the protocol: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SEC
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from star.config import sha256_of
@@ -40,6 +42,29 @@ class Place:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
+
+
+def s3_client(endpoint: str | None = None):
+    """A boto3 client for the endpoint, or where none is given for that of AWS_ENDPOINT_URL, else for Amazon's; one a process.
+
+    It tries a request `ATTEMPTS` times, and slows down where the store throttles it.
+    """
+    return _client_of(endpoint or os.environ.get("AWS_ENDPOINT_URL"), ATTEMPTS, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _client_of(endpoint: str | None, attempts: int, process: int):
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        retries={"mode": "adaptive", "max_attempts": attempts},
+        request_checksum_calculation="when_required",  # newer defaults have corrupted objects on some stores
+        response_checksum_validation="when_required",
+        connect_timeout=10,
+        read_timeout=60,
+    )
+    return boto3.client("s3", endpoint_url=endpoint, config=config)
 
 
 def is_remote(place: str | Path) -> bool:
@@ -185,21 +210,12 @@ def _get(client, place: Place, name: str) -> bytes | None:
 
 @contextmanager
 def _client(place: Place) -> Iterator:
-    """A boto3 client whose failures are one line with the cure."""
-    import boto3
+    """The client, whose failures are one line with the cure."""
     from boto3.exceptions import Boto3Error
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    config = Config(
-        retries={"mode": "adaptive", "max_attempts": ATTEMPTS},
-        request_checksum_calculation="when_required",  # newer defaults have corrupted objects on some stores
-        response_checksum_validation="when_required",
-        connect_timeout=10,
-        read_timeout=60,
-    )
     try:
-        yield boto3.client("s3", config=config)
+        yield s3_client()
     except ClientError as error:
         code = error.response["Error"].get("Code", "?")
         raise InputError(f"{place}: the store answered {code}, {_cure(code)}") from error

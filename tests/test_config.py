@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.config import PROFILES, Config, load_config, sha256_of
+from star.config import PROFILES, Config, SimRL, load_config, sha256_of
 from star.errors import InputError
 from star.stages import STAGES
 
@@ -153,3 +153,15 @@ def test_weights_trained_anew_are_another_base(tmp_path: Path) -> None:
     first = load_config(write(tmp_path, "student: {base: model}"))
     (folder / "model.safetensors").write_bytes(b"second")
     assert load_config(tmp_path / "config.yaml").slice(("student",)) != first.slice(("student",))
+
+
+def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None:
+    def refinement(text: str) -> SimRL | None:
+        (tmp_path / "a.yaml").write_text(f"teacher: {{refine: {text}}}")
+        return load_config(tmp_path / "a.yaml").teacher.refine
+
+    assert refinement("none") is None
+    assert refinement("sim-rl") == SimRL(steps=500)
+    assert refinement("{steps: 3}") == SimRL(steps=3)
+    with pytest.raises(InputError, match="teacher.refine"):
+        refinement("sft")

@@ -10,6 +10,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from star import s3
 from star.errors import InputError
 from star.registry.tracking import insist, shown_uri, tracking_uri
 
@@ -171,20 +172,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 def s3_client():
     """A client for the bucket, at MLFLOW_S3_ENDPOINT_URL or AWS_ENDPOINT_URL where the store is not Amazon's."""
-    return _s3_client(os.environ.get("MLFLOW_S3_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL"), os.getpid())
-
-
-@lru_cache(maxsize=4)
-def _s3_client(endpoint: str | None, process: int):
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError as error:
-        raise InputError("a registry on S3 needs boto3: pip install boto3") from error
-    retries = {"mode": "adaptive", "max_attempts": 8}
-    # Checksums that a store of another make does not know have corrupted objects.
-    config = Config(retries=retries, request_checksum_calculation="when_required")
-    return boto3.client("s3", endpoint_url=endpoint, config=config)
+    return s3.s3_client(os.environ.get("MLFLOW_S3_ENDPOINT_URL"))
 
 
 def _status(error) -> int:

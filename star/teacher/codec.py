@@ -193,9 +193,11 @@ def _unpack_unary(buffer: np.ndarray) -> np.ndarray:
 def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
     """The lowest `widths[i]` bits (32 at most) of every `values[i]`, one after another."""
     most = int(widths.max(initial=0))
-    octets = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)
-    bits = np.unpackbits(octets, axis=1, bitorder="little")[:, :most]
-    return np.packbits(bits[np.arange(most) < widths[:, None]], bitorder="little").tobytes()
+    octets = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)[:, : -(-most // 8)]
+    bits = np.unpackbits(octets, axis=1, count=most, bitorder="little")
+    if int(widths.min(initial=most)) < most:
+        bits = bits[np.arange(most) < widths[:, None]]
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
 def unpack_bits(buffer: np.ndarray, widths: np.ndarray) -> np.ndarray:

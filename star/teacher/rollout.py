@@ -24,6 +24,7 @@ from star.prompts import Prompt, render_rows, within_length
 from star.simrl.reward import similarity_reward
 from star.storage import Part, Workspace, digest_of
 from star.teacher.capacity import readable_size, readable_time, require_space
+from star.teacher.engine import TeacherEngine
 from star.teacher.server import TeacherServer
 
 SEQUENCES = "sequences.parquet"
@@ -52,14 +53,21 @@ def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, part: Part
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     chosen = choose(prompts, count=config.rollout.prompts, seed=config.seed)
     settings = config.rollout
-    sample = TeacherServer(settings.server).generate if settings.server else partial(generate, load_model(teacher))
-    counts = roll_out(sample, tokenizer, chosen, settings=settings, seed=config.seed, part=part, work=work)
+    counts = roll_out(
+        _sampler(teacher, settings), tokenizer, chosen, settings=settings, seed=config.seed, part=part, work=work
+    )
     if sum(counts.values()) and not counts["kept"]:
         raise InputError(
             f"the teacher gave no valid completion in {sum(counts.values())} samples ({counts}): "
             "train it longer, raise rollout.max_new_tokens, or lower rollout.min_reward"
         )
     return {"prompts": len(chosen), "too_long": len(rendered) - len(prompts), **counts}
+
+
+def _sampler(teacher: Path, settings: Rollout) -> Sampler:
+    if settings.server:
+        return TeacherServer(settings.server).generate
+    return TeacherEngine(teacher, settings.vllm).generate if settings.vllm else partial(generate, load_model(teacher))
 
 
 def choose(prompts: list[Prompt], *, count: int | None, seed: int) -> list[Prompt]:

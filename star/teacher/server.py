@@ -3,7 +3,8 @@
 T completion tokens, K teacher ids a token.
 """
 
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence as Row
 from typing import Any
 
 import torch
@@ -36,31 +37,30 @@ class TeacherServer:
             raise InputError(f"{self.url} serves {len(served)} models: start it with the teacher alone")
         self.model: str = served[0]["id"]
 
-    def vocab_size(self, teacher: Path) -> int:
-        """The width of the teacher's logits, from the configuration in its folder."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
-
     def generate(
         self, tokenizer, prompts: list[str], *, samples: int, temperature: float, max_new_tokens: int, seed: int
     ) -> list[list[Sample]]:
         """What `star.generation.generate` does: `samples` completions for each prompt."""
-        choices = self._complete(
-            tokenizer(prompts, add_special_tokens=False)["input_ids"],
-            n=samples,
-            temperature=temperature,
-            max_tokens=max_new_tokens,
-            seed=seed,
-            # The server would take the model's own top-k and top-p where none are given.
-            top_p=1.0,
-            top_k=-1,
-            stop_token_ids=[tokenizer.eos_token_id],
-            skip_special_tokens=False,
-            return_token_ids=True,
-        )
-        made = [_sample(choice, tokenizer) for choice in choices]
-        return [made[start : start + samples] for start in range(0, len(made), samples)]
+        ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        groups: list[list[Sample]] = [[] for _ in prompts]
+        for number, places in enumerate(occurrences(prompts)):
+            choices = self._complete(
+                [ids[place] for place in places],
+                n=samples,
+                temperature=temperature,
+                max_tokens=max_new_tokens,
+                # A server draws the same for the same prompt and seed.
+                seed=seed + number * samples,
+                # The server would take the model's own top-k and top-p where none are given.
+                top_p=1.0,
+                top_k=-1,
+                stop_token_ids=[tokenizer.eos_token_id],
+                skip_special_tokens=False,
+                return_token_ids=True,
+            )
+            for place, start in zip(places, range(0, len(choices), samples), strict=True):
+                groups[place] = [_sample(choice, tokenizer) for choice in choices[start : start + samples]]
+        return groups
 
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The k most probable ids of each completion position, [T, K], and their log-probabilities, falling."""
@@ -68,14 +68,11 @@ class TeacherServer:
         choices = self._complete(prompts, n=1, temperature=0.0, max_tokens=1, prompt_logprobs=k)
         found = []
         for sequence, choice in zip(sequences, choices, strict=True):
-            positions = (choice.get("prompt_logprobs") or [])[len(sequence.prompt_ids) :]
-            if len(positions) != len(sequence.completion_ids) or any(len(position) < k for position in positions):
-                raise InputError(
-                    f"{self.url} gave fewer than {k} log-probs a token: start it with `--max-logprobs {k}`, or lower topk.top_k"
-                )
-            rows = [_top_of(position, k) for position in positions]
-            ids_TK = torch.tensor([[token for token, _ in row] for row in rows])
-            found.append((ids_TK, torch.tensor([[logprob for _, logprob in row] for row in rows])))
+            positions = [
+                {int(token): entry["logprob"] for token, entry in (position or {}).items()}
+                for position in choice.get("prompt_logprobs") or []
+            ]
+            found.append(top_of_completion(positions, sequence, k=k, source=self.url))
         return found
 
     def _complete(self, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
@@ -106,12 +103,43 @@ def _sample(choice: dict[str, Any], tokenizer) -> Sample:
     ids = choice.get("token_ids")
     if ids is None:
         ids = tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
-    body = ids[:-1] if finished and ids and ids[-1] == tokenizer.eos_token_id else ids
+    return ended_sample(ids, tokenizer, finished=finished)
+
+
+def ended_sample(ids: Row[int], tokenizer, *, finished: bool) -> Sample:
+    """The sample of a completion's tokens, which end with the end token when it is finished, whether they were given with it or not."""
+    body = list(ids[:-1] if finished and ids and ids[-1] == tokenizer.eos_token_id else ids)
     text = tokenizer.decode(body, skip_special_tokens=False)
     return Sample(text, [*body, tokenizer.eos_token_id] if finished else body, finished)
 
 
-def _top_of(position: dict[str, dict[str, float]], k: int) -> list[tuple[int, float]]:
-    # One more than k is given where the token itself is not among the k.
-    pairs = [(int(token), min(entry["logprob"], 0.0)) for token, entry in position.items()]
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))[:k]
+def occurrences(prompts: list[str]) -> list[list[int]]:
+    """Where each prompt stands for the first time, where for the second, and so on."""
+    seen: Counter[str] = Counter()
+    rounds: list[list[int]] = []
+    for place, prompt in enumerate(prompts):
+        if seen[prompt] == len(rounds):
+            rounds.append([])
+        rounds[seen[prompt]].append(place)
+        seen[prompt] += 1
+    return rounds
+
+
+def top_of_completion(
+    positions: list[dict[int, float]], sequence: Sequence, *, k: int, source: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most probable ids at the completion's positions, [T, K], and their log-probabilities, falling.
+
+    Args:
+        positions: for every token of prompt and completion its candidates' log-probabilities; one more than k where the token itself is
+            not among the k.
+        source: who gave them, for the error.
+    """
+    positions = positions[len(sequence.prompt_ids) :]
+    if len(positions) != len(sequence.completion_ids) or any(len(position) < k for position in positions):
+        raise InputError(
+            f"{source} gave fewer than {k} log-probs a token: start it with `--max-logprobs {k}`, or lower topk.top_k"
+        )
+    rows = [sorted(position.items(), key=lambda pair: (-pair[1], pair[0]))[:k] for position in positions]
+    ids_TK = torch.tensor([[token for token, _ in row] for row in rows])
+    return ids_TK, torch.tensor([[min(logprob, 0.0) for _, logprob in row] for row in rows])

@@ -76,6 +76,7 @@ class TopKWriter:
         self.top_k: int = self._header["top_k"]
         self.vocab_size = vocab_size
         self._pending: dict[str, tuple[int, bytes]] = {}
+        self._pending_tokens = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -122,11 +123,11 @@ class TopKWriter:
         problem = _find_problem(ids_TK, logprobs_TK, self._header)
         if problem:
             raise InputError(f"sequence {sequence_id!r} cannot be added to {self.folder}: {problem}")
-        held = self._held()
-        if held and held + len(ids_TK) > self.tokens_per_shard:
+        if self._pending and self._pending_tokens + len(ids_TK) > self.tokens_per_shard:
             self._write_shard()
         data = encode(ids_TK, logprobs_TK, vocab_size=self._header["vocab_size"])
         self._pending[sequence_id] = (len(ids_TK), data)
+        self._pending_tokens += len(ids_TK)
 
     def close(self) -> None:
         """Writes what is held back as the last shard, then the lookup, then the index that makes the store readable."""
@@ -134,17 +135,14 @@ class TopKWriter:
             self._write_shard()
         _write_index(self.folder, self._header, self._shards)
 
-    def _held(self) -> int:
-        return sum(tokens for tokens, _ in self._pending.values())
-
     def _write_shard(self) -> None:
         (self.folder / INDEX).unlink(missing_ok=True)  # from here to close() an index would be out of date
         content = encode_shard(self._pending, self._header)
         path = self.folder / SHARD.format(len(self._shards))
         write_whole(path, content)
-        self._shards.append(entry_of(path.name, content, sequences=len(self._pending), tokens=self._held()))
+        self._shards.append(entry_of(path.name, content, sequences=len(self._pending), tokens=self._pending_tokens))
         self._sequences.update(self._pending)
-        self._pending = {}
+        self._pending, self._pending_tokens = {}, 0
 
 
 class TopKStore:
@@ -300,13 +298,23 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _verify_file(path: Path, entry: dict[str, Any], *, header: dict[str, Any]) -> None:
     if not path.is_file():
         raise fault(path, "missing")
-    if path.stat().st_size < entry["size"]:
-        raise fault(path, f"damaged, {path.stat().st_size} bytes of {entry['size']}")
-    if sha256_of(path) == entry["sha256"]:
+    size = path.stat().st_size
+    if size == entry["size"] and sha256_of(path) == entry["sha256"]:
         return
-    if path.name != LOOKUP and Shard(path).header != header:
-        raise fault(path, "a shard of another run")
+    found = header if path.name == LOOKUP else _header_of(path, otherwise=header)
+    for name, value in header.items():
+        if found.get(name) != value:
+            raise fault(path, f"a shard of another run, whose {name} is {found.get(name)} and not {value}")
+    if size < entry["size"]:
+        raise fault(path, f"damaged, {size} bytes of {entry['size']}")
     raise fault(path, f"damaged or of another run, its sha256 is not the one in {INDEX}")
+
+
+def _header_of(path: Path, *, otherwise: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return Shard(path).header
+    except InputError:
+        return otherwise
 
 
 def _find_problem(ids_TK: np.ndarray, logprobs_TK: np.ndarray, header: dict[str, Any]) -> str | None:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from star.code import code_digest
-from star.config import load_config
+from star.config import Engine, load_config
+from star.pipelines.resources import node_for
 from star.pipelines.star_pipeline import compile_pipeline
 from star.stages import STAGES
 
@@ -60,6 +61,15 @@ def test_kfp_shows_the_report_and_the_gate(compiled: dict) -> None:
     }
     assert {"system.HTML", "system.Markdown", "system.Metrics"} <= shown["comp-evaluate"]
     assert {"system.Markdown", "system.Metrics"} <= shown["comp-register"]
+
+
+def test_who_runs_the_teacher_decides_what_its_nodes_have() -> None:
+    config = load_config("qwen3-0.6b")
+    served = config.rollout.model_copy(update={"server": "http://teacher:8000/v1"})
+    split = config.topk.model_copy(update={"vllm": Engine(tensor_parallel_size=4)})
+    asked = config.model_copy(update={"rollout": served, "topk": split})
+    assert [node_for("rollout", config).gpus, node_for("rollout", asked).gpus] == [1, 0]
+    assert [node_for("extract-topk", config).gpus, node_for("extract-topk", asked).gpus] == [1, 4]
 
 
 def test_kfp_runs_all_tasks_in_the_given_image(compiled: dict) -> None:

@@ -395,12 +395,19 @@ def test_index_of_a_later_format_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "teacher, message", [("b", "is a shard of another run"), ("a", "is damaged or of another run")]
+    "teacher, k, message",
+    [
+        ("b", K, "is a shard of another run, whose provenance is .*'b'.* and not .*'a'"),
+        ("a", 3, f"is a shard of another run, whose top_k is 3 and not {K}: "),
+        ("a", K, "is damaged or of another run"),
+    ],
 )
-def test_shard_of_another_run_is_named(tmp_path, teacher, message):
+def test_shard_of_another_run_is_named(tmp_path, teacher, k, message):
     write(tmp_path / "one", make_sequences([4, 3]), tokens_per_shard=4, provenance={"teacher": "a"})
-    write(tmp_path / "two", make_sequences([3, 3, 9]), tokens_per_shard=4, provenance={"teacher": teacher})
-    (tmp_path / "two" / "topk-00002.safetensors").replace(tmp_path / "one" / "topk-00001.safetensors")
+    with TopKWriter(tmp_path / "two", k, vocab_size=VOCAB, provenance={"teacher": teacher}) as writer:
+        ids, logprobs = make_sequence(9)
+        writer.add("row", ids[:, :k], logprobs[:, :k])
+    (tmp_path / "two" / "topk-00000.safetensors").replace(tmp_path / "one" / "topk-00001.safetensors")
     with pytest.raises(InputError, match=f"topk-00001.safetensors {message}"):
         TopKStore(tmp_path / "one")
 

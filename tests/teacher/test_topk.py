@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from star.models import load_model
 from star.storage import Part, read_manifest
 from star.teacher.inspection import inspect_store, print_inspection
 from star.teacher.store import TopKStore, TopKWriter
-from star.teacher.topk import read_sequences, score_batch, store_scores, top_k_logprobs
+from star.teacher.topk import read_sequences, scorer, store_scores, top_k_logprobs
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
 
@@ -155,7 +156,18 @@ def test_parts_share_nothing_and_leave_nothing_out(items: list[int], count: int)
     assert sorted(item for part in parts for item in part) == list(enumerate(items))
 
 
-@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated"])
+def of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:
+    """The first shard of the same sequences with their first k ids, as another extraction would have stored them."""
+    store = TopKStore(folder)
+    with tempfile.TemporaryDirectory() as other:
+        provenance = store.provenance | {"teacher": teacher}
+        with TopKWriter(other, k, vocab_size=store.vocab_size, provenance=provenance) as writer:
+            for sequence_id in store:
+                writer.add(sequence_id, *(array[:, :k] for array in store[sequence_id]))
+        return (Path(other) / "topk-00000.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "another run", "another k"])
 def test_a_damaged_shard_is_refused_by_name_before_training(
     damage: str, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -163,13 +175,21 @@ def test_a_damaged_shard_is_refused_by_name_before_training(
     shutil.copytree(finished["extract-topk"], topk)
     shard = topk / "topk-00000.safetensors"
     content = shard.read_bytes()
+    store = TopKStore(topk)
+    damaged = {
+        "flipped": content[:700] + bytes([content[700] ^ 4]) + content[701:],
+        "truncated": content[:-1],
+        "another run": of_another_run(topk, k=store.top_k, teacher="0" * 64),
+        "another k": of_another_run(topk, k=store.top_k - 1, teacher=store.provenance["teacher"]),
+    }
     shard.unlink()
     if damage != "missing":
-        flipped = content[:700] + bytes([content[700] ^ 4]) + content[701:]
-        shard.write_bytes(flipped if damage == "flipped" else content[:-1])
-    with pytest.raises(InputError, match="topk-00000.safetensors is (missing|damaged|missing or was changed)"):
+        shard.write_bytes(damaged[damage])
+    with pytest.raises(InputError, match="topk-00000.safetensors is missing or was changed"):
         stages.distill(micro, topk=topk, out=tmp_path / "student")
     assert not (tmp_path / "student").exists() and not list(tmp_path.glob(".student.partial/state/*"))
+    with pytest.raises(InputError, match=f"topk-00000.safetensors is .*({damage}|damaged|top_k)"):
+        TopKStore(topk)
 
 
 def test_a_disk_without_room_is_refused_before_the_teacher_works(tmp_path: Path, monkeypatch) -> None:
@@ -189,10 +209,7 @@ def test_the_estimate_is_said_first(finished: dict[str, Path], tmp_path: Path, c
     model = load_model(finished["refine-teacher"]).eval()
     sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
     with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
-
-        def score(batch: list[Sequence]):
-            return score_batch(model, batch, pad_id=0, k=4)
-
+        score = scorer(model, pad_id=0, k=4)
         assert store_scores(score, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("top-k: 2 sequences, 4 tokens; ")

@@ -1,0 +1,210 @@
+"""How fast the teacher's signal is taken, read and used: extraction against the bare forward pass, reading against training, memory.
+
+    python benchmarks/topk_extraction.py                 # one thread; a quarter of an hour, 3 GB
+    python benchmarks/topk_extraction.py --only tiny     # one of the models
+
+Models of random weights with the Qwen3 architecture, and rollouts of random tokens with the lengths of function calls: prompts of 150 to
+300 tokens, completions of 20 to 60. In paired turns over the same batches, medians of the turns:
+
+- `model()`: the bare forward pass, logits at every position, as `model(input_ids, attention_mask)` makes them.
+- `at completions`: the least a forward pass can do: the body, and logits at the completions' positions alone, kept nowhere.
+- `extraction`: what `star extract-topk` does: `store_scores` into a store on disk.
+- `training`: forward, CKD loss and backward of a student of the same size on the batches, without an optimiser.
+- `reading`: every sequence of the store, decoded and checked.
+
+All are completion tokens a second. Memory: a process that reads all of stores of growing size.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from star.ckd.loss import fused_linear_ckd
+from star.generation import Sequence, batches_by_length, completion_hidden
+from star.teacher.store import TopKStore, TopKWriter
+from star.teacher.topk import scorer, store_scores
+
+
+class Case(NamedTuple):
+    hidden: int
+    layers: int
+    vocab_size: int
+    top_k: int
+    sequences: int
+    batch_tokens: int
+
+
+CASES = {
+    "tiny": Case(hidden=96, layers=3, vocab_size=768, top_k=50, sequences=128, batch_tokens=16384),
+    "hidden 64, V 768": Case(hidden=64, layers=4, vocab_size=768, top_k=50, sequences=128, batch_tokens=16384),
+    "hidden 256, V 32k": Case(hidden=256, layers=4, vocab_size=32_000, top_k=100, sequences=32, batch_tokens=4096),
+    "hidden 64, V 152k": Case(hidden=64, layers=2, vocab_size=151_936, top_k=100, sequences=32, batch_tokens=2048),
+    "hidden 1024, V 152k": Case(hidden=1024, layers=4, vocab_size=151_936, top_k=100, sequences=8, batch_tokens=2048),
+}
+
+
+COLUMNS = ("model()", "at completions", "extraction", "reading", "training")
+COLUMNS += ("extraction / model()", "extraction / at completions", "reading / training")
+
+
+def random_model(case: Case) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    heads = max(2, case.hidden // 64)
+    config = Qwen3Config(
+        vocab_size=case.vocab_size,
+        hidden_size=case.hidden,
+        intermediate_size=3 * case.hidden,
+        num_hidden_layers=case.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=max(32, case.hidden // heads),
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def random_rollout(case: Case) -> list[Sequence]:
+    draw = np.random.default_rng(0)
+    return [
+        Sequence(*(draw.integers(0, case.vocab_size, draw.integers(*span)).tolist() for span in ((150, 300), (20, 60))))
+        for _ in range(case.sequences)
+    ]
+
+
+def padded(batch: list[Sequence]) -> dict[str, torch.Tensor]:
+    longest = max(map(len, batch))
+    rows = [sequence.prompt_ids + sequence.completion_ids for sequence in batch]
+    return {
+        "input_ids": torch.tensor([row + [0] * (longest - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows]),
+    }
+
+
+@torch.inference_mode()
+def forward(model, batches: list[list[Sequence]]) -> None:
+    for batch in batches:
+        model(**padded(batch), use_cache=False)
+
+
+@torch.inference_mode()
+def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
+    head = model.get_output_embeddings()
+    for batch in batches:
+        for hidden_CH in torch.cat(completion_hidden(model, batch, pad_id=0)).split(200):
+            head(hidden_CH)
+
+
+def extract(model, sequences: list[Sequence], numbered: list[list[int]], *, case: Case, folder: Path) -> None:
+    ids = [f"row-{number}#0" for number in range(len(sequences))]
+    score = scorer(model, pad_id=0, k=case.top_k)
+    with TopKWriter(folder, case.top_k, vocab_size=case.vocab_size) as writer:
+        store_scores(score, ids, sequences, numbered, writer=writer)
+
+
+def read(folder: Path) -> None:
+    store = TopKStore(folder)
+    for sequence_id in store:
+        store[sequence_id]
+
+
+def train(model, sequences: list[Sequence], numbered: list[list[int]], *, folder: Path) -> None:
+    store, weight = TopKStore(folder), model.get_output_embeddings().weight
+    for numbers in numbered:
+        batch = [sequences[number] for number in numbers]
+        pairs = [store[f"row-{number}#0"] for number in numbers]
+        ids_TK, logprobs_TK = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
+        hidden_BLH = model.get_decoder()(**padded(batch), use_cache=False).last_hidden_state
+        hidden_TH = torch.cat([hidden_BLH[i, len(s.prompt_ids) - 1 : len(s) - 1] for i, s in enumerate(batch)])
+        fused_linear_ckd(hidden_TH, weight, ids_TK.long(), logprobs_TK, top_m=store.top_k).loss.backward()
+        model.zero_grad()
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def measure(case: Case, *, turns: int) -> dict[str, float]:
+    model, sequences = random_model(case), random_rollout(case)
+    numbered = list(batches_by_length(sequences, batch_tokens=case.batch_tokens))
+    batches = [[sequences[number] for number in batch] for batch in numbered]
+    tokens = sum(len(sequence.completion_ids) for sequence in sequences)
+    taken: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as root:
+        for turn in range(turns):
+            folder = Path(root) / str(turn)
+            works = {
+                "model()": partial(forward, model, batches),
+                "at completions": partial(forward_at_completions, model, batches),
+                "extraction": partial(extract, model, sequences, numbered, case=case, folder=folder),
+                "reading": partial(read, folder),
+                "training": partial(train, model, sequences, numbered, folder=folder),
+            }
+            for name, work in works.items():
+                taken.setdefault(name, []).append(seconds_of(work))
+    rates = {name: tokens / statistics.median(values) for name, values in taken.items()}
+
+    def ratio(work: str, to: str) -> float:
+        return statistics.median(b / a for a, b in zip(taken[work], taken[to], strict=True))
+
+    return rates | {name: ratio(*name.split(" / ")) for name in COLUMNS if " / " in name}
+
+
+def print_row(model: str, row: dict[str, float]) -> None:
+    cells = [f"{value:.2f}" if "/" in name else f"{value:,.0f}" for name, value in row.items()]
+    print(f"| {model} | " + " | ".join(cells) + " |", flush=True)
+
+
+READER = """
+import sys
+from star.teacher.store import TopKStore
+store = TopKStore(sys.argv[1])
+for name in store:
+    store[name]
+lines = dict(line.split(":") for line in open("/proc/self/status"))
+print(lines["RssAnon"].split()[0], lines["RssFile"].split()[0])
+"""
+
+
+def print_memory() -> None:
+    print("| store, MiB | memory of its own, MiB | mapped, MiB |\n|---:|---:|---:|")
+    draw = np.random.default_rng(2)
+    for shards in (2, 8, 32):
+        with tempfile.TemporaryDirectory() as folder:
+            with TopKWriter(folder, 100, vocab_size=151_936, tokens_per_shard=2048) as writer:
+                for number in range(shards * 8):
+                    logprobs_TK = -np.sort(draw.uniform(0, 20, (256, 100)), axis=1).astype(np.float32)
+                    writer.add(f"row-{number}", draw.integers(0, 151_936, (256, 100)), logprobs_TK)
+            size = TopKStore(folder).size
+            done = subprocess.run([sys.executable, "-c", READER, folder], capture_output=True, text=True, check=True)
+        anonymous, mapped = (int(number) / 1024 for number in done.stdout.split())
+        print(f"| {size / 2**20:.1f} | {anonymous:.1f} | {mapped:.1f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=CASES, action="append", help="a model; may be given several times")
+    parser.add_argument("--turns", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| model | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS), flush=True)
+    for name in arguments.only or CASES:
+        print_row(name, measure(CASES[name], turns=arguments.turns))
+    if not arguments.only:
+        print_memory()
+
+
+if __name__ == "__main__":
+    main()
