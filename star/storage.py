@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from star import mirror
 from star.config import sha256_of
 from star.errors import InputError
 
@@ -180,7 +181,10 @@ def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         folder.out.mkdir(parents=True, exist_ok=True)
         folder.state.mkdir(exist_ok=True)
         mark.write_text(fingerprint)
+        if resume:
+            mirror.fetch(folder.state, fingerprint)
         yield folder
+        mirror.forget(fingerprint)
         if not work.exists():
             return
         shutil.rmtree(work)
