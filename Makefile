@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help install run test test-slow lint compile clean
 
@@ -21,10 +23,10 @@ run: install     ## the whole pipeline with the tiny profile, to a registered ch
 	$(BIN)/star run --config configs/tiny.yaml
 
 test: install    ## the quick tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-slow: install ## the slow tests: kills in the middle of trainings, whole runs, DVC, the wheel
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install    ## style
 	$(BIN)/ruff check .

@@ -248,6 +248,8 @@ def finish_interrupted(out: Path, *, stage: str, fingerprint: str) -> None:
             shutil.copytree(published, incoming, dirs_exist_ok=True)
     if is_finished(incoming, fingerprint=fingerprint):
         _replace(out, incoming)
+        if note:
+            note.write_text(str(out), encoding="utf-8")  # the copy in use: deleting it is how a user has it made again
 
 
 def _note(stage: str, fingerprint: str) -> Path | None:

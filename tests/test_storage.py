@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_a_result_that_its_runner_did_not_note_is_not_made_again(
     assert is_finished(tmp_path / "first", fingerprint="f")
     finish_interrupted(tmp_path / "third", stage="synthesize", fingerprint="other")
     assert not (tmp_path / "third").exists()
+    shutil.rmtree(tmp_path / "second")  # by hand: it shall be made again, not come back from the copy that nobody uses
+    finish_interrupted(tmp_path / "fourth", stage="synthesize", fingerprint="f")
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_a_result_caught_between_two_renames_is_put_in_its_place(tmp_path: Path) -> None:
