@@ -9,8 +9,10 @@ FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/star
 COPY constraints.txt pyproject.toml ./
-# The dependencies have layers of their own: a change of the code does not install them again.
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt
+# The dependencies have layers of their own: a change of the code does not install them again. With PostgreSQL's driver the same
+# image serves MLflow (deploy/base/mlflow.yaml).
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*project['dependencies'], *project['optional-dependencies']['mlflow'], sep='\n')" > requirements.txt
 
 FROM build AS build-cpu
 # Builds of torch without CUDA are a tenth of the size; they have an index of their own. Empty: the default index.

@@ -11,6 +11,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -67,7 +68,7 @@ class Server:
         """
         from star.pipelines.star_pipeline import compile_pipeline
 
-        client = self._client()
+        client = self._client
         name = f"{config.name}-{uuid.uuid4().hex[:8]}"
         with TemporaryDirectory() as folder:
             package = Path(folder) / "star.yaml"
@@ -88,7 +89,7 @@ class Server:
 
     def status(self, run_id: str) -> RunStatus:
         """The state of a run and of its tasks, in the order in which they were created."""
-        run = self._ask(lambda: self._client().get_run(run_id), run_id=run_id)
+        run = self._ask(lambda: self._client.get_run(run_id), run_id=run_id)
         details = sorted(
             (run.run_details and run.run_details.task_details) or [], key=lambda task: str(task.create_time)
         )
@@ -128,7 +129,7 @@ class Server:
                 yield entry.name, self._log(run_id, pod)
 
     def cancel(self, run_id: str) -> None:
-        self._ask(lambda: self._client().terminate_run(run_id), run_id=run_id)
+        self._ask(lambda: self._client.terminate_run(run_id), run_id=run_id)
 
     def page(self, run_id: str) -> str:
         """The address of a run in the user interface."""
@@ -147,6 +148,7 @@ class Server:
 
         return self._ask(get, run_id=run_id)
 
+    @cached_property
     def _client(self):
         """A kfp client, made after the server was seen to answer: kfp itself would wait half a minute and not say why."""
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
