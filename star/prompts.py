@@ -29,7 +29,9 @@ def _rendered(row: dict, tokenizer) -> Prompt:
         return Prompt(row["id"], prompt, render_target(row["messages"][-1]), row["tools"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         name = row.get("id", "without an id")
-        raise InputError(f"row {name} cannot be rendered ({type(error).__name__}: {error}): correct it, or leave it out") from error
+        raise InputError(
+            f"row {name} cannot be rendered ({type(error).__name__}: {error}): correct it, or leave it out"
+        ) from error
 
 
 def within_length(prompts: list[Prompt], tokenizer, *, max_prompt_tokens: int) -> list[Prompt]:

@@ -95,7 +95,9 @@ def results(place: Path) -> dict[tuple[str, str | None], Path]:
     return found
 
 
-def test_shards_give_what_one_task_gives(run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook) -> None:
+def test_shards_give_what_one_task_gives(
+    run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook
+) -> None:
     run(sharded)
     folders = results(place)
     for stage in ("rollout", "extract-topk"):

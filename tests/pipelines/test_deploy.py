@@ -69,21 +69,35 @@ def test_a_container_gains_no_rights(file: str, document: dict) -> None:
 
 def test_the_profile_names_what_is_deployed() -> None:
     cluster = load_config(DEPLOY / "profiles" / "h100.yaml").cluster
-    secrets = {document["metadata"]["name"]: document["stringData"] for _, document in MANIFESTS if document["kind"] == "Secret"}
+    secrets = {
+        document["metadata"]["name"]: document["stringData"]
+        for _, document in MANIFESTS
+        if document["kind"] == "Secret"
+    }
     for secret, variables in cluster.secrets.items():
         assert set(variables.values()) <= set(secrets[secret])
     assert cluster.work_claim in named("PersistentVolumeClaim")
     assert cluster.service_account in named("ServiceAccount")
     host, port = re.fullmatch(r"http://(.*):(\d+)", cluster.environment["MLFLOW_TRACKING_URI"]).groups()
-    service = next(document for _, document in MANIFESTS if document["kind"] == "Service" and document["metadata"]["name"] == "mlflow")
+    service = next(
+        document
+        for _, document in MANIFESTS
+        if document["kind"] == "Service" and document["metadata"]["name"] == "mlflow"
+    )
     assert (host, int(port)) == ("mlflow.star.svc.cluster.local", service["spec"]["ports"][0]["port"])
-    server = next(pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment")
+    server = next(
+        pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
+    )
     [allowed] = [word for word in server["spec"]["containers"][0]["args"] if word.startswith("--allowed-hosts=")]
     assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
 
 
 def test_manifests_take_secrets_by_reference_from_the_template() -> None:
-    secrets = {document["metadata"]["name"]: document["stringData"] for _, document in MANIFESTS if document["kind"] == "Secret"}
+    secrets = {
+        document["metadata"]["name"]: document["stringData"]
+        for _, document in MANIFESTS
+        if document["kind"] == "Secret"
+    }
     assert {value for data in secrets.values() for value in data.values()} == {"FILL-IN"}
     for _, document in MANIFESTS:
         for container in (pod_of(document) or {"spec": {"containers": []}})["spec"]["containers"]:

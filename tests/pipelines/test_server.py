@@ -144,7 +144,9 @@ def test_a_submitted_run_is_followed_to_its_end(kfp: KFP) -> None:
     [run] = kfp.runs
     assert run["experiment_id"] == "e-1" and run["display_name"].startswith("tiny-")
     spec = run["pipeline_spec"]
-    assert {e["container"]["image"] for e in spec["pipeline_spec"]["deploymentSpec"]["executors"].values()} == {"example/star:1"}
+    assert {e["container"]["image"] for e in spec["pipeline_spec"]["deploymentSpec"]["executors"].values()} == {
+        "example/star:1"
+    }
     assert "platforms" in spec["platform_spec"]
 
 
@@ -237,7 +239,9 @@ def test_logs_are_those_of_every_try_of_every_shard(kfp: KFP) -> None:
         node("executor", "w-8", "SUCCEEDED", minute=8),
     ]
     done = star(kfp, "logs", run_id, "--task", "rollout")
-    assert [line for line in done.stdout.splitlines() if "log of" in line] == [f"rollout: log of w-{n}" for n in (3, 4, 6)]
+    assert [line for line in done.stdout.splitlines() if "log of" in line] == [
+        f"rollout: log of w-{n}" for n in (3, 4, 6)
+    ]
     assert "\x1b" not in done.stdout
     assert len(star(kfp, "logs", run_id).stdout.splitlines()) == 8
     assert "has no task refine: it has distill, rollout" in str(star(kfp, "logs", run_id, "--task", "refine").exception)
