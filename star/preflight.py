@@ -203,6 +203,7 @@ def _parameters(model) -> int:
     from star.models import base_source, count_parameters
 
     if isinstance(model.base, Architecture):
+        # The vocabulary of a model from scratch is no part of its size worth counting.
         described = Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump())
     else:
         source = base_source(model.base)

@@ -139,6 +139,7 @@ def test_every_task_is_as_the_h100_profile_says(name: str) -> None:
     assert task["task"]["cachingOptions"].get("enableCache", False) == cached
     assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
     assert pod["podMetadata"]["labels"] == {"star/task": name}
+    assert pod["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
 
 
 def test_the_loops_have_the_shards_and_the_bound_of_the_configuration() -> None:
