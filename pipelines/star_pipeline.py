@@ -26,7 +26,7 @@ from star.components.synthesize import synthesize
 from star.config import Config
 from star.errors import InputError
 from star.pipelines.resources import place
-from star.stages import stage_named
+from star.stages import STAGES, stage_named
 
 IMAGE = "star-python:latest"
 Prepare = Callable[[dsl.PipelineTask, str], dsl.PipelineTask]
@@ -49,7 +49,7 @@ def build_pipeline(config: Config):
     """The pipeline for this machine: a task a stage, each in a process of its own."""
 
     def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-        return task.set_display_name(name).set_caching_options(stage_named(name).cached)
+        return task.set_display_name(name).set_caching_options(_cached(name))
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
     def star_pipeline() -> Folders:
@@ -61,21 +61,24 @@ def build_pipeline(config: Config):
 def build_cluster_pipeline(config: Config, *, image: str):
     """The pipeline for a cluster, its tasks placed as `cluster` of the configuration says."""
 
-    def prepared(task: dsl.PipelineTask, name: str, *, cached: bool | None = None) -> dsl.PipelineTask:
-        task.set_display_name(name).set_container_image(image)
-        task.set_caching_options(stage_named(name).cached if cached is None else cached)
+    def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+        task.set_display_name(name).set_container_image(image).set_caching_options(_cached(name))
         task.set_env_variable("STAR_IMAGE", image)  # for the lineage
         place(task, name, config.cluster)
         return task
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
     def star_pipeline() -> None:
-        closing = prepared(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish", cached=False)
+        closing = prepared(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish")
         with dsl.ExitHandler(closing, name="stages"):
-            ready = prepared(preflight(config=config.model_dump_json()), "preflight", cached=False)
+            ready = prepared(preflight(config=config.model_dump_json()), "preflight")
             _stages(config, prepared, shards=config.cluster.shards, after=ready)
 
     return star_pipeline
+
+
+def _cached(task: str) -> bool:
+    return task not in ("preflight", "finish") and all(stage.cached for stage in STAGES if stage.name == task)
 
 
 def _stages(
@@ -96,7 +99,7 @@ def _stages(
         with dsl.ParallelFor(parts, name=f"{name}-shards", parallelism=config.cluster.parallelism) as shard:
             part = prepared(component(**inputs, **settings(name), shard=shard), name)
         merged = merge(parts=dsl.Collected(part.outputs[output]), code=code_digest(stages.merge))
-        return prepared(merged, f"merge-{name}", cached=True).outputs["merged"]
+        return prepared(merged, f"merge-{name}").outputs["merged"]
 
     first = prepared(synthesize(**settings("synthesize")), "synthesize")
     data = (first.after(after) if after else first).outputs["data"]

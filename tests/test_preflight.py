@@ -56,8 +56,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tracking database for all tests: making one takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def healthy(store: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+def healthy(store: str, models: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """An environment in which every check passes, and the configuration for it, as it is written in YAML."""
     for name, value in {
         "AWS_ENDPOINT_URL": store,
@@ -65,6 +71,7 @@ def healthy(store: str, models: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "STAR_WORK": str(tmp_path / "work"),
+        "STAR_HOME": str(home),
     }.items():
         monkeypatch.setenv(name, value)
     gpu = {"accelerator": "nvidia.com/gpu", "accelerator_memory": 80}
