@@ -12,12 +12,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from kfp import local
 
 from star.config import Config
 from star.pipelines.star_pipeline import build_cluster_pipeline
 from star.storage import MANIFEST, publish, read_manifest
+from star.teacher.store import TopKStore
 
 pytestmark = pytest.mark.slow
 SHARDS = {"rollout": 2, "extract-topk": 2}
@@ -95,15 +97,26 @@ def results(place: Path) -> dict[tuple[str, str | None], Path]:
     return found
 
 
+def assert_same_signal(merged: Path, whole: Path) -> None:
+    """The store's files are those of the shards, its rows those of one task."""
+    stores = TopKStore(merged), TopKStore(whole)
+    names = pq.read_table(whole / "sequences.parquet", columns=["id"])["id"].to_pylist()
+    assert pq.read_table(merged / "sequences.parquet", columns=["id"])["id"].to_pylist() == sorted(names)
+    for name in names:
+        (ids, logprobs), (whole_ids, whole_logprobs) = (store[name] for store in stores)
+        assert (ids == whole_ids).all() and (logprobs == whole_logprobs).all()
+
+
 def test_shards_give_what_one_task_gives(
     run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook
 ) -> None:
     run(sharded)
     folders = results(place)
-    for stage in ("rollout", "extract-topk"):
+    for stage in SHARDS:
         assert {part for name, part in folders if name == stage} == {"1/2", "2/2", None}
-        assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
-    for stage in ("distill", "refine"):
+    assert_same_signal(folders["extract-topk", None], finished["extract-topk"])
+    # All that comes of the signal is the same to the byte.
+    for stage in ("rollout", "distill", "refine", "evaluate"):
         assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
     assert (folders["register", None] / "registration.json").is_file()
     [told] = webhook.told
@@ -118,11 +131,14 @@ def test_a_shard_that_dies_twice_succeeds_on_the_third_try(run, sharded: Config,
         while len(killed) < 2 and not over.is_set():
             for child in psutil.Process().children(recursive=True):
                 try:
-                    words = " ".join(child.cmdline())
+                    name, words = child.name(), " ".join(child.cmdline())
                 except psutil.Error:
                     continue
-                # Once the shard's partial folder is there it is at work.
-                if '"2/2"' in words and "rollout" in words and child.pid not in killed and at_work():
+                is_shard = (
+                    name.startswith("python") and '"2/2"' in words and words.endswith("--function_to_execute rollout")
+                )
+                # Once a partial folder is there the shards are at work.
+                if is_shard and child.pid not in killed and at_work():
                     os.kill(child.pid, signal.SIGKILL)
                     killed.append(child.pid)
             time.sleep(0.01)
