@@ -35,7 +35,7 @@ class Node(Section):
         pattern=r"^[\w.-]+/[\w.-]+$",
         description="resource key: nvidia.com/gpu, nvidia.com/mig-3g.40gb, amd.com/gpu",
     )
-    accelerators: int = Field(1, ge=1, description="how many, where an accelerator is given")
+    accelerators: int = Field(1, ge=1, description="how many; a stage uses one, and more where vLLM splits a model")
     accelerator_memory: float | None = Field(
         None, gt=0, description="GiB of one accelerator; the pre-flight holds its estimates against it"
     )
