@@ -1,10 +1,15 @@
 """The manifests of deploy/: valid for Kubernetes, without rights that nobody uses, and named as the profiles name them."""
 
 import re
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import requests
 import yaml
 
 from star.config import load_config
@@ -114,3 +119,47 @@ def test_the_network_policy_selects_the_label_of_the_evaluation() -> None:
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-evaluate"]
     assert policy["spec"]["podSelector"]["matchLabels"] == pod["podMetadata"]["labels"]
     assert not any("ipBlock" in peer for rule in policy["spec"]["egress"] for peer in rule["to"])
+
+
+@pytest.mark.slow
+def test_the_tracking_server_answers_to_the_name_of_its_service(tmp_path: Path) -> None:
+    """Started as the manifest says, but for its database, its store and its port: another name is refused."""
+    server = next(
+        pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--backend-store-uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination": tmp_path / "artifacts",
+    }
+    given = [word.split("=")[0] for word in server["spec"]["containers"][0]["args"]]
+    assert set(here) < set(given)
+    words = [
+        f"{key}={here[key]}" if (key := word.split("=")[0]) in here else word
+        for word in server["spec"]["containers"][0]["args"]
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        deadline = time.monotonic() + 120
+        while _status(asked, "localhost:5000") is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        assert _status(asked, "mlflow.star.svc.cluster.local:5000") == 200
+        assert _status(asked, "elsewhere.example.com") == 403
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _status(url: str, host: str) -> int | None:
+    try:
+        return requests.get(url, headers={"Host": host}, timeout=10).status_code
+    except requests.ConnectionError:
+        return None
