@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install run test test-slow lint compile clean
+.PHONY: help install run test test-slow test-containers lint compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,12 +28,16 @@ test: install    ## the quick tests
 test-slow: install ## the slow tests: kills in the middle of trainings, whole runs, DVC, the wheel
 	$(PYTEST) -m slow
 
+test-containers: install ## the image built, and the tiny pipeline with every task in a container of it (as root; podman, buildah, runc)
+	tests/containers/build-image.sh cpu localhost/star-python:cpu
+	STAR_TEST_IMAGE=localhost/star-python:cpu $(BIN)/python -m pytest tests/containers
+
 lint: install    ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-compile: install ## the pipeline as KFP YAML
-	$(BIN)/star pipeline compile --config configs/tiny.yaml --output build/star-tiny.yaml
+compile: install ## what the profiles compile to, for review (deploy/pipelines)
+	$(BIN)/python -W ignore -m star.pipelines.snapshots
 
 clean:           ## the environment and all runs
 	rm -rf $(VENV) runs

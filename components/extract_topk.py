@@ -11,6 +11,7 @@ def extract_topk(
     teacher: dsl.Input[dsl.Model],
     topk: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    shard: str = "1/1",
 ):
     """Stores the teacher's top-k log-probs over the rollouts.
 
@@ -21,6 +22,7 @@ def extract_topk(
         teacher: the teacher's model folder.
         topk: the top-k store with its sequences.
         metrics: the stage's figures.
+        shard: i/n, the part of the work to do.
     """
     import json
     from pathlib import Path
@@ -34,6 +36,7 @@ def extract_topk(
         rollouts=Path(rollouts.path),
         teacher=Path(teacher.path),
         out=Path(topk.path),
+        shard=shard,
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -11,6 +11,7 @@ def rollout(
     teacher: dsl.Input[dsl.Model],
     rollouts: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    shard: str = "1/1",
 ):
     """Samples the teacher on the training prompts and keeps valid, distinct completions.
 
@@ -21,6 +22,7 @@ def rollout(
         teacher: the teacher's model folder.
         rollouts: the teacher's sequences.
         metrics: the stage's figures.
+        shard: i/n, the part of the work to do.
     """
     import json
     from pathlib import Path
@@ -34,6 +36,7 @@ def rollout(
         data=Path(data.path),
         teacher=Path(teacher.path),
         out=Path(rollouts.path),
+        shard=shard,
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -1,46 +1,51 @@
-"""What the tasks of a pipeline ask of a Kubernetes node. The local runner ignores all of it."""
+"""Puts `cluster` of the configuration on the tasks of the compiled pipeline: node, retries, secrets, volumes, rights."""
 
-from dataclasses import dataclass, replace
-
+from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from star.config import Architecture, Config
+from star.cluster import Cluster, Node
+
+VOLUME = "/var/star"  # where the claim is mounted: unfinished work, and what tracking did not take yet, outlive the pod there
 
 
-@dataclass(frozen=True)
-class Node:
-    """Limits of one task; `gpus` of 0 asks for no accelerator."""
-
-    cpu: str
-    memory: str
-    gpus: int = 0
-
-
-SMALL = Node(cpu="2", memory="6Gi")
-STUDENT = Node(cpu="8", memory="64Gi", gpus=1)
-TEACHER = Node(cpu="8", memory="128Gi", gpus=1)
-GPU_STAGES = {
-    "refine-teacher": TEACHER,
-    "rollout": TEACHER,
-    "extract-topk": TEACHER,
-    "distill": STUDENT,
-    "refine": STUDENT,
-    "evaluate": TEACHER,
-}
+def place(task: PipelineTask, name: str, cluster: Cluster) -> None:
+    """Gives a task everything that the cluster's section says of it."""
+    _ask_for(task, cluster.node_of(name))
+    _retry(task, cluster)
+    for variable, value in cluster.environment.items():
+        task.set_env_variable(variable, value)
+    for secret, variables in cluster.secrets.items():
+        kubernetes.use_secret_as_env(task, secret, {key: variable for variable, key in variables.items()})
+    if cluster.work_claim:
+        kubernetes.mount_pvc(task, cluster.work_claim, VOLUME)
+        task.set_env_variable("STAR_WORK", f"{VOLUME}/work").set_env_variable("STAR_HOME", f"{VOLUME}/home")
+    if cluster.checkpoints:
+        task.set_env_variable("STAR_CHECKPOINTS", cluster.checkpoints)
+    kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)
+    # By this the runs of one pipeline find each other in MLflow (star/registry/parents.py).
+    kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    kubernetes.add_pod_label(task, "star/task", name)  # what a network policy selects by
 
 
-def node_for(stage: str, config: Config) -> Node:
-    """A GPU node for the stages that run a pretrained model, a small CPU node for everything else."""
-    from_scratch = all(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base))
-    node = SMALL if from_scratch else GPU_STAGES.get(stage, SMALL)
-    asked = {"rollout": config.rollout, "extract-topk": config.topk}.get(stage)
-    if asked and asked.server:
-        return SMALL  # the teacher runs elsewhere
-    return replace(node, gpus=asked.vllm.tensor_parallel_size) if asked and asked.vllm else node
+def _ask_for(task: PipelineTask, node: Node) -> None:
+    task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu)
+    task.set_memory_request(node.memory).set_memory_limit(node.memory)
+    if node.accelerator:
+        task.set_accelerator_type(node.accelerator).set_accelerator_limit(node.accelerators)
+    for label, value in node.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for taint in node.tolerations:
+        kubernetes.add_toleration(task, **taint.model_dump(exclude_none=True))
+    if node.shm:
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=node.shm)
 
 
-def place(task: PipelineTask, node: Node) -> None:
-    """Sets the limits of a task."""
-    task.set_cpu_limit(node.cpu).set_memory_limit(node.memory)
-    if node.gpus:
-        task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(node.gpus)
+def _retry(task: PipelineTask, cluster: Cluster) -> None:
+    retry = cluster.retry
+    if retry.attempts:
+        task.set_retry(
+            retry.attempts,
+            backoff_duration=f"{retry.backoff_seconds}s",
+            backoff_factor=retry.factor,
+            backoff_max_duration=f"{retry.max_seconds}s",
+        )

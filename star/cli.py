@@ -15,6 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from star.cli_data import data_app
+from star.cli_pipeline import pipeline_app
 from star.errors import PipelineError, cure_of, redacted
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-pipeline_app = typer.Typer(help="The pipeline as KFP YAML.", no_args_is_help=True)
 models_app = typer.Typer(help="The registered versions.", invoke_without_command=True)
 registry_app = typer.Typer(help="The ledger of promotions.", no_args_is_help=True)
 tracking_app = typer.Typer(help="Runs in MLflow.", no_args_is_help=True)
@@ -456,23 +456,6 @@ def doctor(config: ConfigOption = "tiny") -> None:
 
     if not print_checks(load_config(config)):
         raise typer.Exit(2)
-
-
-@pipeline_app.command("compile")
-def compile_command(
-    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")],
-    config: ConfigOption = "tiny",
-    image: Annotated[str, typer.Option(help="Container image of the tasks.")] = "star-python:latest",
-) -> None:
-    """Compile the pipeline of a configuration for Kubeflow Pipelines.
-
-    Example: `star pipeline compile --config configs/qwen3-0.6b.yaml --output star.yaml`
-    """
-    from star.config import load_config
-    from star.pipelines.star_pipeline import compile_pipeline
-
-    compile_pipeline(load_config(config), output, image=image)
-    typer.echo(f"wrote {output}")
 
 
 def _stage(name: str, config: str, *, seed_data: Path | None = None, **arguments: object) -> None:

@@ -10,9 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from star.cluster import Cluster
 from star.errors import InputError
+from star.section import Section
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 
@@ -27,10 +29,6 @@ def sha256_of(path: Path) -> str:
         raise InputError(f"no file at {path}: check the path")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 MAX_EXTENDS = 8
@@ -416,6 +414,7 @@ class Config(Section):
     refine: SimRL = SimRL(steps=500)
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
+    cluster: Cluster = Cluster()
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> "Config":

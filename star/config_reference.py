@@ -29,7 +29,7 @@ def reference() -> str:
         for section in _sections(field.annotation):
             parts += [
                 f"\n## {name}\n\n",
-                f"{_first_line(section)} Read by {', '.join(readers[name])}.\n\n",
+                f"{_first_line(section)} Read by {', '.join(readers[name]) or 'the compiler of the pipeline'}.\n\n",
                 *_rows(section, ""),
             ]
     return "".join(parts)
@@ -58,7 +58,9 @@ def _row(name: str, field) -> str:
 
 
 def _default(value: object) -> str:
-    if isinstance(value, BaseModel):
+    if isinstance(value, BaseModel) or (
+        isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values())
+    ):
         return "below"
     return "none" if value is None else f"`{value}`"
 

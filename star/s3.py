@@ -80,7 +80,7 @@ def upload_folder(folder: Path, url: str | Path) -> None:
     place, manifest = Place.parse(url), read_manifest(folder)
     open_input(folder, stage=manifest.stage)
     content = (folder / MANIFEST).read_bytes()
-    with _client(place) as client:
+    with connected(place) as client:
         if _get(client, place, MANIFEST) == content:
             return
         # An older result's manifest would vouch for files that are being replaced.
@@ -101,7 +101,7 @@ def download_folder(url: str | Path, root: Path) -> Path:
     """
     place = Place.parse(url)
     folder = root / place.bucket / place.prefix
-    with _client(place) as client:
+    with connected(place) as client:
         content = _get(client, place, MANIFEST)
         if content is None:
             raise InputError(f"{place} has no {MANIFEST}, so nothing whole is there: run its stage, or correct the URL")
@@ -209,8 +209,8 @@ def _get(client, place: Place, name: str) -> bytes | None:
 
 
 @contextmanager
-def _client(place: Place) -> Iterator:
-    """The client, whose failures are one line with the cure."""
+def connected(place: Place) -> Iterator:
+    """A boto3 client whose failures are one line with the cure."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 

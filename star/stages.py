@@ -331,8 +331,8 @@ def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, 
 
 
 def require_code(name: str, digest: str) -> None:
-    """Raises InputError when the stage's code here is not the code its pipeline was compiled from: the cache would lie."""
-    if code_digest(stage_named(name).function) != digest:
+    """Raises InputError when the code of a stage, or of `merge`, is not what its pipeline was compiled from: the cache would lie."""
+    if code_digest(merge if name == "merge" else stage_named(name).function) != digest:
         raise InputError(
             f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
         )

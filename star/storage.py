@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star import mirror
 from star.config import sha256_of
 from star.errors import InputError
 
@@ -183,7 +184,10 @@ def partial_folder(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         folder.out.mkdir(parents=True, exist_ok=True)
         folder.state.mkdir(exist_ok=True)
         mark.write_text(fingerprint)
+        if resume:
+            mirror.fetch(folder.state, fingerprint)
         yield folder
+        mirror.forget(fingerprint)
         if not work.exists():
             return
         shutil.rmtree(work)

@@ -7,6 +7,9 @@ import json
 import logging
 import os
 import shutil
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +18,10 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from star import mirror
 from star.config import Training
 from star.errors import InputError
-from star.progress import Bar
+from star.progress import Bar, say
 
 # TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -149,9 +153,11 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
 
     Raises:
         RuntimeError: the trainer stopped before its last step.
+        SystemExit: the process was told to end (SIGTERM); a checkpoint of where it was is on disk.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_MarkComplete())
+    trainer.add_callback(_MarkComplete(state))
+    trainer.add_callback(stopper := _StopWithCheckpoint())
     trainer.add_callback(
         _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
     )
@@ -161,7 +167,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stopper:
+            trainer.train(resume_from_checkpoint=checkpoint)
+    if stopper.told and trainer.state.global_step < trainer.args.max_steps:
+        sys.exit(128 + signal.SIGTERM)
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
@@ -200,9 +209,42 @@ def last_checkpoint(folder: Path) -> str | None:
 class _MarkComplete(TrainerCallback):
     """Marks a checkpoint when all of it is on disk: a kill in the middle of saving must not leave one that looks whole."""
 
+    def __init__(self, kept: Path) -> None:
+        self.kept = kept
+
     def on_save(self, args, state, control, **kwargs) -> None:
         os.sync()
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        if state.is_world_process_zero:
+            mirror.keep(self.kept)
+
+
+class _StopWithCheckpoint(TrainerCallback):
+    """SIGTERM (a pod that must leave its node) ends the training with a checkpoint; a second one ends it at once.
+
+    It ends after a step that is logged, where no half-summed figure is lost: a resumed run then logs what one left alone would.
+    """
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def __enter__(self) -> None:
+        self.before = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._tell)
+
+    def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _tell(self, *_: object) -> None:
+        self.told = True
+        signal.signal(signal.SIGTERM, self.before)
+        say("told to end: saving a checkpoint first")
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if self.told and state.global_step % args.logging_steps == 0:
+            control.should_save = control.should_training_stop = True
 
 
 class _ShowProgress(TrainerCallback):

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from star.code import code_digest
-from star.config import Engine, load_config
-from star.pipelines.resources import node_for
+from star.config import load_config
 from star.pipelines.star_pipeline import compile_pipeline
 from star.stages import STAGES
 
@@ -26,55 +25,45 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 
 @pytest.fixture(scope="module")
+def tasks(compiled: dict) -> dict[str, dict]:
+    """The stages' tasks; those that a cluster has beside them are test_compiled's."""
+    return {
+        name: task
+        for name, task in compiled["components"]["comp-exit-handler-1"]["dag"]["tasks"].items()
+        if name in INPUTS
+    }
+
+
+@pytest.fixture(scope="module")
 def dvc() -> dict:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text())
 
 
-def test_kfp_has_the_same_stages_and_inputs(compiled: dict) -> None:
+def test_kfp_has_the_same_stages_and_inputs(tasks: dict) -> None:
     graph = {}
-    for name, task in compiled["root"]["dag"]["tasks"].items():
+    for name, task in tasks.items():
         artifacts = task.get("inputs", {}).get("artifacts", {})
         graph[name] = {key: source["taskOutputArtifact"]["producerTask"] for key, source in artifacts.items()}
     assert graph == INPUTS
 
 
-def test_kfp_gives_every_stage_its_own_sections_and_its_code(compiled: dict) -> None:
+def test_kfp_gives_every_stage_its_own_sections_and_its_code(tasks: dict) -> None:
     config = load_config("tiny")
     for stage in STAGES:
-        given = compiled["root"]["dag"]["tasks"][stage.name]["inputs"]["parameters"]
+        given = tasks[stage.name]["inputs"]["parameters"]
         assert given["config"]["runtimeValue"]["constant"] == config.slice(stage.sections)
         assert set(json.loads(config.slice(stage.sections))) == set(stage.sections)
         assert given["code"]["runtimeValue"]["constant"] == code_digest(stage.function)
-
-
-def test_kfp_never_caches_the_registration(compiled: dict) -> None:
-    cached = {
-        name for name, task in compiled["root"]["dag"]["tasks"].items() if task["cachingOptions"].get("enableCache")
-    }
-    assert cached == set(INPUTS) - {"register"}
 
 
 def test_kfp_shows_the_report_and_the_gate(compiled: dict) -> None:
     shown = {
         name: {artifact["artifactType"]["schemaTitle"] for artifact in part["outputDefinitions"]["artifacts"].values()}
         for name, part in compiled["components"].items()
+        if "artifacts" in part.get("outputDefinitions", {})
     }
     assert {"system.HTML", "system.Markdown", "system.Metrics"} <= shown["comp-evaluate"]
     assert {"system.Markdown", "system.Metrics"} <= shown["comp-register"]
-
-
-def test_who_runs_the_teacher_decides_what_its_nodes_have() -> None:
-    config = load_config("qwen3-0.6b")
-    served = config.rollout.model_copy(update={"server": "http://teacher:8000/v1"})
-    split = config.topk.model_copy(update={"vllm": Engine(tensor_parallel_size=4)})
-    asked = config.model_copy(update={"rollout": served, "topk": split})
-    assert [node_for("rollout", config).gpus, node_for("rollout", asked).gpus] == [1, 0]
-    assert [node_for("extract-topk", config).gpus, node_for("extract-topk", asked).gpus] == [1, 4]
-
-
-def test_kfp_runs_all_tasks_in_the_given_image(compiled: dict) -> None:
-    executors = compiled["deploymentSpec"]["executors"].values()
-    assert {executor["container"]["image"] for executor in executors} == {"registry.example/star-python:1"}
 
 
 def test_dvc_has_the_same_stages_and_inputs(dvc: dict) -> None:

@@ -1,0 +1,175 @@
+"""The pipeline in a cluster's shape, with real parts and real processes: shards, retries, a poisoned row, the closing task in each case."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from kfp import local
+
+from star.config import Config
+from star.pipelines.star_pipeline import build_cluster_pipeline
+from star.storage import MANIFEST, publish, read_manifest
+from star.teacher.store import TopKStore
+
+pytestmark = pytest.mark.slow
+SHARDS = {"rollout": 2, "extract-topk": 2}
+
+
+class Webhook(HTTPServer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Listener)
+        self.told: list[dict] = []
+
+
+class Listener(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    server = Webhook()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STAR_WEBHOOK", f"http://127.0.0.1:{server.server_address[1]}/secret-path")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cluster")
+
+
+@pytest.fixture
+def run(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a configuration's cluster pipeline on this machine; what earlier runs of the module did is cached."""
+    monkeypatch.setenv("STAR_HOME", str(place / "home"))
+    monkeypatch.setenv("STAR_WORK", str(place / "work"))
+
+    def execute(config: Config) -> None:
+        local.init(
+            runner=local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(place / "pipeline"),
+            enable_caching=True,
+            cache_root=str(place / "cache"),
+        )
+        build_cluster_pipeline(config, image="unused")()
+
+    return execute
+
+
+@pytest.fixture(scope="module")
+def sharded(micro: Config) -> Config:
+    """The micro profile over two shards, tried again at once."""
+    retry = micro.cluster.retry.model_copy(update={"backoff_seconds": 0})
+    cluster = micro.cluster.model_copy(update={"shards": SHARDS, "retry": retry})
+    return micro.model_copy(update={"cluster": cluster})
+
+
+def with_rollout(config: Config, **settings: object) -> Config:
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update=settings)})
+
+
+def results(place: Path) -> dict[tuple[str, str | None], Path]:
+    """The folders in the pipeline's root: (stage, part) -> folder."""
+    found = {}
+    for manifest in sorted((place / "pipeline").rglob(MANIFEST), key=lambda file: file.stat().st_mtime):
+        content = read_manifest(manifest.parent)
+        found[content.stage, content.part] = manifest.parent
+    return found
+
+
+def assert_same_signal(merged: Path, whole: Path) -> None:
+    """The store's files are those of the shards, its rows those of one task."""
+    stores = TopKStore(merged), TopKStore(whole)
+    names = pq.read_table(whole / "sequences.parquet", columns=["id"])["id"].to_pylist()
+    assert pq.read_table(merged / "sequences.parquet", columns=["id"])["id"].to_pylist() == sorted(names)
+    for name in names:
+        (ids, logprobs), (whole_ids, whole_logprobs) = (store[name] for store in stores)
+        assert (ids == whole_ids).all() and (logprobs == whole_logprobs).all()
+
+
+def test_shards_give_what_one_task_gives(
+    run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook
+) -> None:
+    run(sharded)
+    folders = results(place)
+    for stage in SHARDS:
+        assert {part for name, part in folders if name == stage} == {"1/2", "2/2", None}
+    assert_same_signal(folders["extract-topk", None], finished["extract-topk"])
+    # All that comes of the signal is the same to the byte.
+    for stage in ("rollout", "distill", "refine", "evaluate"):
+        assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
+    assert (folders["register", None] / "registration.json").is_file()
+    [told] = webhook.told
+    assert told["state"] == "SUCCEEDED" and told["kept"] == []
+
+
+def test_a_shard_that_dies_twice_succeeds_on_the_third_try(run, sharded: Config, place: Path, webhook: Webhook) -> None:
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_the_second_shard() -> None:
+        while len(killed) < 2 and not over.is_set():
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    name, words = child.name(), " ".join(child.cmdline())
+                except psutil.Error:
+                    continue
+                is_shard = (
+                    name.startswith("python") and '"2/2"' in words and words.endswith("--function_to_execute rollout")
+                )
+                # Once a partial folder is there the shards are at work.
+                if is_shard and child.pid not in killed and at_work():
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+            time.sleep(0.01)
+
+    def at_work() -> bool:
+        return len(list((place / "work").glob("rollout-*/state"))) > 0
+
+    killer = threading.Thread(target=kill_the_second_shard)
+    killer.start()
+    try:
+        run(with_rollout(sharded, temperature=0.31))
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 2
+    assert webhook.told[-1]["state"] == "SUCCEEDED"
+
+
+def test_a_poisoned_row_fails_the_run_by_its_name(
+    run, sharded: Config, place: Path, webhook: Webhook, capfd: pytest.CaptureFixture
+) -> None:
+    data = results(place)["synthesize", None]
+    poisoned = place / "poisoned"
+    shutil.copytree(data, poisoned)
+    rows = [json.loads(line) for line in (poisoned / "train.jsonl").read_text().splitlines()]
+    rows[3]["messages"][-1]["tool_calls"] = [{"arguments": {}}]
+    (poisoned / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(poisoned, out=data, manifest=replace(read_manifest(data), files=[]))
+    with pytest.raises(RuntimeError, match="rollout"):
+        run(with_rollout(sharded, temperature=0.32))
+    assert f"row {rows[3]['id']} cannot be rendered" in capfd.readouterr().out
+    told = webhook.told[-1]
+    assert told["state"] == "FAILED"
+    assert [name.split("-")[0] for name in told["kept"]] == ["rollout", "rollout"]

@@ -1,0 +1,217 @@
+"""What a cluster is given: every task's image, command, node, secrets, volumes, retries and cache, as deploy/pipelines holds them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from star.cluster import Cluster, Node
+from star.config import Config, load_config
+from star.errors import InputError
+from star.pipelines.snapshots import FOLDER, PROFILES, snapshot
+from star.pipelines.star_pipeline import compile_pipeline
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"cpu": 2, "memory": 6, "accelerator": None, "shm": None}
+TEACHER = {"cpu": 8, "memory": 128, "accelerator": ("nvidia.com/gpu", "1"), "shm": "16Gi"}
+STUDENT = {**TEACHER, "memory": 64}
+# display name -> function of its component, node, cached
+TASKS = {
+    "preflight": ("preflight", SMALL, False),
+    "synthesize": ("synthesize", SMALL, True),
+    "refine-teacher": ("refine_teacher", TEACHER, True),
+    "rollout": ("rollout", TEACHER, True),
+    "merge-rollout": ("merge", SMALL, True),
+    "extract-topk": ("extract_topk", TEACHER, True),
+    "merge-extract-topk": ("merge", SMALL, True),
+    "distill": ("distill", STUDENT, True),
+    "refine": ("refine", STUDENT, True),
+    "evaluate": ("evaluate", TEACHER, True),
+    "register": ("register", SMALL, False),
+    "finish": ("finish", SMALL, False),
+}
+SHARDED = {"merge-rollout", "merge-extract-topk"}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def tasks_of(profile: str) -> dict[str, dict]:
+    """Every task that runs a container: its specification, its container, its part of the platform's, by display name."""
+    spec, *platform = yaml.safe_load_all((FOLDER / f"{profile}.yaml").read_text())
+    [kubernetes] = [document["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for document in platform]
+    graphs = [spec["root"], *spec["components"].values()]
+    found = {}
+    for task in (task for graph in graphs if "dag" in graph for task in graph["dag"]["tasks"].values()):
+        executor = spec["components"][task["componentRef"]["name"]].get("executorLabel")
+        if executor:
+            container = spec["deploymentSpec"]["executors"][executor]["container"]
+            found[task["taskInfo"]["name"]] = {"task": task, "container": container, "pod": kubernetes[executor]}
+    return found
+
+
+def node_of(task: dict) -> dict:
+    resources = task["container"]["resources"]
+    assert resources["cpuRequest"] == resources["cpuLimit"] and resources["memoryRequest"] == resources["memoryLimit"]
+    accelerator = resources.get("accelerator")
+    shm = [mount for mount in task["pod"].get("emptyDirMounts", []) if mount["mountPath"] == "/dev/shm"]
+    assert all(mount["medium"] == "Memory" for mount in shm)
+    return {
+        "cpu": resources["cpuLimit"],
+        "memory": round(resources["memoryLimit"] / 1.073741824, 6),
+        "accelerator": accelerator and (accelerator["resourceType"], accelerator["resourceCount"]),
+        "shm": shm[0]["sizeLimit"] if shm else None,
+    }
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_files_are_what_the_profiles_compile_to(name: str) -> None:
+    assert (FOLDER / f"{name}.yaml").read_text() == snapshot(PROFILES[name]), "run: make compile"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_files_are_valid_for_kfp(profile: str) -> None:
+    spec, platform = yaml.safe_load_all((FOLDER / f"{profile}.yaml").read_text())
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    json_format.ParseDict(spec["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig())
+    json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+    for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+
+
+def test_a_profile_of_one_shard_has_no_loop_and_no_gpu() -> None:
+    tasks = tasks_of("tiny")
+    assert set(tasks) == set(TASKS) - SHARDED
+    assert all(node_of(task) == SMALL for task in tasks.values())
+
+
+@pytest.mark.parametrize("profile", ["qwen3-0.6b", "h100"])
+def test_there_is_no_task_beside_these(profile: str) -> None:
+    assert set(tasks_of(profile)) == set(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_as_the_h100_profile_says(name: str) -> None:
+    function, node, cached = TASKS[name]
+    task = tasks_of("h100")[name]
+    container, pod = task["container"], task["pod"]
+    assert container["image"] == "star-python:latest"
+    assert container["command"][:2] == ["sh", "-ec"]
+    assert f"def {function}(" in container["command"][-1]
+    assert container["args"] == ["--executor_input", "{{$}}", "--function_to_execute", function]
+    assert node_of(task) == node
+    on_gpu = node["accelerator"] is not None
+    selector = {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"} if on_gpu else {}
+    assert pod.get("nodeSelector", {}).get("labels", {}) == selector
+    taints = [
+        (taint["key"], taint["operator"], taint.get("value"), taint["effect"]) for taint in pod.get("tolerations", [])
+    ]
+    wanted = [("nvidia.com/gpu", "Exists", None, "NoSchedule"), ("star/spot", "Equal", "true", "NoSchedule")]
+    assert taints == (wanted if on_gpu else [])
+    assert [(mount["constant"], mount["mountPath"]) for mount in pod["pvcMount"]] == [("star-work", "/var/star")]
+    secrets = {
+        (secret["secretName"], entry["secretKey"], entry["envVar"])
+        for secret in pod["secretAsEnv"]
+        for entry in secret["keyToEnv"]
+    }
+    assert secrets == {
+        ("star-s3", "access-key", "AWS_ACCESS_KEY_ID"),
+        ("star-s3", "secret-key", "AWS_SECRET_ACCESS_KEY"),
+        ("star-webhook", "url", "STAR_WEBHOOK"),
+    }
+    assert {entry["name"]: entry["value"] for entry in container["env"]} == {
+        "STAR_IMAGE": "star-python:latest",
+        "MLFLOW_TRACKING_URI": "http://mlflow.star.svc.cluster.local:5000",
+        "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow.svc.cluster.local:9000",
+        "STAR_WORK": "/var/star/work",
+        "STAR_HOME": "/var/star/home",
+        "STAR_CHECKPOINTS": "s3://star/checkpoints",
+    }
+    assert task["task"]["retryPolicy"] == {
+        "maxRetryCount": 5,
+        "backoffDuration": "30s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": "900s",
+    }
+    assert task["task"]["cachingOptions"].get("enableCache", False) == cached
+    assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
+    assert pod["podMetadata"]["labels"] == {"star/task": name}
+    assert pod["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
+
+
+def test_the_loops_have_the_shards_and_the_bound_of_the_configuration() -> None:
+    spec = next(yaml.safe_load_all((FOLDER / "h100.yaml").read_text()))
+    loops = [
+        task
+        for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()
+        if "parameterIterator" in task
+    ]
+    assert {loop["taskInfo"]["name"] for loop in loops} == {"rollout-shards", "extract-topk-shards"}
+    for loop in loops:
+        assert loop["parameterIterator"]["items"]["raw"] == '["1/4", "2/4", "3/4", "4/4"]'
+        assert loop["iteratorPolicy"]["parallelismLimit"] == 8
+
+
+def test_everything_runs_after_the_preflight_and_before_the_end() -> None:
+    spec = next(yaml.safe_load_all((FOLDER / "h100.yaml").read_text()))
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    first = {name for name, task in tasks.items() if not task.get("dependentTasks")}
+    assert first == {"preflight"}
+    assert spec["root"]["dag"]["tasks"]["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+
+
+def test_another_accelerator_is_a_line(tmp_path: Path) -> None:
+    profile = tmp_path / "mig.yaml"
+    profile.write_text(
+        f"extends: {ROOT}/deploy/profiles/h100.yaml\n"
+        "cluster: {nodes: {student: {accelerator: nvidia.com/mig-3g.40gb, node_selector: {nvidia.com/gpu.product: A100}}}}\n"
+    )
+    node = load_config(profile).cluster.node_of("distill")
+    assert (node.accelerator, node.node_selector) == ("nvidia.com/mig-3g.40gb", {"nvidia.com/gpu.product": "A100"})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        ({"nodes": {"cpu": {"accelerator": "nvidia.com/gpu"}}}, "`nodes.cpu` has an accelerator"),
+        ({"placement": {"distill": "h100"}}, "names h100, which `nodes` does not describe"),
+        ({"placement": {"register": "cpu"}}, "placement.register"),
+        ({"environment": {"MLFLOW_TRACKING_PASSWORD": "x"}}, "looks like a secret"),
+        ({"shards": {"distill": 2}}, "shards.distill"),
+        ({"nodes": {"gpu": {"memory": "lots"}}}, "nodes.gpu.memory"),
+        ({"checkpoints": "/var/tmp"}, "checkpoints"),
+    ],
+)
+def test_a_wrong_cluster_is_refused_by_name(cluster: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said.replace("`", "`")):
+        Config.model_validate({"cluster": cluster})
+
+
+def test_a_stage_without_a_place_runs_on_the_cpu_node() -> None:
+    assert Cluster().node_of("evaluate") == Node()
+
+
+@pytest.mark.parametrize(
+    ("setting", "cure"),
+    [
+        ("rollout: {server: 'http://teacher:8000/v1'}", "cluster.placement.rollout: cpu"),
+        ("topk: {vllm: {tensor_parallel_size: 4}}", "`accelerators` of the node"),
+    ],
+)
+def test_a_node_that_does_not_suit_its_teacher_is_refused(setting: str, cure: str, tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(f"extends: qwen3-0.6b\n{setting}\n")
+    with pytest.raises(InputError, match=cure):
+        compile_pipeline(load_config(str(profile)), tmp_path / "star.yaml")
+    assert not (tmp_path / "star.yaml").exists()
+
+
+def test_compiled_yaml_holds_no_secret() -> None:
+    text = (FOLDER / "h100.yaml").read_text()
+    assert str(ROOT) not in text
+    assert "password" not in text.lower()

@@ -1,0 +1,165 @@
+"""The manifests of deploy/: valid for Kubernetes, without rights that nobody uses, and named as the profiles name them."""
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import requests
+import yaml
+
+from star.config import load_config
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+VERSION = "1.31"
+FILES = [*sorted(DEPLOY.glob("base/*.yaml")), *sorted(DEPLOY.glob("serving/*.yaml")), DEPLOY / "secrets.example.yaml"]
+MANIFESTS = [
+    (file.name, document)
+    for file in FILES
+    if file.name != "kustomization.yaml"
+    for document in yaml.safe_load_all(file.read_text())
+]
+IDS = [f"{file}-{document['kind']}-{document['metadata']['name']}" for file, document in MANIFESTS]
+OF_KSERVE = ("minReplicas",)  # what KServe's predictor has beside the fields of a pod
+
+
+def pod_of(document: dict) -> dict | None:
+    """The pod that a manifest makes, as a Pod."""
+    if document["kind"] in ("Deployment", "StatefulSet", "Job"):
+        spec = document["spec"]["template"]["spec"]
+    elif document["kind"] == "InferenceService":
+        spec = {key: value for key, value in document["spec"]["predictor"].items() if key not in OF_KSERVE}
+    else:
+        return None
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": spec}
+
+
+def named(kind: str) -> set[str]:
+    return {document["metadata"]["name"] for _, document in MANIFESTS if document["kind"] == kind}
+
+
+@pytest.mark.parametrize(("file", "document"), MANIFESTS, ids=IDS)
+def test_a_manifest_is_valid(file: str, document: dict) -> None:
+    if document["kind"] != "InferenceService":  # a resource of KServe's own; its pod is validated below
+        kubernetes_validate.validate(document, VERSION, strict=True)
+    if pod := pod_of(document):
+        kubernetes_validate.validate(pod, VERSION, strict=True)
+
+
+def test_the_validation_sees_a_wrong_field() -> None:
+    document = next(document for _, document in MANIFESTS if document["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**document, "spec": {**document["spec"], "replica": 1}}, VERSION, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["base", "serving"])
+def test_the_kustomization_lists_every_file(folder: str) -> None:
+    listed = yaml.safe_load((DEPLOY / folder / "kustomization.yaml").read_text())["resources"]
+    assert set(listed) == {file.name for file in (DEPLOY / folder).glob("*.yaml")} - {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize(("file", "document"), MANIFESTS, ids=IDS)
+def test_a_container_gains_no_rights(file: str, document: dict) -> None:
+    pod = pod_of(document)
+    for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]) if pod else ():
+        rights = container["securityContext"]
+        assert rights["allowPrivilegeEscalation"] is False and rights["capabilities"]["drop"] == ["ALL"]
+        assert set(container["resources"]) == {"requests", "limits"}
+        assert not re.search(r":latest$", container["image"])
+
+
+def test_the_profile_names_what_is_deployed() -> None:
+    cluster = load_config(DEPLOY / "profiles" / "h100.yaml").cluster
+    secrets = {
+        document["metadata"]["name"]: document["stringData"]
+        for _, document in MANIFESTS
+        if document["kind"] == "Secret"
+    }
+    for secret, variables in cluster.secrets.items():
+        assert set(variables.values()) <= set(secrets[secret])
+    assert cluster.work_claim in named("PersistentVolumeClaim")
+    assert cluster.service_account in named("ServiceAccount")
+    host, port = re.fullmatch(r"http://(.*):(\d+)", cluster.environment["MLFLOW_TRACKING_URI"]).groups()
+    service = next(
+        document
+        for _, document in MANIFESTS
+        if document["kind"] == "Service" and document["metadata"]["name"] == "mlflow"
+    )
+    assert (host, int(port)) == ("mlflow.star.svc.cluster.local", service["spec"]["ports"][0]["port"])
+    server = next(
+        pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
+    )
+    [allowed] = [word for word in server["spec"]["containers"][0]["args"] if word.startswith("--allowed-hosts=")]
+    assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
+
+
+def test_manifests_take_secrets_by_reference_from_the_template() -> None:
+    secrets = {
+        document["metadata"]["name"]: document["stringData"]
+        for _, document in MANIFESTS
+        if document["kind"] == "Secret"
+    }
+    assert {value for data in secrets.values() for value in data.values()} == {"FILL-IN"}
+    for _, document in MANIFESTS:
+        for container in (pod_of(document) or {"spec": {"containers": []}})["spec"]["containers"]:
+            for entry in container.get("env", []):
+                if source := entry.get("valueFrom", {}).get("secretKeyRef"):
+                    assert source["key"] in secrets[source["name"]]
+                else:
+                    assert not re.search("PASSWORD|SECRET|ACCESS_KEY", entry["name"])
+
+
+def test_the_network_policy_selects_the_label_of_the_evaluation() -> None:
+    policy = next(document for _, document in MANIFESTS if document["metadata"]["name"] == "evaluate")
+    spec, platform = yaml.safe_load_all((DEPLOY / "pipelines" / "h100.yaml").read_text())
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-evaluate"]
+    assert policy["spec"]["podSelector"]["matchLabels"] == pod["podMetadata"]["labels"]
+    assert not any("ipBlock" in peer for rule in policy["spec"]["egress"] for peer in rule["to"])
+
+
+@pytest.mark.slow
+def test_the_tracking_server_answers_to_the_name_of_its_service(tmp_path: Path) -> None:
+    """Started as the manifest says, but for its database, its store and its port: another name is refused."""
+    server = next(
+        pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = {
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--backend-store-uri": f"sqlite:///{tmp_path}/mlflow.db",
+        "--artifacts-destination": tmp_path / "artifacts",
+    }
+    given = [word.split("=")[0] for word in server["spec"]["containers"][0]["args"]]
+    assert set(here) < set(given)
+    words = [
+        f"{key}={here[key]}" if (key := word.split("=")[0]) in here else word
+        for word in server["spec"]["containers"][0]["args"]
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    try:
+        asked = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+        deadline = time.monotonic() + 120
+        while _status(asked, "localhost:5000") is None:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        assert _status(asked, "mlflow.star.svc.cluster.local:5000") == 200
+        assert _status(asked, "elsewhere.example.com") == 403
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _status(url: str, host: str) -> int | None:
+    try:
+        return requests.get(url, headers={"Host": host}, timeout=10).status_code
+    except requests.ConnectionError:
+        return None
