@@ -59,9 +59,9 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
     """
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
-    cached = len(completion) <= LONGEST_CACHED and len(target) <= LONGEST_CACHED
+    compare = _compare_once if len(completion) + len(target) <= LONGEST_CACHED else _compare
     try:
-        predicted, reward = (_compare_once if cached else _compare)(completion, target)
+        predicted, reward = compare(completion, target)
         validate_calls(predicted, tools)
     except FormatError:
         return FORMAT_ERROR
@@ -144,10 +144,9 @@ def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) ->
         return 1.0
     for key, value in predicted.items():
         if key in expected:
-            other = expected[key]
+            other, union = expected[key], union - 1
             both_text = isinstance(value, str) and isinstance(other, str)
             similarity += rouge_l(value, other) if both_text else _equality(value, other)
-            union -= 1
     return similarity / union
 
 
