@@ -30,7 +30,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from star.chat import TOOLS_FOOTER, TOOLS_HEADER, render_target
 from star.config import Data
 from star.data.generate import generate_rows
-from star.data.tools import load_tools
+from star.data.tool_files import load_tools
 from star.simrl.reward import similarity_reward
 
 TURNS = 5

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["star.chat", "star.simrl"]):
     from star.simrl.breakdown import parts_of
     from star.simrl.reward import exact_match, similarity_reward
 
-SECONDS = 1.0
+SECONDS = 1.0  # of this process, whatever else the machine does
 TOOLS = [
     {"name": "f", "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}},
     {"name": "g", "parameters": {"a": {"type": "str"}}},
@@ -57,7 +57,7 @@ def check(data: bytes) -> None:
     provider = atheris.FuzzedDataProvider(data)
     target = provider.PickValueInList(TARGETS)
     text = completion_of(provider)
-    began = time.perf_counter()
+    began = time.process_time()
     for name, reward in REWARDS.items():
         scored, best = reward(text, target, TOOLS), reward(target, target, TOOLS)
         low, high = RANGES[name]
@@ -74,7 +74,7 @@ def check(data: bytes) -> None:
         pass
     else:
         json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False).encode()
-    assert time.perf_counter() - began < SECONDS, "slow"
+    assert time.process_time() - began < SECONDS, "slow"
 
 
 if __name__ == "__main__":

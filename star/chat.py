@@ -9,8 +9,8 @@ Completions are a model's text and may be anything. `parse_completion` answers e
 """
 
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 FORMAT_TOKENS = (
@@ -29,7 +29,10 @@ IM_END = SPECIAL_TOKENS[2]
 # Arguments nested deeper than this are refused, so that what was parsed can be written, copied and compared without a
 # RecursionError.
 MAX_DEPTH = 100
-_decode = json.JSONDecoder().decode
+JSON_SPACE = " \t\n\r"
+_scan = json.JSONDecoder().scan_once
+# Most completions: one call or a reply, and no other tag anywhere. Read here at once; nothing is ever given back to try again.
+_PLAIN = re.compile(r"\s*+<think>([^<]*+)</think>\s*+(?:<tool_call>([^<]*+)</tool_call>\s*+|([^<]*+))")
 
 TOOLS_HEADER = """# Tools
 
@@ -119,8 +122,7 @@ class FormatError(ValueError):
     """The text breaks the tool-call format. The message says how, without quoting the text."""
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A parsed completion.
 
     Attributes:
@@ -182,10 +184,15 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
     """
     if not isinstance(text, str):
         raise FormatError("a completion is a string")
-    reasoning, answer = _split_reasoning(text.strip().removesuffix(IM_END), strict=strict)
-    blocks, around = _split_blocks(answer, CALL_OPEN, CALL_CLOSE)
-    content = "\n".join([piece for piece in map(str.strip, around) if piece]) if blocks else answer
-    completion = Completion(reasoning, [_parse_call(block) for block in blocks], content)
+    if plain := _PLAIN.fullmatch(text):
+        reasoning, block, reply = plain.groups()
+        calls = [] if block is None else [_parse_call(block)]
+        completion = Completion(reasoning.strip(), calls, (reply or "").strip())
+    else:
+        reasoning, answer = _split_reasoning(text.strip().removesuffix(IM_END), strict=strict)
+        blocks, around = _split_calls(answer)
+        content = "\n".join(filter(None, map(str.strip, around)))
+        completion = Completion(reasoning, [_parse_call(block) for block in blocks], content)
     if strict:
         if CALL_OPEN in completion.content or CALL_CLOSE in completion.content:
             raise FormatError("a <tool_call> tag has no partner")
@@ -217,12 +224,12 @@ def validate_calls(completion: Completion, tools: list[dict[str, Any]]) -> None:
     Raises:
         FormatError: for a call that is not allowed, and for tools that are not a list of dicts with a name.
     """
-    functions = _functions(tools)
+    given = _given_parameters(tools)
     for call in completion.tool_calls:
-        function = functions.get(call["name"])
-        if function is None:
+        parameters = given.get(call["name"])
+        if parameters is None:
             raise FormatError("a call names no tool of the prompt")
-        if not call["arguments"].keys() <= _parameters(function).keys():
+        if not call["arguments"].keys() <= _by_name(parameters).keys():
             raise FormatError("a call passes an argument that its tool does not have")
 
 
@@ -236,63 +243,72 @@ def tool_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Raises:
         FormatError: for tools that are not a list of dicts with a name.
     """
-    return {name: _parameters(function) for name, function in _functions(tools).items()}
+    return {name: _by_name(parameters) for name, parameters in _given_parameters(tools).items()}
 
 
-def _functions(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _given_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     if not isinstance(tools, list):
         raise FormatError("tools are not a list")
-    functions = {}
-    for tool in tools:
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        if not isinstance(function, dict) or not isinstance(name := function.get("name"), str):
-            raise FormatError("a tool of the prompt has no name")
-        if not isinstance(function.get("parameters") or {}, dict):
-            raise FormatError("the parameters of a tool of the prompt are not an object")
-        functions[name] = function
-    return functions
+    given = {}
+    try:
+        for tool in tools:
+            function = tool.get("function", tool)
+            name, parameters = function.get("name"), function.get("parameters") or {}
+            if not isinstance(name, str):
+                raise FormatError("a tool of the prompt has no name")
+            if not isinstance(parameters, dict):
+                raise FormatError("the parameters of a tool of the prompt are not an object")
+            given[name] = parameters
+    except AttributeError:
+        raise FormatError("a tool of the prompt is not an object") from None
+    return given
 
 
-def _parameters(function: dict[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters") or {}
+def _by_name(parameters: dict[str, Any]) -> dict[str, Any]:
     is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
     return parameters["properties"] if is_schema else parameters
 
 
 def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
-    blocks, around = _split_blocks(text, THINK_OPEN, THINK_CLOSE)
-    if len(blocks) != 1:
+    start = text.find(THINK_OPEN)
+    end = text.find(THINK_CLOSE, start + len(THINK_OPEN))
+    last = text.rfind(THINK_CLOSE)
+    if start < 0 or end < 0 or text.find(THINK_OPEN, end, last) >= 0:
         raise FormatError("a completion has exactly one <think>...</think>")
-    if strict and (around[0].strip() or text.count(THINK_OPEN) != 1 or text.count(THINK_CLOSE) != 1):
+    if strict and (text[:start].strip() or last != end or text.find(THINK_OPEN, start + 1) >= 0):
         raise FormatError("a completion starts with its <think> block and has no other think tag")
-    return blocks[0].strip(), text.rpartition(THINK_CLOSE)[2].strip()
+    return text[start + len(THINK_OPEN) : end].strip(), text[last + len(THINK_CLOSE) :].strip()
 
 
-def _split_blocks(text: str, opening: str, closing: str) -> tuple[list[str], list[str]]:
-    """The texts inside the `opening`...`closing` blocks, and the texts around them (one more).
+def _split_calls(text: str) -> tuple[list[str], list[str]]:
+    """The texts inside the `<tool_call>` blocks, and the texts around them (one more).
 
     Linear, where a lazy regular expression is quadratic in the number of tags that are never closed.
     """
     inside, around, position = [], [], 0
-    while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start + len(opening))) >= 0:
+    while (start := text.find(CALL_OPEN, position)) >= 0 and (end := text.find(CALL_CLOSE, start)) >= 0:
         around.append(text[position:start])
-        inside.append(text[start + len(opening) : end])
-        position = end + len(closing)
-    return inside, [*around, text[position:]]
+        inside.append(text[start + len(CALL_OPEN) : end])
+        position = end + len(CALL_CLOSE)
+    around.append(text[position:])
+    return inside, around
 
 
 def _parse_call(block: str) -> dict[str, Any]:
+    block = block.strip(JSON_SPACE)
     try:
-        call = _decode(block)
-    except (ValueError, RecursionError):  # ValueError also for an integer of more digits than python reads
-        raise FormatError("a <tool_call> block is not JSON") from None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        call, end = _scan(block, 0)
+    except (StopIteration, ValueError, RecursionError):
+        call, end = None, -1  # no JSON, nested too deep, or an integer of more digits than python reads
+    if end != len(block):
+        raise FormatError("a <tool_call> block is not JSON")
+    if not isinstance(call, dict) or not isinstance(name := call.get("name"), str):
         raise FormatError("a <tool_call> block is not an object with a name")
-    if not isinstance(call.get("arguments"), dict):
+    if not isinstance(arguments := call.get("arguments"), dict):
         raise FormatError("the arguments of a call are not an object")
-    if block.count("{") + block.count("[") > MAX_DEPTH:  # with fewer brackets it cannot be too deep
-        _require_shallow(call["arguments"])
-    return {"name": call["name"], "arguments": call["arguments"]}
+    if len(block) > 2 * MAX_DEPTH:  # a shorter text cannot be too deep
+        _require_shallow(arguments)
+    return {"name": name, "arguments": arguments}
 
 
 def _require_shallow(arguments: dict[str, Any]) -> None:

@@ -251,6 +251,33 @@ def test_any_text_is_a_completion_or_a_format_error(text, lenient):
                 assert parse_completion(render_target(again)) == completion
 
 
+def reading(text: str, *, strict: bool) -> str:
+    try:
+        return repr(parse_completion(text, strict=strict))  # NaN is not equal to itself
+    except FormatError as error:
+        return str(error)
+
+
+spaces = st.text(st.sampled_from(" \n\t\x1c\u2003"), max_size=2)
+bodies = plain | st.tuples(spaces, st.sampled_from(['{"name": "f", "arguments": {"a": 1}}', "{}", ""]), spaces).map(
+    "".join
+)
+tagged = st.tuples(spaces, bodies, spaces, st.booleans(), bodies, spaces).map(
+    lambda parts: (
+        f"{parts[0]}<think>{parts[1]}</think>{parts[2]}"
+        + (f"<tool_call>{parts[4]}</tool_call>" if parts[3] else parts[4])
+        + parts[5]
+    )
+)
+
+
+@given(text=tagged | hostile, strict=st.booleans())
+def test_an_end_token_changes_nothing(text, strict):
+    """A text without it may be read at once, one with it never is: both readings are the same."""
+    if not text.strip().endswith("<|im_end|>"):
+        assert reading(text, strict=strict) == reading(text + "<|im_end|>", strict=strict)
+
+
 @pytest.mark.parametrize("value", [None, 3, b"<think></think>", ["<think></think>"], {}])
 def test_what_is_no_string_is_a_format_error(value):
     for parse in (parse_completion, parse_target):

@@ -23,6 +23,8 @@ TOKEN = re.compile("[a-z0-9]+")
 # More words than any model's context holds, so only a hostile text is cut: two of megabytes would take minutes.
 MAX_WORDS = 1 << 16
 LONGEST_CACHED = 1 << 12  # characters of a text of which the parse and the words are kept
+GROUPS_KEPT = 8
+STEMS_KEPT = 1 << 14
 
 
 class Reward(NamedTuple):
@@ -55,17 +57,15 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         reads it (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply and
         scores 0.
     """
+    if not isinstance(completion, str) or not isinstance(target, str):
+        return FORMAT_ERROR
+    compare = _compare_once if len(completion) + len(target) <= LONGEST_CACHED else _compare
     try:
-        expected, predicted = _parsed(target, parse_target), _parsed(completion, parse_completion)
+        predicted, reward = compare(completion, target)
         validate_calls(predicted, tools)
     except FormatError:
         return FORMAT_ERROR
-    if expected.tool_calls:
-        content = _calls_similarity(predicted.tool_calls, expected.tool_calls) if predicted.tool_calls else 0.0
-    else:
-        content = _reply_similarity(predicted, expected.content)
-    content = _as_float32(content)
-    return Reward(total=content, format=1.0, content=content)
+    return reward
 
 
 def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bool:
@@ -88,23 +88,34 @@ def rouge_l(first: str, second: str) -> float:
     """ROUGE-L F1 of two texts as rouge_score computes it with its stemmer; 1 for equal texts, 0 beside a blank one."""
     if first == second:
         return 1.0
-    first_tokens, second_tokens = _words(first), _words(second)
-    common = LCSseq.similarity(first_tokens, second_tokens)
+    first_words, second_words = _words(first), _words(second)
+    common = LCSseq.similarity(first_words, second_words)
     if not common:
         return 0.0
-    precision, recall = common / len(first_tokens), common / len(second_tokens)
+    precision, recall = common / len(first_words), common / len(second_words)
     return 2 * precision * recall / (precision + recall)
 
 
-def _parsed(text: str, parse: Callable[..., Completion]) -> Completion:
-    # A group of rollouts shares its target and has many completions twice; an error is found anew each time.
-    cached = isinstance(text, str) and len(text) <= LONGEST_CACHED
-    return _parse_once(text, parse) if cached else parse(text, strict=False)
+def _compare(completion: str, target: str) -> tuple[Completion, Reward]:
+    """The parsed completion and its reward, if its calls are the tools' own."""
+    expected = (_target_once if len(target) <= LONGEST_CACHED else _target)(target)
+    predicted = parse_completion(completion, strict=False)
+    if expected.tool_calls:
+        content = _calls_similarity(predicted.tool_calls, expected.tool_calls)
+    else:
+        content = _reply_similarity(predicted, expected.content)
+    content = FLOAT32.unpack(FLOAT32.pack(content))[0]
+    return predicted, Reward(content, 1.0, content)
 
 
-@lru_cache(maxsize=1 << 12)
-def _parse_once(text: str, parse: Callable[..., Completion]) -> Completion:
-    return parse(text, strict=False)
+def _target(text: str) -> Completion:
+    return parse_target(text, strict=False)
+
+
+# Rollouts are scored group by group: a group shares its target and has many completions twice. Little is kept, so that the
+# garbage collector has little to walk over; a format error is found anew each time.
+_compare_once = lru_cache(maxsize=GROUPS_KEPT * 8)(_compare)
+_target_once = lru_cache(maxsize=GROUPS_KEPT)(_target)
 
 
 def _reply_similarity(predicted: Completion, reply: str) -> float:
@@ -114,15 +125,14 @@ def _reply_similarity(predicted: Completion, reply: str) -> float:
 
 def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
     """R_fc: predicted calls in their order, each with the most similar expected call of its name that is left."""
-    unused: dict[str, list[dict[str, Any]]] = {}
-    for call in expected:
-        unused.setdefault(call["name"], []).append(call["arguments"])
-    similarity, matched = 0.0, 0
+    unused, similarity, matched = list(expected), 0.0, 0
     for call in predicted:
-        if candidates := unused.get(call["name"]):
-            scores = [arguments_similarity(call["arguments"], arguments) for arguments in candidates]
-            best = max(scores)
-            del candidates[scores.index(best)]
+        name, arguments, best = call["name"], call["arguments"], -1.0
+        for number, other in enumerate(unused):
+            if other["name"] == name and (score := arguments_similarity(arguments, other["arguments"])) > best:
+                best, match = score, number
+        if best >= 0:
+            del unused[match]
             similarity, matched = similarity + best, matched + 1
     return similarity / (len(predicted) + len(expected) - matched)
 
@@ -134,37 +144,40 @@ def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) ->
         return 1.0
     for key, value in predicted.items():
         if key in expected:
-            similarity, union = similarity + _value_similarity(value, expected[key]), union - 1
+            other, union = expected[key], union - 1
+            both_text = isinstance(value, str) and isinstance(other, str)
+            similarity += rouge_l(value, other) if both_text else _equality(value, other)
     return similarity / union
 
 
-def _value_similarity(predicted: Any, expected: Any) -> float:
-    if isinstance(predicted, str) and isinstance(expected, str):
-        return rouge_l(predicted, expected)
+def _equality(predicted: Any, expected: Any) -> float:
     if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
         return float(predicted == expected)
     return float(str(predicted) == str(expected))
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return _cached_words(text) if len(text) <= LONGEST_CACHED else _split_words(text)
+    return _words_once(text) if len(text) <= LONGEST_CACHED else _split_words(text)
 
 
 def _split_words(text: str) -> tuple[str, ...]:
-    words = TOKEN.findall(text.lower())[:MAX_WORDS]
-    return tuple(_stem(word) if len(word) > 3 else word for word in words)
+    return tuple(map(_stem, TOKEN.findall(text.lower())[:MAX_WORDS]))
 
 
-_cached_words = lru_cache(maxsize=1 << 12)(_split_words)
+class _Stems(dict[str, str]):
+    """The stems of the words seen, most of which come again."""
+
+    def __missing__(self, word: str) -> str:
+        stem = _stemmer()(word) if len(word) > 3 else word
+        if len(word) <= LONGEST_CACHED:
+            if len(self) >= STEMS_KEPT:
+                self.clear()
+            self[word] = stem
+        return stem
 
 
-def _stem(word: str) -> str:
-    return _cached_stem(word) if len(word) <= LONGEST_CACHED else _stemmer()(word)
-
-
-@lru_cache(maxsize=1 << 14)
-def _cached_stem(word: str) -> str:
-    return _stemmer()(word)
+_stem = _Stems().__getitem__
+_words_once = lru_cache(maxsize=1 << 12)(_split_words)
 
 
 @cache
@@ -173,10 +186,6 @@ def _stemmer() -> Callable[[str], str]:
     from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer().stem
-
-
-def _as_float32(value: float) -> float:
-    return FLOAT32.unpack(FLOAT32.pack(value))[0]
 
 
 def _canonical_call(call: dict[str, Any]) -> str:

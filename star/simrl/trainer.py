@@ -127,11 +127,7 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
         raise InputError(
             f"prompts_per_step = {settings.prompts_per_step} cannot be shared by {processes} processes: take a multiple"
         )
-    batch_size = settings.prompts_per_step // processes * settings.num_generations
-    if batch_size % min(settings.micro_batch_size or batch_size, batch_size):
-        raise InputError(
-            f"micro_batch_size = {settings.micro_batch_size} does not divide the {batch_size} completions of a process"
-        )
+    batch_size = settings.prompts_per_step * settings.num_generations
     return GRPOConfig(
         **common_arguments(settings, folder=folder, seed=seed, batch_size=batch_size),
         **_vllm_arguments(settings),
@@ -208,7 +204,8 @@ class SimRLTrainer(GRPOTrainer):
     def _fill_batch(self, inputs: list[dict]) -> list[Group]:
         """This process's share of a batch of groups that teach: the given prompts' and, for those dropped, new ones'.
 
-        All processes see all groups and choose alike, so the batch is the one that a single process would have made.
+        All processes see all groups and choose alike, so the batch is the one that a single process would have made, but for
+        the rounding of products of another shape.
         """
         limits, count = self.settings, self.settings.prompts_per_step
         self.sampled, kept, rounds = [], [], 0

@@ -25,9 +25,10 @@ def main(model: Path, data: Path, out: Path) -> None:
     out.mkdir(exist_ok=True)
     tokenizer = load_tokenizer(model)
     prompts = render_rows(list(read_rows(data / "train.jsonl")), tokenizer)
-    trainer: SimRLTrainer = build_trainer(
-        load_model(model), tokenizer, prompts, settings=SETTINGS, folder=out / "simrl", seed=7
-    )
+    # In double precision: a product's last bit depends on how many rows it has, and in single precision that draws another
+    # token once in some thousand steps.
+    policy = load_model(model).double()
+    trainer: SimRLTrainer = build_trainer(policy, tokenizer, prompts, settings=SETTINGS, folder=out / "simrl", seed=7)
     steps: list[dict] = []
 
     class Record(TrainerCallback):
