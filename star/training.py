@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from star import ranks
 from star.config import Training
 from star.errors import InputError
 from star.progress import Bar
@@ -152,10 +153,11 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete())
-    trainer.add_callback(
-        _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
-    )
-    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    if ranks.is_first():
+        trainer.add_callback(
+            _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
+        )
+    checkpoint = ranks.told_by_first(last_checkpoint(Path(trainer.args.output_dir)) if ranks.is_first() else None)
     if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
         # Trainer would take one step more from its last checkpoint.
         trainer._load_from_checkpoint(checkpoint)
@@ -165,7 +167,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
-    (state / f"{phase}_curve.json").write_text(json.dumps(history, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if ranks.is_first():
+        curve = json.dumps(history, indent=1, sort_keys=True) + "\n"
+        (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
+    ranks.meet()
 
 
 def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[str, float]:
@@ -202,6 +207,7 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         os.sync()
+        ranks.meet()  # every process writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 

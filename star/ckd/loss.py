@@ -23,6 +23,7 @@ Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids 
 S figures of `KDOutput`.
 """
 
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from star.ckd.gradient import Chunk, Kind, Settings, choose_path
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
-BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
 MIN_CHUNK = 16  # fewer rows make the matrix products too thin; larger chunks are a multiple of it
 
 
@@ -201,7 +202,7 @@ class _FusedKD(torch.autograd.Function):
 
         for block in blocks if chunks else ():
             fill(chunks[0], block)
-        for rows, next_rows in zip(chunks, [*chunks[1:], None], strict=True):
+        for rows, next_rows in zip_longest(chunks, chunks[1:]):
             hidden_CH, labels_C1 = hidden_TH[rows], None if labels_T is None else labels_T[rows, None].long()
             chunk = Chunk(ids_TK[rows].long(), logprobs_TK[rows].to(dtype), labels_C1)
             logits_CV = buffer_CV[: len(hidden_CH)]
