@@ -5,6 +5,8 @@ All processes must see the same files.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -16,6 +18,14 @@ def count() -> int:
 def is_first() -> bool:
     """Whether this process locks, writes and reports for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Work in company. It ends with a parting, as torch aborts a process that just leaves."""
+    yield
+    if count() > 1:
+        _join().destroy_process_group()
 
 
 def told_by_first(word: Any) -> Any:

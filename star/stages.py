@@ -266,9 +266,10 @@ def _run(
         stage, out = stage_named(name), Path(out).absolute()
         if ranks.count() > 1 and not stage.trains:
             raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
-        if not ranks.is_first():
-            return _help(work, out)
-        return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
+        with ranks.together():
+            if not ranks.is_first():
+                return _help(work, out)
+            return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
     except BaseException as error:
         cure = cure_of(error)
         said = cure or f"{type(error).__name__}: {error}"
