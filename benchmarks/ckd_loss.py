@@ -3,8 +3,9 @@
 python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--without trl liger] [--plot docs/ckd_loss.svg]
 
 Forward and backward with both gradients, float32, one CPU thread, hidden size 256, k = m = 100. Each measurement is a
-process of its own; CPU seconds are the median of the repeats, taken in turns, so that whatever else the machine does
-falls on all alike. Memory is the rise of the process's peak resident set over what it held before the call.
+process of its own. The losses take turns, so that whatever else the machine does falls on all alike; seconds and memory
+are medians over the turns, ratios the medians of the ratios within a turn. Memory is the rise of the process's peak
+resident set over what it held before the call.
 
 TRL and Liger have no top-k loss. Theirs is the full-vocabulary forward KL (generalised JSD with beta = 0), which also
 multiplies out a teacher's logits, given here the same size as the student's: it does more work and is shown for scale.
@@ -121,8 +122,8 @@ def status(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def compare(rows: int, vocab: int, repeats: int, *, names: list[str]) -> dict[str, dict[str, float] | None]:
-    """Medians by name; None for a library that is not installed or does not run on this machine."""
+def compare(rows: int, vocab: int, repeats: int, *, names: list[str]) -> dict[str, list[dict[str, float]]]:
+    """What every turn measured, by name; nothing for a library that is not installed or does not run on this machine."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
@@ -133,10 +134,16 @@ def compare(rows: int, vocab: int, repeats: int, *, names: list[str]) -> dict[st
             else:
                 reason = (ended.stderr.strip().splitlines() or ["no message"])[-1]
                 print(f"{name} does not run here: {reason}", file=sys.stderr)
-    return {
-        name: {key: statistics.median(run[key] for run in runs) for key in ("seconds", "mib")} if runs else None
-        for name, runs in found.items()
-    }
+    return found
+
+
+def median(runs: list[dict[str, float]], key: str) -> float:
+    return statistics.median(run[key] for run in runs)
+
+
+def ratio(runs: list[dict[str, float]], others: list[dict[str, float]], key: str) -> float:
+    """The median over the turns of the ratio within a turn."""
+    return statistics.median(run[key] / other[key] for run, other in zip(runs, others, strict=True))
 
 
 def table(results: dict[tuple[int, int], dict]) -> Iterator[str]:
@@ -146,14 +153,14 @@ def table(results: dict[tuple[int, int], dict]) -> Iterator[str]:
     yield "|---:|---:|---|---:|---:|---:|---:|---:|"
     for (rows, vocab), found in results.items():
         whole, bare = found["official"], found["gemms"]
-        for name, one in found.items():
+        for name, runs in found.items():
             label = NAMES[name]
-            if one is None:
+            if not runs:
                 yield f"| {rows} | {vocab} | {label} | not installed or does not run on this machine | | | | |"
                 continue
             yield (
-                f"| {rows} | {vocab} | {label} | {one['seconds']:.2f} | {one['seconds'] / whole['seconds']:.2f} | "
-                f"{one['seconds'] / bare['seconds']:.2f} | {one['mib']:.0f} | {whole['mib'] / one['mib']:.1f} |"
+                f"| {rows} | {vocab} | {label} | {median(runs, 'seconds'):.2f} | {ratio(runs, whole, 'seconds'):.2f} | "
+                f"{ratio(runs, bare, 'seconds'):.2f} | {median(runs, 'mib'):.1f} | {ratio(whole, runs, 'mib'):.1f} |"
             )
     yield ""
     yield f"One thread, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}; no GPU."
@@ -169,7 +176,7 @@ def plot(path: Path, results: dict[tuple[int, int], dict]) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.2))
     for axis, key, title in ((axes[0], "seconds", "CPU seconds"), (axes[1], "mib", "peak memory, MiB")):
         for name, label in NAMES.items():
-            points = [(rows, found[name][key]) for (rows, _), found in results.items() if found.get(name)]
+            points = [(rows, median(found[name], key)) for (rows, _), found in results.items() if found.get(name)]
             axis.plot(*zip(*points, strict=True), marker="o", label=label) if points else None
         axis.set(title=title, xlabel="completion tokens T", yscale="log")
     axes[0].legend(fontsize=6)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from star import ranks
 from star.cli_data import data_app
 from star.cli_pipeline import pipeline_app
 from star.errors import PipelineError, cure_of, redacted
@@ -474,6 +475,8 @@ def _print_metrics(work: Callable[..., dict], *, out: Path, **arguments: object)
     place = Place.parse(out) if is_remote(out) else None
     local = home() / "s3" / "made" / place.bucket / place.prefix if place else out
     metrics = work(out=local, **{name: _fetched(value) for name, value in arguments.items()})
+    if not ranks.is_first():
+        return
     if place:
         upload_folder(local, str(place))
     typer.echo(json.dumps(metrics, indent=1))

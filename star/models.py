@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Trainer
 from transformers.utils import logging as transformers_logging
 
+from star import ranks
 from star.config import Architecture, Lora, ModelFolder, Scratch
 from star.errors import InputError
 from star.training import Log, seed_everything, supervised_arguments, train
@@ -78,6 +79,15 @@ def save_model(model, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def keep_model(model, tokenizer, folder: Path) -> None:
+    """Writes a model folder whole or not at all; of several processes the first one does, and the others wait for it."""
+    if ranks.is_first():
+        unfinished = folder.with_name(f"{folder.name}.partial")
+        save_model(model, tokenizer, unfinished)
+        unfinished.rename(folder)
+    ranks.meet()
+
+
 def count_parameters(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -107,7 +117,7 @@ def build_base(
         state: folder for checkpoints, from which a killed warm-up goes on.
     """
     finished = state / "base"
-    if (finished / "config.json").is_file():
+    if ranks.told_by_first((finished / "config.json").is_file()):
         return load_model(finished, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
     arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)
@@ -115,9 +125,7 @@ def build_base(
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     train(trainer, phase="warmup", label=label, state=state, log=log)
-    unfinished = state / "base.partial"
-    save_model(model, tokenizer, unfinished)
-    unfinished.rename(finished)
+    keep_model(model, tokenizer, finished)
     return model
 
 

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from star import progress
+from star import progress, ranks
 from star.code import code_digest
 from star.config import Config, Student
 from star.errors import InputError, cure_of
@@ -51,6 +52,7 @@ class Stage:
     inputs: dict[str, str]
     sections: tuple[str, ...]
     cached: bool = True
+    trains: bool = False  # several processes may share it
 
 
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
@@ -213,7 +215,11 @@ def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resu
 STAGES: tuple[Stage, ...] = (
     Stage("synthesize", synthesize, {}, ("seed", "data")),
     Stage(
-        "refine-teacher", refine_teacher, {"data": "synthesize"}, ("seed", "max_prompt_tokens", "scratch", "teacher")
+        "refine-teacher",
+        refine_teacher,
+        {"data": "synthesize"},
+        ("seed", "max_prompt_tokens", "scratch", "teacher"),
+        trains=True,
     ),
     Stage(
         "rollout",
@@ -222,8 +228,14 @@ STAGES: tuple[Stage, ...] = (
         ("seed", "max_prompt_tokens", "rollout"),
     ),
     Stage("extract-topk", extract_topk, {"rollouts": "rollout", "teacher": "refine-teacher"}, ("topk",)),
-    Stage("distill", distill, {"topk": "extract-topk"}, ("seed", "scratch", "student", "distill")),
-    Stage("refine", refine, {"student": "distill", "data": "synthesize"}, ("seed", "max_prompt_tokens", "refine")),
+    Stage("distill", distill, {"topk": "extract-topk"}, ("seed", "scratch", "student", "distill"), trains=True),
+    Stage(
+        "refine",
+        refine,
+        {"student": "distill", "data": "synthesize"},
+        ("seed", "max_prompt_tokens", "refine"),
+        trains=True,
+    ),
     Stage(
         "evaluate",
         evaluate,
@@ -253,7 +265,12 @@ def _run(
     progress.end_with_runner()
     try:
         stage, out = stage_named(name), Path(out).absolute()
-        return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
+        if ranks.count() > 1 and not stage.trains:
+            raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
+        with ranks.together():
+            if not ranks.is_first():
+                return _help(work, out)
+            return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
     except BaseException as error:
         cure = cure_of(error)
         said = cure or f"{type(error).__name__}: {error}"
@@ -297,17 +314,20 @@ def _run_once(
     finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
     if stage.cached and is_finished(out, fingerprint=fingerprint):
         clear_finished(out, stage=stage.name, fingerprint=fingerprint)
+        ranks.told_by_first(None)
         progress.emit(kind="finished", stage=stage.name, cached=True)
         return json.loads((out / METRICS).read_text(encoding="utf-8"))
     progress.emit(kind="started", stage=stage.name)
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
+        ranks.told_by_first(workspace.state)
         with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             seed = config.seed if "seed" in stage.sections else None
             manifest = replace(manifest, origin=origin(seed=seed))
             with sampled(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
+            ranks.meet()
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
@@ -315,6 +335,19 @@ def _run_once(
         write_json(workspace.out / METRICS, metrics)
         publish(workspace.out, out=out, manifest=manifest)
     progress.emit(kind="finished", stage=stage.name, cached=False)
+    return metrics
+
+
+def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
+    """The part of every process but the first: it trains from the same state, and nothing that it writes is kept."""
+    from star.registry.tracking import Run
+
+    state = ranks.told_by_first(None)
+    if state is None:  # the result is there already
+        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+    with TemporaryDirectory() as scratch:
+        metrics = work(Workspace(out=Path(scratch), state=state), Run())
+        ranks.meet()
     return metrics
 
 

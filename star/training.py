@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from star import mirror
+from star import mirror, ranks
 from star.config import Training
 from star.errors import InputError
 from star.progress import Bar, say
@@ -59,13 +59,13 @@ def common_arguments(
     Raises:
         InputError: the ranks cannot share the batch evenly.
     """
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if batch_size % ranks:
-        raise InputError(f"a batch of {batch_size} cannot be shared by {ranks} processes: choose a multiple")
-    share = batch_size // ranks
+    processes = ranks.count()
+    if batch_size % processes:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {processes} processes: choose a multiple")
+    share = batch_size // processes
     micro = min(training.micro_batch_size or share, share)
     if share % micro:
-        raise InputError(f"micro_batch_size {micro} must divide the {share} sequences of each of {ranks} processes")
+        raise InputError(f"micro_batch_size {micro} must divide the {share} sequences of each of {processes} processes")
     return {
         "output_dir": str(folder),
         "max_steps": training.steps,
@@ -158,10 +158,11 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete(state))
     trainer.add_callback(stopper := _StopWithCheckpoint())
-    trainer.add_callback(
-        _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
-    )
-    checkpoint = last_checkpoint(Path(trainer.args.output_dir))
+    if ranks.is_first():
+        trainer.add_callback(
+            _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
+        )
+    checkpoint = ranks.told_by_first(last_checkpoint(Path(trainer.args.output_dir)) if ranks.is_first() else None)
     if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
         # Trainer would take one step more from its last checkpoint.
         trainer._load_from_checkpoint(checkpoint)
@@ -174,7 +175,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
-    (state / f"{phase}_curve.json").write_text(json.dumps(history, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if ranks.is_first():
+        curve = json.dumps(history, indent=1, sort_keys=True) + "\n"
+        (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
+    ranks.meet()
 
 
 def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[str, float]:
@@ -214,6 +218,7 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         os.sync()
+        ranks.meet()  # every process writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         if state.is_world_process_zero:
             mirror.keep(self.kept)
@@ -243,8 +248,10 @@ class _StopWithCheckpoint(TrainerCallback):
         say("told to end: saving a checkpoint first")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.told and state.global_step % args.logging_steps == 0:
-            control.should_save = control.should_training_stop = True
+        if state.global_step % args.logging_steps == 0:
+            self.told = ranks.told_by_first(self.told)  # all processes end after the same step
+            if self.told:
+                control.should_save = control.should_training_stop = True
 
 
 class _ShowProgress(TrainerCallback):

@@ -23,7 +23,7 @@ Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids 
 S figures of `KDOutput`.
 """
 
-from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,8 +34,8 @@ from star.ckd.gradient import Chunk, Kind, Settings, choose_path
 
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
-CHUNK_BYTES = {"cpu": 6 * 2**20, "cuda": 256 * 2**20}
-BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 64 * 2**20}
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
 MIN_CHUNK = 16  # fewer rows make the matrix products too thin; larger chunks are a multiple of it
 
 
@@ -194,21 +194,29 @@ class _FusedKD(torch.autograd.Function):
         buffer_CV = hidden_TH.new_empty((settings.chunk_size, len(weight_VH)), dtype=dtype)
         logits_to_gradient_ = choose_path(hidden_TH.device.type)
         sums_S = hidden_TH.new_zeros((len(KDOutput._fields),), dtype=dtype)
-        for start in range(0, len(hidden_TH), settings.chunk_size):
-            rows = slice(start, start + settings.chunk_size)
+        chunks, blocks = _stretches(len(hidden_TH), settings.chunk_size), _stretches(len(weight_VH), _block(weight_VH))
+
+        def fill(rows: slice, block: slice) -> None:
+            hidden_CH = hidden_TH[rows]
+            _matmul_into(buffer_CV[: len(hidden_CH), block], hidden_CH, weight_VH[block].t(), add=False)
+
+        for block in blocks if chunks else ():
+            fill(chunks[0], block)
+        for rows, next_rows in zip_longest(chunks, chunks[1:]):
             hidden_CH, labels_C1 = hidden_TH[rows], None if labels_T is None else labels_T[rows, None].long()
             chunk = Chunk(ids_TK[rows].long(), logprobs_TK[rows].to(dtype), labels_C1)
             logits_CV = buffer_CV[: len(hidden_CH)]
-            for block in _blocks(weight_VH):
-                _matmul_into(logits_CV[:, block], hidden_CH, weight_VH[block].t(), add=False)
             sums, dz_CV = logits_to_gradient_(logits_CV, chunk, settings, gradient_dtype=hidden_CH.dtype)
             sums_S += sums
-            for block in _blocks(weight_VH) if wants_hidden or wants_weight else ():
+            # Backwards, as a dz of half precision lies in the first half of its row's bytes.
+            for block in reversed(blocks):
                 dz_CB = dz_CV[:, block]
                 if wants_hidden:
                     _matmul_into(grad_TH[rows], dz_CB, weight_VH[block], add=True)
                 if wants_weight:
                     _matmul_into(grad_VH[block], dz_CB.t(), hidden_CH, add=True)
+                if next_rows:  # what is used up gives way to the next logits, while the block's weights are at hand
+                    fill(next_rows, block)
         ctx.save_for_backward(
             *(None if grad is None else grad.mul_(settings.scale).to(given_dtype) for grad in (grad_TH, grad_VH))
         )
@@ -239,11 +247,14 @@ def _matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None
         out.copy_(torch.mm(left, right, out_dtype=out.dtype))
 
 
-def _blocks(weight_VH: Tensor) -> Iterator[slice]:
-    """The vocabulary in stretches whose weights take `BLOCK_BYTES`."""
-    vocab, hidden = weight_VH.shape
-    step = max(256, BLOCK_BYTES[_device(weight_VH)] // (max(hidden, 1) * logit_dtype(weight_VH).itemsize))
-    return (slice(start, min(start + step, vocab)) for start in range(0, vocab, step))
+def _stretches(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _block(weight_VH: Tensor) -> int:
+    """How many rows of the weights take `BLOCK_BYTES`."""
+    row_bytes = max(weight_VH.shape[1], 1) * logit_dtype(weight_VH).itemsize
+    return max(256, BLOCK_BYTES[_device(weight_VH)] // row_bytes)
 
 
 def _device(tensor: Tensor) -> str:

@@ -5,8 +5,9 @@ from functools import partial
 
 from transformers import Trainer
 
+from star import ranks
 from star.config import Architecture, Config, Training
-from star.models import base_source, build_base, load_model, load_tokenizer, save_model
+from star.models import base_source, build_base, keep_model, load_model, load_tokenizer
 from star.prompts import Prompt, render_rows, within_length
 from star.simrl.trainer import FIGURES, Show, refine_model
 from star.storage import Workspace
@@ -32,13 +33,11 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log,
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     trained = work.state / "trained"
-    if not (trained / "config.json").is_file():
+    if not ranks.told_by_first((trained / "config.json").is_file()):
         model = _base(config, tokenizer, work=work, log=log)
         if config.teacher.sft:
             _fine_tune(model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log)
-        unfinished = work.state / "trained.partial"
-        save_model(model, tokenizer, unfinished)
-        unfinished.rename(trained)
+        keep_model(model, tokenizer, trained)
     if config.teacher.refine:
         label = "refine the teacher (Sim-RL)"
         refine_model(

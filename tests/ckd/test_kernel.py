@@ -121,6 +121,30 @@ def test_the_loss_runs_on_the_kernels_as_it_does_without(grad, monkeypatch):
     torch.testing.assert_close(results[1], results[0], **EXACT)
 
 
+def test_a_gradient_in_the_logits_own_bytes_is_used_before_the_next_logits_are_written(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    hidden = torch.randn(11, 8, generator=rng).to(DEVICE).requires_grad_()
+    weight = torch.randn(1500, 8, generator=rng).to(DEVICE).requires_grad_()
+    _, chunk = make_logits(11, 1500, 12, dtype=torch.float32)
+
+    def gradients(chunk_size: int) -> tuple[Tensor, ...]:
+        output = fused_linear_kd(hidden, weight, chunk.ids_CK, chunk.logprobs_CK, top_m=20, chunk_size=chunk_size)
+        return torch.autograd.grad(output.loss, (hidden, weight))
+
+    expected = gradients(11)
+
+    def in_half_precision(logits: Tensor, *rest: object, gradient_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return kernel.logits_to_gradient_(logits, *rest, gradient_dtype=torch.bfloat16)
+
+    def matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+        out.addmm_(left.to(out.dtype), right.to(out.dtype), beta=int(add))
+
+    monkeypatch.setattr(loss, "choose_path", lambda device: in_half_precision)
+    monkeypatch.setattr(loss, "_matmul_into", matmul_into)
+    monkeypatch.setattr(loss, "BLOCK_BYTES", {DEVICE: 1})
+    torch.testing.assert_close(gradients(4), expected, rtol=2**-6, atol=1e-3)
+
+
 def test_the_kernels_are_tried_before_they_are_chosen():
     assert find_triton_fault(DEVICE) is None
     assert find_triton_fault("meta").startswith("Triton does not run here: ")

@@ -128,6 +128,11 @@ def test_chunk_size_does_not_matter():
         torch.testing.assert_close(result, results[0], **EXACT)
 
 
+def test_blocks_of_the_vocabulary_and_chunks_of_rows_are_the_reference(monkeypatch):
+    monkeypatch.setitem(loss_module.BLOCK_BYTES, "cpu", 1)  # the least: 256 rows of the head
+    assert_same_as_reference(make_case(8, 6, 1100, 40), top_m=30, tail_weight=10.0, chunk_size=3)
+
+
 def test_default_chunk_keeps_to_the_budget(monkeypatch):
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 40 * 60 * 8)
     seen = []
