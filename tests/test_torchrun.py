@@ -40,7 +40,7 @@ def test_two_processes_write_what_one_writes(stage, micro: Config, finished: dic
             json.loads((folder / curve.name).read_text(encoding="utf-8")) for folder in (curve.parent, out)
         )
         assert [entry["step"] for entry in together] == [entry["step"] for entry in alone]
-        for name in ("loss", "fkl", "tail", "sampled_reward"):
+        for name in ("loss", "fkl", "tail", "sampled_reward", "entropy"):
             values = ([entry[name] for entry in entries if name in entry] for entries in (together, alone))
             # The last batch of an epoch, short for one process, is filled up for two.
             assert next(values) == pytest.approx(next(values), rel=2e-2, abs=1e-4), (curve.name, name)
