@@ -228,18 +228,21 @@ class _StopWithCheckpoint(TrainerCallback):
     """SIGTERM (a pod that must leave its node) ends the training with a checkpoint; a second one ends it at once.
 
     It ends after a step that is logged, where no half-summed figure is lost: a resumed run then logs what one left alone would.
+    Of several processes each would stop at a step of its own, so there SIGTERM stays what it was.
     """
 
     def __init__(self) -> None:
         self.told = False
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        self.listens = alone and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> None:
         self.before = signal.getsignal(signal.SIGTERM)
-        if threading.current_thread() is threading.main_thread():
+        if self.listens:
             signal.signal(signal.SIGTERM, self._tell)
 
     def __exit__(self, *exc: object) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if self.listens:
             signal.signal(signal.SIGTERM, self.before)
 
     def _tell(self, *_: object) -> None:
