@@ -6,7 +6,7 @@ import os
 import re
 from urllib.parse import quote
 
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|CREDENTIAL|AUTH(?!OR)", re.IGNORECASE)
+SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|CREDENTIAL|WEBHOOK|AUTH(?!OR)", re.IGNORECASE)
 SECRET_LENGTH = 6  # a shorter value would blot out ordinary words
 
 

@@ -21,7 +21,7 @@ LIBRARIES = (
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
 )
-KEYS = ("STAR_API_KEY",)  # our own
+KEYS = ("STAR_API_KEY", "STAR_WEBHOOK")  # our own; whoever knows a webhook's address may post to it
 # Addresses may hold a password; the rest are paths, ids and switches, which are shown on purpose.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
 SHOWN = {
@@ -29,6 +29,7 @@ SHOWN = {
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "KFP_RUN_ID", "DVC_STAGE", "RANK", "HF_HUB_OFFLINE",
     "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG",
     "MLFLOW_HTTP_REQUEST_TIMEOUT", "BFCL_PROJECT_ROOT", "OMP_NUM_THREADS", "WORLD_SIZE", "XDG_CACHE_HOME",
+    "STAR_CHECKPOINTS", "KUBERNETES_SERVICE_HOST",
 }  # fmt: skip
 WORK = """
 import sys
