@@ -13,7 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 # What only shows, checks or stores does not change a result; of the configuration a stage's own sections are in its digest.
-OUTSIDE = frozenset({"star.config", "star.errors", "star.progress", "star.registry.tracking", "star.storage"})
+OUTSIDE = frozenset(
+    {"star.config", "star.errors", "star.mirror", "star.progress", "star.registry.tracking", "star.storage"}
+)
 
 
 def code_digest(function: Callable) -> str:

@@ -6,6 +6,7 @@ sha256, and an index written last, so that what is read is always one whole chec
 
 import json
 import os
+import shutil
 from pathlib import Path, PurePosixPath
 
 from star.config import sha256_of
@@ -36,15 +37,21 @@ def fetch(state: Path, fingerprint: str) -> None:
     from star.s3 import Place, connected
 
     place = Place.parse(f"{url}/{fingerprint}")
+    arriving = state.with_name(".state.fetched")
+    shutil.rmtree(arriving, ignore_errors=True)
+    arriving.mkdir()
     with connected(place) as client:
         for name, digest in _index(client, place).items():
-            file = state / name
+            file = arriving / name
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{place}/{INDEX} names {name}, outside its folder: do not trust this store")
             file.parent.mkdir(parents=True, exist_ok=True)
             client.download_file(place.bucket, place.key(digest), str(file))
             if sha256_of(file) != digest:
                 raise InputError(f"{place}/{digest} is not what its name says: delete {place} and run the stage again")
+    # Half a checkpoint must not be taken for one: all of it appears at once.
+    state.rmdir()
+    arriving.rename(state)
 
 
 def forget(fingerprint: str) -> None:

@@ -15,23 +15,16 @@ class Prompt:
 
 
 def render_rows(rows: list[dict], tokenizer) -> list[Prompt]:
-    """One prompt a row, in the order of the rows.
-
-    Raises:
-        InputError: a row is not what a data set holds; the message names it.
-    """
-    return [_rendered(row, tokenizer) for row in rows]
-
-
-def _rendered(row: dict, tokenizer) -> Prompt:
-    try:
-        prompt = render_prompt(row["messages"][:-1], row["tools"], tokenizer)
-        return Prompt(row["id"], prompt, render_target(row["messages"][-1]), row["tools"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        name = row.get("id", "without an id")
-        raise InputError(
-            f"row {name} cannot be rendered ({type(error).__name__}: {error}): correct it, or leave it out"
-        ) from error
+    """One prompt a row, in the order of the rows."""
+    return [
+        Prompt(
+            row["id"],
+            render_prompt(row["messages"][:-1], row["tools"], tokenizer),
+            render_target(row["messages"][-1]),
+            row["tools"],
+        )
+        for row in rows
+    ]
 
 
 def within_length(prompts: list[Prompt], tokenizer, *, max_prompt_tokens: int) -> list[Prompt]:

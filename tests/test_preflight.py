@@ -12,6 +12,7 @@ from threading import Thread
 
 import boto3
 import pytest
+import requests
 from moto.server import ThreadedMotoServer
 
 from star.config import Config, load_config
@@ -29,6 +30,7 @@ def store() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset")  # servers of one process share what they hold
     client = boto3.client(
         "s3",
         endpoint_url=f"http://{host}:{port}",

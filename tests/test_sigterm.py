@@ -9,6 +9,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import requests
 from moto.server import ThreadedMotoServer
 
 from star.stages import stage_named
@@ -64,6 +65,7 @@ def test_a_training_goes_on_where_the_disk_is_gone(
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset")  # servers of one process share what they hold
     for name, value in (
         ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
         ("AWS_ACCESS_KEY_ID", "key"),

@@ -169,7 +169,7 @@ def test_a_poisoned_row_fails_the_run_by_its_name(
     publish(poisoned, out=data, manifest=replace(read_manifest(data), files=[]))
     with pytest.raises(RuntimeError, match="rollout"):
         run(with_rollout(sharded, temperature=0.32))
-    assert f"row {rows[3]['id']} cannot be rendered" in capfd.readouterr().out
+    assert f"{data / 'train.jsonl'}, line 4: not a row: messages.1.tool_calls.0.name" in capfd.readouterr().out
     told = webhook.told[-1]
     assert told["state"] == "FAILED"
     assert [name.split("-")[0] for name in told["kept"]] == ["rollout", "rollout"]
