@@ -1,8 +1,8 @@
 """Sim-RL on the tiny profile, three ways beside each other: filtered, not filtered, and filtered on the binary reward.
 
-Every arm trains the same student, distilled for only a part of the profile's steps so that there is room to rise, with the
-profile's `refine` settings but for the number of steps. At the start and every few steps the policy answers the held-out rows once
-at temperature 1; what is drawn is the mean similarity reward of those answers, which no arm was trained on.
+Every arm trains the run's distilled student with the profile's `refine` settings but for the number of steps and of prompts a step.
+At the start and every few steps the policy answers the held-out rows once at temperature 1, as it does in training; what is
+drawn is the mean similarity reward of those answers, which no arm was trained on.
 
     python benchmarks/simrl.py runs/latest --work build/simrl          # a finished tiny run; about half an hour on one core
     python benchmarks/simrl.py runs/latest --work build/simrl --plot docs/simrl.svg
@@ -18,14 +18,13 @@ from statistics import fmean, stdev
 
 from transformers import TrainerCallback
 
-from star.config import Config, SimRL, load_config
+from star.config import SimRL, load_config
 from star.data.rows import read_rows
 from star.generation import generate
 from star.models import load_model, load_tokenizer
 from star.prompts import Prompt, render_rows
 from star.simrl.reward import similarity_reward
 from star.simrl.trainer import build_trainer
-from star.stages import distill
 from star.storage import write_json
 from star.training import seed_everything, train
 
@@ -35,8 +34,8 @@ ARMS: dict[str, dict[str, object]] = {
     "binary, filtered": {"reward": "binary"},
 }
 SEEDS = (1, 2, 3)
+SAMPLES = 4  # answers a row
 T_95 = 4.303  # Student's t for the mean of three values, 95%
-DISTILL_STEPS = 120
 
 
 class Evaluation(TrainerCallback):
@@ -62,11 +61,12 @@ class Evaluation(TrainerCallback):
         for start in range(0, len(self.prompts), 100):
             batch = self.prompts[start : start + 100]
             # The same random numbers at every step and in every arm.
-            limits = {"samples": 1, "temperature": 1.0, "max_new_tokens": 72, "seed": start}
+            limits = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": 72, "seed": start}
             answers = generate(self.model, self.tokenizer, [prompt.text for prompt in batch], **limits)
             rewards += [
-                similarity_reward(answer[0].text, prompt.target, prompt.tools).total
-                for answer, prompt in zip(answers, batch, strict=True)
+                similarity_reward(answer.text, prompt.target, prompt.tools).total
+                for answers_of_one, prompt in zip(answers, batch, strict=True)
+                for answer in answers_of_one
             ]
         self.model.train()
         return fmean(rewards)
@@ -87,13 +87,6 @@ def train_arm(folder: Path, *, settings: SimRL, seed: int, student: Path, data: 
         shutil.rmtree(folder / "checkpoints")
         finished.touch()
     return {int(step): reward for step, reward in json.loads(file.read_text(encoding="utf-8")).items()}
-
-
-def make_student(config: Config, *, topk: Path, work: Path) -> Path:
-    """The student every arm starts from."""
-    settings = config.distill.model_copy(update={"steps": DISTILL_STEPS})
-    distill(config.model_copy(update={"distill": settings}), topk=topk, out=work / "student")
-    return work / "student"
 
 
 def interval(values: list[float]) -> str:
@@ -169,14 +162,16 @@ def draw(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished tiny run's stages, as runs/latest")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the student and the arms")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the arms")
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--every", type=int, default=4, help="steps between two evaluations")
+    parser.add_argument(
+        "--prompts", type=int, default=8, help="prompts a step, each with the profile's number of rollouts"
+    )
+    parser.add_argument("--every", type=int, default=6, help="steps between two evaluations")
     parser.add_argument("--plot", type=Path, help="where the figure is written, as SVG")
     options = parser.parse_args()
-    config = load_config("tiny")
-    student = make_student(config, topk=options.run / "extract-topk", work=options.work)
-    base = config.refine.model_copy(update={"steps": options.steps, "save_steps": options.every})
+    changes = {"steps": options.steps, "prompts_per_step": options.prompts, "save_steps": options.every}
+    base = load_config("tiny").refine.model_copy(update=changes)
     # By seed first: a study that is cut short has whole comparisons.
     curves: dict[str, list[dict[int, float]]] = {arm: [] for arm in ARMS}
     for seed in SEEDS:
@@ -185,7 +180,7 @@ def main() -> None:
                 folder_of(options.work, arm, seed),
                 settings=base.model_copy(update=changes),
                 seed=seed,
-                student=student,
+                student=options.run / "distill",
                 data=options.run / "synthesize",
                 every=options.every,
             )

@@ -139,7 +139,11 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
         reward_weights=[1.0] + [0.0] * (len(_reward_names(settings)) - 1),
         loss_type="grpo",
         scale_rewards="group",
-        lr_scheduler_type="constant",
+        # As the official training's: OpenRLHF's defaults.
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=settings.steps * 3 // 100,
+        adam_beta2=0.95,
         weight_decay=0.0,
         max_grad_norm=1.0,
     )
