@@ -62,11 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.most_alive = max(self.server.most_alive, self.server.alive)
             fault = self.server.faults.pop(0) if self.server.faults else ""
         time.sleep(0.01)
-        try:
-            self.reply(fault, body)
-        finally:
-            with self.server.lock:
-                self.server.alive -= 1
+        with self.server.lock:  # before the reply: the client may be back before this thread runs again
+            self.server.alive -= 1
+        self.reply(fault, body)
 
     def reply(self, fault: str, body: dict) -> None:
         if fault in ("500", "401"):
