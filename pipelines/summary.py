@@ -1,11 +1,11 @@
 """What `star run` prints at the end: one table of the three models, and where everything is."""
 
 import json
-from importlib import resources
 
 from rich.console import Console
 from rich.table import Table
 
+from star.config import FileRef, packaged_file
 from star.pipelines.run import PipelineResult
 from star.registry.tracking import home, shown_uri, tracking_uri
 
@@ -18,8 +18,8 @@ SCORES = {
 }
 
 
-def print_summary(result: PipelineResult) -> None:
-    """Prints the table and the places."""
+def print_summary(result: PipelineResult, *, tools: FileRef) -> None:
+    """Prints the table, the places, and how to call a model of these tools."""
     evaluation = result.metrics("evaluate")
     table = Table(title="Held-out rows")
     table.add_column("model")
@@ -31,11 +31,11 @@ def print_summary(result: PipelineResult) -> None:
     registration = json.loads((result.folders["register"] / "registration.json").read_text(encoding="utf-8"))
     console = Console()
     console.print(table)
-    for line in _places(result, registration):
+    for line in _places(result, registration, tools):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _places(result: PipelineResult, registration: dict) -> list[str]:
+def _places(result: PipelineResult, registration: dict, tools: FileRef) -> list[str]:
     name, version = registration["model"], registration["version"]
     verdict = _verdict(version, registration["champion"])
     latest = home() / "latest"
@@ -49,10 +49,14 @@ def _places(result: PipelineResult, registration: dict) -> list[str]:
         f"time      {result.seconds:.0f} s, stages run: {', '.join(result.ran) or 'none'}",
     ]
     if registration["champion"] is not None:
-        lines.append(
-            f'try       star call "Book a flight from Oslo to Rome" --tools {resources.files("star.configs") / "travel.json"}'
-        )
+        lines.append(f"try       star call {_example(tools)}{'' if name == 'star' else f' --name {name}'}")
     return lines
+
+
+def _example(tools: FileRef) -> str:
+    if tools.is_local:
+        return f'"what you would ask of them" --tools {tools.path}'
+    return f'"Book a flight from Oslo to Rome" --tools {packaged_file("travel.json")}'
 
 
 def _verdict(version: int, champion: int | None) -> str:

@@ -71,7 +71,8 @@ def run(config: ConfigOption = "tiny", seed_data: SeedDataOption = None) -> None
     from star.pipelines.run import run_local
     from star.pipelines.summary import print_summary
 
-    print_summary(run_local(load_config(config, seed_data=seed_data)))
+    loaded = load_config(config, seed_data=seed_data)
+    print_summary(run_local(loaded), tools=loaded.data.tools)
 
 
 @app.command()

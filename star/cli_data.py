@@ -201,7 +201,10 @@ def synthesize_command(
 @data_app.command("check")
 def check_command(
     files: Annotated[
-        list[Path], typer.Argument(help="Rows, or folders of `star data`. Duplicates are found across all of them.")
+        list[Path],
+        typer.Argument(
+            help="Rows, or folders of `star data` or `star synthesize`. Duplicates are found across all of them."
+        ),
     ],
     out: OutOption,
     benchmark: Annotated[
@@ -225,7 +228,7 @@ def check_command(
     shares = _weights(quota)
     if bool(shares) != (rows is not None):
         raise InputError("--quota and --rows belong together: shares of how many rows?")
-    inputs = [file / "rows.jsonl" if (file / "rows.jsonl").is_file() else file for file in files]
+    inputs = [rows_file for file in files for rows_file in _rows_of(file)]
 
     def work(target: Path, state: Path) -> dict:
         from star.data.card import write_card
@@ -275,6 +278,14 @@ def card_command(folder: Annotated[Path, typer.Argument(help="A folder of `star 
 
     typer.echo(markdown_card(read_figures(folder)))
     typer.echo(f"DVC digest of the folder: {dvc_digest(folder)}")
+
+
+def _rows_of(place: Path) -> list[Path]:
+    """The files with the kept rows of a set's folder; anything else as it is."""
+    for names in (("rows.jsonl",), ("train.jsonl", "heldout.jsonl")):
+        if all((place / name).is_file() for name in names):
+            return [place / name for name in names]
+    return [place]
 
 
 def _weights(written: list[str] | None) -> dict[str, float]:

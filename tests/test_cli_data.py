@@ -44,6 +44,14 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     assert dvc_digest(tmp_path / "clean") in shown.stdout
 
 
+def test_a_stage_s_data_is_checked_without_what_it_rejected(finished: dict[str, Path], tmp_path: Path) -> None:
+    data = finished["synthesize"]
+    kept = sum(len((data / name).read_text().splitlines()) for name in ("train.jsonl", "heldout.jsonl"))
+    done = star("check", data, "--out", "clean", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "clean" / "figures.json").read_text())["read"] == kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
