@@ -107,6 +107,12 @@ def assert_same_signal(merged: Path, whole: Path) -> None:
         assert (ids == whole_ids).all() and (logprobs == whole_logprobs).all()
 
 
+def evaluated(folder: Path) -> tuple[dict, bytes]:
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation["stages"] = [stage["stage"] for stage in evaluation["stages"]]
+    return evaluation, (folder / "outcomes.jsonl").read_bytes()
+
+
 def test_shards_give_what_one_task_gives(
     run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook
 ) -> None:
@@ -115,9 +121,10 @@ def test_shards_give_what_one_task_gives(
     for stage in SHARDS:
         assert {part for name, part in folders if name == stage} == {"1/2", "2/2", None}
     assert_same_signal(folders["extract-topk", None], finished["extract-topk"])
-    # All that comes of the signal is the same to the byte.
-    for stage in ("rollout", "distill", "refine", "evaluate"):
+    # All that comes of the signal is the same to the byte; the evaluation says what it came from, and there the stores differ.
+    for stage in ("rollout", "distill", "refine"):
         assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
+    assert evaluated(folders["evaluate", None]) == evaluated(finished["evaluate"])
     assert (folders["register", None] / "registration.json").is_file()
     [told] = webhook.told
     assert told["state"] == "SUCCEEDED" and told["kept"] == []
