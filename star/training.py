@@ -233,8 +233,7 @@ class _StopWithCheckpoint(TrainerCallback):
 
     def __init__(self) -> None:
         self.told = False
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        self.listens = alone and threading.current_thread() is threading.main_thread()
+        self.listens = ranks.count() == 1 and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> None:
         self.before = signal.getsignal(signal.SIGTERM)
@@ -251,10 +250,8 @@ class _StopWithCheckpoint(TrainerCallback):
         say("told to end: saving a checkpoint first")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step % args.logging_steps == 0:
-            self.told = ranks.told_by_first(self.told)  # all processes end after the same step
-            if self.told:
-                control.should_save = control.should_training_stop = True
+        if self.told and state.global_step % args.logging_steps == 0:
+            control.should_save = control.should_training_stop = True
 
 
 class _ShowProgress(TrainerCallback):
