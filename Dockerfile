@@ -10,9 +10,9 @@ WORKDIR /build
 RUN python3 -m venv /opt/star
 COPY constraints.txt pyproject.toml ./
 # The dependencies have layers of their own: a change of the code does not install them again. With PostgreSQL's driver the same
-# image serves MLflow (deploy/base/mlflow.yaml).
-RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*project['dependencies'], *project['optional-dependencies']['mlflow'], sep='\n')" > requirements.txt
+# image serves MLflow (deploy/base/mlflow.yaml), with Kubeflow Trainer's client it starts trainings on several nodes.
+RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
+    print(*project['dependencies'], *extras['mlflow'], *extras['kubernetes'], sep='\n')" > requirements.txt
 
 FROM build AS build-cpu
 # Builds of torch without CUDA are a tenth of the size; they have an index of their own. Empty: the default index.

@@ -1,11 +1,12 @@
 """Sim-RL on the tiny profile, three ways beside each other: filtered, not filtered, and filtered on the binary reward.
 
 Every arm trains the run's distilled student with the profile's `refine` settings but for the number of steps and of prompts a step.
-At the start and every few steps the policy answers the held-out rows once at temperature 1, as it does in training; what is
-drawn is the mean similarity reward of those answers, which no arm was trained on.
+At the start and every few steps the policy answers held-out rows at temperature 1, as it does in training; what is drawn is the
+mean similarity reward of those answers, which no arm was trained on. More held-out rows than the run has come with --heldout:
 
-    python benchmarks/simrl.py runs/latest --work build/simrl          # a finished tiny run; about half an hour on one core
-    python benchmarks/simrl.py runs/latest --work build/simrl --plot docs/simrl.svg
+    star synthesize --config more.yaml --out build/heldout             # the tiny profile with another seed and 1,000 held-out rows
+    python benchmarks/simrl.py runs/latest --work build/simrl --heldout build/heldout      # about an hour on one core
+    python benchmarks/simrl.py runs/latest --work build/simrl --heldout build/heldout --plot docs/simrl.svg
 
 Finished arms are kept in the work folder, a killed one goes on from its last checkpoint.
 """
@@ -34,7 +35,7 @@ ARMS: dict[str, dict[str, object]] = {
     "binary, filtered": {"reward": "binary"},
 }
 SEEDS = (1, 2, 3)
-SAMPLES = 4  # answers a row
+SAMPLES = 2  # answers a row
 T_95 = 4.303  # Student's t for the mean of three values, 95%
 
 
@@ -72,7 +73,9 @@ class Evaluation(TrainerCallback):
         return fmean(rewards)
 
 
-def train_arm(folder: Path, *, settings: SimRL, seed: int, student: Path, data: Path, every: int) -> dict[int, float]:
+def train_arm(
+    folder: Path, *, settings: SimRL, seed: int, student: Path, data: Path, heldout: Path, every: int
+) -> dict[int, float]:
     """The curve of one arm: held-out mean reward by step."""
     file, finished = folder / "curve.json", folder / "finished"
     if not finished.exists():
@@ -80,9 +83,12 @@ def train_arm(folder: Path, *, settings: SimRL, seed: int, student: Path, data: 
         seed_everything(seed)
         tokenizer, model = load_tokenizer(student), load_model(student, training=True)
         prompts = render_rows(list(read_rows(data / "train.jsonl")), tokenizer)
-        heldout = render_rows(list(read_rows(data / "heldout.jsonl")), tokenizer)
+        known = {prompt.text for prompt in prompts}
+        unseen = [
+            row for row in render_rows(list(read_rows(heldout / "heldout.jsonl")), tokenizer) if row.text not in known
+        ]
         trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=folder / "checkpoints", seed=seed)
-        trainer.add_callback(Evaluation(model, tokenizer, heldout, every=every, file=file))
+        trainer.add_callback(Evaluation(model, tokenizer, unseen, every=every, file=file))
         train(trainer, phase="simrl", label=folder.name, state=folder, log=lambda values, step: None)
         shutil.rmtree(folder / "checkpoints")
         finished.touch()
@@ -163,11 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished tiny run's stages, as runs/latest")
     parser.add_argument("--work", type=Path, required=True, help="folder for the arms")
+    parser.add_argument("--heldout", type=Path, help="folder of `star synthesize` with other held-out rows")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument(
-        "--prompts", type=int, default=8, help="prompts a step, each with the profile's number of rollouts"
+        "--prompts", type=int, default=32, help="prompts a step, each with the profile's number of rollouts"
     )
-    parser.add_argument("--every", type=int, default=6, help="steps between two evaluations")
+    parser.add_argument("--every", type=int, default=8, help="steps between two evaluations")
     parser.add_argument("--plot", type=Path, help="where the figure is written, as SVG")
     options = parser.parse_args()
     changes = {"steps": options.steps, "prompts_per_step": options.prompts, "save_steps": options.every}
@@ -182,6 +189,7 @@ def main() -> None:
                 seed=seed,
                 student=options.run / "distill",
                 data=options.run / "synthesize",
+                heldout=options.heldout or options.run / "synthesize",
                 every=options.every,
             )
             curves[arm].append(curve)

@@ -23,11 +23,11 @@ def distill(
     import json
     from pathlib import Path
 
-    from star import stages
+    from star import launch, stages
     from star.config import Config
 
     stages.require_code("distill", code)
-    values = stages.distill(Config.from_json(config), topk=Path(topk.path), out=Path(distilled.path))
+    values = launch.train("distill", Config.from_json(config), topk=Path(topk.path), out=Path(distilled.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

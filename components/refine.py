@@ -25,12 +25,12 @@ def refine(
     import json
     from pathlib import Path
 
-    from star import stages
+    from star import launch, stages
     from star.config import Config
 
     stages.require_code("refine", code)
-    values = stages.refine(
-        Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path)
+    values = launch.train(
+        "refine", Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path)
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -23,11 +23,11 @@ def refine_teacher(
     import json
     from pathlib import Path
 
-    from star import stages
+    from star import launch, stages
     from star.config import Config
 
     stages.require_code("refine-teacher", code)
-    values = stages.refine_teacher(Config.from_json(config), data=Path(data.path), out=Path(teacher.path))
+    values = launch.train("refine-teacher", Config.from_json(config), data=Path(data.path), out=Path(teacher.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

@@ -3,14 +3,23 @@
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from star.cluster import Cluster, Node
+from star.cluster import CPU, Cluster, Node
+from star.launch import PROCESSES, TRAIN_JOB
+from star.stages import STAGES
 
+TRAININGS = {stage.name for stage in STAGES if stage.trains}
 VOLUME = "/var/star"  # where the claim is mounted: unfinished work, and what tracking did not take yet, outlive the pod there
 
 
 def place(task: PipelineTask, name: str, cluster: Cluster) -> None:
     """Gives a task everything that the cluster's section says of it."""
-    _ask_for(task, cluster.node_of(name))
+    if name in cluster.train_jobs:  # the task only starts the job and waits for it
+        _ask_for(task, cluster.nodes[CPU])
+        task.set_env_variable(TRAIN_JOB, cluster.model_dump_json(exclude_defaults=True))
+    else:
+        _ask_for(task, cluster.node_of(name))
+        if name in TRAININGS and (processes := cluster.processes_of(name)) > 1:
+            task.set_env_variable(PROCESSES, str(processes))
     _retry(task, cluster)
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)

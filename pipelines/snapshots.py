@@ -16,6 +16,7 @@ PROFILES = {
     "tiny": "tiny",
     "qwen3-0.6b": "qwen3-0.6b",
     "h100": "deploy/profiles/h100.yaml",
+    "multinode": "deploy/profiles/multinode.yaml",
 }  # name of the file -> profile
 DIGEST = re.compile(r"(?<=constant: )[0-9a-f]{64}$", re.MULTILINE)
 

@@ -4,7 +4,7 @@ Both are the same stages with the same inputs. On a cluster a pre-flight comes f
 merged, and a closing task runs whatever happened.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +120,7 @@ def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> Non
 
     Raises:
         InputError: the output is not a YAML file, the configuration names files that only this machine has, or a stage's node does not
-            have the accelerators that its teacher runs on.
+            suit what it runs.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output} must end in .yaml: give another --output")
@@ -145,3 +145,18 @@ def _require_nodes_that_suit(config: Config) -> None:
             raise InputError(
                 f"{stage} splits the teacher over {split} accelerators and its node has {node.accelerators}: set `accelerators` of the node"
             )
+    for stage, settings, batch in _batches(config):
+        if batch % (processes := config.cluster.processes_of(stage)):
+            raise InputError(
+                f"{stage} deals {settings} = {batch} to {processes} processes, one for each accelerator: choose a multiple"
+            )
+
+
+def _batches(config: Config) -> Iterator[tuple[str, str, int]]:
+    """What each training deals evenly to its processes."""
+    if config.teacher.sft:
+        yield "refine-teacher", "`teacher.sft.batch_size`", config.teacher.sft.batch_size
+    if config.teacher.refine:
+        yield "refine-teacher", "`teacher.refine.prompts_per_step`", config.teacher.refine.prompts_per_step
+    yield "distill", "`distill.batch_size`", config.distill.batch_size
+    yield "refine", "`refine.prompts_per_step`", config.refine.prompts_per_step

@@ -10,6 +10,7 @@ from star.section import Section
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk"]
+TrainingStage = Literal["refine-teacher", "distill", "refine"]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 
@@ -35,7 +36,11 @@ class Node(Section):
         pattern=r"^[\w.-]+/[\w.-]+$",
         description="resource key: nvidia.com/gpu, nvidia.com/mig-3g.40gb, amd.com/gpu",
     )
-    accelerators: int = Field(1, ge=1, description="how many; a stage uses one, and more where vLLM splits a model")
+    accelerators: int = Field(
+        1,
+        ge=1,
+        description="how many; a training runs a process on each, other stages use one, or more where vLLM splits a model",
+    )
     accelerator_memory: float | None = Field(
         None, gt=0, description="GiB of one accelerator; the pre-flight holds its estimates against it"
     )
@@ -53,6 +58,13 @@ class Retry(Section):
     max_seconds: int = Field(3600, ge=0, description="longest pause")
 
 
+class TrainJob(Section):
+    """A training on several nodes at once, by Kubeflow Trainer v2."""
+
+    nodes: int = Field(2, ge=1, description="pods, each as the stage's node describes it")
+    runtime: str = Field("torch-distributed", min_length=1, description="TrainingRuntime or ClusterTrainingRuntime")
+
+
 def _with_cpu_node(nodes: object) -> object:
     return {CPU: Node(), **nodes} if isinstance(nodes, dict) else nodes
 
@@ -68,6 +80,9 @@ class Cluster(Section):
         {}, description="pods that share a stage's work; one when not given"
     )
     parallelism: int = Field(8, ge=1, description="shards that run at the same time, at most")
+    train_jobs: dict[TrainingStage, TrainJob] = Field(
+        {}, description="trainings that Kubeflow Trainer runs on several nodes; each in a pod of its own when not given"
+    )
     retry: Retry = Field(Retry(), description="of every task")
     environment: dict[str, str] = Field({}, description="variables of every task, such as MLFLOW_TRACKING_URI")
     secrets: dict[KubernetesName, dict[str, str]] = Field(
@@ -93,6 +108,14 @@ class Cluster(Section):
         return self
 
     @model_validator(mode="after")
+    def _jobs_share_a_volume(self) -> "Cluster":
+        if self.train_jobs and not self.work_claim:
+            raise ValueError(
+                "`train_jobs` needs `work_claim`, a ReadWriteMany claim: its pods train from the same files"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_secret_is_written_down(self) -> "Cluster":
         if plain := [name for name in self.environment if SECRET_NAME.search(name)]:
             raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
@@ -101,3 +124,9 @@ class Cluster(Section):
     def node_of(self, stage: str) -> Node:
         """The node of a stage or of any other task."""
         return self.nodes[self.placement.get(stage, CPU)]
+
+    def processes_of(self, stage: str) -> int:
+        """How many processes train a stage together: one for each accelerator of each of its nodes."""
+        node = self.node_of(stage)
+        nodes = self.train_jobs[stage].nodes if stage in self.train_jobs else 1
+        return nodes * (node.accelerators if node.accelerator else 1)

@@ -36,6 +36,8 @@ def preflight_checks(config: Config) -> Iterator[Check]:
     if os.environ.get("STAR_WORK"):
         yield _checked("volume", lambda: _volume(Path(os.environ["STAR_WORK"])))
         yield _checked("space", lambda: _space(config, Path(os.environ["STAR_WORK"])))
+    for runtime in sorted({job.runtime for job in config.cluster.train_jobs.values()}):
+        yield _checked("Kubeflow Trainer", lambda runtime=runtime: _trainer(runtime))
     pretrained = not any(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base))
     if pretrained:
         yield _checked("tokenizers", lambda: _tokenizers(config))
@@ -118,6 +120,12 @@ def _object_store(url: str) -> str:
     if read != b"preflight":
         raise InputError(f"{place} does not give back what was written: check the store")
     return str(place)
+
+
+def _trainer(runtime: str) -> str:
+    from star.train_job import find_runtime, trainer_client
+
+    return f"{find_runtime(trainer_client(), runtime).name} can be used"
 
 
 def _volume(folder: Path) -> str:

@@ -38,6 +38,16 @@ def told_by_first(word: Any) -> Any:
     return broadcast_object_list([word])[0]
 
 
+def any_of(word: bool) -> bool:
+    """Whether any process says so, in every process, once all have asked."""
+    if count() == 1:
+        return word
+    from accelerate.utils import gather_object
+
+    meet()
+    return any(gather_object([word]))
+
+
 def meet() -> None:
     """Waits until every process is here."""
     if count() > 1:

@@ -255,6 +255,14 @@ def finish_interrupted(out: Path, *, stage: str, fingerprint: str) -> None:
             note.write_text(str(out), encoding="utf-8")  # the copy in use: deleting it is how a user has it made again
 
 
+def copy_whole(folder: Path, out: Path) -> None:
+    """Copies a folder to `out`, replacing what is there; it appears when it is whole."""
+    incoming = _incoming(out)
+    shutil.rmtree(incoming, ignore_errors=True)
+    shutil.copytree(folder, incoming)
+    _replace(out, incoming)
+
+
 def clear_finished(out: Path, *, stage: str, fingerprint: str) -> None:
     """Removes what a kill right after publishing left of the partial folder, unless another process is at the same work."""
     from filelock import Timeout

@@ -227,13 +227,13 @@ class _MarkComplete(TrainerCallback):
 class _StopWithCheckpoint(TrainerCallback):
     """SIGTERM (a pod that must leave its node) ends the training with a checkpoint; a second one ends it at once.
 
-    It ends after a step that is logged, where no half-summed figure is lost: a resumed run then logs what one left alone would.
-    Of several processes each would stop at a step of its own, so there SIGTERM stays what it was.
+    It ends after a step that is logged, where no half-summed figure is lost: a resumed run then logs what one left alone would. There
+    all processes of a training ask each other, and stop together when one of them was told: the node that must go may be one of many.
     """
 
     def __init__(self) -> None:
         self.told = False
-        self.listens = ranks.count() == 1 and threading.current_thread() is threading.main_thread()
+        self.listens = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> None:
         self.before = signal.getsignal(signal.SIGTERM)
@@ -250,7 +250,8 @@ class _StopWithCheckpoint(TrainerCallback):
         say("told to end: saving a checkpoint first")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.told and state.global_step % args.logging_steps == 0:
+        if state.global_step % args.logging_steps == 0 and (told := ranks.any_of(self.told)):
+            self.told = told
             control.should_save = control.should_training_stop = True
 
 

@@ -194,6 +194,13 @@ def small_accelerator(settings: dict, **_: object) -> None:
     settings["cluster"]["nodes"]["gpu"]["accelerator_memory"] = 0.0001
 
 
+def no_cluster_for_a_training_on_several_nodes(
+    settings: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **_: object
+) -> None:
+    settings["cluster"] |= {"train_jobs": {"distill": {}}, "work_claim": "star-work"}
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+
+
 ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (no_secret, "secrets", "HF_TOKEN (from Secret star-hub)", "fill the Secret"),
     (empty_secret, "secrets", "HF_TOKEN", "fill the Secret"),
@@ -208,6 +215,7 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (strange_student, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
     (no_such_model, "tokenizers", "example/no-such-model", "give a folder"),
     (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
+    (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
 ]
 
 

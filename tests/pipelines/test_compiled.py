@@ -185,6 +185,8 @@ def test_another_accelerator_is_a_line(tmp_path: Path) -> None:
         ({"shards": {"distill": 2}}, "shards.distill"),
         ({"nodes": {"gpu": {"memory": "lots"}}}, "nodes.gpu.memory"),
         ({"checkpoints": "/var/tmp"}, "checkpoints"),
+        ({"train_jobs": {"distill": {}}}, "`train_jobs` needs `work_claim`"),
+        ({"train_jobs": {"rollout": {}}, "work_claim": "star-work"}, "train_jobs.rollout"),
     ],
 )
 def test_a_wrong_cluster_is_refused_by_name(cluster: dict, said: str) -> None:
@@ -215,3 +217,28 @@ def test_compiled_yaml_holds_no_secret() -> None:
     text = (FOLDER / "h100.yaml").read_text()
     assert str(ROOT) not in text
     assert "password" not in text.lower()
+
+
+def test_trainings_take_all_accelerators_of_their_node_or_of_several() -> None:
+    tasks = tasks_of("multinode")
+    given = {
+        name: {entry["name"]: entry["value"] for entry in task["container"]["env"]} for name, task in tasks.items()
+    }
+    eight = {"cpu": 64, "memory": 900, "accelerator": ("nvidia.com/gpu", "8"), "shm": "64Gi"}
+    assert node_of(tasks["refine"]) == eight and given["refine"]["STAR_PROCESSES"] == "8"
+    # A task that waits for a TrainJob holds no accelerator itself.
+    for name in ("refine-teacher", "distill"):
+        assert node_of(tasks[name]) == SMALL and "nodeSelector" not in tasks[name]["pod"]
+        cluster = Cluster.model_validate_json(given[name]["STAR_TRAIN_JOB"])
+        assert cluster == load_config(str(ROOT / "deploy" / "profiles" / "multinode.yaml")).cluster
+        assert cluster.processes_of(name) == 16 and "STAR_PROCESSES" not in given[name]
+    others = {name for name, environment in given.items() if {"STAR_PROCESSES", "STAR_TRAIN_JOB"} & set(environment)}
+    assert others == {"refine", "refine-teacher", "distill"}
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    node = "nodes: {three: {accelerator: nvidia.com/gpu, accelerators: 3}}, placement: {distill: three}"
+    profile.write_text(f"extends: qwen3-0.6b\ncluster: {{{node}}}\n")
+    with pytest.raises(InputError, match="distill deals `distill.batch_size` = 128 to 3 processes"):
+        compile_pipeline(load_config(str(profile)), tmp_path / "star.yaml")

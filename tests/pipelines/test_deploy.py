@@ -16,7 +16,11 @@ from star.config import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = "1.31"
-FILES = [*sorted(DEPLOY.glob("base/*.yaml")), *sorted(DEPLOY.glob("serving/*.yaml")), DEPLOY / "secrets.example.yaml"]
+FOLDERS = ("base", "multinode", "serving")
+FILES = [
+    *(file for folder in FOLDERS for file in sorted(DEPLOY.glob(f"{folder}/*.yaml"))),
+    DEPLOY / "secrets.example.yaml",
+]
 MANIFESTS = [
     (file.name, document)
     for file in FILES
@@ -56,7 +60,7 @@ def test_the_validation_sees_a_wrong_field() -> None:
         kubernetes_validate.validate({**document, "spec": {**document["spec"], "replica": 1}}, VERSION, strict=True)
 
 
-@pytest.mark.parametrize("folder", ["base", "serving"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_kustomization_lists_every_file(folder: str) -> None:
     listed = yaml.safe_load((DEPLOY / folder / "kustomization.yaml").read_text())["resources"]
     assert set(listed) == {file.name for file in (DEPLOY / folder).glob("*.yaml")} - {"kustomization.yaml"}
@@ -95,6 +99,21 @@ def test_the_profile_names_what_is_deployed() -> None:
     )
     [allowed] = [word for word in server["spec"]["containers"][0]["args"] if word.startswith("--allowed-hosts=")]
     assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
+
+
+def test_the_account_may_do_what_a_training_on_several_nodes_asks_for() -> None:
+    """What tests/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
+    rights = {
+        (resource, verb)
+        for _, document in MANIFESTS
+        if document["kind"] in ("Role", "ClusterRole")
+        for rule in document["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    jobs = {("trainjobs", verb) for verb in ("create", "get", "delete")}
+    assert jobs | {("trainingruntimes", "get"), ("clustertrainingruntimes", "get")} <= rights
+    assert {("pods", "list"), ("pods/log", "get")} <= rights
 
 
 def test_manifests_take_secrets_by_reference_from_the_template() -> None:
