@@ -183,16 +183,20 @@ class Job:
     def delete(self) -> None:
         """Deletes the job and waits until it is gone."""
         while self._status() is not None:
-            self.client.delete_job(self.name)
+            try:
+                self.client.delete_job(self.name)
+            except RuntimeError as error:
+                if not _is_absent(error):
+                    raise
             time.sleep(min(1.0, POLL_SECONDS))
 
     def _status(self) -> str | None:
         try:
             return self.client.get_job(self.name).status
         except RuntimeError as error:
-            if getattr(error.__cause__, "status", None) == 404:
-                return None
-            raise
+            if not _is_absent(error):
+                raise
+            return None
 
     def _show_log(self) -> None:
         for line in islice(self.client.get_job_logs(self.name), self.shown, None):
@@ -236,6 +240,10 @@ def find_runtime(client: Any, name: str) -> Any:
         raise InputError(
             f"training runtime {name}: {reason}; install Kubeflow Trainer 2.2 or newer with its runtimes, and apply deploy/base"
         ) from error
+
+
+def _is_absent(error: RuntimeError) -> bool:
+    return getattr(error.__cause__, "status", None) == 404
 
 
 def _is_whole(folder: Path, stage: str) -> bool:

@@ -82,6 +82,7 @@ def common_arguments(
         "report_to": [],
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
         **hardware_arguments(),
     }
 
@@ -107,7 +108,6 @@ def supervised_arguments(
         lr_scheduler_kwargs={"num_decay_steps": training.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
         warmup_steps=max(1, training.steps // 20),
         max_grad_norm=1.0,
-        ddp_find_unused_parameters=False,
     )
     return on_one_device(arguments)
 
