@@ -1,6 +1,7 @@
 """What the CKD loss costs: ours, the formulation with every logit at once, TRL's and Liger's nearest losses, three bare GEMMs.
 
 python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--without trl liger] [--plot docs/ckd_loss.svg]
+python benchmarks/ckd_loss.py --rows 1536 --chunks 32 128 256      # ours also with other numbers of rows a chunk: memory against time
 
 Forward and backward with both gradients, float32, one CPU thread, hidden size 256, k = m = 100. Each measurement is a
 process of its own. The losses take turns, so that whatever else the machine does falls on all alike; seconds and memory
@@ -43,10 +44,10 @@ def official(hidden_TH, weight_VH, ids_TK, logprobs_TK):
     return (fkl_T + 10.0 * tail_T).mean()
 
 
-def ours(hidden_TH, weight_VH, ids_TK, logprobs_TK):
+def ours(hidden_TH, weight_VH, ids_TK, logprobs_TK, chunk_size=None):
     from star.ckd.loss import fused_linear_ckd
 
-    return fused_linear_ckd(hidden_TH, weight_VH, ids_TK, logprobs_TK, top_m=TOP).loss
+    return fused_linear_ckd(hidden_TH, weight_VH, ids_TK, logprobs_TK, top_m=TOP, chunk_size=chunk_size).loss
 
 
 def trl(hidden_TH, weight_VH, ids_TK, logprobs_TK):
@@ -101,7 +102,8 @@ def measure(name: str, rows: int, vocab: int) -> dict[str, float]:
 
 
 def run_once(name: str, case: tuple) -> None:
-    made = LOSSES[name](*case)
+    loss, _, chunk = name.partition("@")
+    made = LOSSES[loss](*case, **({"chunk_size": int(chunk)} if chunk else {}))
     if name != "gemms":
         made.backward()
 
@@ -154,7 +156,8 @@ def table(results: dict[tuple[int, int], dict]) -> Iterator[str]:
     for (rows, vocab), found in results.items():
         whole, bare = found["official"], found["gemms"]
         for name, runs in found.items():
-            label = NAMES[name]
+            loss, _, chunk = name.partition("@")
+            label = NAMES[loss] + (f", {chunk} rows a chunk" if chunk else "")
             if not runs:
                 yield f"| {rows} | {vocab} | {label} | not installed or does not run on this machine | | | | |"
                 continue
@@ -191,12 +194,14 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--without", nargs="+", choices=["trl", "liger"], default=[], help="libraries to leave out")
     parser.add_argument("--plot", type=Path, help="SVG to write, over T at the first V; needs matplotlib")
-    parser.add_argument("--one", choices=LOSSES, help=argparse.SUPPRESS)
+    parser.add_argument("--chunks", type=int, nargs="+", default=[], help="ours also with so many rows a chunk")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments.rows[0], arguments.vocab[0])))
     else:
         names = [name for name in LOSSES if name not in arguments.without]
+        names += [f"ours@{chunk}" for chunk in arguments.chunks]
         sizes = [(rows, vocab) for vocab in arguments.vocab for rows in arguments.rows]
         results = {size: compare(*size, arguments.repeats, names=names) for size in sizes}
         print("\n".join(table(results)))
