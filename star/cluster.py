@@ -65,7 +65,7 @@ class Cluster(Section):
     )
     placement: dict[ModelStage, str] = Field({}, description="the node of each stage that runs a model")
     shards: dict[ShardedStage, Annotated[int, Field(ge=1, le=256)]] = Field(
-        {}, description="pods that share a stage's work; one when not given"
+        {}, description="pods that share the work of rollout, extract-topk, evaluate; one when not given"
     )
     parallelism: int = Field(8, ge=1, description="shards that run at the same time, at most")
     retry: Retry = Field(Retry(), description="of every task")
