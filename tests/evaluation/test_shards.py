@@ -64,10 +64,10 @@ def test_merged_shards_are_to_the_byte_what_one_process_makes(
 def test_shards_beyond_the_batches_are_empty_and_merge(
     micro: Config, inputs: dict[str, Path], finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    shards = [tmp_path / number for number in ("1", "2")]
+    shards = [tmp_path / number for number in ("1", "2", "3")]
     for folder in shards:
-        evaluate(micro, **inputs, out=folder, shard=f"{folder.name}/2")
-    assert figures(shards[1], "metrics.json")["asked"] == 0
+        evaluate(micro, **inputs, out=folder, shard=f"{folder.name}/3")
+    assert figures(shards[2], "metrics.json")["asked"] == 0
     merge(shards, out=tmp_path / "merged")
     assert_same_evaluation(tmp_path / "merged", finished["evaluate"])
 
