@@ -17,6 +17,7 @@ from star.components.evaluate import evaluate
 from star.components.extract_topk import extract_topk
 from star.components.finish import finish
 from star.components.merge import merge
+from star.components.merge_evaluation import merge_evaluation
 from star.components.preflight import preflight
 from star.components.refine import refine
 from star.components.refine_teacher import refine_teacher
@@ -91,14 +92,16 @@ def _stages(
         stage = stage_named(name)
         return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
 
-    def fanned_out(component: Callable, name: str, output: str, **inputs: dsl.Dataset | dsl.Model) -> dsl.Dataset:
+    def fanned_out(component: Callable, name: str, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
         count = shards.get(name, 1)
         if count == 1:
             return prepared(component(**inputs, **settings(name)), name).outputs[output]
         parts = [f"{number}/{count}" for number in range(1, count + 1)]
         with dsl.ParallelFor(parts, name=f"{name}-shards", parallelism=config.cluster.parallelism) as shard:
             part = prepared(component(**inputs, **settings(name), shard=shard), name)
-        merged = merge(parts=dsl.Collected(part.outputs[output]), code=code_digest(stages.merge))
+        evaluates = name == "evaluate"
+        code = code_digest(stages.merge_evaluation if evaluates else stages.merge)
+        merged = (merge_evaluation if evaluates else merge)(parts=dsl.Collected(part.outputs[output]), code=code)
         return prepared(merged, f"merge-{name}").outputs["merged"]
 
     first = prepared(synthesize(**settings("synthesize")), "synthesize")
@@ -109,7 +112,7 @@ def _stages(
     distilled = prepared(distill(topk=topk, **settings("distill")), "distill").outputs["distilled"]
     refined = prepared(refine(student=distilled, data=data, **settings("refine")), "refine").outputs["refined"]
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
-    evaluation = prepared(evaluate(data=data, **models, **settings("evaluate")), "evaluate").outputs["evaluation"]
+    evaluation = fanned_out(evaluate, "evaluate", "evaluation", data=data, **models)
     registered = prepared(register(refined=refined, evaluation=evaluation, **settings("register")), "register")
     registration = registered.outputs["registration"]
     return Folders(data, teacher, rollouts, topk, distilled, refined, evaluation, registration)

@@ -134,7 +134,7 @@ def merge(
     parts: Annotated[list[Path], typer.Argument(help="Folders that `--shard 1/n` to `n/n` wrote, all of them.")],
     out: OutOption,
 ) -> None:
-    """Put the parts of a sharded rollout or extraction together, by their manifests.
+    """Put the parts of a sharded rollout, extraction or evaluation together, by their manifests.
 
     Example: `star merge runs/hand/topk-1 runs/hand/topk-2 --out runs/hand/topk`
     """
@@ -208,6 +208,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write.")] = None,
     config: ConfigOption = "tiny",
     name: NameOption = "star",
+    shard: ShardOption = "1/1",
     resume: ResumeOption = True,
 ) -> None:
     """Compare teacher, distilled and refined student; or, with --model, score one model on any suite. Write the report.
@@ -226,8 +227,10 @@ def evaluate(
             _fail(f"evaluate needs {', '.join(absent)}, or --model for one model alone", status=2)
         if suite or limit or category or acebench:
             _fail("--suite, --limit, --category and --acebench go with --model; a stage reads `evaluate`", status=2)
-        _stage("evaluate", config, **folders, resume=resume)
+        _stage("evaluate", config, **folders, shard=shard, resume=resume)
         return
+    if shard != "1/1":
+        _fail("--shard is of the stage: leave it out with --model", status=2)
     if teacher or distilled or refined:
         _fail("--model is one model alone: leave out --teacher, --distilled and --refined", status=2)
     from star.config import load_config

@@ -9,7 +9,7 @@ from star.section import Section
 
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
-ShardedStage = Literal["rollout", "extract-topk"]
+ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
 TrainingStage = Literal["refine-teacher", "distill", "refine"]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
@@ -77,7 +77,7 @@ class Cluster(Section):
     )
     placement: dict[ModelStage, str] = Field({}, description="the node of each stage that runs a model")
     shards: dict[ShardedStage, Annotated[int, Field(ge=1, le=256)]] = Field(
-        {}, description="pods that share a stage's work; one when not given"
+        {}, description="pods that share the work of rollout, extract-topk, evaluate; one when not given"
     )
     parallelism: int = Field(8, ge=1, description="shards that run at the same time, at most")
     train_jobs: dict[TrainingStage, TrainJob] = Field(

@@ -19,8 +19,11 @@ from star import progress, ranks
 from star.code import code_digest
 from star.config import Config, Student
 from star.errors import InputError, cure_of
+from star.merging import Metrics, merge, merge_evaluation
+from star.section import flat
 from star.storage import (
     METRICS,
+    WHOLE,
     Manifest,
     Part,
     Workspace,
@@ -31,16 +34,12 @@ from star.storage import (
     open_input,
     partial_folder,
     publish,
-    read_manifest,
     refuse_foreign,
     write_json,
 )
 
 if TYPE_CHECKING:
     from star.registry.tracking import Run
-
-Metrics = dict[str, float]
-WHOLE = Part()
 
 
 @dataclass(frozen=True)
@@ -122,30 +121,6 @@ def extract_topk(
     return _run("extract-topk", work, config, inputs=inputs, out=out, resume=resume, part=part)
 
 
-def merge(parts: list[Path], *, out: Path) -> Metrics:
-    """Makes one folder of what `rollout` or `extract_topk` wrote with shard 1/n to n/n; nothing is computed again.
-
-    Raises:
-        InputError: a part is missing, damaged, there twice, or of another run; the message names it.
-    """
-    from star.teacher.merge import merge_parts, require_all_parts
-
-    manifests = {Path(folder): open_input(Path(folder), stage=read_manifest(Path(folder)).stage) for folder in parts}
-    require_all_parts(manifests)
-    out, first = Path(out).absolute(), next(iter(manifests.values()))
-    refuse_foreign(out)
-    digests = {manifest.part: manifest.digest for manifest in manifests.values()}
-    fingerprint = digest_of(["merge", digests])
-    if is_finished(out, fingerprint=fingerprint):
-        return json.loads((out / METRICS).read_text(encoding="utf-8"))
-    merged = replace(first, fingerprint=fingerprint, inputs=digests, files=[], part=None)
-    with partial_folder(out, stage=first.stage, fingerprint=fingerprint, resume=False) as workspace:
-        metrics = merge_parts(manifests, out=workspace.out)
-        write_json(workspace.out / METRICS, metrics)
-        publish(workspace.out, out=out, manifest=merged)
-    return metrics
-
-
 def distill(
     config: Config, *, topk: Path, out: Path, student: Path | str | None = None, resume: bool = True
 ) -> Metrics:
@@ -179,26 +154,39 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
 
 
 def evaluate(
-    config: Config, *, data: Path, teacher: Path, distilled: Path, refined: Path, out: Path, resume: bool = True
+    config: Config,
+    *,
+    data: Path,
+    teacher: Path,
+    distilled: Path,
+    refined: Path,
+    out: Path,
+    shard: str = "1/1",
+    resume: bool = True,
 ) -> Metrics:
-    """Compares teacher, distilled and refined student on the configured suites. Writes evaluation.json, outcomes.jsonl and the reports."""
+    """Compares teacher, distilled and refined student on the configured suites. Writes evaluation.json, outcomes.jsonl and the reports.
+
+    Args:
+        shard: i/n, the part of each suite's batches or categories to ask; `merge` scores all n.
+    """
     if "heldout" not in config.evaluate.suites:
         raise InputError("`evaluate.suites` must hold heldout: the gate of the registration reads its scores")
-    models = {"teacher": teacher, "distilled": distilled, "refined": refined}
+    models, part = {"teacher": teacher, "distilled": distilled, "refined": refined}, Part.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
-        from star.evaluation.suite import evaluate_models
-        from star.registry.tracking import child_run
+        from star.evaluation.gather import gather
+        from star.evaluation.merge import write_part
+        from star.evaluation.suite import complete, log_models
 
         title = "Teacher, distilled and refined student"
-        metrics = evaluate_models(models, data, config=config, work=workspace, title=title)
-        for model in models:
-            with child_run(model, tags={"star.suites": " ".join(config.evaluate.suites)}) as child:
-                prefix = f"{model}_"
-                child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+        gathered = gather(models, data, config=config, state=workspace.state, title=title, part=part)
+        if part != WHOLE:
+            return write_part(gathered, out=workspace.out)
+        metrics = complete([gathered], out=workspace.out)
+        log_models(metrics, gathered)
         return metrics
 
-    return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume)
+    return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume, part=part)
 
 
 def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resume: bool = True) -> Metrics:
@@ -321,7 +309,8 @@ def _run_once(
     with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
         began = time.monotonic()
         ranks.told_by_first(workspace.state)
-        with stage_run(stage.name, params=_flat(json.loads(settings)), tags={"star.fingerprint": fingerprint}) as run:
+        tags = {"star.fingerprint": fingerprint, **({"star.part": given} if given else {})}
+        with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             seed = config.seed if "seed" in stage.sections else None
             manifest = replace(manifest, origin=origin(seed=seed))
@@ -364,8 +353,9 @@ def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, 
 
 
 def require_code(name: str, digest: str) -> None:
-    """Raises InputError when the code of a stage, or of `merge`, is not what its pipeline was compiled from: the cache would lie."""
-    if code_digest(merge if name == "merge" else stage_named(name).function) != digest:
+    """Raises InputError when the code of a stage, or of a merge, is not what its pipeline was compiled from: the cache would lie."""
+    merges = {"merge": merge, "merge-evaluation": merge_evaluation}
+    if code_digest(merges.get(name) or stage_named(name).function) != digest:
         raise InputError(
             f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
         )
@@ -376,11 +366,3 @@ def code_version() -> str:
     with suppress(PackageNotFoundError):
         return version("star-distill")
     return "source"
-
-
-def _flat(settings: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings as `section.key`, the way MLflow shows parameters."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

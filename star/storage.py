@@ -60,6 +60,9 @@ class Part:
         return items[self.number - 1 :: self.count]
 
 
+WHOLE = Part()
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a stage's folder holds and where it came from. `part` is i/n when it is one of several."""

@@ -49,6 +49,7 @@ def test_every_command_shows_an_example(stage: str, tmp_path: Path) -> None:
         (("evaluate", "--out", "new"), "--teacher"),
         (("evaluate", "--model", "foreign", "--suite", "heldout"), "--data"),
         (("evaluate", "--model", "foreign", "--suite", "poetry"), "--suite"),
+        (("evaluate", "--model", "foreign", "--shard", "1/3"), "--shard is of the stage"),
         (("evaluate", "--model", "foreign", "--suite", "acebench"), "checkout of ACEBench"),
         (("evaluate", "--model", "no/such/folder", "--suite", "bfcl"), "no/such/folder"),
         (("compare", "foreign", "nothing"), "foreign"),

@@ -7,6 +7,7 @@ categories (Chen et al. 2025, arXiv 2501.12835). The model is asked in its own t
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -35,16 +36,16 @@ PLACES = ("data_all/data_en", "data/en")  # of the English data, in older and ne
 CHECK_SECONDS = 600
 
 
-def evaluate_acebench(candidate: Candidate, checkout: Path) -> dict:
-    """Asks every row of the normal categories and scores conversations with the checkout's checker.
+def ask_acebench(candidate: Candidate, checkout: Path, *, categories: Sequence[str] = CATEGORIES) -> dict:
+    """Asks every row of the categories and judges conversations with the checkout's checker.
 
     Returns:
-        `scores` (`normal`, where all categories are there), `categories`, and `verdicts`: one dict a conversation.
+        `verdicts`: one dict a conversation, and `unanswered`: how many rows have no reply.
 
     Raises:
         InputError: the folder is no checkout of ACEBench, or its checker fails.
     """
-    rows = [row for category in CATEGORIES for row in read_category(checkout, category, candidate.settings.limit)]
+    rows = [row for category in categories for row in read_category(checkout, category, candidate.settings.limit)]
     prompts = [render_prompt(_messages(row), row["function"], candidate.tokenizer) for row in rows]
     replies = candidate.reply("acebench", prompts)
     right = check(rows, [_calls(reply.get("text", "")) for reply in replies], checkout)
@@ -53,11 +54,22 @@ def evaluate_acebench(candidate: Candidate, checkout: Path) -> dict:
         zip(rows, right, strict=True), key=lambda pair: (pair[0]["category"], pair[0]["conversation"])
     ):
         verdicts.append({"id": conversation, "kind": category, "valid": all(valid for _, valid in turns)})
+    return {"verdicts": verdicts, "unanswered": sum("error" in reply for reply in replies)}
+
+
+def score_acebench(parts: list[dict]) -> dict:
+    """Scores the verdicts on disjoint categories.
+
+    Returns:
+        `scores` (`normal`, where all categories are there), `categories`, `verdicts` in the order of the categories, `unanswered`.
+    """
+    verdicts = [verdict for part in parts for verdict in part["verdicts"]]
+    verdicts.sort(key=lambda verdict: CATEGORIES.index(verdict["kind"]))
     columns = {name: [float(v["valid"]) for v in verdicts if v["kind"] == name] for name in CATEGORIES}
     categories = {name: {**scored(column, seed=0), "rows": len(column)} for name, column in columns.items() if column}
     weights = {name: 1 / len(CATEGORIES) for name in CATEGORIES}
     scores = {"normal": combined(weights, categories)} if categories.keys() == weights.keys() else {}
-    unanswered = sum("error" in reply for reply in replies)
+    unanswered = sum(part["unanswered"] for part in parts)
     return {"scores": scores, "categories": categories, "verdicts": verdicts, "unanswered": unanswered}
 
 

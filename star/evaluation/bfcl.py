@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from star.errors import InputError
@@ -17,6 +17,7 @@ from star.evaluation import bfcl_harness
 from star.evaluation.bfcl_environment import harness_python
 from star.evaluation.bfcl_scores import CATEGORIES, bfcl_scores
 from star.progress import Bar
+from star.storage import digest_of
 
 CONVERSATIONS = 64  # open at once: enough to fill batches; each is a process
 
@@ -35,15 +36,40 @@ def evaluate_bfcl(
         limit: entries of each category, evenly spread; all of them when not given.
 
     Returns:
-        what bfcl_scores returns, and `verdicts` (id, category, valid, error), `harness`, `data`, `data_sha256`, `isolated`, `unanswered`.
+        what score_bfcl does.
     """
-    report = run_harness(answer, label=label, categories=categories, limit=limit)
-    warn_if_not_isolated(report)
-    return {**report, **bfcl_scores(report["verdicts"], report["sizes"])}
+    return score_bfcl([run_harness(answer, label=label, categories=categories, limit=limit)], order=categories)
+
+
+def score_bfcl(reports: list[dict], *, order: Sequence[str]) -> dict:
+    """Scores what the harness reported of disjoint categories.
+
+    Args:
+        order: the categories of all reports, as their verdicts are to be ordered.
+
+    Returns:
+        what bfcl_scores returns, and `verdicts` (id, category, valid, error), `package`, `data`, `data_sha256`, `isolated`, `unanswered`.
+    """
+    verdicts = [verdict for report in reports for verdict in report["verdicts"]]
+    verdicts.sort(key=lambda verdict: order.index(verdict["category"]))
+    sizes, digests = (
+        {category: value for report in reports for category, value in report[key].items()}
+        for key in ("sizes", "digests")
+    )
+    return {
+        "verdicts": verdicts,
+        "isolated": all(report["isolated"] for report in reports),
+        "package": reports[0]["package"],
+        "data": reports[0]["data"],
+        "data_sha256": digest_of(digests),
+        "sizes": {category: sizes[category] for category in sorted(sizes)},
+        "unanswered": sum(report["unanswered"] for report in reports),
+        **bfcl_scores(verdicts, sizes),
+    }
 
 
 def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limit: int | None) -> dict:
-    """The harness's report on the conversations of the categories.
+    """The harness's report on the conversations of the categories, not scored yet.
 
     Raises:
         InputError: a category is not known, or the harness's environment cannot be made.
@@ -61,6 +87,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
             with Bar(label, total) as bar:
                 for message in map(json.loads, process.stdout):
                     if "report" in message:
+                        warn_if_not_isolated(message["report"])
                         return {**message["report"], "unanswered": unanswered}
                     if "done" in message:
                         bar.advance(message["done"] - bar.done)

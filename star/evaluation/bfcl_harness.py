@@ -325,20 +325,20 @@ def score(category: str, entries: list[dict], results: dict[str, object]) -> lis
 
 
 def data_version(categories: list[str]) -> dict[str, object]:
-    """Which data was used: the package's version, its name for the data, a digest over the files of the categories, their sizes."""
+    """Which data was used: the package's version, its name for the data, a digest over the files of each category, its size."""
     from bfcl_eval.constants.category_mapping import VERSION_PREFIX
     from bfcl_eval.constants.eval_config import POSSIBLE_ANSWER_PATH, PROMPT_PATH
 
-    digest, sizes = hashlib.sha256(), {}
+    digests, sizes = {}, {}
     for category in sorted(categories):
         questions, answers = (
             folder / f"{VERSION_PREFIX}_{category}.json" for folder in (PROMPT_PATH, POSSIBLE_ANSWER_PATH)
         )
         sizes[category] = len(questions.read_text(encoding="utf-8").splitlines())
-        for file in (questions, answers):
-            digest.update(file.read_bytes() if file.is_file() else b"")
+        content = b"".join(file.read_bytes() for file in (questions, answers) if file.is_file())
+        digests[category] = hashlib.sha256(content).hexdigest()
     package = f"bfcl-eval {version('bfcl-eval')}"
-    return {"package": package, "data": VERSION_PREFIX, "data_sha256": digest.hexdigest(), "sizes": sizes}
+    return {"package": package, "data": VERSION_PREFIX, "digests": digests, "sizes": sizes}
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def _read(place: Path) -> tuple[dict, Rows]:
         lines = [json.loads(line) for line in (folder / OUTCOMES).read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"{place} holds no evaluation ({type(error).__name__}): give a folder that `star evaluate` wrote"
+            f"{place} holds no evaluation ({type(error).__name__}): give a folder that `star evaluate` wrote whole"
         ) from None
     name = wanted or list(models)[-1]
     if name not in models:

@@ -15,37 +15,43 @@ from star.simrl.reward import exact_match, similarity_reward
 PASS_K = (1, 4, 8)
 
 
-def evaluate_heldout(candidate: Candidate, rows: list[dict], prompts: list[Prompt], *, seen_tools: set[str]) -> dict:
-    """Answers every held-out row once greedily and `settings.samples` times at temperature.
+def ask_heldout(candidate: Candidate, rows: list[dict], prompts: list[Prompt], *, seen_tools: set[str]) -> list[dict]:
+    """Answers the rows of the candidate's part, each once greedily and `settings.samples` times at temperature.
 
     Args:
         rows: the held-out rows that `prompts` were rendered from, in the same order.
         seen_tools: names of the tools that training rows call; rows that call another one are scored apart as well.
 
     Returns:
-        `scores`, `by_kind`, `mistakes`, `call_confusion`, and `outcomes`: one dict a row.
+        the outcome on each of the part's rows, with its place among all rows as `row`.
     """
     settings = candidate.settings
     # Prompts of like length together: a long one must not stretch a whole batch of short ones.
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
-    outcomes: list[dict] = [{}] * len(rows)
-    with Bar(f"evaluate the {candidate.name} model", len(batches)) as bar:
-        for number, batch in enumerate(batches):
+    # Of all batches, so that each has the rows and the seed that it has when one process asks them all.
+    numbered = candidate.part.of(list(enumerate(batches)))
+    outcomes: list[dict] = []
+    with Bar(f"evaluate the {candidate.name} model", len(numbered)) as bar:
+        for number, batch in numbered:
             texts = [prompts[index].text for index in batch]
             sampling = settings.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens"})
             seed = candidate.seed * 1_000_003 + number
             question = {"suite": "heldout", "prompts": texts, "seed": seed, **sampling}
             answers = candidate.journal.once(question, lambda texts=texts, seed=seed: _ask(candidate, texts, seed=seed))
             for index, answer in zip(batch, answers, strict=True):
-                outcomes[index] = _outcome(rows[index], prompts[index], answer, seen_tools)
+                outcomes.append({"row": index, **_outcome(rows[index], prompts[index], answer, seen_tools)})
             bar.advance()
+    return sorted(outcomes, key=lambda outcome: outcome["row"])
+
+
+def score_heldout(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict]:
+    """`scores`, `by_kind`, `mistakes` and `call_confusion` of the outcomes on all rows, in their order."""
     return {
-        "scores": _scores(outcomes, samples=settings.samples, seed=candidate.seed),
-        "by_kind": _by_kind(outcomes, seed=candidate.seed),
+        "scores": _scores(outcomes, samples=samples, seed=seed),
+        "by_kind": _by_kind(outcomes, seed=seed),
         "mistakes": _mistakes(outcomes),
         "call_confusion": dict(Counter(f"{o['expected_call']}_{o['predicted_call']}" for o in outcomes)),
-        "outcomes": outcomes,
     }
 
 

@@ -4,22 +4,19 @@ What comes out: evaluation.json (scores with intervals, paired comparisons; the 
 line a row, for `star compare`), timing.json (how fast it went), report.html and report.md.
 """
 
-import gc
 import json
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from statistics import median
 
 from star.config import Config
-from star.data.rows import read_rows
-from star.evaluation.answers import Candidate
-from star.evaluation.heldout import called_tools, evaluate_heldout
-from star.evaluation.journal import Journal
+from star.evaluation.gather import Gathered, Model, gather
+from star.evaluation.heldout import score_heldout
 from star.evaluation.report import markdown_table, write_report
 from star.evaluation.statistics import paired_difference
-from star.models import count_parameters, load_model, load_tokenizer
-from star.prompts import render_rows
-from star.storage import Workspace, read_manifest, write_json
+from star.registry.tracking import child_run
+from star.storage import Workspace, write_json
 
 EVALUATION, OUTCOMES, TIMING = "evaluation.json", "outcomes.jsonl", "timing.json"
 MEASURES = {
@@ -27,8 +24,7 @@ MEASURES = {
     "bfcl": {"bfcl": "valid"},
     "acebench": {"acebench": "valid"},
 }
-PHASES = ("warmup", "sft", "ckd", "simrl")  # of trainings, in the order in which they happen
-Model = Path | str
+Outcomes = dict[str, list[dict]]  # by suite
 
 
 def evaluate_models(
@@ -43,36 +39,48 @@ def evaluate_models(
     Returns:
         `<model>_<score>` for every score of every model, and its speed.
     """
-    entries = [_evaluate_once(name, model, data, config=config, state=work.state) for name, model in models.items()]
-    timing = {entry["name"]: entry.pop("timing") for entry in entries}
-    outcomes = {entry["name"]: entry.pop("outcomes") for entry in entries}
-    last = entries[-1]["name"]
-    folders = {name: model for name, model in models.items() if isinstance(model, Path)}
+    return complete([gather(models, data, config=config, state=work.state, title=title)], out=work.out)
+
+
+def complete(parts: list[Gathered], *, out: Path) -> dict[str, float]:
+    """Scores what was gathered, all at once or in parts, and writes the files of this module.
+
+    Returns:
+        what evaluate_models does.
+    """
+    settings, names = parts[0]["settings"], [model["name"] for model in parts[0]["models"]]
+    shares = {name: [_model_of(part, name) for part in parts] for name in names}
+    outcomes: dict[str, Outcomes] = {name: {} for name in names}
+    entries = [_entry(shares[name], settings, outcomes[name]) for name in names]
+    timing = {name: _timing(shares[name]) for name in names}
+    last = names[-1]
     evaluation = {
-        "title": title,
+        "title": parts[0]["title"],
         "suite": {suite: {"rows": len(rows)} for suite, rows in outcomes[last].items()},
         "models": entries,
         "comparisons": [found for a, b in combinations(reversed(outcomes), 2) for found in compare(a, b, outcomes)],
         "comparisons_by_kind": [
             found for a, b in combinations(reversed(outcomes), 2) for found in compare_by_kind(a, b, outcomes)
         ],
-        "curves": {name: curve for folder in folders.values() for name, curve in _curves(folder)},
+        "curves": parts[0]["curves"],
         "failures": _failures(outcomes[last].get("heldout", []), model=last),
-        "lineage": _lineage({**({"data": data} if data else {}), **folders}),
-        "stages": _stages(models[last]),
+        "lineage": parts[0]["lineage"],
+        "stages": parts[0]["stages"],
     }
-    write_json(work.out / EVALUATION, evaluation)
-    write_json(work.out / TIMING, timing)
-    with (work.out / OUTCOMES).open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(line) + "\n" for line in _lines(outcomes))
-    shown = {**evaluation, "models": [{**entry, **timing[entry["name"]]} for entry in entries]}
-    write_report(work.out / "report.html", shown)
-    (work.out / "report.md").write_text(markdown_table(shown), encoding="utf-8")
+    _write(evaluation, outcomes, timing, out=out)
     scores = {f"{entry['name']}_{key}": score["mean"] for entry in entries for key, score in entry["scores"].items()}
     return scores | {f"{name}_{key}": value for name, taken in timing.items() for key, value in taken.items()}
 
 
-def compare(a: str, b: str, outcomes: dict[str, dict[str, list[dict]]], *, seed: int = 0) -> list[dict]:
+def log_models(metrics: dict[str, float], gathered: Gathered) -> None:
+    """Gives each model a run below the open one, with the metrics of `complete` that are its own."""
+    suites = " ".join(gathered["settings"]["evaluate"]["suites"])
+    for prefix in (f"{model['name']}_" for model in gathered["models"]):
+        with child_run(prefix[:-1], tags={"star.suites": suites}) as child:
+            child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+
+
+def compare(a: str, b: str, outcomes: dict[str, Outcomes], *, seed: int = 0) -> list[dict]:
     """Paired differences a - b on the rows that both models answered, for every measure of every suite.
 
     Args:
@@ -89,7 +97,7 @@ def compare(a: str, b: str, outcomes: dict[str, dict[str, list[dict]]], *, seed:
     return comparisons
 
 
-def compare_by_kind(a: str, b: str, outcomes: dict[str, dict[str, list[dict]]]) -> Iterator[dict]:
+def compare_by_kind(a: str, b: str, outcomes: dict[str, Outcomes]) -> Iterator[dict]:
     """`compare` on each kind of row alone, for a gate that looks at every category."""
     kinds = sorted({row["kind"] for rows in outcomes[a].values() for row in rows})
     for kind in kinds:
@@ -104,61 +112,54 @@ def _named(found) -> dict[str, float]:
     return {"difference": found.mean, "low": found.low, "high": found.high, "p_value": found.p_value}
 
 
-def _evaluate_once(name: str, model: Model, data: Path | None, *, config: Config, state: Path) -> dict:
-    finished = state / f"{name}.json"
-    if not finished.exists():
-        write_json(finished, {"name": name, **_evaluate(name, model, data, config=config, state=state)})
-    return json.loads(finished.read_text(encoding="utf-8"))
+def _model_of(part: Gathered, name: str) -> dict:
+    return next(model for model in part["models"] if model["name"] == name)
 
 
-def _evaluate(name: str, model: Model, data: Path | None, *, config: Config, state: Path) -> dict:
-    tokenizer, loaded = load_tokenizer(model), load_model(model)
-    journal = Journal(state / f"{name}.jsonl")
-    candidate = Candidate(name, loaded, tokenizer, config.evaluate, config.seed, journal)
-    entry: dict = {"scores": {}, "outcomes": {}}
-    for suite in config.evaluate.suites:
-        _SUITES[suite](candidate, entry, data)
-    timing = {"seconds": round(candidate.seconds, 1)}
-    if candidate.seconds:
-        timing |= {"tokens_per_second": round(candidate.tokens / candidate.seconds, 1)}
-        timing |= {"latency": round(candidate.latency(), 3)}
-    size = {"parameters": count_parameters(loaded), "memory": loaded.get_memory_footprint()}
-    del loaded, candidate
-    gc.collect()
-    return {**size, "timing": timing, **entry}
+def _entry(shares: list[dict], settings: dict, outcomes: Outcomes) -> dict:
+    """A model's entry in the evaluation; its outcomes go into `outcomes`."""
+    entry = {**{key: shares[0][key] for key in ("name", "parameters", "memory")}, "scores": {}}
+    for suite in settings["evaluate"]["suites"]:
+        gathered = [found for share in shares if (found := share["suites"][suite])]
+        _SUITES[suite](gathered, settings, entry, outcomes)
+    return entry
 
 
-def _heldout(candidate: Candidate, entry: dict, data: Path) -> None:
-    rows = list(read_rows(data / "heldout.jsonl"))
-    seen = called_tools(list(read_rows(data / "train.jsonl")))
-    prompts = render_rows(rows, candidate.tokenizer)
-    found = evaluate_heldout(candidate, rows, prompts, seen_tools=seen)
+def _timing(shares: list[dict]) -> dict[str, float]:
+    """Of all parts together; none of what was recalled after a kill."""
+    taken = [share["timing"] for share in shares]
+    seconds, tokens = (sum(timing[key] for timing in taken) for key in ("seconds", "tokens"))
+    timing = {"seconds": round(seconds, 1)}
+    if seconds:
+        timing |= {"tokens_per_second": round(tokens / seconds, 1)}
+        timing |= {"latency": round(median(timing["latency"] for timing in taken if "latency" in timing), 3)}
+    return timing
+
+
+def _heldout(gathered: list[list[dict]], settings: dict, entry: dict, outcomes: Outcomes) -> None:
+    rows = sorted((outcome for part in gathered for outcome in part), key=lambda outcome: outcome["row"])
+    found = score_heldout(rows, samples=settings["evaluate"]["samples"], seed=settings["seed"])
     entry["scores"] |= found.pop("scores")
-    entry["outcomes"]["heldout"] = found.pop("outcomes")
     entry |= found
+    outcomes["heldout"] = rows
 
 
-def _bfcl(candidate: Candidate, entry: dict, data: Path | None) -> None:
-    from star.evaluation.bfcl import evaluate_bfcl
+def _bfcl(gathered: list[dict], settings: dict, entry: dict, outcomes: Outcomes) -> None:
+    from star.evaluation.bfcl import score_bfcl
     from star.evaluation.bfcl_scores import CATEGORIES
 
-    found = evaluate_bfcl(
-        lambda queries: candidate.reply("bfcl", [query["prompt"] for query in queries]),
-        label=f"BFCL of the {candidate.name} model",
-        categories=candidate.settings.bfcl_categories or CATEGORIES,
-        limit=candidate.settings.limit,
-    )
+    found = score_bfcl(gathered, order=settings["evaluate"]["bfcl_categories"] or CATEGORIES)
     verdicts = found.pop("verdicts")
     entry["scores"] |= {f"bfcl_{key}": score for key, score in found["scores"].items()}
-    entry["outcomes"]["bfcl"] = [{**verdict, "kind": verdict["category"]} for verdict in verdicts]
     entry["bfcl"] = found
+    outcomes["bfcl"] = [{**verdict, "kind": verdict["category"]} for verdict in verdicts]
 
 
-def _acebench(candidate: Candidate, entry: dict, data: Path | None) -> None:
-    from star.evaluation.acebench import evaluate_acebench
+def _acebench(gathered: list[dict], settings: dict, entry: dict, outcomes: Outcomes) -> None:
+    from star.evaluation.acebench import score_acebench
 
-    found = evaluate_acebench(candidate, Path(candidate.settings.acebench))
-    entry["outcomes"]["acebench"] = found.pop("verdicts")
+    found = score_acebench(gathered)
+    outcomes["acebench"] = found.pop("verdicts")
     entry["scores"] |= {f"acebench_{key}": score for key, score in found["scores"].items()}
     entry["acebench"] = found
 
@@ -166,18 +167,22 @@ def _acebench(candidate: Candidate, entry: dict, data: Path | None) -> None:
 _SUITES = {"heldout": _heldout, "bfcl": _bfcl, "acebench": _acebench}
 
 
-def _lines(outcomes: dict[str, dict[str, list[dict]]]) -> Iterator[dict]:
+def _write(evaluation: dict, outcomes: dict[str, Outcomes], timing: dict[str, dict], *, out: Path) -> None:
+    write_json(out / EVALUATION, evaluation)
+    write_json(out / TIMING, timing)
+    with (out / OUTCOMES).open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(line) + "\n" for line in _lines(outcomes))
+    shown = {**evaluation, "models": [{**entry, **timing[entry["name"]]} for entry in evaluation["models"]]}
+    write_report(out / "report.html", shown)
+    (out / "report.md").write_text(markdown_table(shown), encoding="utf-8")
+
+
+def _lines(outcomes: dict[str, Outcomes]) -> Iterator[dict]:
     for model, suites in outcomes.items():
         for suite, rows in suites.items():
             for row in rows:
                 measures = {key: row[key] for key in MEASURES[suite].values()}
                 yield {"model": model, "suite": suite, "id": row["id"], "kind": row["kind"], **measures}
-
-
-def _curves(folder: Path) -> Iterator[tuple[str, list[dict]]]:
-    phases = {file.stem.removesuffix("_curve"): file for file in sorted(folder.glob("*_curve.json"))}
-    for phase in sorted(phases, key=lambda phase: PHASES.index(phase) if phase in PHASES else len(PHASES)):
-        yield f"{read_manifest(folder).stage}: {phase}", json.loads(phases[phase].read_text(encoding="utf-8"))
 
 
 def _failures(outcomes: list[dict], *, model: str) -> list[dict]:
@@ -186,19 +191,3 @@ def _failures(outcomes: list[dict], *, model: str) -> list[dict]:
     )
     shown = ("id", "kind", "query", "expected", "predicted", "reward", "mistake")
     return [{key: o[key] for key in shown} | {"model": model} for o in wrong]
-
-
-def _lineage(folders: dict[str, Path]) -> dict[str, str]:
-    """The digest of every folder that a stage made."""
-    made = {name: folder for name, folder in folders.items() if (folder / "manifest.json").is_file()}
-    return {name: read_manifest(folder).digest for name, folder in made.items()}
-
-
-def _stages(model: Model) -> list[dict[str, str]]:
-    """The stages that made a model, the last one first: what each wrote, with which settings and code."""
-    if not isinstance(model, Path) or not (model / "manifest.json").is_file():
-        return []
-    manifest = read_manifest(model)
-    shown = ("stage", "config_digest", "code_digest", "code_version")
-    made = {manifest.digest: manifest.summary(), **manifest.ancestors}
-    return [{"digest": digest, **{key: summary[key] for key in shown}} for digest, summary in made.items()]

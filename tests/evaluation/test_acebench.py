@@ -59,14 +59,31 @@ def test_what_is_no_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, Path], micro, tmp_path: Path) -> None:
-    from star.evaluation.acebench import evaluate_acebench
+    from star.evaluation.acebench import ask_acebench, score_acebench
     from star.evaluation.answers import Candidate
+    from star.evaluation.gather import gather
     from star.evaluation.journal import Journal
+    from star.evaluation.suite import complete
     from star.models import load_model, load_tokenizer
+    from star.storage import Part
 
-    settings = micro.evaluate.model_copy(update={"limit": 1, "max_new_tokens": 2})
+    settings = micro.evaluate.model_copy(
+        update={"limit": 1, "max_new_tokens": 2, "suites": ("acebench",), "acebench": str(checkout)}
+    )
     folder, file = finished["refine"], tmp_path / "answers.jsonl"
     candidate = Candidate("small", load_model(folder), load_tokenizer(folder), settings, 7, Journal(file))
-    found = evaluate_acebench(candidate, checkout)
+    found = score_acebench([ask_acebench(candidate, checkout)])
     assert {name: score["rows"] for name, score in found["categories"].items()} == dict.fromkeys(CATEGORIES, 1)
     assert found["scores"]["normal"]["mean"] == 0.0 < found["scores"]["normal"]["high"]
+
+    config = micro.model_copy(update={"evaluate": settings})
+    gathered = []
+    for number in range(1, 14):  # one shard more than there are categories
+        (state := tmp_path / str(number)).mkdir()
+        gathered.append(gather({"small": folder}, None, config=config, state=state, title="", part=Part(number, 13)))
+    assert gathered[-1]["models"][0]["suites"]["acebench"] is None
+    complete(gathered, out=tmp_path)
+    [model] = json.loads((tmp_path / "evaluation.json").read_text())["models"]
+    assert model["acebench"]["categories"] == found["categories"]
+    lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [verdict["id"] for verdict in found["verdicts"]]

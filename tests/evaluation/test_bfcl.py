@@ -9,9 +9,10 @@ import pytest
 
 from star.chat import render_target
 from star.errors import InputError
-from star.evaluation.bfcl import evaluate_bfcl, run_harness
+from star.evaluation.bfcl import evaluate_bfcl, run_harness, score_bfcl
 from star.evaluation.bfcl_environment import harness_python
 from star.evaluation.bfcl_scores import CATEGORIES, MULTI_TURN
+from star.storage import Part
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,15 @@ def test_a_model_that_never_calls_scores_the_floor(bench: ModuleType) -> None:
     assert found["scores"]["overall_v3"]["mean"] == pytest.approx(0.198, abs=0.001)
     assert found["floor"]["overall_v3"] == pytest.approx(0.198, abs=0.001)
     assert found["package"] == "bfcl-eval 2026.3.23"
+
+
+def test_categories_asked_apart_are_scored_as_one(bench: ModuleType) -> None:
+    categories = ("simple_java", "irrelevance", "live_parallel", "multiple")
+    parts = [tuple(Part(number, 3).of(list(categories))) for number in (1, 2, 3)]
+    apart = [run_harness(bench.GroundTruth(), label="part", categories=part, limit=2) for part in parts]
+    whole = evaluate_bfcl(bench.GroundTruth(), label="whole", categories=categories, limit=2)
+    assert score_bfcl(apart, order=categories) == whole
+    assert {verdict["category"] for verdict in whole["verdicts"]} == set(categories)
 
 
 def test_hostile_text_executes_nothing(bench: ModuleType, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from star.storage import MANIFEST, publish, read_manifest
 from star.teacher.store import TopKStore
 
 pytestmark = pytest.mark.slow
-SHARDS = {"rollout": 2, "extract-topk": 2}
+SHARDS = {"rollout": 2, "extract-topk": 2, "evaluate": 2}
 
 
 class Webhook(HTTPServer):

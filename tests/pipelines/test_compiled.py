@@ -1,5 +1,6 @@
 """What a cluster is given: every task's image, command, node, secrets, volumes, retries and cache, as deploy/pipelines holds them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ TASKS = {
     "distill": ("distill", STUDENT, True),
     "refine": ("refine", STUDENT, True),
     "evaluate": ("evaluate", TEACHER, True),
+    "merge-evaluate": ("merge_evaluation", SMALL, True),
     "register": ("register", SMALL, False),
     "finish": ("finish", SMALL, False),
 }
-SHARDED = {"merge-rollout", "merge-extract-topk"}
+SHARDED = {"rollout": 4, "extract-topk": 4, "evaluate": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,7 @@ def test_the_files_are_valid_for_kfp(profile: str) -> None:
 
 def test_a_profile_of_one_shard_has_no_loop_and_no_gpu() -> None:
     tasks = tasks_of("tiny")
-    assert set(tasks) == set(TASKS) - SHARDED
+    assert set(tasks) == set(TASKS) - {f"merge-{stage}" for stage in SHARDED}
     assert all(node_of(task) == SMALL for task in tasks.values())
 
 
@@ -151,9 +153,11 @@ def test_the_loops_have_the_shards_and_the_bound_of_the_configuration() -> None:
         for task in spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()
         if "parameterIterator" in task
     ]
-    assert {loop["taskInfo"]["name"] for loop in loops} == {"rollout-shards", "extract-topk-shards"}
+    items = {loop["taskInfo"]["name"]: json.loads(loop["parameterIterator"]["items"]["raw"]) for loop in loops}
+    assert items == {
+        f"{stage}-shards": [f"{number}/{count}" for number in range(1, count + 1)] for stage, count in SHARDED.items()
+    }
     for loop in loops:
-        assert loop["parameterIterator"]["items"]["raw"] == '["1/4", "2/4", "3/4", "4/4"]'
         assert loop["iteratorPolicy"]["parallelismLimit"] == 8
 
 
