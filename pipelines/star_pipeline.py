@@ -148,18 +148,36 @@ def _require_nodes_that_suit(config: Config) -> None:
             raise InputError(
                 f"{stage} splits the teacher over {split} accelerators and its node has {node.accelerators}: set `accelerators` of the node"
             )
-    for stage, settings, batch in _batches(config):
-        if batch % (processes := config.cluster.processes_of(stage)):
+    for stage, setting, batch, each, micro in _batches(config):
+        processes = config.cluster.processes_of(stage)
+        if batch % processes:
             raise InputError(
-                f"{stage} deals {settings} = {batch} to {processes} processes, one for each accelerator: choose a multiple"
+                f"{stage} deals {setting} = {batch} to {processes} processes, one for each accelerator: choose a multiple"
+            )
+        share = batch // processes * each
+        if share % min(micro or share, share):
+            raise InputError(
+                f"{stage} gives each of {processes} processes {share} sequences a step: set a micro_batch_size that divides them"
             )
 
 
-def _batches(config: Config) -> Iterator[tuple[str, str, int]]:
-    """What each training deals evenly to its processes."""
-    if config.teacher.sft:
-        yield "refine-teacher", "`teacher.sft.batch_size`", config.teacher.sft.batch_size
-    if config.teacher.refine:
-        yield "refine-teacher", "`teacher.refine.prompts_per_step`", config.teacher.refine.prompts_per_step
-    yield "distill", "`distill.batch_size`", config.distill.batch_size
-    yield "refine", "`refine.prompts_per_step`", config.refine.prompts_per_step
+def _batches(config: Config) -> Iterator[tuple[str, str, int, int, int | None]]:
+    """What each training deals evenly to its processes, how many sequences each of it is, and how many make a forward pass."""
+    for stage, name, training in (
+        ("refine-teacher", "teacher.sft", config.teacher.sft),
+        ("distill", "distill", config.distill),
+    ):
+        if training:
+            yield stage, f"`{name}.batch_size`", training.batch_size, 1, training.micro_batch_size
+    for stage, name, simrl in (
+        ("refine-teacher", "teacher.refine", config.teacher.refine),
+        ("refine", "refine", config.refine),
+    ):
+        if simrl:
+            yield (
+                stage,
+                f"`{name}.prompts_per_step`",
+                simrl.prompts_per_step,
+                simrl.num_generations,
+                simrl.micro_batch_size,
+            )

@@ -1,23 +1,26 @@
-"""The end of a pipeline on a cluster, good or bad: runs in MLflow are closed, what is unfinished is named, a webhook hears of it.
+"""The end of a pipeline on a cluster, good or bad: runs in MLflow are closed, copies for several nodes are removed, what is unfinished is
+named, a webhook hears of it.
 
 Nothing here may hide how the pipeline itself ended: a server or a webhook that does not answer is a line in the log.
 """
 
 import json
 import os
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from star.errors import InputError, redacted
+from star.storage import exchange_folder
 
 WEBHOOK_SECONDS = 10.0
 RUN_STATES = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # of KFP, to MLflow's; everything else is FAILED
 
 
 def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | None) -> dict[str, object]:
-    """Closes the runs of a pipeline and tells how it ended.
+    """Closes the runs of a pipeline, removes what its tasks exchanged with TrainJobs, and tells how it ended.
 
     Args:
         run_id: of the pipeline's run in KFP, which its runs in MLflow are tagged with.
@@ -26,6 +29,8 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
     Returns:
         the summary that the webhook of STAR_WEBHOOK was sent: run, state, task, error, closed runs, unfinished work that is kept.
     """
+    if os.environ.get("STAR_WORK"):
+        shutil.rmtree(exchange_folder(run_id), ignore_errors=True)
     closed = _close_runs(run_id, RUN_STATES.get(state, "FAILED"))
     summary = {
         "run": run_id,

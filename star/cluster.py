@@ -48,6 +48,12 @@ class Node(Section):
     node_selector: dict[str, str] = Field({}, description="labels that the node must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints of the node: of GPU nodes, of spot nodes")
 
+    @model_validator(mode="after")
+    def _a_process_sees_one_slice(self) -> "Node":
+        if self.accelerators > 1 and "/mig-" in (self.accelerator or ""):
+            raise ValueError(f"`accelerators` of {self.accelerator} is 1: CUDA shows a process one MIG slice")
+        return self
+
 
 class Retry(Section):
     """How often a failed task is tried again."""
@@ -62,7 +68,9 @@ class TrainJob(Section):
     """A training on several nodes at once, by Kubeflow Trainer v2."""
 
     nodes: int = Field(2, ge=1, description="pods, each as the stage's node describes it")
-    runtime: str = Field("torch-distributed", min_length=1, description="TrainingRuntime or ClusterTrainingRuntime")
+    runtime: str = Field(
+        "star-torch", min_length=1, description="TrainingRuntime (that of deploy/multinode) or ClusterTrainingRuntime"
+    )
 
 
 def _with_cpu_node(nodes: object) -> object:

@@ -7,7 +7,10 @@ All processes must see the same files.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(hours=2)  # the others wait while the first verifies inputs, or fetches and keeps checkpoints
 
 
 def count() -> int:
@@ -44,7 +47,7 @@ def any_of(word: bool) -> bool:
         return word
     from accelerate.utils import gather_object
 
-    meet()
+    _join()
     return any(gather_object([word]))
 
 
@@ -59,4 +62,4 @@ def _join():
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -266,6 +266,11 @@ def copy_whole(folder: Path, out: Path) -> None:
     _replace(out, incoming)
 
 
+def exchange_folder(run_id: str) -> Path:
+    """Where the tasks of a pipeline's run meet the pods that they start; $STAR_WORK must be set."""
+    return Path(os.environ["STAR_WORK"]) / "jobs" / run_id
+
+
 def clear_finished(out: Path, *, stage: str, fingerprint: str) -> None:
     """Removes what a kill right after publishing left of the partial folder, unless another process is at the same work."""
     from filelock import Timeout

@@ -1,15 +1,17 @@
 """A training on several nodes: a TrainJob of Kubeflow Trainer v2, started and waited for by the stage's task.
 
 The task and the job's pods meet on the volume of `cluster.work_claim`: there the task puts the inputs, the pods train (`star <stage>` under
-torchrun, told by the Trainer who they are) and the first of them writes the result, which the task takes away. A task that is tried again
-goes on with the job that is still running; one that is told to end ends its job.
+torchrun, told by the Trainer who they are) and the first of them writes the result, of which the task takes a copy. A task that is tried
+again goes on with the job that is still running, or with its result; one that is told to end ends its job. The pipeline's closing task
+removes what is left on the volume.
 """
 
+import itertools
 import json
 import os
 import shutil
 import time
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,59 +21,55 @@ from star.errors import InputError
 from star.launch import command_of, on_sigterm_exit, torchrun, write_settings
 from star.progress import say
 from star.stages import Metrics, stage_named
-from star.storage import METRICS, copy_whole, digest_of, open_input
+from star.storage import METRICS, copy_whole, digest_of, exchange_folder, open_input, read_manifest
 
 POLL_SECONDS = 10.0
 PATIENCE = 30  # looks at the job that may fail one after another before the task gives up, and is tried again
-API, KIND, NODE = "trainer.kubeflow.org/v1alpha1", "TrainJob", "node"
+GROUP, VERSION, NODE = "trainer.kubeflow.org", "v1alpha1", "node"
 MANAGER = "star-distill/launcher"  # of our runtime patch
-PASSED_ON = ("STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_CHECKPOINTS", "KFP_RUN_ID")
+# A node may have to be made first; and processes that are told to end save a checkpoint.
+TORCHRUN = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
+PASSED_ON = (
+    "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_CHECKPOINTS", "KFP_RUN_ID",
+    "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID",
+)  # fmt: skip
 
 
 def run_train_job(stage: str, config: Config, *, cluster: Cluster, inputs: dict[str, Path], out: Path) -> Metrics:
     """Runs a stage that trains as a TrainJob and brings its folder to `out`.
 
     Raises:
-        RuntimeError: the job failed, or the cluster cannot be asked; the last lines of its first pod are in the log.
+        RuntimeError: the job failed, or the cluster cannot be asked; what its first pod printed is in the log.
         InputError: there is no such runtime, or no right to use it.
         SystemExit: the task was told to end; the job is deleted.
     """
-    work = os.environ.get("STAR_WORK")
-    if not work:
+    if not os.environ.get("STAR_WORK"):
         raise InputError("STAR_WORK is not set: a TrainJob needs the volume of `cluster.work_claim` there")
-    manifests = {key: open_input(folder, stage=stage_named(stage).inputs[key]) for key, folder in inputs.items()}
-    content = [
-        stage,
-        config.slice(stage_named(stage).sections),
-        {key: found.digest for key, found in manifests.items()},
-    ]
-    name = f"star-{stage}-{digest_of([content, os.environ.get('KFP_RUN_ID')])[:12]}"
-    exchange = Path(work) / "jobs" / name
-    exchange.mkdir(parents=True, exist_ok=True)
-    shared = {key: exchange / key for key in inputs}
-    for key, folder in inputs.items():
-        if not shared[key].is_dir():
-            copy_whole(folder, shared[key])
-    command = command_of(stage, settings=write_settings(stage, config, exchange), inputs=shared, out=exchange / "out")
-    manifest = job_manifest(name, stage, cluster=cluster, command=command, environment=os.environ)
-    job = Job(manifest)
-    with on_sigterm_exit():
-        try:
-            job.start(result=exchange / "out", stage=stage)
-            job.wait()
-        except (SystemExit, KeyboardInterrupt):
-            job.delete()
-            raise
-    open_input(exchange / "out", stage=stage)
-    copy_whole(exchange / "out", out)
-    job.delete()
-    shutil.rmtree(exchange)
+    run_id = os.environ.get("KFP_RUN_ID", "no-run")
+    digests = {key: read_manifest(folder).digest for key, folder in inputs.items()}
+    name = f"star-{stage}-{digest_of([stage, config.slice(stage_named(stage).sections), digests, run_id])[:12]}"
+    exchange = exchange_folder(run_id) / name
+    result = exchange / "out"
+    if not _is_whole(result, stage):
+        job = Job(name, runtime=cluster.train_jobs[stage].runtime)
+        with on_sigterm_exit():
+            try:
+                shared = _bring(stage, inputs, exchange)
+                command = command_of(stage, settings=write_settings(stage, config, exchange), inputs=shared, out=result)
+                job.start(job_manifest(stage, cluster=cluster, command=command, environment=os.environ))
+                job.wait()
+            except (SystemExit, KeyboardInterrupt):
+                job.delete()
+                raise
+        job.delete()
+        open_input(result, stage=stage)
+    copy_whole(result, out)
+    for key in inputs:
+        shutil.rmtree(exchange / key, ignore_errors=True)
     return json.loads((out / METRICS).read_text(encoding="utf-8"))
 
 
-def job_manifest(
-    name: str, stage: str, *, cluster: Cluster, command: list[str], environment: dict[str, str]
-) -> dict[str, Any]:
+def job_manifest(stage: str, *, cluster: Cluster, command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     """The TrainJob: pods as the stage's node describes them, with what KFP gives a task of its own.
 
     Args:
@@ -92,14 +90,14 @@ def job_manifest(
     pod = {"metadata": {"labels": {"star/task": stage}}, "spec": _pod(node, cluster, volume=environment["STAR_WORK"])}
     patched = {"name": NODE, "template": {"spec": {"template": pod}}}
     return {
-        "apiVersion": API,
-        "kind": KIND,
-        "metadata": {"name": name, "labels": {"star/task": stage}},
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {"labels": {"star/task": stage}},
         "spec": {
             "runtimeRef": {"name": job.runtime},
             "trainer": {
                 "image": environment["STAR_IMAGE"],
-                "command": [*torchrun(), *command],
+                "command": [*torchrun(*TORCHRUN), *command],
                 "env": [*plain, *secret],
                 "numNodes": job.nodes,
                 "numProcPerNode": cluster.processes_of(stage) // job.nodes,
@@ -136,72 +134,95 @@ def _pod(node: Node, cluster: Cluster, *, volume: str) -> dict[str, Any]:
 
 
 class Job:
-    """One TrainJob of this namespace, by its name."""
+    """The TrainJob of one training in this namespace. It is called NAME-0, and after one that failed NAME-1: names are not free at once."""
 
-    def __init__(self, manifest: dict[str, Any]) -> None:
+    def __init__(self, name: str, *, runtime: str) -> None:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
         self.client = trainer_client()
-        self.name = manifest["metadata"]["name"]
-        runtime = find_runtime(self.client, manifest["spec"]["runtimeRef"]["name"])
-        manifest["spec"]["runtimeRef"]["kind"] = runtime.kind.value
-        self.manifest, self.shown = manifest, 0
+        self.runtime = find_runtime(self.client, runtime)
+        self.jobs = (GROUP, VERSION, self.client.backend.namespace, "trainjobs")
+        self.api, self.faults, self.refused = self.client.backend.custom_api, (ApiException, HTTPError), ApiException
+        self.name, self.number, self.shown = name, None, 0
 
-    def start(self, *, result: Path, stage: str) -> None:
-        """Creates the job, unless the one of an earlier try is at work or has done it; a failed one makes room."""
-        found = self._status()
-        if found == "Failed" or (found == "Complete" and not _is_whole(result, stage)):
-            self.delete()
-            found = None
-        if found:
-            say(f"going on with TrainJob {self.name} ({found})")
-            return
-        backend = self.client.backend
-        backend.custom_api.create_namespaced_custom_object(
-            *API.split("/"), backend.namespace, "trainjobs", self.manifest
+    def start(self, manifest: dict[str, Any]) -> None:
+        """Creates the job, unless the one of an earlier try is at work."""
+        ended = ("Failed", "Complete")  # a complete one is not here for its result, which was looked for before
+        self.number, state = next(
+            (number, state) for number in itertools.count() if (state := self._state(number)) not in ended
         )
-        say(f"started TrainJob {self.name}")
+        if state:
+            say(f"going on with TrainJob {self._called(self.number)}")
+            return
+        manifest["metadata"]["name"] = self._called(self.number)
+        manifest["spec"]["runtimeRef"]["kind"] = self.runtime.kind.value
+        self.api.create_namespaced_custom_object(*self.jobs, manifest)
+        say(f"started TrainJob {self._called(self.number)}")
 
     def wait(self) -> None:
         """Prints what the first pod prints until the job is complete."""
         failures = 0
         while True:
             try:
-                status = self._status()
-                self._show_log()
-                failures = 0
-            except (RuntimeError, TimeoutError):
-                failures += 1
+                state, failures = self._state(self.number), 0
+            except self.faults as error:
+                state, failures = "unknown", failures + 1
                 if failures == PATIENCE:
-                    raise
-                status = "unknown"
-            if status == "Complete":
+                    raise RuntimeError(f"TrainJob {self._called(self.number)} cannot be looked at: {error}") from error
+            with suppress(Exception):  # a log that cannot be read decides nothing
+                self._show_log()
+            if state == "Complete":
                 return
-            if status in ("Failed", None):
-                what = "failed" if status else "is gone"
-                raise RuntimeError(f"TrainJob {self.name} {what}: kubectl describe trainjob {self.name}")
+            if state in ("Failed", None):
+                called = self._called(self.number)
+                raise RuntimeError(
+                    f"TrainJob {called} {'failed' if state else 'is gone'}: kubectl describe trainjob {called}"
+                )
             time.sleep(POLL_SECONDS)
 
     def delete(self) -> None:
-        """Deletes the job and waits until it is gone."""
-        while self._status() is not None:
-            try:
-                self.client.delete_job(self.name)
-            except RuntimeError as error:
-                if not _is_absent(error):
-                    raise
-            time.sleep(min(1.0, POLL_SECONDS))
+        """Deletes the jobs of all tries, the one at work first."""
+        tries = itertools.count() if self.number is None else range(self.number, -1, -1)
+        for number in tries:
+            if not self._deleted(number) and self.number is None:
+                return
 
-    def _status(self) -> str | None:
+    def _deleted(self, number: int) -> bool:
+        """Whether there was one to delete. A job that cannot be deleted is told to the user, and is no reason to fail."""
+        for attempt in range(5):
+            try:
+                self.api.delete_namespaced_custom_object(*self.jobs, self._called(number))
+                return True
+            except self.faults as error:
+                if getattr(error, "status", None) == 404:
+                    return False
+                said = str(error)
+                time.sleep(0.2 * attempt)
+        say(f"TrainJob {self._called(number)} is not deleted ({said}): kubectl delete trainjob {self._called(number)}")
+        return False
+
+    def _called(self, number: int) -> str:
+        return f"{self.name}-{number}"
+
+    def _state(self, number: int) -> str | None:
+        """Complete, Failed, Running (or waiting to run), or None where there is no such job."""
         try:
-            return self.client.get_job(self.name).status
-        except RuntimeError as error:
-            if not _is_absent(error):
-                raise
-            return None
+            found = self.api.get_namespaced_custom_object(*self.jobs, self._called(number))
+        except self.refused as error:
+            if error.status == 404:
+                return None
+            raise
+        true = {entry["type"] for entry in found.get("status", {}).get("conditions", []) if entry["status"] == "True"}
+        return next((end for end in ("Complete", "Failed") if end in true), "Running")
 
     def _show_log(self) -> None:
-        for line in islice(self.client.get_job_logs(self.name), self.shown, None):
-            self.shown += 1
+        lines = list(self.client.get_job_logs(self._called(self.number)))
+        if len(lines) < self.shown:  # the pod began again, and its log with it
+            self.shown = 0
+        for line in lines[self.shown :]:
             say(line)
+        self.shown = len(lines)
 
 
 def trainer_client() -> Any:
@@ -238,12 +259,18 @@ def find_runtime(client: Any, name: str) -> Any:
         status = getattr(error.__cause__, "status", None)
         reason = {403: "the account has no right to read it", 404: "there is none"}.get(status, str(error))
         raise InputError(
-            f"training runtime {name}: {reason}; install Kubeflow Trainer 2.2 or newer with its runtimes, and apply deploy/base"
+            f"training runtime {name}: {reason}; install Kubeflow Trainer 2.2 or newer, and apply deploy/multinode"
         ) from error
 
 
-def _is_absent(error: RuntimeError) -> bool:
-    return getattr(error.__cause__, "status", None) == 404
+def _bring(stage: str, inputs: dict[str, Path], exchange: Path) -> dict[str, Path]:
+    """Verified copies of the inputs where the pods find them; those of an earlier try are kept."""
+    shared = {key: exchange / key for key in inputs}
+    for key, folder in inputs.items():
+        if not shared[key].is_dir():
+            open_input(folder, stage=stage_named(stage).inputs[key])
+            copy_whole(folder, shared[key])
+    return shared
 
 
 def _is_whole(folder: Path, stage: str) -> bool:

@@ -246,7 +246,8 @@ class _StopWithCheckpoint(TrainerCallback):
 
     def _tell(self, *_: object) -> None:
         self.told = True
-        signal.signal(signal.SIGTERM, self.before)
+        # Of several processes each hears it twice: from whoever ends them all, and from torchrun, which kills those that stay too long.
+        signal.signal(signal.SIGTERM, self.before if ranks.count() == 1 else signal.SIG_IGN)
         say("told to end: saving a checkpoint first")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -55,6 +55,14 @@ def test_what_is_unfinished_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert close_pipeline("1", state="FAILED", failed_task="stages", error="x")["kept"] == ["distill-0011"]
 
 
+def test_what_its_tasks_exchanged_with_other_pods_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAR_WORK", str(tmp_path))
+    for run_id in ("1", "2"):
+        (tmp_path / "jobs" / run_id / "star-distill-0011" / "out").mkdir(parents=True)
+    close_pipeline("1", state="SUCCEEDED", failed_task="stages", error=None)
+    assert [folder.name for folder in (tmp_path / "jobs").iterdir()] == ["2"]
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/hook?key=hidden-key", "no-address"])
 def test_a_dead_webhook_is_a_line_without_its_address(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
-from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
 from star.cluster import Cluster
 from star.config import Config
@@ -25,27 +26,13 @@ from star.train_job import job_manifest
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 JOBS = f"{TRAINER}/namespaces/team/trainjobs"
-RUNTIME = {
-    "apiVersion": "trainer.kubeflow.org/v1alpha1",
-    "kind": "ClusterTrainingRuntime",
-    "metadata": {"name": "torch-distributed", "labels": {"trainer.kubeflow.org/framework": "torch"}},
-    "spec": {
-        "mlPolicy": {"numNodes": 1, "torch": {}},
-        "template": {
-            "spec": {
-                "replicatedJobs": [
-                    {
-                        "name": "node",
-                        "template": {
-                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
-                            "spec": {"template": {"spec": {"containers": [{"name": "node", "image": "pytorch"}]}}},
-                        },
-                    }
-                ]
-            }
-        },
-    },
-}
+RUNTIME = next(
+    document
+    for document in yaml.safe_load_all(
+        (Path(__file__).parents[1] / "deploy" / "multinode" / "runtime.yaml").read_text()
+    )
+    if document["kind"] == "TrainingRuntime"
+)
 # What KFP's executor does with a component of a training, in a process that can be told to end.
 CALL = """
 import json, sys
@@ -68,9 +55,10 @@ class Kubernetes(ThreadingHTTPServer):
         self.folder = folder
         self.jobs: dict[str, dict] = {}
         self.pods: dict[str, list[subprocess.Popen]] = {}
-        self.runtimes = {"torch-distributed": RUNTIME}
+        self.runtimes: dict[str, dict | int] = {"star-torch": RUNTIME}
         self.secrets = {("star-s3", "access-key"): "the-key"}
         self.faults: list[int] = []  # statuses of the next answers about a job
+        self.unreadable_logs = 0  # how many of the next looks at a log fail
         self.asked: list[str] = []
 
     def kubeconfig(self) -> Path:
@@ -91,7 +79,6 @@ class Kubernetes(ThreadingHTTPServer):
         assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job, "a key that the API does not know"
         name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
         job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
-        self.jobs[name] = job
         given = {
             entry["name"]: entry.get("value") or self.secrets[tuple(entry["valueFrom"]["secretKeyRef"].values())]
             for entry in trainer["env"]
@@ -99,7 +86,7 @@ class Kubernetes(ThreadingHTTPServer):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.pods[name] = []
+        pods = []
         for rank in range(trainer["numNodes"]):
             told = {
                 "PET_NNODES": str(trainer["numNodes"]),
@@ -110,13 +97,18 @@ class Kubernetes(ThreadingHTTPServer):
             }
             kept = {key: os.environ[key] for key in ("PATH", "HF_HUB_OFFLINE")} | {"OMP_NUM_THREADS": "1"}
             with (self.folder / f"{name}-{rank}.log").open("w") as log:
-                process = subprocess.Popen(trainer["command"], env=kept | given | told, stdout=log, stderr=log)
-            self.pods[name].append(process)
+                process = subprocess.Popen(
+                    trainer["command"], env=kept | given | told, stdout=log, stderr=log, start_new_session=True
+                )
+            pods.append(process)
+        self.pods[name], self.jobs[name] = pods, job
 
     def shown(self, name: str) -> dict:
         """The job with the conditions that its pods give it."""
         ended = [pod.poll() for pod in self.pods[name]]
         failed = any(ended)
+        if failed:
+            self.end(name)
         if failed or None not in ended:
             kind = "Failed" if failed else "Complete"
             condition = {"type": kind, "status": "True", "reason": kind, "lastTransitionTime": "2026-01-01T00:00:00Z"}
@@ -137,10 +129,20 @@ class Kubernetes(ThreadingHTTPServer):
         }
 
     def delete(self, name: str) -> None:
-        for pod in self.pods.pop(name):
-            pod.terminate()
+        self.end(name)
+        del self.jobs[name], self.pods[name]
+
+    def end(self, name: str) -> None:
+        """Tells the pods to end, and leaves nothing of them."""
+        for pod in self.pods[name]:
+            if pod.poll() is None:
+                pod.terminate()
+        for pod in self.pods[name]:
+            with suppress(subprocess.TimeoutExpired):
+                pod.wait(timeout=30)
+            with suppress(ProcessLookupError):
+                os.killpg(pod.pid, signal.SIGKILL)
             pod.wait()
-        del self.jobs[name]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -157,8 +159,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self.server.asked.append(f"DELETE {self.path}")
-        self.server.delete(self.path.rpartition("/")[2])
-        self.answer(200, {"kind": "Status", "status": "Success"})
+        name = self.path.rpartition("/")[2]
+        if name not in self.server.jobs:
+            return self.answer(404, {"kind": "Status", "code": 404})
+        self.server.delete(name)
+        return self.answer(200, {"kind": "Status", "status": "Success"})
 
     def do_GET(self) -> None:
         cluster, url = self.server, urlsplit(self.path)
@@ -167,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
             if cluster.faults:
                 return self.answer(cluster.faults.pop(0), {})
             return self.answer(200, cluster.shown(last)) if last in cluster.jobs else self.answer(404, {})
-        if folder == f"{TRAINER}/clustertrainingruntimes" and last in cluster.runtimes:
+        if folder == f"{TRAINER}/namespaces/team/trainingruntimes" and last in cluster.runtimes:
             runtime = cluster.runtimes[last]
             return self.answer(runtime, {}) if isinstance(runtime, int) else self.answer(200, runtime)
         if url.path == "/api/v1/namespaces/team/pods":
@@ -175,6 +180,9 @@ class Handler(BaseHTTPRequestHandler):
             name = selector.split(",")[0].partition("=")[2]
             pods = [cluster.pod(name, rank) for rank in range(len(cluster.pods[name]))]
             return self.answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+        if last == "log" and cluster.unreadable_logs:
+            cluster.unreadable_logs -= 1
+            return self.answer(500, {"kind": "Status", "code": 500})
         if last == "log":
             return self.answer(200, (cluster.folder / f"{folder.rpartition('/')[2]}.log").read_text())
         return self.answer(404, {"kind": "Status", "code": 404})
@@ -230,6 +238,11 @@ def at_work(kubernetes: Kubernetes, sign: str) -> bool:
     return any((kubernetes.folder / "volume" / "work").glob(f"distill-*/state/{sign}"))
 
 
+def newest_checkpoint(kubernetes: Kubernetes) -> int:
+    marks = (kubernetes.folder / "volume" / "work").glob("distill-*/state/ckd/checkpoint-*/complete")
+    return max((int(mark.parent.name.split("-")[1]) for mark in marks), default=0)
+
+
 def wait_until(condition, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while not condition():
@@ -243,20 +256,28 @@ def test_two_nodes_train_what_two_processes_train(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     kubernetes.faults = [404, 503]
+    kubernetes.unreadable_logs = 2
     out = tmp_path / "out"
     process = task(kubernetes, micro, finished, out)
     printed, said = process.communicate(timeout=300)
     assert process.returncode == 0, said[-3000:] + "".join(log.read_text()[-2000:] for log in tmp_path.glob("*.log"))
     assert json.loads(printed)["ckd_loss"] > 0
-    # The same as two processes of one machine write; nothing is left in the cluster or on its volume.
+    # The same as two processes of one machine write; nothing is left in the cluster.
     alone = tmp_path / "alone"
     inputs = [f"--{key}={finished[source]}" for key, source in stage_named("distill").inputs.items()]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*torchrun, "-m", "star.cli", "distill", "--config", str(Path(__file__).with_name("micro.yaml"))]
     subprocess.run([*command, *inputs, f"--out={alone}"], check=True, capture_output=True, timeout=300)
     assert open_input(out, stage="distill").digest == open_input(alone, stage="distill").digest
-    assert kubernetes.jobs == {} and not list((tmp_path / "volume" / "work" / "jobs").iterdir())
-    assert "distil the student (CKD): 6/6" in said
+    assert kubernetes.jobs == {}
+    assert said.count("distil the student (CKD): 6/6") == 1
+    # The result waits for a retry until the closing task; the copies of the inputs do not.
+    [exchange] = (tmp_path / "volume" / "work" / "jobs" / "r-1").iterdir()
+    assert {path.name for path in exchange.iterdir()} == {"settings.json", "out"}
+    again = task(kubernetes, micro, finished, tmp_path / "again")
+    assert again.wait(timeout=120) == 0, again.stderr.read()[-3000:]
+    assert open_input(tmp_path / "again", stage="distill").digest == open_input(out, stage="distill").digest
+    assert sum(asked.startswith("POST") for asked in kubernetes.asked) == 1
 
 
 @pytest.mark.slow
@@ -278,24 +299,26 @@ def test_a_task_that_dies_leaves_its_job_to_the_next_try(
 def test_a_task_told_to_end_ends_its_job_and_a_failed_job_is_started_anew(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    distill = micro.distill.model_copy(update={"steps": 200, "save_steps": 2})
+    distill = micro.distill.model_copy(update={"steps": 400, "save_steps": 2})
     config = micro.model_copy(update={"distill": distill})
     told = task(kubernetes, config, finished, tmp_path / "out")
     wait_until(lambda: at_work(kubernetes, "ckd/checkpoint-2/complete"), told)
     told.send_signal(signal.SIGTERM)
     assert told.wait(timeout=60) == 143 and kubernetes.jobs == {}
 
+    left = newest_checkpoint(kubernetes)
     lamed = task(kubernetes, config, finished, tmp_path / "out")
-    wait_until(lambda: kubernetes.jobs and at_work(kubernetes, "ckd/checkpoint-4/complete"), lamed)
-    [pods] = kubernetes.pods.values()
-    pods[1].kill()
+    wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, lamed)
+    [[_, second]] = kubernetes.pods.values()
+    os.killpg(second.pid, signal.SIGKILL)
     _, said = lamed.communicate(timeout=120)
-    assert lamed.returncode == 1 and "failed: kubectl describe trainjob star-distill-" in said
-    # The job stays for whoever looks into it; the next try makes room and goes on from the last checkpoint.
+    assert lamed.returncode == 1 and "-0 failed: kubectl describe trainjob star-distill-" in said
+    # The job stays for whoever looks into it; the next try is another, and goes on from the last checkpoint.
     assert len(kubernetes.jobs) == 1
-    short = task(kubernetes, config, finished, tmp_path / "out")
-    _, said = short.communicate(timeout=300)
-    assert short.returncode == 0, said[-3000:]
+    last = task(kubernetes, config, finished, tmp_path / "out")
+    _, said = last.communicate(timeout=300)
+    assert last.returncode == 0, said[-3000:]
+    assert "started TrainJob star-distill-" in said and kubernetes.jobs == {}
     assert open_input(tmp_path / "out", stage="distill")
 
 
@@ -308,9 +331,9 @@ def test_a_cluster_without_the_trainer_is_named(
 
     # The client reads KUBECONFIG once, when it is imported.
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubernetes.kubeconfig()))
-    kubernetes.runtimes = {"torch-distributed": runtime}
-    with pytest.raises(InputError, match=f"training runtime torch-distributed: {reason}; install Kubeflow Trainer"):
-        find_runtime(trainer_client(), "torch-distributed")
+    kubernetes.runtimes = {"star-torch": runtime}
+    with pytest.raises(InputError, match=f"training runtime star-torch: {reason}; install Kubeflow Trainer"):
+        find_runtime(trainer_client(), "star-torch")
 
 
 def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
@@ -336,7 +359,7 @@ def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
         }
     )
     task = {"STAR_IMAGE": "star:1", "STAR_WORK": "/var/star/work", "KFP_RUN_ID": "r-1", "AWS_ACCESS_KEY_ID": "hidden"}
-    manifest = job_manifest("star-distill-1", "distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
+    manifest = job_manifest("distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
     assert "hidden" not in json.dumps(manifest)
     trainer = manifest["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "star:1")
@@ -375,3 +398,8 @@ def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
     }
     assert manifest["spec"]["runtimeRef"] == {"name": "torch-h100"}
     assert TrainerV1alpha1TrainJob.from_dict(manifest).to_dict() == manifest
+
+
+def test_the_runtime_of_the_deployment_is_one_that_the_trainer_knows() -> None:
+    assert TrainerV1alpha1TrainingRuntime.from_dict(RUNTIME).to_dict() == RUNTIME
+    assert RUNTIME["metadata"]["name"] == Cluster.model_validate(CLUSTER.model_dump()).train_jobs["distill"].runtime

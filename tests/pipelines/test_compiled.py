@@ -189,6 +189,7 @@ def test_another_accelerator_is_a_line(tmp_path: Path) -> None:
         ({"shards": {"distill": 2}}, "shards.distill"),
         ({"nodes": {"gpu": {"memory": "lots"}}}, "nodes.gpu.memory"),
         ({"checkpoints": "/var/tmp"}, "checkpoints"),
+        ({"nodes": {"mig": {"accelerator": "nvidia.com/mig-1g.10gb", "accelerators": 2}}}, "one MIG slice"),
         ({"train_jobs": {"distill": {}}}, "`train_jobs` needs `work_claim`"),
         ({"train_jobs": {"rollout": {}}, "work_claim": "star-work"}, "train_jobs.rollout"),
     ],
@@ -240,9 +241,24 @@ def test_trainings_take_all_accelerators_of_their_node_or_of_several() -> None:
     assert others == {"refine", "refine-teacher", "distill"}
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stage", "settings", "said"),
+    [
+        ("distill", "distill: {batch_size: 128}", "distill deals `distill.batch_size` = 128 to 3 processes"),
+        ("distill", "distill: {batch_size: 48, micro_batch_size: 6}", "gives each of 3 processes 16 sequences a step"),
+        ("refine", "refine: {prompts_per_step: 16}", "refine deals `refine.prompts_per_step` = 16 to 3 processes"),
+        (
+            "refine",
+            "refine: {prompts_per_step: 6, micro_batch_size: 12}",
+            "gives each of 3 processes 16 sequences a step",
+        ),
+    ],
+)
+def test_a_batch_that_the_processes_cannot_share_is_refused(
+    stage: str, settings: str, said: str, tmp_path: Path
+) -> None:
     profile = tmp_path / "profile.yaml"
-    node = "nodes: {three: {accelerator: nvidia.com/gpu, accelerators: 3}}, placement: {distill: three}"
-    profile.write_text(f"extends: qwen3-0.6b\ncluster: {{{node}}}\n")
-    with pytest.raises(InputError, match="distill deals `distill.batch_size` = 128 to 3 processes"):
+    node = f"nodes: {{three: {{accelerator: nvidia.com/gpu, accelerators: 3}}}}, placement: {{{stage}: three}}"
+    profile.write_text(f"extends: qwen3-0.6b\n{settings}\ncluster: {{{node}}}\n")
+    with pytest.raises(InputError, match=said):
         compile_pipeline(load_config(str(profile)), tmp_path / "star.yaml")
