@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -419,9 +420,9 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line; of a failed connection the innermost error, which says why (`Connection refused`)."""
+    """One line; of a failed connection or database file the innermost error, which says why (`Connection refused`)."""
     inner = error
     while inner.__cause__ or inner.__context__:
         inner = inner.__cause__ or inner.__context__
-    said = inner if isinstance(inner, OSError) and not isinstance(error, InputError) else error
+    said = inner if isinstance(inner, OSError | sqlite3.Error) and not isinstance(error, InputError) else error
     return redacted(str(said).strip().partition("\n")[0][:300]) or type(said).__name__
