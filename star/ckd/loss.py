@@ -33,8 +33,10 @@ from torch.autograd.function import once_differentiable
 from star.ckd.gradient import Chunk, Kind, Settings, choose_path
 
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
-# What the [C, V] buffer, and the weights of one block, may take when the caller names no chunk size.
+# What the [C, V] buffer may take when the caller names no chunk size: this much, or a quarter of the head's gradient where that is more, as
+# fewer rows of a large head would make the products too thin.
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
+# What the weights of one block may take.
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
 MIN_CHUNK = 16  # fewer rows make the matrix products too thin; larger chunks are a multiple of it
 
@@ -83,7 +85,7 @@ def fused_linear_ckd(
         top_m: how many of the student's own ids are searched for tail mass; more than V means all. Of equal logits
             at the edge any may be taken, as torch.topk does.
         tail_weight: the paper's lambda.
-        chunk_size: rows at a time, by default what `CHUNK_BYTES` hold; it changes memory and speed, not the result.
+        chunk_size: rows at a time, by default what `default_chunk` finds room for; it changes memory and speed, not the result.
         reduction: "mean" over the T rows, or "sum", to be divided by a token count that spans batches or ranks.
 
     Returns:
@@ -165,7 +167,9 @@ def fused_linear_kd(
 
 def default_chunk(hidden_TH: Tensor, vocab: int) -> int:
     """How many rows of logits the memory budget of this device holds, in multiples of `MIN_CHUNK`."""
-    rows = CHUNK_BYTES[_device(hidden_TH)] // (vocab * logit_dtype(hidden_TH).itemsize)
+    row_bytes = vocab * logit_dtype(hidden_TH).itemsize
+    quarter = hidden_TH.shape[1] // 4  # so many rows of V logits are a quarter of the gradient's V rows of H
+    rows = max(CHUNK_BYTES[_device(hidden_TH)] // row_bytes, quarter)
     return max(MIN_CHUNK, rows // MIN_CHUNK * MIN_CHUNK)
 
 

@@ -146,6 +146,8 @@ def test_default_chunk_keeps_to_the_budget(monkeypatch):
     fused_linear_ckd(*make_case(20, 4, 6000, 5))
     fused_linear_ckd(*make_case(3, 4, 60, 5))
     assert seen == [32, 18, 16, 4, 3]
+    fused_linear_ckd(*make_case(40, 128, 6000, 5))  # a quarter of the head's gradient is more than the budget
+    assert seen[5:] == [32, 8]
 
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch):
