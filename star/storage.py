@@ -280,7 +280,8 @@ def clear_finished(out: Path, *, stage: str, fingerprint: str) -> None:
     if not work.exists() and not Path(lock.lock_file).exists():
         return
     with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-        if mark.is_file() and mark.read_text() == fingerprint:
+        # Without its mark it was being removed already, and nothing can go on from it.
+        if work.exists() and (not mark.is_file() or mark.read_text() == fingerprint):
             shutil.rmtree(work)
         Path(lock.lock_file).unlink(missing_ok=True)
 

@@ -98,13 +98,18 @@ def test_a_result_that_its_runner_did_not_note_is_not_made_again(
     assert not (tmp_path / "fourth").exists()
 
 
-def test_what_a_kill_right_after_publishing_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("marked", [True, False], ids=["whole", "removed in part"])
+def test_what_a_kill_right_after_publishing_left_is_cleared(
+    marked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = tmp_path / "work"
     monkeypatch.setenv("STAR_WORK", str(work))
     finish(tmp_path / "data")
     for name in ("synthesize-f", "synthesize-g"):  # the finished work's, and one that another configuration has begun
         (work / name / "state").mkdir(parents=True)
         (work / name / "fingerprint").write_text(name[-1])
+    if not marked:
+        (work / "synthesize-f" / "fingerprint").unlink()
     (work / "synthesize-f.lock").touch()
     clear_finished(tmp_path / "data", stage="synthesize", fingerprint="f")
     assert sorted(path.name for path in work.iterdir()) == ["synthesize-f.done", "synthesize-g"]
