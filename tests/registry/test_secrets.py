@@ -25,6 +25,7 @@ KEYS = ("STAR_API_KEY", "STAR_WEBHOOK")  # our own; whoever knows a webhook's ad
 # Addresses may hold a password; the rest are paths, ids and switches, which are shown on purpose.
 ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
 SHOWN = {
+    "STAR_PROCESSES", "STAR_TRAIN_JOB",  # of the section cluster, which refuses what looks like a secret
     "STAR_HOME", "STAR_WORK", "STAR_EVENTS", "STAR_RUNNER", "STAR_PARENT_RUN_ID", "STAR_REGISTRY", "STAR_IMAGE", "STAR_COMMIT",
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "KFP_RUN_ID", "DVC_STAGE", "RANK", "HF_HUB_OFFLINE",
     "HF_HUB_DISABLE_TELEMETRY", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG",
