@@ -48,6 +48,11 @@ class Node(Section):
     node_selector: dict[str, str] = Field({}, description="labels that the node must have")
     tolerations: tuple[Toleration, ...] = Field((), description="taints of the node: of GPU nodes, of spot nodes")
 
+    @property
+    def processes(self) -> int:
+        """How many processes train on one such node."""
+        return self.accelerators if self.accelerator else 1
+
     @model_validator(mode="after")
     def _a_process_sees_one_slice(self) -> "Node":
         if self.accelerators > 1 and "/mig-" in (self.accelerator or ""):
@@ -135,6 +140,5 @@ class Cluster(Section):
 
     def processes_of(self, stage: str) -> int:
         """How many processes train a stage together: one for each accelerator of each of its nodes."""
-        node = self.node_of(stage)
         nodes = self.train_jobs[stage].nodes if stage in self.train_jobs else 1
-        return nodes * (node.accelerators if node.accelerator else 1)
+        return nodes * self.node_of(stage).processes

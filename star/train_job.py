@@ -100,7 +100,7 @@ def job_manifest(stage: str, *, cluster: Cluster, command: list[str], environmen
                 "command": [*torchrun(*TORCHRUN), *command],
                 "env": [*plain, *secret],
                 "numNodes": job.nodes,
-                "numProcPerNode": cluster.processes_of(stage) // job.nodes,
+                "numProcPerNode": node.processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
             },
             "runtimePatches": [
