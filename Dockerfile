@@ -43,7 +43,7 @@ FROM runtime AS cuda
 COPY --from=build-cuda /opt/star /opt/star
 
 FROM cuda AS bfcl
-RUN python3 -m star.evaluation.bfcl_environment
+RUN python3 -m star.evaluation.bfcl.environment
 
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/star /opt/star

@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator
 
 from star.chat import render_target
-from star.evaluation.bfcl import Query, Reply, evaluate_bfcl
-from star.evaluation.bfcl_environment import harness_python
-from star.evaluation.bfcl_scores import CATEGORIES, IRRELEVANCE, MULTI_TURN, SIMPLE
+from star.config.bfcl_categories import CATEGORIES, IRRELEVANCE, MULTI_TURN, SIMPLE
+from star.evaluation.bfcl.environment import harness_python
+from star.evaluation.bfcl.run import Query, Reply, evaluate_bfcl
 
 Call = dict
 

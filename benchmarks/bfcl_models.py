@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from star.config import load_config
-from star.evaluation.reading import show, show_range
+from star.config.load import load_config
+from star.evaluation.labels import show, show_range
 from star.evaluation.suite import EVALUATION, evaluate_models
-from star.models import load_tokenizer, save_model
-from star.storage import Workspace
+from star.folders.workspace import Workspace
+from star.modeling.models import load_tokenizer, save_model
 
 CATEGORIES = ("simple_javascript", "live_parallel", "irrelevance", "live_relevance")
 

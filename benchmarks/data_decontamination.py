@@ -18,7 +18,7 @@ from pathlib import Path
 
 from star.data.contamination import Benchmark
 from star.data.importers import import_rows
-from star.data.records import read_records
+from star.data.read_records import read_records
 from star.data.values import WORDS
 
 KINDS = ("verbatim", "other values", "other tool names", "both")

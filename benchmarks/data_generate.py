@@ -19,8 +19,8 @@ from jsonschema import Draft202012Validator
 
 from star.data.generate import generate_rows
 from star.data.rows import read_json_lines, read_rows
-from star.data.sets import write_set
 from star.data.tool_files import load_tools
+from star.data.write_set import write_set
 
 
 def make(tools: list[dict], rows: int) -> tuple[float, str, int]:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from star.data.sets import write_set
 from star.data.splits import heldout_ranks
+from star.data.write_set import write_set
 
 TOOL = {
     "name": "track",

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.random import Generator
 from scipy import stats
 
-from star.evaluation.statistics import mean_interval, paired_difference, pass_at_k
+from star.evaluation.intervals import mean_interval, paired_difference, pass_at_k
 
 ROWS, EVALUATIONS = (20, 50, 200), 2000
 GAINS = np.arange(0.02, 0.49, 0.02)

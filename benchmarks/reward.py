@@ -1,4 +1,4 @@
-"""Rewards a second on one core: `star.simrl.reward.similarity_reward` beside the official formulation, in one run.
+"""Rewards a second on one core: `star.rewards.similarity.similarity_reward` beside the official formulation, in one run.
 
 The official formulation is written here in its plain form, from the prompt's text as it is given there: the tools read out of
 the prompt, a lazy regular expression for each kind of block, rouge_score's own scorer (its three measures, stemmed) for every
@@ -29,10 +29,10 @@ from statistics import median
 from rouge_score.rouge_scorer import RougeScorer
 
 from star.chat import TOOLS_FOOTER, TOOLS_HEADER, render_target
-from star.config import Data
+from star.config.experiment import Data
 from star.data.generate import generate_rows
 from star.data.tool_files import load_tools
-from star.simrl.reward import similarity_reward
+from star.rewards.similarity import similarity_reward
 
 TURNS = 5
 GROUP = 8

@@ -15,9 +15,9 @@ import atheris
 
 with atheris.instrument_imports(include=["star.chat", "star.simrl"]):
     from star.chat import FORMAT_TOKENS, FormatError, parse_completion, render_target
-    from star.simrl.ablation import REWARDS, toolrl_reward
-    from star.simrl.breakdown import parts_of
-    from star.simrl.reward import exact_match, similarity_reward
+    from star.rewards.baselines import REWARDS, toolrl_reward
+    from star.rewards.breakdown import parts_of
+    from star.rewards.similarity import exact_match, similarity_reward
 
 SECONDS = 1.0  # of this process, whatever else the machine does
 TOOLS = [

@@ -19,15 +19,16 @@ from statistics import fmean, stdev
 
 from transformers import TrainerCallback
 
-from star.config import SimRL, load_config
+from star.config.experiment import SimRL
+from star.config.load import load_config
 from star.data.rows import read_rows
-from star.generation import generate
-from star.models import load_model, load_tokenizer
-from star.prompts import Prompt, render_rows
-from star.simrl.reward import similarity_reward
+from star.json_file import write_json
+from star.modeling.generation import generate
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompts import Prompt, render_rows
+from star.modeling.training import seed_everything, train
+from star.rewards.similarity import similarity_reward
 from star.simrl.trainer import build_trainer
-from star.storage import write_json
-from star.training import seed_everything, train
 
 ARMS: dict[str, dict[str, object]] = {
     "similarity, filtered": {},

@@ -31,9 +31,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
-from star.generation import Sequence, batches_by_length, completion_hidden
-from star.teacher.store import TopKStore, TopKWriter
-from star.teacher.topk import scorer, store_scores
+from star.modeling.generation import Sequence, batches_by_length, completion_hidden
+from star.teacher.extract import scorer, store_scores
+from star.topk.store import TopKStore, TopKWriter
 
 
 class Case(NamedTuple):

@@ -26,9 +26,9 @@ import pyarrow as pa
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from star.teacher import codec
-from star.teacher.store import TopKStore, TopKWriter
-from star.teacher.topk import top_k_logprobs
+from star.teacher.extract import top_k_logprobs
+from star.topk import codec
+from star.topk.store import TopKStore, TopKWriter
 
 V, K = 151_936, 100
 Pair = tuple[np.ndarray, np.ndarray]  # ids [T, K] and log-probabilities [T, K] of one sequence

@@ -23,8 +23,9 @@ def distill(
     import json
     from pathlib import Path
 
-    from star import launch, stages
-    from star.config import Config
+    from star import stages
+    from star.cluster import launch
+    from star.config.experiment import Config
 
     stages.require_code("distill", code)
     values = launch.train("distill", Config.from_json(config), topk=Path(topk.path), out=Path(distilled.path))

@@ -36,7 +36,7 @@ def evaluate(
     from pathlib import Path
 
     from star import stages
-    from star.config import Config
+    from star.config.experiment import Config
 
     stages.require_code("evaluate", code)
     values = stages.evaluate(

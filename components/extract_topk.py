@@ -28,7 +28,7 @@ def extract_topk(
     from pathlib import Path
 
     from star import stages
-    from star.config import Config
+    from star.config.experiment import Config
 
     stages.require_code("extract-topk", code)
     values = stages.extract_topk(

@@ -11,6 +11,6 @@ def finish(run_id: str, status: dsl.PipelineTaskFinalStatus):
         run_id: of the pipeline's run in KFP.
         status: how the tasks ended; KFP fills it in.
     """
-    from star.closing import close_pipeline
+    from star.cluster.exit_handler import close_pipeline
 
     close_pipeline(run_id, state=status.state, failed_task=status.pipeline_task_name, error=status.error_message)

@@ -10,7 +10,7 @@ def preflight(config: str):
     Args:
         config: the whole configuration, as JSON.
     """
-    from star.config import Config
-    from star.preflight import require_all
+    from star.config.experiment import Config
+    from star.doctor.preflight import require_all
 
     require_all(Config.from_json(config))

@@ -25,8 +25,9 @@ def refine(
     import json
     from pathlib import Path
 
-    from star import launch, stages
-    from star.config import Config
+    from star import stages
+    from star.cluster import launch
+    from star.config.experiment import Config
 
     stages.require_code("refine", code)
     values = launch.train(

@@ -23,8 +23,9 @@ def refine_teacher(
     import json
     from pathlib import Path
 
-    from star import launch, stages
-    from star.config import Config
+    from star import stages
+    from star.cluster import launch
+    from star.config.experiment import Config
 
     stages.require_code("refine-teacher", code)
     values = launch.train("refine-teacher", Config.from_json(config), data=Path(data.path), out=Path(teacher.path))

@@ -29,7 +29,7 @@ def register(
     from pathlib import Path
 
     from star import stages
-    from star.config import Config
+    from star.config.experiment import Config
 
     stages.require_code("register", code)
     values = stages.register(

@@ -28,7 +28,7 @@ def rollout(
     from pathlib import Path
 
     from star import stages
-    from star.config import Config
+    from star.config.experiment import Config
 
     stages.require_code("rollout", code)
     values = stages.rollout(

@@ -22,7 +22,7 @@ def synthesize(
     from pathlib import Path
 
     from star import stages
-    from star.config import Config
+    from star.config.experiment import Config
 
     stages.require_code("synthesize", code)
     values = stages.synthesize(Config.from_json(config), out=Path(data.path))

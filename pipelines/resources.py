@@ -3,8 +3,8 @@
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from star.cluster import CPU, Cluster, Node
-from star.launch import PROCESSES, TRAIN_JOB
+from star.cluster.launch import PROCESSES, TRAIN_JOB
+from star.config.cluster import CPU, Cluster, Node
 from star.stages import STAGES
 
 TRAININGS = {stage.name for stage in STAGES if stage.trains}

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from star.config import load_config
+from star.config.load import load_config
 from star.pipelines.star_pipeline import IMAGE, compile_pipeline
 
 FOLDER = Path("deploy/pipelines")

@@ -11,7 +11,6 @@ from typing import NamedTuple
 from kfp import compiler, dsl
 
 from star import stages
-from star.code import code_digest
 from star.components.distill import distill
 from star.components.evaluate import evaluate
 from star.components.extract_topk import extract_topk
@@ -24,8 +23,9 @@ from star.components.refine_teacher import refine_teacher
 from star.components.register import register
 from star.components.rollout import rollout
 from star.components.synthesize import synthesize
-from star.config import Config
+from star.config.experiment import Config
 from star.errors import InputError
+from star.folders.code_digest import code_digest
 from star.pipelines.resources import place
 from star.stages import STAGES, stage_named
 

@@ -5,9 +5,10 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from star.config import FileRef, packaged_file
-from star.pipelines.run import PipelineResult
-from star.registry.tracking import home, shown_uri, tracking_uri
+from star.config.files import FileRef, packaged_file
+from star.home import home
+from star.pipelines.local_runner import PipelineResult
+from star.tracking.server import shown_uri, tracking_uri
 
 MODELS = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
 SCORES = {

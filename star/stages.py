@@ -8,38 +8,24 @@ same work it answers from the manifest; killed and called again it goes on. KFP,
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from star import progress, ranks
-from star.code import code_digest
-from star.config import Config, Student
+from star import progress
+from star.config.base import flat
+from star.config.experiment import Config, Student
 from star.errors import InputError, cure_of
-from star.merging import Metrics, merge, merge_evaluation
-from star.section import flat
-from star.storage import (
-    METRICS,
-    WHOLE,
-    Manifest,
-    Part,
-    Workspace,
-    clear_finished,
-    digest_of,
-    finish_interrupted,
-    is_finished,
-    open_input,
-    partial_folder,
-    publish,
-    refuse_foreign,
-    write_json,
-)
+from star.folders.code_digest import code_digest
+from star.folders.manifest import WHOLE, Manifest, Part, open_input
+from star.folders.run_once import Result, describe_work, read_metrics, run_once
+from star.folders.workspace import Workspace
+from star.merge_shards import Metrics, merge, merge_evaluation
+from star.modeling import distributed
 
 if TYPE_CHECKING:
-    from star.registry.tracking import Run
+    from star.tracking.runs import Run
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,7 @@ def extract_topk(
     part = Part.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
-        from star.teacher.topk import extract_folder
+        from star.teacher.extract import extract_folder
 
         return extract_folder(teacher, rollouts, settings=config.topk, part=part, out=workspace.out)
 
@@ -175,7 +161,7 @@ def evaluate(
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.gather import gather
-        from star.evaluation.merge import write_part
+        from star.evaluation.shards import write_part
         from star.evaluation.suite import complete, log_models
 
         title = "Teacher, distilled and refined student"
@@ -253,12 +239,12 @@ def _run(
     progress.end_with_runner()
     try:
         stage, out = stage_named(name), Path(out).absolute()
-        if ranks.count() > 1 and not stage.trains:
+        if distributed.count() > 1 and not stage.trains:
             raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
-        with ranks.together():
-            if not ranks.is_first():
+        with distributed.together():
+            if not distributed.is_first():
                 return _help(work, out)
-            return _run_once(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
+            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
     except BaseException as error:
         cure = cure_of(error)
         said = cure or f"{type(error).__name__}: {error}"
@@ -266,7 +252,7 @@ def _run(
         raise
 
 
-def _run_once(
+def _run_on_rank0(
     stage: Stage,
     work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
@@ -276,67 +262,53 @@ def _run_once(
     resume: bool,
     part: Part,
 ) -> Metrics:
-    from star.registry.lineage import input_datasets, origin
-    from star.registry.system import sampled
-    from star.registry.tracking import stage_run
-
-    refuse_foreign(out)
-    manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-    given = _part_of_inputs(stage, inputs, manifests, part)
     settings = config.slice(stage.sections)
-    manifest = Manifest(
-        stage=stage.name,
-        fingerprint="",
-        config_digest=digest_of(settings),
-        code_digest=code_digest(stage.function),
-        code_version=code_version(),
-        inputs={key: entry.digest for key, entry in manifests.items()},
-        part=given,
-        ancestors=dict(
-            item for entry in manifests.values() for item in [(entry.digest, entry.summary()), *entry.ancestors.items()]
-        ),
-    )
-    content = [stage.name, manifest.config_digest, manifest.code_digest, manifest.inputs]
-    fingerprint = digest_of([*content, given] if given else content)
-    manifest = replace(manifest, fingerprint=fingerprint)
-    finish_interrupted(out, stage=stage.name, fingerprint=fingerprint)
-    if stage.cached and is_finished(out, fingerprint=fingerprint):
-        clear_finished(out, stage=stage.name, fingerprint=fingerprint)
-        ranks.told_by_first(None)
-        progress.emit(kind="finished", stage=stage.name, cached=True)
-        return json.loads((out / METRICS).read_text(encoding="utf-8"))
-    progress.emit(kind="started", stage=stage.name)
-    with partial_folder(out, stage=stage.name, fingerprint=fingerprint, resume=resume) as workspace:
+
+    def describe() -> Manifest:
+        manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
+        given = _part_of_inputs(stage, inputs, manifests, part)
+        return describe_work(
+            stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=given
+        )
+
+    def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
+        from star.registry.lineage import input_datasets, origin
+        from star.tracking.runs import stage_run
+        from star.tracking.system_metrics import sampled
+
+        progress.emit(kind="started", stage=stage.name)
         began = time.monotonic()
-        ranks.told_by_first(workspace.state)
-        tags = {"star.fingerprint": fingerprint, **({"star.part": given} if given else {})}
+        distributed.told_by_first(workspace.state)
+        tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
         with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
-            seed = config.seed if "seed" in stage.sections else None
-            manifest = replace(manifest, origin=origin(seed=seed))
+            made_in = origin(seed=config.seed if "seed" in stage.sections else None)
             with sampled(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
-            ranks.meet()
+            distributed.meet()
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
-        write_json(workspace.out / METRICS, metrics)
-        publish(workspace.out, out=out, manifest=manifest)
-    progress.emit(kind="finished", stage=stage.name, cached=False)
-    return metrics
+        return Result(metrics, made_in)
+
+    outcome = run_once(describe, tracked_work, out=out, resume=resume, reuse=stage.cached)
+    if outcome.cached:
+        distributed.told_by_first(None)
+    progress.emit(kind="finished", stage=stage.name, cached=outcome.cached)
+    return outcome.metrics
 
 
 def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
     """The part of every process but the first: it trains from the same state, and nothing that it writes is kept."""
-    from star.registry.tracking import Run
+    from star.tracking.runs import Run
 
-    state = ranks.told_by_first(None)
+    state = distributed.told_by_first(None)
     if state is None:  # the result is there already
-        return json.loads((out / METRICS).read_text(encoding="utf-8"))
+        return read_metrics(out)
     with TemporaryDirectory() as scratch:
         metrics = work(Workspace(out=Path(scratch), state=state), Run())
-        ranks.meet()
+        distributed.meet()
     return metrics
 
 
@@ -359,10 +331,3 @@ def require_code(name: str, digest: str) -> None:
         raise InputError(
             f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
         )
-
-
-def code_version() -> str:
-    """The version of the installed package."""
-    with suppress(PackageNotFoundError):
-        return version("star-distill")
-    return "source"

@@ -1,14 +1,28 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: reference values, a micro run of all stages, a home per test, and real servers over loopback.
+
+The servers (PostgreSQL, S3, MLflow) start once per session, for the tests of tracking and of the registry that ask for them.
+"""
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
+from star.tracking import runs, server
+
 if TYPE_CHECKING:
-    from star.config import Config
+    from star.config.experiment import Config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -33,7 +47,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def micro() -> "Config":
     """A configuration of real parts that runs all stages in seconds."""
-    from star.config import load_config
+    from star.config.load import load_config
 
     return load_config(Path(__file__).parent / "micro.yaml")
 
@@ -69,3 +83,236 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STAR_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+BUCKET = "models"
+STARTING_SECONDS = 120
+# moto checks a condition and writes in two steps. One request at a time gives it the atomicity that S3 promises.
+S3_SERVER = """
+import sys
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+make_server("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False).serve_forever()
+"""
+VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_RUN_ID",
+    "RANK",
+    "STAR_REGISTRY",
+)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to create its tables: once for all tests, which get copies."""
+    folder = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in VARIABLES:
+            patch.delenv(name, raising=False)
+        patch.setenv("STAR_HOME", str(folder))
+        server.connect()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No tracking in the environment but a home in `tmp_path`; no run active before or after."""
+    before = dict(os.environ)
+    for name in (*VARIABLES, runs.PARENT_VARIABLE):
+        os.environ.pop(name, None)
+    monkeypatch.setenv("STAR_HOME", str(tmp_path))
+    yield monkeypatch
+    if "mlflow" in sys.modules:
+        import mlflow
+
+        assert mlflow.active_run() is None, "a test left a run open"
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_database: Path, environment: pytest.MonkeyPatch) -> Path:
+    """The home of an empty tracking database."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder that has the shape of a Hugging Face model."""
+    folder = tmp_path / "model"
+    (folder / "extra").mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "extra" / "chat_template.jinja").write_text("{{ messages }}")
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@contextmanager
+def running(
+    command: list[str], *, port: int, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """A server process in a session of its own, until it accepts connections; ended with all its workers."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, **(environment or {})}, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while not answers(port):
+            assert process.poll() is None, f"{command[:4]} ended:\n{log.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"{command[:4]} does not answer:\n{log.read_text()[-2000:]}"
+            time.sleep(0.1)
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # the test killed it
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(1)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL cluster of its own; yields the address of its database. Skips where it is not installed."""
+    found = shutil.which("initdb") or next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None)
+    if found is None:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    programs = Path(found).resolve().parent
+    folder = Path(mkdtemp(prefix="star-postgres-", dir="/tmp"))
+    # initdb refuses to run as root.
+    user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    if user:
+        shutil.chown(folder, "postgres")
+    port, cluster = free_port(), folder / "cluster"
+    try:
+        make = [str(programs / "initdb"), "-D", str(cluster), "-A", "trust", "-U", "star", "--no-sync"]
+        subprocess.run([*user, *make], check=True, capture_output=True, cwd="/")
+        serve = [str(programs / "postgres"), "-D", str(cluster), "-p", str(port), "-k", str(folder)]
+        quick = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"]
+        with running([*user, *serve, *quick], port=port, log=folder / "log"):
+            _wait_for_database(programs, port)
+            yield f"postgresql+psycopg2://star@127.0.0.1:{port}/postgres"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_database(programs: Path, port: int) -> None:
+    deadline = time.monotonic() + STARTING_SECONDS
+    ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    while subprocess.run(ready).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[dict[str, str]]:
+    """An S3 store with one bucket; yields the variables that lead to it."""
+    pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
+    import boto3
+
+    port = free_port()
+    reach = {
+        "AWS_ACCESS_KEY_ID": "loopback",
+        "AWS_SECRET_ACCESS_KEY": "loopback-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    with running([sys.executable, "-c", S3_SERVER, str(port)], port=port, log=folder / "s3.log"):
+        keys = {"aws_access_key_id": "loopback", "aws_secret_access_key": "loopback-secret"}
+        client = boto3.client("s3", endpoint_url=reach["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys)
+        client.create_bucket(Bucket=BUCKET)
+        yield reach
+
+
+class TrackingServer:
+    """An MLflow server that a test can stop and start again at the same address."""
+
+    def __init__(self, database: str, artifacts: str, *, folder: Path) -> None:
+        self.database, self.artifacts, self.folder = database, artifacts, folder
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.running = ExitStack()
+
+    def start(self, **environment: str) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        places = ["--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
+        log = self.folder / "mlflow.log"
+        alone = {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **environment,
+        }  # eight workers for jobs that we have none of
+        server = running([*command, *places], port=self.port, log=log, environment=alone)
+        self.process = self.running.enter_context(server)
+
+    def stop(self) -> None:
+        self.running.close()
+
+    def kill(self) -> None:
+        """Ends it with all its workers at once, in the middle of whatever they write."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_database() -> Iterator[str]:
+    with postgres() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with s3(tmp_path_factory.mktemp("s3")) as reach:
+        yield reach
+
+
+@pytest.fixture(scope="session")
+def team_server(
+    postgres_database: str, s3_store: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrackingServer]:
+    """The tracking server of a team: PostgreSQL behind it, artifacts on S3."""
+    server = TrackingServer(postgres_database, f"s3://{BUCKET}/mlflow", folder=tmp_path_factory.mktemp("server"))
+    server.start(**s3_store)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def team(team_server: TrackingServer, s3_store: dict[str, str], environment: pytest.MonkeyPatch) -> TrackingServer:
+    """An environment that leads to the team's server and registry."""
+    for name, value in s3_store.items():
+        environment.setenv(name, value)
+    environment.setenv("MLFLOW_TRACKING_URI", team_server.uri)
+    environment.setenv("STAR_REGISTRY", f"s3://{BUCKET}/star")
+    return team_server
+
+
+@pytest.fixture
+def local_server(home: Path) -> Iterator[TrackingServer]:
+    """A server on a sqlite file, for tests that stop it."""
+    folder = home / "server"
+    folder.mkdir()
+    shutil.move(home / "mlflow.db", folder / "mlflow.db")
+    server = TrackingServer(f"sqlite:///{folder / 'mlflow.db'}", str(folder / "artifacts"), folder=folder)
+    server.start()
+    yield server
+    server.stop()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from star.config import Config
+from star.config.experiment import Config
+from star.folders.manifest import read_manifest
 from star.stages import stage_named
-from star.storage import read_manifest
 
 pytestmark = pytest.mark.slow
 MICRO = Path(__file__).parent / "micro.yaml"

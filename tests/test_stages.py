@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from star.chat import parse_completion, validate_calls
-from star.config import Config
+from star.config.experiment import Config
 from star.data.rows import read_rows
 from star.errors import InputError
-from star.models import load_model, load_tokenizer
-from star.prompts import Prompt
+from star.folders.manifest import open_input, read_manifest
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompts import Prompt
+from star.modeling.training import last_checkpoint
 from star.stages import STAGES, distill, evaluate, extract_topk, refine, register, rollout, stage_named, synthesize
-from star.storage import open_input, read_manifest
-from star.teacher.store import TopKStore
-from star.training import last_checkpoint
+from star.topk.store import TopKStore
 
 
 def test_every_stage_writes_a_whole_folder(finished: dict[str, Path]) -> None:
@@ -128,8 +128,8 @@ def test_a_given_student_is_distilled_instead_of_the_configured_one(
 
 
 def test_another_tokenizer_is_refused(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
-    from star.models import save_model
-    from star.tokenizer import train_tokenizer
+    from star.modeling.models import save_model
+    from star.modeling.tokenizer import train_tokenizer
 
     stranger = tmp_path / "stranger"
     save_model(load_model(finished["distill"]), train_tokenizer(["entirely other words"], vocab_size=320), stranger)
@@ -209,7 +209,7 @@ def test_registration_promotes_once_behind_the_gate(micro: Config, finished: dic
 
 
 def test_a_rollback_outlives_the_next_run(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
-    from star.registry.promotion import champion, promote, rollback
+    from star.registry.promotion.promote import champion, promote, rollback
     from star.registry.publish import register_model
 
     inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}

@@ -28,9 +28,9 @@ def test_the_wheel_claims_one_name_and_carries_its_profiles(wheel: Path) -> None
     for file in (
         "star/configs/tiny.yaml",
         "star/configs/tools.json",
-        "star/evaluation/bfcl-requirements.txt",
+        "star/evaluation/bfcl/requirements.txt",
         "star/components/distill.py",
-        "star/pipelines/run.py",
+        "star/pipelines/local_runner.py",
     ):
         assert file in names
 
@@ -43,7 +43,7 @@ def test_the_wheel_compiles_the_pipeline_in_an_empty_folder(wheel: Path, tmp_pat
     subprocess.run(install, check=True)
     empty = tmp_path / "empty"
     empty.mkdir()
-    code = f"import sys; sys.path.insert(0, {str(target)!r}); import star.cli; print(star.__file__); star.cli.main()"
+    code = f"import sys; sys.path.insert(0, {str(target)!r}); import star; from star.cli.main import main; print(star.__file__); main()"
     command = [sys.executable, "-c", code, "pipeline", "compile", "--config", "tiny", "--output", "star.yaml"]
     done = subprocess.run(command, cwd=empty, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

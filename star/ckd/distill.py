@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from star.ckd.trainer import FIGURES, CKDTrainer
-from star.config import Architecture, Config
+from star.config.experiment import Architecture, Config
 from star.errors import InputError
-from star.models import base_source, build_base, load_model, load_tokenizer, save_model, with_adapters
-from star.storage import Workspace
-from star.teacher.topk import TOKENIZER
-from star.tokenizer import tokenizer_digest
-from star.training import Log, publish_curves, seed_everything, train
+from star.folders.workspace import Workspace
+from star.modeling.models import base_source, load_model, load_tokenizer, save_model, with_adapters
+from star.modeling.scratch import build_base
+from star.modeling.tokenizer import tokenizer_digest
+from star.modeling.training import Log, publish_curves, seed_everything, train
+from star.topk.sequences import TOKENIZER
 
 
 def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) -> dict[str, float]:

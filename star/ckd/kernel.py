@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from star.ckd.gradient import Chunk, Settings, look, weigh
+from star.ckd.terms import Chunk, Settings, look, weigh
 from star.ckd.topm import among_groups, top_ids
 
 GROUP = 16  # columns a maximum stands for: more make a shorter row to search and more candidates after it

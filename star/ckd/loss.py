@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from star.ckd.gradient import Chunk, Kind, Settings, choose_path
+from star.ckd.backend import choose_path
+from star.ckd.terms import Chunk, Kind, Settings
 
 KINDS: tuple[Kind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # What the [C, V] buffer may take when the caller names no chunk size: this much, or a quarter of the head's gradient where that is more, as

@@ -18,11 +18,11 @@ from transformers import Trainer
 
 from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.objectives import draw_shares
-from star.config import Distill
+from star.config.experiment import Distill
 from star.errors import InputError
-from star.teacher.store import TopKStore
-from star.teacher.topk import read_sequences
-from star.training import IGNORE, collate_completions, supervised_arguments
+from star.modeling.training import IGNORE, collate_completions, supervised_arguments
+from star.topk.sequences import read_sequences
+from star.topk.store import TopKStore
 
 FIGURES = ("fkl", "tail", "ce", "entropy", "overlap")  # of KDOutput, logged beside the loss
 

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from star.data.records import read_records
+from star.data.read_records import read_records
 from star.errors import InputError
 
 LONG, SHORT = 13, 8  # words in a row

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from star.data.conversations import answer, call_of, calls_in_text, list_in, message_of, tools_in_system
-from star.data.records import read_records
+from star.data.read_records import read_records
 from star.data.rows import Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
 from star.errors import InputError

@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from star.config import Data
-from star.data.card import write_card
-from star.data.figures import Figures
+from star.config.experiment import Data
+from star.data.data_card import write_card
 from star.data.generate import generate_rows
 from star.data.importers import import_rows
 from star.data.rows import Reject, json_line, read_rows
-from star.data.sets import FIGURES, REJECTS, ROWS, reject_line, write_set
+from star.data.set_statistics import Figures
 from star.data.splits import heldout_ranks, heldout_tools, rank, split_by_tool
 from star.data.tool_files import load_tools
+from star.data.write_set import FIGURES, REJECTS, ROWS, reject_line, write_set
 from star.errors import InputError
-from star.storage import write_json
+from star.json_file import write_json
 
 
 def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[str, float]:

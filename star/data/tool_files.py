@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from star.data.openapi import is_openapi, tools_of_openapi
-from star.data.records import read_records
+from star.data.read_records import read_records
 from star.data.rows import Reject
 from star.data.tools import normalize_tool, repeated_name
 from star.errors import InputError

@@ -14,8 +14,8 @@ from pathlib import Path
 from star.chat import FormatError, parse_completion, render_prompt
 from star.errors import InputError
 from star.evaluation import acebench_checker
-from star.evaluation.answers import Candidate
-from star.evaluation.bfcl_scores import combined
+from star.evaluation.bfcl.scores import combined
+from star.evaluation.candidate import Candidate
 from star.evaluation.heldout import scored
 
 CATEGORIES = (

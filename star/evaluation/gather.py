@@ -9,14 +9,15 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from star.config import Config
+from star.config.experiment import Config
 from star.data.rows import read_rows
-from star.evaluation.answers import Candidate
+from star.evaluation.candidate import Candidate
 from star.evaluation.heldout import ask_heldout, called_tools
 from star.evaluation.journal import Journal
-from star.models import count_parameters, load_model, load_tokenizer
-from star.prompts import render_rows
-from star.storage import WHOLE, Part, read_manifest, write_json
+from star.folders.manifest import WHOLE, Part, read_manifest
+from star.json_file import write_json
+from star.modeling.models import count_parameters, load_model, load_tokenizer
+from star.modeling.prompts import render_rows
 
 PHASES = ("warmup", "sft", "ckd", "simrl")  # of trainings, in the order in which they happen
 Model = Path | str
@@ -77,8 +78,8 @@ def _heldout(candidate: Candidate, data: Path) -> list[dict]:
 
 
 def _bfcl(candidate: Candidate, data: Path | None) -> dict | None:
-    from star.evaluation.bfcl import run_harness
-    from star.evaluation.bfcl_scores import CATEGORIES
+    from star.config.bfcl_categories import CATEGORIES
+    from star.evaluation.bfcl.run import run_harness
 
     categories = candidate.part.of(list(dict.fromkeys(candidate.settings.bfcl_categories or CATEGORIES)))
     if not categories:

@@ -4,13 +4,13 @@ from collections import Counter, defaultdict
 from statistics import fmean
 
 from star.chat import FormatError, parse_completion, validate_calls
-from star.evaluation.answers import Candidate
+from star.evaluation.candidate import Candidate
+from star.evaluation.intervals import mean_interval, pass_at_k
 from star.evaluation.mistakes import KINDS, mistake
-from star.evaluation.statistics import mean_interval, pass_at_k
-from star.generation import Sequence, policy_entropy
+from star.modeling.generation import Sequence, policy_entropy
+from star.modeling.prompts import Prompt
 from star.progress import Bar
-from star.prompts import Prompt
-from star.simrl.reward import exact_match, similarity_reward
+from star.rewards.similarity import exact_match, similarity_reward
 
 PASS_K = (1, 4, 8)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from star.storage import digest_of
+from star.hashing import digest_of
 
 
 class Journal:

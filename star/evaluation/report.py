@@ -1,8 +1,8 @@
 """Turn one evaluation into a page to read and a table to paste.
 
-`write_report` writes a single HTML file: its style and its charts (page.py) are inside, it has no script and asks the
+`write_report` writes a single HTML file: its style and its charts (html_kit.py) are inside, it has no script and asks the
 network for nothing, and a content security policy forbids both. What models wrote is hostile until escaped: every text
-goes through `page.text`. A part that the evaluation does not hold is left out, heading and all.
+goes through `html_kit.text`. A part that the evaluation does not hold is left out, heading and all.
 """
 
 import json
@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from star.evaluation import page
-from star.evaluation.page import text
-from star.evaluation.reading import (
+from star import html_kit, number_format
+from star.evaluation.labels import (
     SUITE_NAMES,
     Evaluation,
     Model,
@@ -31,6 +30,7 @@ from star.evaluation.reading import (
     title_of,
 )
 from star.evaluation.report_benchmarks import benchmarks
+from star.html_kit import text
 
 _MAX_FAILURES = 30  # shown, worst first
 # Learning curves that say how a training went; a trainer's other figures are folded away.
@@ -57,7 +57,7 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{text(title_of(evaluation))}</title>\n<style>{page.STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{text(title_of(evaluation))}</title>\n<style>{html_kit.STYLE}</style>\n</head>\n<body>\n"
         f"<header>{_masthead(evaluation)}{navigation}</header>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ def markdown_table(evaluation: Evaluation) -> str:
     if not models:
         return ""
     rows = [
-        "| | " + " | ".join(page.markdown(model["name"]) for model in models) + " |",
+        "| | " + " | ".join(html_kit.markdown(model["name"]) for model in models) + " |",
         "|---|" + "---:|" * len(models),
     ]
     for label, cells in comparison_rows(models):
         shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
-        rows.append(f"| {page.markdown(label)} | {' | '.join(shown)} |")
+        rows.append(f"| {html_kit.markdown(label)} | {' | '.join(shown)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -104,7 +104,7 @@ def _summary(models: list[Model]) -> str:
     said += f" right against the teacher's {show('exact_match', its['mean'])}"
     size, teacher_size = as_number(final.get("parameters")), as_number(teacher.get("parameters"))
     if size and teacher_size and size < teacher_size:
-        said += f", with {page.size(size)} parameters instead of {page.size(teacher_size)}"
+        said += f", with {number_format.size(size)} parameters instead of {number_format.size(teacher_size)}"
     speed, teacher_speed = as_number(final.get("tokens_per_second")), as_number(teacher.get("tokens_per_second"))
     if speed and teacher_speed and speed > 1.05 * teacher_speed:
         said += f" and {speed / teacher_speed:.1f} times the tokens per second"
@@ -130,10 +130,10 @@ def _card(name: str, models: list[Model], score: dict) -> str:
         if found := score_of(model, name):
             mean = found["mean"]
             low, high = (found["low"], found["high"]) if interval_text(name, found) else (mean, mean)
-            dots.append(page.Dot(i, model["name"], mean, low, high, show(name, mean)))
+            dots.append(html_kit.Dot(i, model["name"], mean, low, high, show(name, mean)))
     label = metric_of(name).label
     title = f"{label}: " + ", ".join(f"{dot.label} {dot.shown}" for dot in dots)
-    chart = page.interval_chart(title, dots) if len(dots) > 1 else ""
+    chart = html_kit.interval_chart(title, dots) if len(dots) > 1 else ""
     return (
         f'<article class="card"><h3>{label}</h3><p class="big">{show(name, score["mean"])}</p>'
         f'<p class="note">{interval_text(name, score)}</p>{chart}</article>'
@@ -143,7 +143,7 @@ def _card(name: str, models: list[Model], score: dict) -> str:
 def _comparison(evaluation: Evaluation) -> str:
     """All scores of all models, then the paired differences."""
     models = models_of(evaluation)
-    head = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model in enumerate(models))
+    head = "".join(f'<th scope="col">{html_kit.swatch(i)}{text(model["name"])}</th>' for i, model in enumerate(models))
     body = ""
     for label, cells in comparison_rows(models):
         columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
@@ -151,7 +151,7 @@ def _comparison(evaluation: Evaluation) -> str:
     caption = (
         "Mean of each score with its 95% interval (Wilson's for bounded scores, the studentized bootstrap for entropy)."
     )
-    scores = page.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
+    scores = html_kit.table(caption, f"<td></td>{head}", body, label="Scores by model") if body else ""
     return scores + _differences(evaluation.get("comparisons") or [])
 
 
@@ -164,7 +164,7 @@ def _differences(comparisons: list[dict]) -> str:
     )
     columns = {"Comparison": "left", "Metric": "left", "Difference": "", "p": "", "Reading": "left"}
     head = "".join(f'<th scope="col" class="{side}">{name}</th>' for name, side in columns.items())
-    return page.table(caption, head, body, label="Paired differences") if body else ""
+    return html_kit.table(caption, head, body, label="Paired differences") if body else ""
 
 
 def _difference_row(item: dict) -> str:
@@ -199,15 +199,17 @@ def _kinds(evaluation: Evaluation) -> str:
                 # The interval of a kind is that of its exact match.
                 ends = (as_number(found.get(end)) for end in ("low", "high") if name == "exact_match")
                 if value is not None:
-                    bars.append(page.Bar(i, model["name"], value, show(name, value), *ends))
+                    bars.append(html_kit.Bar(i, model["name"], value, show(name, value), *ends))
             if bars:
                 groups.append((f"{kind} · {rows:,} rows" if rows else kind, bars))
         if groups:
             label = metric_of(name).label
-            chart = page.bar_chart(f"{label} by kind of row", groups)
+            chart = html_kit.bar_chart(f"{label} by kind of row", groups)
             figures += f"<figure><figcaption><b>{label}</b></figcaption>{chart}</figure>"
     return (
-        f'{page.legend([model["name"] for model in models])}<div class="grid wide">{figures}</div>' if figures else ""
+        f'{html_kit.legend([model["name"] for model in models])}<div class="grid wide">{figures}</div>'
+        if figures
+        else ""
     )
 
 
@@ -223,7 +225,7 @@ def _mistakes(evaluation: Evaluation) -> str:
     head = '<th scope="col" class="left">Mistake</th><th scope="col">Rows</th>'
     head += "".join(f'<th scope="col">{text(kind)}</th>' for kind in kinds)
     caption = f"The first thing wrong with each answer of {(model or {}).get('name')}, by kind of row."
-    return page.table(caption, head, body, label="Mistakes") if body else ""
+    return html_kit.table(caption, head, body, label="Mistakes") if body else ""
 
 
 def _pass_at_k(evaluation: Evaluation) -> str:
@@ -234,12 +236,12 @@ def _pass_at_k(evaluation: Evaluation) -> str:
         scores = [(math.log2(draws_of(name)), score) for name in names if (score := score_of(model, name))]
         band = [(x, score["low"], score["high"]) for x, score in scores if interval_text("exact_match", score)]
         if scores:
-            lines.append(page.Line(i, model["name"], [(x, score["mean"]) for x, score in scores], band))
+            lines.append(html_kit.Line(i, model["name"], [(x, score["mean"]) for x, score in scores], band))
     if len(names) < 2 or not lines:
         return ""
     ticks = [(math.log2(draws_of(name)), f"k = {draws_of(name)}") for name in names]
     ends = ", ".join(f"{line.label} {line.points[0][1]:.1%} to {line.points[-1][1]:.1%}" for line in lines)
-    chart = page.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
+    chart = html_kit.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
     note = "The chance that at least one of k samples is exactly right (unbiased estimate), with its 95% interval. "
     note += "A line that stays flat as k grows belongs to a model whose samples are all alike."
     return f'<figure class="solo">{chart}<figcaption>{note}</figcaption></figure>'
@@ -268,11 +270,11 @@ def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
     if len({step for step, _ in points}) < 2:
         return ""
     first, last, label = points[0], points[-1], name.replace("_", " ")
-    ticks = [(x, f"{x:,.0f}") for x in page.ticks(first[0], last[0]) if x == int(x)]
-    span = f"{page.short(first[1])} → {page.short(last[1])}"
+    ticks = [(x, f"{x:,.0f}") for x in html_kit.ticks(first[0], last[0]) if x == int(x)]
+    span = f"{number_format.short(first[1])} → {number_format.short(last[1])}"
     title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"
-    line = page.Line(1, "", page.thin(points), [])
-    chart = page.line_chart(title, [line], x_ticks=ticks, y_text=page.tick, width=340, height=150)
+    line = html_kit.Line(1, "", html_kit.thin(points), [])
+    chart = html_kit.line_chart(title, [line], x_ticks=ticks, y_text=number_format.tick, width=340, height=150)
     return f"<figure><figcaption><b>{text(label)}</b><span>{span}</span></figcaption>{chart}</figure>"
 
 
@@ -287,7 +289,7 @@ def _confusion(evaluation: Evaluation) -> str:
         right = (counts.get("call_call", 0) + counts.get("none_none", 0)) / total
         rows = _confusion_row(counts, "call", "Call due") + _confusion_row(counts, "none", "No call due")
         tables += (
-            f'<table class="confusion"><caption>{page.swatch(i)}<b>{text(model["name"])}</b> decides right in '
+            f'<table class="confusion"><caption>{html_kit.swatch(i)}<b>{text(model["name"])}</b> decides right in '
             f'{right:.1%} of {total:,} rows</caption><thead><tr><td></td><th scope="col">Called</th>'
             f'<th scope="col">Did not</th></tr></thead><tbody>{rows}</tbody></table>'
         )
@@ -316,8 +318,8 @@ def _failure(item: dict) -> str:
     reward = as_number(item.get("reward"))
     facts = [text(item[key]) for key in ("model", "kind", "id", "mistake") if item.get(key)]
     facts += [] if reward is None else [f"reward {show('mean_reward', reward)}"]
-    query = f"<blockquote>{text(page.cut(str(item['query'])))}</blockquote>" if item.get("query") else ""
-    expected, predicted = page.word_diff(_readable(item.get("expected")), _readable(item.get("predicted")))
+    query = f"<blockquote>{text(html_kit.cut(str(item['query'])))}</blockquote>" if item.get("query") else ""
+    expected, predicted = html_kit.word_diff(_readable(item.get("expected")), _readable(item.get("predicted")))
     return (
         f'<article class="failure"><p class="note">{" · ".join(facts)}</p>{query}<div class="pair">'
         f"<div><h3>Expected</h3>{expected}</div><div><h3>Predicted</h3>{predicted}</div></div></article>"
@@ -344,7 +346,7 @@ def _digests(caption: str, heading: str, rows: dict[str, dict], names: tuple[str
         body += f'<tr><th scope="row">{text(key)}</th>{cells}</tr>'
     headings = (heading, *(name.replace("_digest", "").replace("_", " ").capitalize() for name in names))
     head = "".join(f'<th scope="col" class="left">{title}</th>' for title in headings)
-    return page.table(caption, head, body, label=f"Lineage by {heading.lower()}") if body else ""
+    return html_kit.table(caption, head, body, label=f"Lineage by {heading.lower()}") if body else ""
 
 
 def _short_digest(value: object) -> str:
@@ -369,4 +371,4 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (
 def _readable(value: object) -> str:
     """A model text without its blank lines, parsed calls as indented JSON."""
     raw = "" if value is None else value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    return page.cut(re.sub(r"\n\s*\n", "\n", raw.strip()))
+    return html_kit.cut(re.sub(r"\n\s*\n", "\n", raw.strip()))

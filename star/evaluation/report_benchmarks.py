@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-from star.evaluation import page
-from star.evaluation.page import text
-from star.evaluation.reading import SUITE_NAMES, Evaluation, Model, models_of, show, show_range
+from star import html_kit
+from star.evaluation.labels import SUITE_NAMES, Evaluation, Model, models_of, show, show_range
+from star.html_kit import text
 
 
 def benchmarks(evaluation: Evaluation) -> str:
     """The categories of BFCL and ACEBench, a bar a model, and what must be known to read them."""
     models = models_of(evaluation)
     figures = "".join(_benchmark(suite, models) for suite in ("bfcl", "acebench"))
-    return f"{page.legend([model['name'] for model in models])}{figures}" if figures else ""
+    return f"{html_kit.legend([model['name'] for model in models])}{figures}" if figures else ""
 
 
 def _benchmark(suite: str, models: list[Model]) -> str:
@@ -21,14 +21,14 @@ def _benchmark(suite: str, models: list[Model]) -> str:
     for name in names:
         scores = [(i, model, part["categories"][name]) for i, model, part in found if name in part["categories"]]
         bars = [
-            page.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"]), s["low"], s["high"])
+            html_kit.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"]), s["low"], s["high"])
             for i, model, s in scores
         ]
         groups.append((f"{name.replace('_', ' ')} · {scores[0][2]['rows']:,} entries", bars))
     if not groups:
         return ""
     label = SUITE_NAMES[suite]
-    chart = page.bar_chart(f"{label}, share of entries right by category", groups)
+    chart = html_kit.bar_chart(f"{label}, share of entries right by category", groups)
     notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _benchmark_notes(suite, found))
     return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>{_categories(label, names, found)}'
 
@@ -40,8 +40,8 @@ def _categories(label: str, names: Iterable[str], found: list[tuple[int, Model, 
         scores = (part["categories"].get(name) for _, _, part in found)
         cells = "".join(f"<td>{_share(score)}</td>" if score else "<td>–</td>" for score in scores)
         body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
-    heads = "".join(f'<th scope="col">{page.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
-    return page.table(
+    heads = "".join(f'<th scope="col">{html_kit.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
+    return html_kit.table(
         f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
     )
 

@@ -10,13 +10,14 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 
-from star.config import Config
+from star.config.experiment import Config
 from star.evaluation.gather import Gathered, Model, gather
 from star.evaluation.heldout import score_heldout
+from star.evaluation.intervals import paired_difference
 from star.evaluation.report import markdown_table, write_report
-from star.evaluation.statistics import paired_difference
-from star.registry.tracking import child_run
-from star.storage import Workspace, write_json
+from star.folders.workspace import Workspace
+from star.json_file import write_json
+from star.tracking.runs import child_run
 
 EVALUATION, OUTCOMES, TIMING = "evaluation.json", "outcomes.jsonl", "timing.json"
 MEASURES = {
@@ -145,8 +146,8 @@ def _heldout(gathered: list[list[dict]], settings: dict, entry: dict, outcomes: 
 
 
 def _bfcl(gathered: list[dict], settings: dict, entry: dict, outcomes: Outcomes) -> None:
-    from star.evaluation.bfcl import score_bfcl
-    from star.evaluation.bfcl_scores import CATEGORIES
+    from star.config.bfcl_categories import CATEGORIES
+    from star.evaluation.bfcl.run import score_bfcl
 
     found = score_bfcl(gathered, order=settings["evaluate"]["bfcl_categories"] or CATEGORIES)
     verdicts = found.pop("verdicts")

@@ -9,10 +9,11 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-from star.config import sha256_of
-from star.data.digest import dvc_digest
-from star.registry.tracking import current_run, home
-from star.storage import MANIFEST, open_input, read_manifest
+from star.data.dvc_digest import dvc_digest
+from star.folders.manifest import MANIFEST, open_input, read_manifest
+from star.hashing import sha256_of
+from star.home import home
+from star.tracking.runs import current_run
 
 LINEAGE_FILE = "lineage.json"
 OK, MISMATCH, UNREACHED = "ok", "mismatch", "not here"
@@ -175,7 +176,7 @@ def check_run(run_id: str) -> tuple[str, str]:
     """Whether MLflow still has a run."""
     from mlflow.exceptions import MlflowException
 
-    from star.registry.tracking import connect
+    from star.tracking.server import connect
 
     try:
         stage = connect().get_run(run_id).info.lifecycle_stage

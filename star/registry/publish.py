@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.registry.records import place, s3_client, split_s3
-from star.registry.tracking import connect, current_run, experiment_id, mlflow_key
+from star.hashing import digest_of
+from star.registry.promotion.ledger_store import place, s3_client, split_s3
 from star.registry.versions import (
     DIGEST,
     FILES,
@@ -29,7 +29,8 @@ from star.registry.versions import (
     list_versions,
     read_version,
 )
-from star.storage import digest_of
+from star.tracking.runs import current_run
+from star.tracking.server import connect, experiment_id, mlflow_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,21 +9,23 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from star.config import Registry
+from star.config.experiment import Registry
 from star.errors import InputError
-from star.evaluation.page import markdown
 from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
-from star.registry.card import model_card
-from star.registry.fetch import fetch_file, fetch_version
-from star.registry.gate import Check, Measured, Verdict, judge
-from star.registry.ledger import CHAMPION
+from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.home import home
+from star.html_kit import markdown
+from star.json_file import write_json
+from star.registry.download import fetch_file, fetch_version
 from star.registry.lineage import LINEAGE_FILE, build_lineage
-from star.registry.promotion import Overtaken, promote, refuse, standing
+from star.registry.model_card import model_card
+from star.registry.promotion.gate import Check, Measured, Verdict, judge
+from star.registry.promotion.ledger import CHAMPION
+from star.registry.promotion.promote import Overtaken, promote, refuse, standing
 from star.registry.publish import annotate, register_model
-from star.registry.smoke import smoke_call
-from star.registry.tracking import current_run, home
+from star.registry.smoke_test import smoke_call
 from star.registry.versions import Version, find_version
-from star.storage import MANIFEST, METRICS, read_manifest, write_json
+from star.tracking.runs import current_run
 
 REGISTRATION, GATE, GATE_PAGE = "registration.json", "gate.json", "gate.md"
 DECIDED = "decided"  # the evaluation by which a version was let through the gate or not

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.registry.tracking import connect
+from star.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -124,3 +124,8 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
         source=entry.source or "",
         run_id=entry.run_id or None,
     )
+
+
+def names_version(model: str) -> bool:
+    """Whether it is NAME/3 of the registry: no hub id ends in a number alone."""
+    return re.fullmatch(r"[^/]+/\d+", model) is not None

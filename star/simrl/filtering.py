@@ -11,7 +11,7 @@ from math import ceil
 from statistics import fmean
 from typing import Any
 
-from star.simrl.breakdown import Score
+from star.rewards.breakdown import Score
 
 LEAST_KEPT = 1 / 8  # the kept fraction that a refill reckons with, at least: it would else draw prompts without end
 

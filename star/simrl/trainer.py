@@ -17,17 +17,17 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from star.config import Config, SimRL
+from star.config.experiment import Config, SimRL
 from star.errors import InputError
-from star.models import load_model, load_tokenizer, save_model
-from star.prompts import Prompt, render_rows, within_length
-from star.simrl.ablation import REWARDS
-from star.simrl.breakdown import Score, parts_of
+from star.folders.workspace import Workspace
+from star.modeling.models import load_model, load_tokenizer, save_model
+from star.modeling.prompts import Prompt, render_rows, within_length
+from star.modeling.training import Log, common_arguments, publish_curves, seed_everything, train
+from star.rewards.baselines import REWARDS
+from star.rewards.breakdown import Score, parts_of
 from star.simrl.filtering import Group, Rollout, fill, refill_rows, refill_size, teaches
 from star.simrl.sampling import SeededSampling, drawn_by
 from star.simrl.watch import CompletionTables, Guard, HeldoutCheck, hold_back
-from star.storage import Workspace
-from star.training import Log, common_arguments, publish_curves, seed_everything, train
 
 log = logging.getLogger(__name__)
 

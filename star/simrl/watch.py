@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
-from star.config import SimRL
+from star.config.experiment import SimRL
 from star.errors import PipelineError
-from star.generation import generate
-from star.prompts import Prompt
-from star.simrl.page import completions_page
-from star.simrl.reward import exact_match
-from star.storage import digest_of, write_json
+from star.hashing import digest_of
+from star.json_file import write_json
+from star.modeling.generation import generate
+from star.modeling.prompts import Prompt
+from star.rewards.similarity import exact_match
+from star.simrl.completions_page import completions_page
 
 if TYPE_CHECKING:
     from star.simrl.trainer import SimRLTrainer

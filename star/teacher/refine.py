@@ -5,14 +5,14 @@ from functools import partial
 
 from transformers import Trainer
 
-from star import ranks
-from star.config import Architecture, Config, Training
-from star.models import base_source, build_base, keep_model, load_model, load_tokenizer
-from star.prompts import Prompt, render_rows, within_length
-from star.simrl.trainer import FIGURES, Show, refine_model
-from star.storage import Workspace
-from star.tokenizer import bootstrap_tokenizer, train_tokenizer
-from star.training import (
+from star.config.experiment import Architecture, Config, Training
+from star.folders.workspace import Workspace
+from star.modeling import distributed
+from star.modeling.models import base_source, keep_model, load_model, load_tokenizer
+from star.modeling.prompts import Prompt, render_rows, within_length
+from star.modeling.scratch import build_base
+from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+from star.modeling.training import (
     IGNORE,
     Log,
     collate_completions,
@@ -21,6 +21,7 @@ from star.training import (
     supervised_arguments,
     train,
 )
+from star.simrl.trainer import FIGURES, Show, refine_model
 
 
 def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log, show: Show) -> dict[str, float]:
@@ -33,7 +34,7 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log,
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     trained = work.state / "trained"
-    if not ranks.told_by_first((trained / "config.json").is_file()):
+    if not distributed.told_by_first((trained / "config.json").is_file()):
         model = _base(config, tokenizer, work=work, log=log)
         if config.teacher.sft:
             _fine_tune(model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log)

@@ -15,19 +15,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from star.chat import FormatError, parse_completion, validate_calls
-from star.config import Config, Rollout
+from star.config.experiment import Config, Rollout
 from star.errors import InputError
-from star.generation import Sample, generate
-from star.models import load_model, load_tokenizer
+from star.folders.manifest import Part
+from star.folders.workspace import Workspace
+from star.hashing import digest_of
+from star.modeling.generation import Sample, generate
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompts import Prompt, render_rows, within_length
+from star.number_format import readable_size, readable_time
 from star.progress import Bar, say
-from star.prompts import Prompt, render_rows, within_length
-from star.simrl.reward import similarity_reward
-from star.storage import Part, Workspace, digest_of
-from star.teacher.capacity import readable_size, readable_time, require_space
-from star.teacher.engine import TeacherEngine
-from star.teacher.server import TeacherServer
+from star.rewards.similarity import similarity_reward
+from star.teacher.openai_server import TeacherServer
+from star.teacher.vllm_engine import TeacherEngine
+from star.topk.capacity import require_space
+from star.topk.sequences import SEQUENCES
 
-SEQUENCES = "sequences.parquet"
 PROMPTS = "prompts.parquet"
 SCHEMA = pa.schema(
     [

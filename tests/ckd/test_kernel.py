@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from star.ckd import gradient, loss
-from star.ckd.gradient import Chunk, Settings, choose_path, find_triton_fault
+from star.ckd.backend import choose_path, find_triton_fault
 from star.ckd.loss import KINDS, fused_linear_kd
+from star.ckd.terms import Chunk, Settings
 
 pytest.importorskip("triton", reason="needs Triton: pip install 'star-distill[gpu]'")
 from star.ckd import kernel

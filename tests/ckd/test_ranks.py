@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from star.teacher.rollout import SEQUENCES
-from star.teacher.store import TopKWriter
+from star.topk.sequences import SEQUENCES
+from star.topk.store import TopKWriter
 
 pytestmark = pytest.mark.slow
 FSDP = {

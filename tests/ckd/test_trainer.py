@@ -10,11 +10,11 @@ from transformers import TrainingArguments
 
 from star import stages
 from star.ckd.trainer import FIGURES, CKDTrainer, DistillationRows
-from star.config import Config, Lora, Student
+from star.config.experiment import Config, Lora, Student
 from star.errors import InputError
 from star.evaluation.report import write_report
-from star.models import load_model, load_tokenizer
-from star.training import IGNORE, collate_completions, supervised_arguments, train
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.training import IGNORE, collate_completions, supervised_arguments, train
 
 
 def trainer_for(folder: Path, student: Path, state: Path, config: Config, **settings: object) -> CKDTrainer:

@@ -14,10 +14,10 @@ import pytest
 from docker.types import Mount
 from kfp import local
 
-from star.config import load_config
+from star.config.load import load_config
+from star.folders.manifest import MANIFEST, open_input, read_manifest
 from star.pipelines.star_pipeline import build_cluster_pipeline
 from star.stages import STAGES
-from star.storage import MANIFEST, open_input, read_manifest
 
 IMAGE = os.environ.get("STAR_TEST_IMAGE", "")
 pytestmark = pytest.mark.skipif(not IMAGE, reason="needs the image: make test-containers")

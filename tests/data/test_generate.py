@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from star.config import packaged_file
+from star.config.files import packaged_file
 from star.data.cleaning import clean
 from star.data.generate import KINDS, generate_rows, public_tool
 from star.data.importers import kind_of

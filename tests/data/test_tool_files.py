@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from star.config import load_config
+from star.config.load import load_config
 from star.data.rows import Reject
 from star.data.tool_files import holds_tools, load_tools, read_tools
 from star.errors import InputError

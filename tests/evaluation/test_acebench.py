@@ -60,12 +60,12 @@ def test_what_is_no_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
 
 def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, Path], micro, tmp_path: Path) -> None:
     from star.evaluation.acebench import ask_acebench, score_acebench
-    from star.evaluation.answers import Candidate
+    from star.evaluation.candidate import Candidate
     from star.evaluation.gather import gather
     from star.evaluation.journal import Journal
     from star.evaluation.suite import complete
-    from star.models import load_model, load_tokenizer
-    from star.storage import Part
+    from star.folders.manifest import Part
+    from star.modeling.models import load_model, load_tokenizer
 
     settings = micro.evaluate.model_copy(
         update={"limit": 1, "max_new_tokens": 2, "suites": ("acebench",), "acebench": str(checkout)}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.evaluation import page
+from star import html_kit
 from star.evaluation.report import markdown_table, write_report
 
 _VOID = {"meta", "link"}
@@ -338,13 +338,13 @@ def _poisoned(value: object) -> object:
 
 @given(st.text(), st.text())
 def test_a_diff_shows_both_texts_whole(expected: str, predicted: str) -> None:
-    for raw, block in zip((expected, predicted), page.word_diff(expected, predicted), strict=True):
+    for raw, block in zip((expected, predicted), html_kit.word_diff(expected, predicted), strict=True):
         shown = _Page(block).words.get("pre", [])
-        assert "".join(shown) == page.visible(raw).replace("\r", "")
+        assert "".join(shown) == html_kit.visible(raw).replace("\r", "")
 
 
 def test_equal_texts_have_no_marks_and_calls_given_as_data_are_shown_as_json(tmp_path: Path, evaluation: dict) -> None:
-    assert "<mark" not in page.word_diff("the same call", "the same call")[0]
+    assert "<mark" not in html_kit.word_diff("the same call", "the same call")[0]
     calls = [{"name": "f", "arguments": {"city": "Zürich \udc00"}}]
     evaluation["failures"] = [evaluation["failures"][0] | {"expected": calls, "predicted": None}]
     assert '"city": "Zürich ⟨U+DC00⟩"' in _read(tmp_path, evaluation).text("pre")
@@ -355,7 +355,7 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
     high = low + width
     if high - low < 1e-9 * abs(low):
         return
-    found = page.ticks(low, high)
+    found = html_kit.ticks(low, high)
     assert 2 <= len(found) <= 6
     slack = 1e-9 * max(abs(low), abs(high))
     assert all(low - slack <= tick <= high + slack for tick in found)
@@ -364,7 +364,7 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=3000))
 def test_thinned_curves_keep_their_extremes(values: list[float]) -> None:
     points = [(float(x), y) for x, y in enumerate(values)]
-    found = page.thin(points)
+    found = html_kit.thin(points)
     assert len(found) <= 240 and found == sorted(found) and set(found) <= set(points)
     assert {max(values), min(values)} <= {y for _, y in found}
 

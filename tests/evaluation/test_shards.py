@@ -7,11 +7,11 @@ from statistics import median
 
 import pytest
 
-from star.config import Config
+from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.bfcl import score_bfcl
+from star.evaluation.bfcl.run import score_bfcl
+from star.folders.manifest import open_input, read_manifest
 from star.stages import evaluate, merge, register, stage_named
-from star.storage import open_input, read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
 
 def other_teacher(teacher: Path, copy: Path) -> Path:
     """The same model in a folder with another digest."""
-    from star.storage import publish
+    from star.folders.workspace import publish
 
     shutil.copytree(teacher, copy)
     (copy / "note.txt").write_text("another")
@@ -126,7 +126,7 @@ def other_teacher(teacher: Path, copy: Path) -> Path:
 
 
 def test_the_models_are_tracked_once_by_the_merge(parts: list[Path], own_home: Path, tmp_path: Path) -> None:
-    from star.registry.tracking import connect, experiment_id
+    from star.tracking.server import connect, experiment_id
 
     metrics = merge(parts, out=tmp_path / "merged")
     client = connect()
@@ -145,7 +145,7 @@ def test_the_models_are_tracked_once_by_the_merge(parts: list[Path], own_home: P
 def test_a_shard_is_tracked_without_the_figures_of_the_models(
     several: Config, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    from star.registry.tracking import connect, experiment_id
+    from star.tracking.server import connect, experiment_id
 
     evaluate(several, **inputs, out=tmp_path / "part", shard="4/4")
     client = connect()

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import local
 
-from star.config import Config
+from star.config.experiment import Config
+from star.folders.manifest import MANIFEST, read_manifest
+from star.folders.workspace import publish
 from star.pipelines.star_pipeline import build_cluster_pipeline
-from star.storage import MANIFEST, publish, read_manifest
-from star.teacher.store import TopKStore
+from star.topk.store import TopKStore
 
 pytestmark = pytest.mark.slow
 SHARDS = {"rollout": 2, "extract-topk": 2, "evaluate": 2}

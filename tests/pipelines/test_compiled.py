@@ -9,8 +9,9 @@ from google.protobuf import json_format
 from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from star.cluster import Cluster, Node
-from star.config import Config, load_config
+from star.config.cluster import Cluster, Node
+from star.config.experiment import Config
+from star.config.load import load_config
 from star.errors import InputError
 from star.pipelines.snapshots import FOLDER, PROFILES, snapshot
 from star.pipelines.star_pipeline import compile_pipeline

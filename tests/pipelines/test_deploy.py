@@ -12,7 +12,7 @@ import pytest
 import requests
 import yaml
 
-from star.config import load_config
+from star.config.load import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = "1.31"

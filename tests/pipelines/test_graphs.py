@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.code import code_digest
-from star.config import load_config
+from star.config.load import load_config
+from star.folders.code_digest import code_digest
 from star.pipelines.star_pipeline import compile_pipeline
 from star.stages import STAGES
 

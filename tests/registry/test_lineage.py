@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from star.config import Config
+from star.config.experiment import Config
 from star.errors import InputError
-from star.registry.card import model_card
-from star.registry.copy import copy_to
-from star.registry.fetch import fetch_model
+from star.folders.manifest import read_manifest
+from star.registry.copy_version import copy_to
+from star.registry.download import fetch_model
 from star.registry.lineage import dvc_digests
-from star.registry.promotion import promote
+from star.registry.lineage_tree import print_lineage
+from star.registry.model_card import model_card
+from star.registry.promotion.promote import promote
 from star.registry.publish import register_model
-from star.registry.tracking import connect, pointed_at
-from star.registry.tree import print_lineage
 from star.registry.versions import find_version
 from star.stages import register
-from star.storage import read_manifest
+from star.tracking.server import connect, pointed_at
 
 
 @pytest.fixture

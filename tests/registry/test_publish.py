@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.inference import resolve_model
-from star.registry.fetch import fetch_model
-from star.registry.promotion import promote
+from star.registry.download import fetch_model, resolve_model
+from star.registry.promotion.promote import promote
 from star.registry.publish import register_model
-from star.registry.tracking import connect, stage_run
 from star.registry.versions import Version, find_version, list_versions
+from star.tracking.runs import stage_run
+from star.tracking.server import connect
 
 SCORES = {"exact_match": 0.815, "pass@8": 0.9, "format_errors": 0.0}
 

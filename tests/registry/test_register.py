@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from star.config import Config
-from star.registry.tracking import connect
+from star.config.experiment import Config
 from star.registry.versions import find_version
 from star.stages import register
+from star.tracking.server import connect
 
 
 def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from star.config import Config
+from star.config.experiment import Config
 from star.errors import InputError
-from star.registry import ledger
-from star.registry.fetch import fetch_model
-from star.registry.promotion import champion, promote, rollback
+from star.registry.download import fetch_model
+from star.registry.promotion import ledger
+from star.registry.promotion.ledger_store import S3Records, records_of, s3_client, split_s3
+from star.registry.promotion.promote import champion, promote, rollback
+from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
-from star.registry.reconcile import reconcile
-from star.registry.records import S3Records, records_of, s3_client, split_s3
-from star.registry.smoke import smoke_call
-from star.registry.tracking import connect, pointed_at
+from star.registry.smoke_test import smoke_call
 from star.registry.versions import find_version, list_versions
 from star.stages import register
+from star.tracking.server import connect, pointed_at
 
 pytestmark = pytest.mark.slow
 

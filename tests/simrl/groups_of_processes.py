@@ -10,10 +10,10 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from star.config import SimRL
+from star.config.experiment import SimRL
 from star.data.rows import read_rows
-from star.models import load_model, load_tokenizer
-from star.prompts import render_rows
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompts import render_rows
 from star.simrl.trainer import SimRLTrainer, build_trainer
 
 SETTINGS = SimRL(

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.simrl.breakdown import Parts, Score
+from star.rewards.breakdown import Parts, Score
+from star.rewards.similarity import Reward
 from star.simrl.filtering import Group, Rollout, fill, refill_rows, refill_size, teaches
-from star.simrl.reward import Reward
 
 BOUNDS = (0.01, 0.99)
 contents = st.lists(st.floats(0, 1), min_size=2, max_size=8)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from star.models import load_model, load_tokenizer
+from star.modeling.models import load_model, load_tokenizer
 from star.simrl.sampling import SeededSampling, drawn_by
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from star.config import Config, SimRL
+from star.config.experiment import Config, SimRL
 from star.data.rows import read_rows
 from star.errors import InputError, PipelineError
-from star.models import load_model, load_tokenizer
-from star.prompts import Prompt, render_rows
+from star.folders.workspace import Workspace
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompts import Prompt, render_rows
+from star.modeling.training import train
 from star.simrl.trainer import SimRLTrainer, build_trainer, grpo_config, refine_model
-from star.storage import Workspace
-from star.training import train
 
 CALL = '<think>\n\n</think>\n\n<tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>'
 # The micro teacher's answers are of valid format about half of the time.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from star import stages
-from star.config import Config, Lora
-from star.models import load_model, save_model
+from star.config.experiment import Config, Lora
+from star.modeling.models import load_model, save_model
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_only_adapters_are_trained_and_they_start_as_nothing(finished: dict[str,
 
 
 def test_saved_adapters_are_merged(finished: dict[str, Path], lora: Lora, tmp_path: Path) -> None:
-    from star.models import load_tokenizer
+    from star.modeling.models import load_tokenizer
 
     adapted = load_model(finished["refine-teacher"], training=True, lora=lora)
     for name, weight in adapted.named_parameters():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from star.config import Rollout
-from star.generation import Sample
-from star.models import load_tokenizer
-from star.prompts import Prompt
+from star.config.experiment import Rollout
+from star.modeling.generation import Sample
+from star.modeling.models import load_tokenizer
+from star.modeling.prompts import Prompt
 from star.teacher.rollout import VERDICTS, _table, account, judge, sample_batch
 
 TOOLS = [

@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m star.cli`, which is how torchrun starts every process of a training."""
+
+from star.cli.main import main
+
+main()

@@ -1,0 +1,143 @@
+"""`star pipeline`: the pipeline compiled for Kubeflow Pipelines, and its runs on a server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+pipeline_app = typer.Typer(help="The pipeline on Kubeflow Pipelines.", no_args_is_help=True)
+
+ConfigOption = Annotated[
+    str,
+    typer.Option("--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b."),
+]
+ImageOption = Annotated[str, typer.Option(help="Container image of the tasks.")]
+HostOption = Annotated[
+    str | None,
+    typer.Option(envvar="KFP_HOST", help="Address of the server; inside the cluster it is found without."),
+]
+TokenOption = Annotated[
+    str | None, typer.Option(envvar="KFP_TOKEN", show_envvar=True, help="Bearer token, where the server wants one.")
+]
+NamespaceOption = Annotated[
+    str | None, typer.Option(envvar="KFP_NAMESPACE", help="Of the user, where the server has several.")
+]
+RunArgument = Annotated[str, typer.Argument(help="Id of the run, as `star pipeline submit` printed it.")]
+PollOption = Annotated[float, typer.Option("--poll", min=0.0, help="Seconds between two looks at the run.")]
+
+
+@pipeline_app.command("compile")
+def compile_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")],
+    config: ConfigOption = "tiny",
+    image: ImageOption = "star-python:latest",
+) -> None:
+    """Compile the pipeline of a configuration for Kubeflow Pipelines.
+
+    Example: `star pipeline compile --config configs/qwen3-0.6b.yaml --output star.yaml`
+    """
+    from star.config.load import load_config
+    from star.pipelines.star_pipeline import compile_pipeline
+
+    compile_pipeline(load_config(config), output, image=image)
+    typer.echo(f"wrote {output}")
+
+
+@pipeline_app.command("submit")
+def submit_command(
+    config: ConfigOption = "tiny",
+    image: ImageOption = "star-python:latest",
+    host: HostOption = None,
+    token: TokenOption = None,
+    namespace: NamespaceOption = None,
+    experiment: Annotated[str, typer.Option(envvar="KFP_EXPERIMENT", help="Group of runs.")] = "star",
+    wait: Annotated[bool, typer.Option("--wait", help="Stay, print every change, end as the run ends.")] = False,
+    poll: PollOption = 10.0,
+) -> None:
+    """Compile the pipeline of a configuration and start it on a server. Prints the run's id.
+
+    Example: `star pipeline submit --config my.yaml --image registry.example.com/star-python:1 --host http://localhost:8080 --wait`
+    """
+    from star.config.load import load_config
+    from star.pipelines.kfp_client import Server
+
+    server = Server(host, token, namespace)
+    run_id = server.submit(load_config(config), image=image, experiment=experiment)
+    typer.echo(run_id)
+    typer.echo(server.page(run_id), err=True)
+    if wait:
+        _follow(server, run_id, poll)
+
+
+@pipeline_app.command("status")
+def status_command(
+    run_id: RunArgument,
+    host: HostOption = None,
+    token: TokenOption = None,
+    namespace: NamespaceOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay, print every change, end as the run ends.")] = False,
+    poll: PollOption = 10.0,
+) -> None:
+    """Print the state of a run and of its tasks.
+
+    Example: `star pipeline status 5a1c... --wait`
+    """
+    from star.pipelines.kfp_client import Server
+
+    server = Server(host, token, namespace)
+    if wait:
+        _follow(server, run_id, poll)
+        return
+    status = server.status(run_id)
+    for task in status.tasks:
+        typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip())
+    typer.echo(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip())
+
+
+@pipeline_app.command("logs")
+def logs_command(
+    run_id: RunArgument,
+    task: Annotated[str | None, typer.Option(help="Only the tasks of that name, such as rollout.")] = None,
+    host: HostOption = None,
+    token: TokenOption = None,
+    namespace: NamespaceOption = None,
+) -> None:
+    """Print what the tasks of a run printed.
+
+    Example: `star pipeline logs 5a1c... --task rollout`
+    """
+    from star.html_kit import visible
+    from star.pipelines.kfp_client import Server
+
+    for name, log in Server(host, token, namespace).logs(run_id, task=task):
+        # A log may hold what a model wrote: a terminal gets only what it can show.
+        for line in log.splitlines():
+            typer.echo(f"{name}: {visible(line)}")
+
+
+@pipeline_app.command("cancel")
+def cancel_command(
+    run_id: RunArgument, host: HostOption = None, token: TokenOption = None, namespace: NamespaceOption = None
+) -> None:
+    """Stop a run. What its tasks finished stays cached, and a new run goes on from there.
+
+    Example: `star pipeline cancel 5a1c...`
+    """
+    from star.pipelines.kfp_client import Server
+
+    Server(host, token, namespace).cancel(run_id)
+    typer.echo(f"run {run_id} is being cancelled")
+
+
+def _follow(server, run_id: str, poll: float) -> None:
+    """Prints every change of a run's state and of its tasks' states; raises Exit(1) unless the run succeeds."""
+    seen: dict[int, str] = {}
+    for status in server.follow(run_id, poll_seconds=poll):
+        for number, task in enumerate(status.tasks):
+            if seen.get(number) != task.state:
+                seen[number] = task.state
+                typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip(), err=True)
+    typer.echo(f"{status.state:<10} run {run_id}  {status.error}".rstrip(), err=True)
+    typer.echo(server.page(run_id), err=True)
+    if status.state != "SUCCEEDED":
+        raise typer.Exit(1)

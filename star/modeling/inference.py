@@ -1,0 +1,38 @@
+"""One request answered by one model: what `star call` does."""
+
+from pathlib import Path
+
+from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
+from star.data.generate import public_tool
+from star.data.tool_files import load_tools
+
+MAX_NEW_TOKENS = 512
+
+
+def answer(query: str, *, tools: Path, folder: Path) -> Completion:
+    """Greedy answer of a model to `query`, parsed and checked against the tools.
+
+    Args:
+        tools: JSON file with tools in any dialect of star.data.tools.
+        folder: the model's folder.
+
+    Raises:
+        InputError: the tools or the model cannot be read.
+        FormatError: the model's text breaks the format; the message carries the text, made printable.
+    """
+    shown = [public_tool(tool) for tool in load_tools(tools)]
+    from star.modeling.generation import generate
+    from star.modeling.models import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    prompt = render_prompt([{"role": "user", "content": query}], shown, tokenizer)
+    loaded = load_model(folder)
+    [[sample]] = generate(
+        loaded, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0
+    )
+    try:
+        completion = parse_completion(sample.text)
+        validate_calls(completion, shown)
+    except FormatError as error:
+        raise FormatError(f"the model's answer breaks the format ({error}): {sample.text[:500]!r}") from error
+    return completion

@@ -1,0 +1,72 @@
+"""Builds models from scratch."""
+
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
+
+from star.config.experiment import Architecture, Scratch
+from star.modeling import distributed
+from star.modeling.models import keep_model, load_model
+from star.modeling.training import Log, seed_everything, supervised_arguments, train
+
+
+def scratch_model(architecture: Architecture, tokenizer, *, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model of the given sizes with random weights, embeddings tied, for the tokenizer's vocabulary."""
+    seed_everything(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        **architecture.model_dump(),
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def build_base(
+    architecture: Architecture, scratch: Scratch, *, tokenizer, state: Path, label: str, seed: int, log: Log
+):
+    """A model from scratch after its copy warm-up.
+
+    Args:
+        state: folder for checkpoints, from which a killed warm-up goes on.
+    """
+    finished = state / "base"
+    if distributed.told_by_first((finished / "config.json").is_file()):
+        return load_model(finished, training=True)
+    model = scratch_model(architecture, tokenizer, seed=seed)
+    arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)
+    count = scratch.warmup.steps * scratch.warmup.batch_size
+    rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    train(trainer, phase="warmup", label=label, state=state, log=log)
+    keep_model(model, tokenizer, finished)
+    return model
+
+
+class CopyRows(Dataset):
+    """Sequences to copy: `span` random tokens, then twice the same tokens from a random one of them on; the loss is on the repetitions.
+
+    What to copy thus lies at every distance, so a head must find it by content, as it will have to in a prompt. Row i is drawn from
+    (seed, i) alone.
+    """
+
+    def __init__(self, count: int, *, span: int, vocab_size: int, seed: int) -> None:
+        self.count, self.span, self.vocab_size, self.seed = count, span, vocab_size, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        span = torch.randint(3, self.vocab_size, (self.span,), generator=draw)
+        first, second = torch.randint(0, self.span, (2,), generator=draw).tolist()
+        row = torch.cat([span, span.roll(first), span.roll(second)])
+        labels = row.clone()
+        labels[: self.span + 1] = -100
+        return {"input_ids": row, "labels": labels}

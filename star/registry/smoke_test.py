@@ -1,0 +1,39 @@
+"""One request with tools, answered by a published folder as it was downloaded: the proof that it loads and runs."""
+
+import json
+from pathlib import Path
+
+from star.config.files import packaged_file
+
+QUERY = "Book a flight from Oslo to Rome"
+NEW_TOKENS = 72
+
+
+def smoke_call(folder: Path) -> str:
+    """Loads a model folder, asks it for a flight with the packaged tools, and says what came back.
+
+    A broken format is said and not judged: how often it may happen is the gate's `max_format_errors`.
+
+    Raises:
+        InputError: the folder cannot be loaded.
+        RuntimeError: the model generates nothing.
+    """
+    from star.chat import FormatError, parse_completion, render_prompt
+    from star.data.generate import public_tool
+    from star.data.tool_files import load_tools
+    from star.modeling.generation import generate
+    from star.modeling.models import load_model, load_tokenizer
+
+    tools = [public_tool(tool) for tool in load_tools(packaged_file("travel.json"))]
+    tokenizer = load_tokenizer(folder)
+    prompt = render_prompt([{"role": "user", "content": QUERY}], tools, tokenizer)
+    model = load_model(folder)
+    [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=NEW_TOKENS, seed=0)
+    if not sample.token_ids:
+        raise RuntimeError("it generates nothing")
+    try:
+        made = parse_completion(sample.text).tool_calls
+    except FormatError:
+        return "the published model loads and answers a request with tools, though not in the format"
+    calls = ", ".join(json.dumps(call["name"], ensure_ascii=False) for call in made)
+    return f"the published model loads and answers a request with tools ({f'calls {calls}' if made else 'in words'})"

@@ -1,0 +1,80 @@
+"""The registered versions, two of them side by side, and the ledger, as tables for the terminal."""
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from star.errors import InputError
+from star.registry.promotion import ledger
+from star.registry.promotion.ledger_store import records_of
+from star.registry.versions import Version, find_version, list_versions
+from star.tracking.server import connect
+
+SCORES = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
+LINEAGE = {"data": "data", "teacher": "teacher", "refined": "model"}
+COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
+
+
+def print_versions(name: str) -> None:
+    """Prints one row a version, the newest first, in 80 columns; lineage as the first digits of the folders' digests.
+
+    Raises:
+        InputError: nothing is registered under that name.
+    """
+    versions = list_versions(name)
+    if not versions:
+        raise InputError(
+            f"no model {name!r} is registered: run `star run` first, or check MLFLOW_TRACKING_URI and STAR_HOME"
+        )
+    table = Table(title=f"Registered versions of {name}", box=SIMPLE)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("alias", style="green", no_wrap=True)
+    for heading in SCORES.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("lineage", no_wrap=True)
+    for version in versions:
+        scores = [f"{version.scores[key]:.3f}" if key in version.scores else "" for key in SCORES]
+        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE.items()]
+        made = f"{'made':<8}{version.created:%y-%m-%d}"
+        table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
+    Console().print(table)
+
+
+def print_difference(first: Version, second: Version) -> None:
+    """Prints what differs between two versions: scores with their difference, lineage, files."""
+    table = Table(title=f"{first} against {second}")
+    for heading in ("", str(first.version), str(second.version), "difference"):
+        table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
+    for score in sorted(first.scores.keys() | second.scores.keys()):
+        a, b = first.scores.get(score), second.scores.get(score)
+        change = f"{b - a:+.4f}" if a is not None and b is not None else ""
+        table.add_row(score, *("" if value is None else f"{value:.4f}" for value in (a, b)), change)
+    table.add_section()
+    for title, mine, theirs in (("", first.lineage, second.lineage), ("file ", first.files, second.files)):
+        for key in sorted(mine.keys() | theirs.keys()):
+            a, b = mine.get(key, ""), theirs.get(key, "")
+            if a != b:
+                table.add_row(
+                    escape(title + key), escape(a[:12]), escape(b[:12]), "differs" if a and b else "only one has it"
+                )
+    Console().print(table)
+
+
+def print_ledger(name: str) -> None:
+    """Prints every attempt, the oldest first.
+
+    Raises:
+        InputError: nothing is registered under that name.
+    """
+    if not list_versions(name):
+        find_version(name)
+    table = Table(title=f"Attempts to promote a version of {name}")
+    for heading in ("when", "who", "what", "version", "outcome", "why"):
+        table.add_column(heading, overflow="fold")
+    for attempt, outcome in ledger.history(records_of(name, connect()), name):
+        version = "" if attempt.version is None else str(attempt.version)
+        said = f"[{COLOURS[outcome]}]{outcome}[/]"
+        why = escape(attempt.refused or attempt.reason)
+        table.add_row(attempt.at[:19].replace("T", " "), escape(attempt.actor), attempt.action, version, said, why)
+    Console().print(table)

@@ -1,0 +1,52 @@
+"""The page of sampled completions: what the model wrote at each step that has a table, beside what it should have written."""
+
+from star.html_kit import STYLE, cut, table, text
+from star.number_format import short
+
+_CELL = "<td><pre>{}</pre></td>"
+_STYLE = """
+td pre { margin: 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 36ch; font-size: .85em }
+td { vertical-align: top }
+th:nth-child(-n+3) { text-align: left }
+"""
+
+
+def completions_page(tables: dict[int, list[dict]]) -> str:
+    """One HTML page without scripts or links; model text is escaped, and cut where it is long.
+
+    Args:
+        tables: by step, the rows as `star.simrl.watch.table_of` makes them. The newest step comes first and is open.
+    """
+    newest = max(tables, default=None)
+    sections = "".join(
+        f"<details{' open' if step == newest else ''}><summary>Step {step:,}: {_summary(rows)}</summary>"
+        f"{_table(step, rows)}</details>"
+        for step, rows in sorted(tables.items(), reverse=True)
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sampled completions</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{_STYLE}</style></head>'
+        "<body><main><h1>Sampled completions</h1><p class=note>Of each group of rollouts the best and the worst completion, "
+        f"one where they are the same. A dropped group was replaced by another prompt's.</p>{sections or '<p>No step was sampled yet.</p>'}"
+        "</main></body></html>\n"
+    )
+
+
+def _summary(rows: list[dict]) -> str:
+    valid = sum(row["format"] for row in rows)
+    return f"{len(rows)} completions, {valid:.0f} of valid format"
+
+
+def _table(step: int, rows: list[dict]) -> str:
+    names = list(rows[0]["rewards"]) if rows else []
+    columns = ("Request", "Expected", "Completion", *names, "Content", "Group")
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    body = "".join(_row(row, names) for row in rows)
+    return table(f"Step {step:,}", head, body, label=f"Completions of step {step}")
+
+
+def _row(row: dict, names: list[str]) -> str:
+    texts = "".join(_CELL.format(text(cut(row[key]))) for key in ("prompt", "target", "completion"))
+    numbers = "".join(f"<td>{short(row['rewards'][name])}</td>" for name in names)
+    content = short(row["content"]) if row["format"] else "format error"
+    return f"<tr>{texts}{numbers}<td>{content}</td><td>{'kept' if row['kept'] else 'dropped'}</td></tr>"

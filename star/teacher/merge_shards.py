@@ -1,0 +1,38 @@
+"""Makes one result of the parts that `--shard 1/n` to `n/n` wrote: rows are put together, shards of the store are linked as they are."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from star.folders.manifest import METRICS
+from star.teacher.rollout import PROMPTS
+from star.topk.sequences import SEQUENCES, TOKENIZER
+from star.topk.store import merge_stores
+
+
+def merge_parts(folders: list[Path], *, stage: str, out: Path) -> dict[str, float]:
+    """Writes the whole result to `out`.
+
+    Args:
+        folders: the parts of a rollout or an extraction, in their order.
+
+    Returns:
+        the sums of the parts' figures; a rollout's prompts are those of all its parts, so they are not summed.
+    """
+    for name in (SEQUENCES, PROMPTS):
+        if all((folder / name).is_file() for folder in folders):
+            table = pa.concat_tables([pq.read_table(folder / name) for folder in folders])
+            pq.write_table(table.sort_by(table.column_names[0]), out / name)
+    if stage == "extract-topk":
+        shutil.copytree(folders[0] / TOKENIZER, out / TOKENIZER, dirs_exist_ok=True)
+        merge_stores(folders, out)
+    return _sum_metrics([folder / METRICS for folder in folders])
+
+
+def _sum_metrics(files: list[Path]) -> dict[str, float]:
+    metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    shared = {"prompts", "too_long"}
+    return {name: metrics[0][name] if name in shared else sum(m[name] for m in metrics) for name in metrics[0]}

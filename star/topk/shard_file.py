@@ -1,0 +1,135 @@
+"""One shard of a top-k store: a safetensors file that any reader of the format opens.
+
+Its tensors are `data`, the sequences as `star.topk.codec` encodes them, one after another; `ends` [S], where each ends in it;
+`table` [S, 3], where its id ends in `names`, its tokens, the crc32 of its bytes; `names`, the ids in UTF-8. The metadata
+entry "topk" is the header that all shards of a store share.
+
+Shapes: S sequences, T tokens of a sequence, K ids a token.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from star.errors import InputError
+from star.topk.codec import STEP, decode
+
+VERSION = 2
+
+
+def encode_shard(sequences: dict[str, tuple[int, bytes]], header: dict[str, Any]) -> bytes:
+    """The shard's content.
+
+    Args:
+        sequences: by id, their tokens and encoded bytes; at least one.
+    """
+    names = [name.encode() for name in sequences]
+    tokens, blobs = zip(*sequences.values(), strict=True)
+    name_ends = np.cumsum([len(name) for name in names])
+    tensors = {
+        "data": np.frombuffer(b"".join(blobs), np.uint8),
+        "ends": np.cumsum([len(blob) for blob in blobs]).astype(np.uint64),
+        "table": np.array([name_ends, tokens, [zlib.crc32(blob) for blob in blobs]], np.uint32).T.copy(),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+    }
+    # One metadata entry only: safetensors writes several in an order that changes from run to run.
+    return save(tensors, {"topk": _to_json(header).decode()})
+
+
+class Shard:
+    """One memory-mapped shard: its header, which sequences it holds, and their bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_file():
+            raise fault(path, "missing")
+        try:
+            tensors = safe_open(path, framework="np")
+            self.header: dict[str, Any] = json.loads(tensors.metadata()["topk"])
+            self._data = tensors.get_slice("data")
+            self._ends, self._table = tensors.get_tensor("ends"), tensors.get_tensor("table")
+            self._names = tensors.get_tensor("names").tobytes()
+            (size,) = self._data.get_shape()
+            whole = len(self._ends) == len(self._table) and int(self._ends[-1]) == size
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            whole = False
+        if not whole:
+            raise fault(path, "damaged")
+
+    @property
+    def names(self) -> list[str]:
+        return [self.name(row) for row in range(len(self._table))]
+
+    def name(self, row: int) -> str:
+        begin = int(self._table[row - 1, 0]) if row else 0
+        return self._names[begin : int(self._table[row, 0])].decode()
+
+    def entry(self) -> dict[str, Any]:
+        content = self.path.read_bytes()
+        return entry_of(self.path.name, content, sequences=len(self._table), tokens=int(self._table[:, 1].sum()))
+
+    def check_header(self, expected: dict[str, Any]) -> None:
+        for name, value in expected.items():
+            if self.header.get(name) != value:
+                found = f"{name} {self.header.get(name)} where {value} is wanted"
+                raise InputError(f"{self.path} has {found}: use the same settings, or another folder")
+
+    def check_sequences(self) -> None:
+        for row in range(len(self._table)):
+            self._bytes(row)
+
+    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        sizes = {"k": self.header["top_k"], "vocab_size": self.header["vocab_size"]}
+        return decode(self._bytes(row), int(self._table[row, 1]), **sizes)
+
+    def _bytes(self, row: int) -> bytes:
+        begin = int(self._ends[row - 1]) if row else 0
+        data = self._data[begin : int(self._ends[row])].tobytes()
+        if zlib.crc32(data) != self._table[row, 2]:
+            raise fault(self.path, "damaged")
+        return data
+
+
+def make_header(top_k: int, vocab_size: int, provenance: dict[str, str]) -> dict[str, Any]:
+    return {
+        "format": "star-topk",
+        "version": VERSION,
+        "top_k": min(top_k, vocab_size),
+        "vocab_size": vocab_size,
+        "step": STEP,
+        "provenance": provenance,
+    }
+
+
+def entry_of(name: str, content: bytes, **counts: int) -> dict[str, Any]:
+    return {"file": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest(), **counts}
+
+
+def fault(path: Path, what: str) -> InputError:
+    return InputError(f"{path} is {what}: restore it, or delete {path.parent} and extract the top-k again")
+
+
+def _to_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes the file so that after a crash it is either whole under its name or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,105 @@
+"""A KFP task that trains in several processes of its pod: the component starts them, and they write what one process writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from star.config.experiment import Config
+from star.folders.code_digest import code_digest
+from star.folders.manifest import open_input
+from star.stages import stage_named
+
+# What KFP's executor does with a component, without KFP: call its function.
+CALL = """
+import json, sys
+from types import SimpleNamespace
+from star.components.{module} import {module} as component
+given = json.loads(sys.argv[1])
+folders = {{key: SimpleNamespace(path=path) for key, path in given["folders"].items()}}
+figures = SimpleNamespace(path=given["metrics"], log_metric=lambda key, value: None)
+component.python_func(config=given["config"], code=given["code"], metrics=figures, **folders)
+"""
+
+
+def component(
+    stage: str, config: Config, out: Path, *, inputs: dict[str, Path], environment: dict[str, str]
+) -> subprocess.Popen:
+    """A process that runs the stage's KFP component."""
+    output = {"refine-teacher": "teacher", "distill": "distilled", "refine": "refined"}[stage]
+    given = {
+        "config": config.slice(stage_named(stage).sections),
+        "code": code_digest(stage_named(stage).function),
+        "folders": {**{key: str(folder) for key, folder in inputs.items()}, output: str(out)},
+        "metrics": str(out.with_name("metrics.txt")),
+    }
+    command = [sys.executable, "-c", CALL.format(module=stage.replace("-", "_")), json.dumps(given)]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    )
+
+
+def inputs_of(stage: str, finished: dict[str, Path]) -> dict[str, Path]:
+    return {key: finished[source] for key, source in stage_named(stage).inputs.items()}
+
+
+def curve(folder: Path, phase: str) -> list[dict]:
+    return json.loads((folder / f"{phase}_curve.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_teacher_is_trained_by_the_processes_of_its_pod(
+    micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    inputs = inputs_of("refine-teacher", finished)
+    process = component("refine-teacher", micro, out, inputs=inputs, environment={"STAR_PROCESSES": "2"})
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:]
+    assert open_input(out, stage="refine-teacher")
+    assert json.loads((tmp_path / "metrics.txt").read_text())["prompts"] > 0
+    # The few steps of the warm-up are those of one process to the last digits; the many after it drift apart.
+    for together, alone in zip(curve(out, "warmup"), curve(finished["refine-teacher"], "warmup"), strict=True):
+        assert together["step"] == alone["step"] and together["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+    assert curve(out, "sft")[-1]["loss"] == pytest.approx(curve(finished["refine-teacher"], "sft")[-1]["loss"], abs=0.3)
+
+
+@pytest.mark.slow
+def test_processes_told_to_end_save_and_the_next_try_goes_on(
+    micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    distill = micro.distill.model_copy(update={"steps": 300, "save_steps": 300})
+    config = micro.model_copy(update={"distill": distill})
+    inputs, environment = inputs_of("distill", finished), {"STAR_PROCESSES": "2"}
+
+    whole = component("distill", config, tmp_path / "whole" / "out", inputs=inputs, environment=environment)
+    assert whole.wait(timeout=300) == 0, whole.stderr.read()[-3000:]
+
+    told = component("distill", config, tmp_path / "told" / "out", inputs=inputs, environment=environment)
+    began = next(line for line in told.stderr if "distil the student (CKD): 0/300" in line)
+    assert began
+    told.send_signal(signal.SIGTERM)
+    _, said = told.communicate(timeout=60)
+    assert told.returncode == 143
+    state = tmp_path / "told" / ".out.partial" / "state"
+    saved = [int(mark.parent.name.split("-")[1]) for mark in state.glob("ckd/checkpoint-*/complete")]
+    assert saved and max(saved) < 300, said[-3000:]
+
+    again = component("distill", config, tmp_path / "told" / "out", inputs=inputs, environment=environment)
+    assert again.wait(timeout=300) == 0, again.stderr.read()[-3000:]
+    digests = {open_input(tmp_path / name / "out", stage="distill").digest for name in ("whole", "told")}
+    assert len(digests) == 1
+
+
+def test_a_process_that_fails_fails_the_task(micro: Config, tmp_path: Path) -> None:
+    process = component(
+        "distill", micro, tmp_path / "out", inputs={"topk": tmp_path / "none"}, environment={"STAR_PROCESSES": "2"}
+    )
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"no folder at {tmp_path / 'none'}" in said
+    assert "RuntimeError: a process of distill failed: what it said is in the log above" in said

@@ -1,0 +1,57 @@
+"""The stages that train, started by torchrun: two processes write the folder that one writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from star.config.experiment import Config
+from star.folders.manifest import open_input
+
+MICRO = Path(__file__).parents[1] / "micro.yaml"
+
+
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "star.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["distill", "refine"])
+def test_two_processes_write_what_one_writes(stage, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    inputs = {
+        "distill": ["--topk", finished["extract-topk"]],
+        "refine": ["--student", finished["distill"], "--data", finished["synthesize"]],
+    }[stage]
+    out = tmp_path / "out"
+    command = [stage, "--config", MICRO, *inputs, "--out", out]
+    done = torchrun(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = json.loads(done.stdout)  # once, by the first process
+    assert open_input(out, stage=stage).files and not list(tmp_path.glob(".out*"))
+    for curve in finished[stage].glob("*_curve.json"):
+        alone, together = (
+            json.loads((folder / curve.name).read_text(encoding="utf-8")) for folder in (curve.parent, out)
+        )
+        assert [entry["step"] for entry in together] == [entry["step"] for entry in alone]
+        for name in ("loss", "fkl", "tail", "sampled_reward", "entropy"):
+            values = ([entry[name] for entry in entries if name in entry] for entries in (together, alone))
+            # The last batch of an epoch, short for one process, is filled up for two.
+            assert next(values) == pytest.approx(next(values), rel=2e-2, abs=1e-4), (curve.name, name)
+    assert json.loads(torchrun(*command).stdout) == printed  # done already
+
+
+def test_a_stage_that_does_not_train_is_the_work_of_one_process(tmp_path: Path, monkeypatch) -> None:
+    from star import stages
+    from star.config.load import load_config
+    from star.errors import InputError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="the stage synthesize is the work of one process"):
+        stages.synthesize(load_config(MICRO), out=tmp_path / "out")

@@ -1,0 +1,405 @@
+"""A training as a TrainJob: a server speaks Kubernetes' API, its jobs are real torchrun processes, told who they are by PET_ variables."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
+
+from star.cluster.train_job import job_manifest
+from star.config.cluster import Cluster
+from star.config.experiment import Config
+from star.folders.manifest import open_input
+from star.stages import stage_named
+
+TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
+JOBS = f"{TRAINER}/namespaces/team/trainjobs"
+RUNTIME = next(
+    document
+    for document in yaml.safe_load_all(
+        (Path(__file__).parents[2] / "deploy" / "multinode" / "runtime.yaml").read_text()
+    )
+    if document["kind"] == "TrainingRuntime"
+)
+# What KFP's executor does with a component of a training, in a process that can be told to end.
+CALL = """
+import json, sys
+from pathlib import Path
+from star import launch, train_job
+from star.config import Config
+train_job.POLL_SECONDS = 0.2
+stage, config, out, inputs = sys.argv[1], Config.from_json(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
+print(json.dumps(launch.train(stage, config, out=out, **{key: Path(path) for key, path in inputs.items()})))
+"""
+
+
+class Kubernetes(ThreadingHTTPServer):
+    """TrainJobs by name and their pods, which are processes of this machine; what goes wrong, and what was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.jobs: dict[str, dict] = {}
+        self.pods: dict[str, list[subprocess.Popen]] = {}
+        self.runtimes: dict[str, dict | int] = {"star-torch": RUNTIME}
+        self.secrets = {("star-s3", "access-key"): "the-key"}
+        self.faults: list[int] = []  # statuses of the next answers about a job
+        self.unreadable_logs = 0  # how many of the next looks at a log fail
+        self.asked: list[str] = []
+
+    def kubeconfig(self) -> Path:
+        file = self.folder / "kubeconfig"
+        cluster = {"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.server_address[1]}"}}
+        context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}
+        content = {
+            "clusters": [cluster],
+            "contexts": [context],
+            "current-context": "here",
+            "users": [{"name": "me", "user": {}}],
+        }
+        file.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **content}))
+        return file
+
+    def create(self, job: dict) -> None:
+        """What the Trainer's controller does: a pod a node, which knows the others by PET_ variables."""
+        assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job, "a key that the API does not know"
+        name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
+        job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        given = {
+            entry["name"]: entry.get("value") or self.secrets[tuple(entry["valueFrom"]["secretKeyRef"].values())]
+            for entry in trainer["env"]
+        }
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        pods = []
+        for rank in range(trainer["numNodes"]):
+            told = {
+                "PET_NNODES": str(trainer["numNodes"]),
+                "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+                "PET_NODE_RANK": str(rank),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": str(port),
+            }
+            kept = {key: os.environ[key] for key in ("PATH", "HF_HUB_OFFLINE")} | {"OMP_NUM_THREADS": "1"}
+            with (self.folder / f"{name}-{rank}.log").open("w") as log:
+                process = subprocess.Popen(
+                    trainer["command"], env=kept | given | told, stdout=log, stderr=log, start_new_session=True
+                )
+            pods.append(process)
+        self.pods[name], self.jobs[name] = pods, job
+
+    def shown(self, name: str) -> dict:
+        """The job with the conditions that its pods give it."""
+        ended = [pod.poll() for pod in self.pods[name]]
+        failed = any(ended)
+        if failed:
+            self.end(name)
+        if failed or None not in ended:
+            kind = "Failed" if failed else "Complete"
+            condition = {"type": kind, "status": "True", "reason": kind, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+            return {**self.jobs[name], "status": {"conditions": [{**condition, "message": ""}]}}
+        return self.jobs[name]
+
+    def pod(self, name: str, rank: int) -> dict:
+        phases = {None: "Running", 0: "Succeeded"}
+        labels = {
+            "jobset.sigs.k8s.io/jobset-name": name,
+            "jobset.sigs.k8s.io/replicatedjob-name": "node",
+            "batch.kubernetes.io/job-completion-index": str(rank),
+        }
+        return {
+            "metadata": {"name": f"{name}-{rank}", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {"containers": [{"name": "node", "image": "star"}]},
+            "status": {"phase": phases.get(self.pods[name][rank].poll(), "Failed")},
+        }
+
+    def delete(self, name: str) -> None:
+        self.end(name)
+        del self.jobs[name], self.pods[name]
+
+    def end(self, name: str) -> None:
+        """Tells the pods to end, and leaves nothing of them."""
+        for pod in self.pods[name]:
+            if pod.poll() is None:
+                pod.terminate()
+        for pod in self.pods[name]:
+            with suppress(subprocess.TimeoutExpired):
+                pod.wait(timeout=30)
+            with suppress(ProcessLookupError):
+                os.killpg(pod.pid, signal.SIGKILL)
+            pod.wait()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Kubernetes
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        self.server.asked.append(f"POST {self.path}")
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.create(job)
+        self.answer(201, job)
+
+    def do_DELETE(self) -> None:
+        self.server.asked.append(f"DELETE {self.path}")
+        name = self.path.rpartition("/")[2]
+        if name not in self.server.jobs:
+            return self.answer(404, {"kind": "Status", "code": 404})
+        self.server.delete(name)
+        return self.answer(200, {"kind": "Status", "status": "Success"})
+
+    def do_GET(self) -> None:
+        cluster, url = self.server, urlsplit(self.path)
+        folder, _, last = url.path.rpartition("/")
+        if folder == JOBS:
+            if cluster.faults:
+                return self.answer(cluster.faults.pop(0), {})
+            return self.answer(200, cluster.shown(last)) if last in cluster.jobs else self.answer(404, {})
+        if folder == f"{TRAINER}/namespaces/team/trainingruntimes" and last in cluster.runtimes:
+            runtime = cluster.runtimes[last]
+            return self.answer(runtime, {}) if isinstance(runtime, int) else self.answer(200, runtime)
+        if url.path == "/api/v1/namespaces/team/pods":
+            [selector] = parse_qs(url.query)["labelSelector"]
+            name = selector.split(",")[0].partition("=")[2]
+            pods = [cluster.pod(name, rank) for rank in range(len(cluster.pods[name]))]
+            return self.answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+        if last == "log" and cluster.unreadable_logs:
+            cluster.unreadable_logs -= 1
+            return self.answer(500, {"kind": "Status", "code": 500})
+        if last == "log":
+            return self.answer(200, (cluster.folder / f"{folder.rpartition('/')[2]}.log").read_text())
+        return self.answer(404, {"kind": "Status", "code": 404})
+
+    def answer(self, status: int, content: object) -> None:
+        body = (content if isinstance(content, str) else json.dumps(content)).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path) -> Iterator[Kubernetes]:
+    server = Kubernetes(tmp_path)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    for name in list(server.jobs):
+        server.delete(name)
+    server.shutdown()
+    server.server_close()
+
+
+CLUSTER = Cluster.model_validate(
+    {
+        "train_jobs": {"distill": {"nodes": 2}},
+        "work_claim": "star-work",
+        "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
+        "environment": {"TELLTALE": "from the profile"},
+    }
+)
+
+
+def task(kubernetes: Kubernetes, config: Config, finished: dict[str, Path], out: Path) -> subprocess.Popen:
+    """The KFP task of distill, on the machine that is the cluster."""
+    inputs = {key: str(finished[source]) for key, source in stage_named("distill").inputs.items()}
+    settings = config.slice(stage_named("distill").sections)
+    environment = {
+        "STAR_TRAIN_JOB": CLUSTER.model_dump_json(exclude_defaults=True),
+        "STAR_IMAGE": "registry.example.com/star-python:1",
+        "STAR_WORK": str(kubernetes.folder / "volume" / "work"),
+        "STAR_HOME": str(kubernetes.folder / "volume" / "home"),
+        "KUBECONFIG": str(kubernetes.kubeconfig()),
+        "KFP_RUN_ID": "r-1",
+    }
+    command = [sys.executable, "-c", CALL, "distill", settings, str(out), json.dumps(inputs)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, **pipes)
+
+
+def at_work(kubernetes: Kubernetes, sign: str) -> bool:
+    return any((kubernetes.folder / "volume" / "work").glob(f"distill-*/state/{sign}"))
+
+
+def newest_checkpoint(kubernetes: Kubernetes) -> int:
+    marks = (kubernetes.folder / "volume" / "work").glob("distill-*/state/ckd/checkpoint-*/complete")
+    return max((int(mark.parent.name.split("-")[1]) for mark in marks), default=0)
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_what_two_processes_train(
+    kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    kubernetes.faults = [404, 503]
+    kubernetes.unreadable_logs = 2
+    out = tmp_path / "out"
+    process = task(kubernetes, micro, finished, out)
+    printed, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said[-3000:] + "".join(log.read_text()[-2000:] for log in tmp_path.glob("*.log"))
+    assert json.loads(printed)["ckd_loss"] > 0
+    # The same as two processes of one machine write; nothing is left in the cluster.
+    alone = tmp_path / "alone"
+    inputs = [f"--{key}={finished[source]}" for key, source in stage_named("distill").inputs.items()]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "star.cli", "distill", "--config", str(Path(__file__).parents[1] / "micro.yaml")]
+    subprocess.run([*command, *inputs, f"--out={alone}"], check=True, capture_output=True, timeout=300)
+    assert open_input(out, stage="distill").digest == open_input(alone, stage="distill").digest
+    assert kubernetes.jobs == {}
+    assert said.count("distil the student (CKD): 6/6") == 1
+    # The result waits for a retry until the closing task; the copies of the inputs do not.
+    [exchange] = (tmp_path / "volume" / "work" / "jobs" / "r-1").iterdir()
+    assert {path.name for path in exchange.iterdir()} == {"settings.json", "out"}
+    again = task(kubernetes, micro, finished, tmp_path / "again")
+    assert again.wait(timeout=120) == 0, again.stderr.read()[-3000:]
+    assert open_input(tmp_path / "again", stage="distill").digest == open_input(out, stage="distill").digest
+    assert sum(asked.startswith("POST") for asked in kubernetes.asked) == 1
+
+
+@pytest.mark.slow
+def test_a_task_that_dies_leaves_its_job_to_the_next_try(
+    kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    lost = task(kubernetes, micro, finished, tmp_path / "out")
+    wait_until(lambda: at_work(kubernetes, "*"), lost)
+    lost.kill()
+    lost.wait()
+    again = task(kubernetes, micro, finished, tmp_path / "out")
+    _, said = again.communicate(timeout=300)
+    assert again.returncode == 0, said[-3000:]
+    assert "going on with TrainJob star-distill-" in said
+    assert sum(asked.startswith("POST") for asked in kubernetes.asked) == 1
+
+
+@pytest.mark.slow
+def test_a_task_told_to_end_ends_its_job_and_a_failed_job_is_started_anew(
+    kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    distill = micro.distill.model_copy(update={"steps": 400, "save_steps": 2})
+    config = micro.model_copy(update={"distill": distill})
+    told = task(kubernetes, config, finished, tmp_path / "out")
+    wait_until(lambda: at_work(kubernetes, "ckd/checkpoint-2/complete"), told)
+    told.send_signal(signal.SIGTERM)
+    assert told.wait(timeout=60) == 143 and kubernetes.jobs == {}
+
+    left = newest_checkpoint(kubernetes)
+    lamed = task(kubernetes, config, finished, tmp_path / "out")
+    wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, lamed)
+    [[_, second]] = kubernetes.pods.values()
+    os.killpg(second.pid, signal.SIGKILL)
+    _, said = lamed.communicate(timeout=120)
+    assert lamed.returncode == 1 and "-0 failed: kubectl describe trainjob star-distill-" in said
+    # The job stays for whoever looks into it; the next try is another, and goes on from the last checkpoint.
+    assert len(kubernetes.jobs) == 1
+    last = task(kubernetes, config, finished, tmp_path / "out")
+    _, said = last.communicate(timeout=300)
+    assert last.returncode == 0, said[-3000:]
+    assert "started TrainJob star-distill-" in said and kubernetes.jobs == {}
+    assert open_input(tmp_path / "out", stage="distill")
+
+
+@pytest.mark.parametrize(("runtime", "reason"), [(404, "there is none"), (403, "the account has no right to read it")])
+def test_a_cluster_without_the_trainer_is_named(
+    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch, runtime: int, reason: str
+) -> None:
+    from star.cluster.train_job import find_runtime, trainer_client
+    from star.errors import InputError
+
+    # The client reads KUBECONFIG once, when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubernetes.kubeconfig()))
+    kubernetes.runtimes = {"star-torch": runtime}
+    with pytest.raises(InputError, match=f"training runtime star-torch: {reason}; install Kubeflow Trainer"):
+        find_runtime(trainer_client(), "star-torch")
+
+
+def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
+    cluster = Cluster.model_validate(
+        {
+            "nodes": {
+                "h100": {
+                    "cpu": "16",
+                    "memory": "256Gi",
+                    "accelerator": "nvidia.com/gpu",
+                    "accelerators": 8,
+                    "shm": "32Gi",
+                    "node_selector": {"gpu": "h100"},
+                    "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}],
+                }
+            },
+            "placement": {"distill": "h100"},
+            "train_jobs": {"distill": {"nodes": 4, "runtime": "torch-h100"}},
+            "work_claim": "star-work",
+            "service_account": "star",
+            "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+            "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
+        }
+    )
+    task = {"STAR_IMAGE": "star:1", "STAR_WORK": "/var/star/work", "KFP_RUN_ID": "r-1", "AWS_ACCESS_KEY_ID": "hidden"}
+    manifest = job_manifest("distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
+    assert "hidden" not in json.dumps(manifest)
+    trainer = manifest["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "star:1")
+    resources = {"cpu": "16", "memory": "256Gi", "nvidia.com/gpu": "8"}
+    assert trainer["resourcesPerNode"] == {"requests": resources, "limits": resources}
+    assert {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in trainer["env"]} == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "STAR_IMAGE": "star:1",
+        "STAR_WORK": "/var/star/work",
+        "KFP_RUN_ID": "r-1",
+        "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "star-s3", "key": "access-key"}},
+    }
+    [patch] = manifest["spec"]["runtimePatches"]
+    [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert job["template"]["spec"]["template"] == {
+        "metadata": {"labels": {"star/task": "distill"}},
+        "spec": {
+            "securityContext": {"runAsUser": 10001, "runAsNonRoot": True},
+            "serviceAccountName": "star",
+            "nodeSelector": {"gpu": "h100"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "volumes": [
+                {"name": "work", "persistentVolumeClaim": {"claimName": "star-work"}},
+                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
+            ],
+            "containers": [
+                {
+                    "name": "node",
+                    "volumeMounts": [
+                        {"name": "work", "mountPath": "/var/star"},
+                        {"name": "shm", "mountPath": "/dev/shm"},
+                    ],
+                }
+            ],
+        },
+    }
+    assert manifest["spec"]["runtimeRef"] == {"name": "torch-h100"}
+    assert TrainerV1alpha1TrainJob.from_dict(manifest).to_dict() == manifest
+
+
+def test_the_runtime_of_the_deployment_is_one_that_the_trainer_knows() -> None:
+    assert TrainerV1alpha1TrainingRuntime.from_dict(RUNTIME).to_dict() == RUNTIME
+    assert RUNTIME["metadata"]["name"] == Cluster.model_validate(CLUSTER.model_dump()).train_jobs["distill"].runtime

@@ -1,0 +1,169 @@
+"""Configuration: validated at load, digested by section."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from star.config.experiment import Config, SimRL
+from star.config.load import PROFILES, load_config
+from star.errors import InputError
+from star.hashing import sha256_of
+from star.stages import STAGES
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_packaged_profile_loads(profile: str) -> None:
+    assert load_config(profile).name == profile
+
+
+def test_the_paper_profile_carries_the_papers_values() -> None:
+    config = load_config("qwen3-0.6b")
+    assert (config.teacher.base, config.student.base) == ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B")
+    assert (config.topk.top_k, config.distill.top_m, config.distill.tail_weight) == (100, 100, 10.0)
+    assert (config.distill.learning_rate, config.refine.learning_rate) == (3e-6, 3e-7)
+    assert (config.rollout.samples, config.distill.batch_size, config.refine.prompts_per_step) == (8, 128, 128)
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("distil: {steps: 3}", "unknown key `distil`"),
+        ("distill: {stepz: 3}", "unknown key `distill.stepz`"),
+        ("distill: {steps: many}", "`distill.steps`"),
+        ("topk: {top_k: 0}", "`topk.top_k`"),
+        ("seed: [", "not valid YAML"),
+        ("- a", "must hold settings by name"),
+        ("student: {base: {hidden_size: 8}}", "`student.base.intermediate_size`"),
+        ("data: {seed_data: nothing.jsonl}", "nothing.jsonl"),
+        ("extends: nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_it(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, text))
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_scratch_base_needs_its_section(tmp_path: Path) -> None:
+    sizes = "{hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1, num_key_value_heads: 1, head_dim: 8}"
+    with pytest.raises(InputError, match="section `scratch`"):
+        load_config(write(tmp_path, f"student: {{base: {sizes}}}"))
+
+
+def test_a_missing_file_names_the_profiles(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tiny"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_an_unknown_benchmark_category_is_named_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="BFCL has no category poetry: choose from simple_python"):
+        load_config(write(tmp_path, "evaluate: {bfcl_categories: [irrelevance, poetry]}"))
+
+
+def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 3\ndistill: {steps: 7, top_m: 5}\n")
+    config = load_config(write(tmp_path, "extends: base.yaml\ndistill: {steps: 8}\n"))
+    assert (config.seed, config.distill.steps, config.distill.top_m) == (3, 8, 5)
+
+
+def test_a_file_is_taken_by_content_and_relative_to_the_configuration(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("{}\n")
+    config = load_config(write(tmp_path, "data: {seed_data: rows.jsonl}"))
+    assert config.data.seed_data.read_verified() == rows
+    before = config.slice(("data",))
+    rows.write_text("{} \n")
+    with pytest.raises(InputError, match="has changed"):
+        config.data.seed_data.read_verified()
+    assert load_config(tmp_path / "config.yaml").slice(("data",)) != before
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "distill: {steps: 1, learning_rate: 1e-5}")).distill.learning_rate == 1e-5
+
+
+@given(steps=st.integers(1, 10_000), seed=st.integers(0, 99))
+def test_a_slice_brings_back_its_sections(steps: int, seed: int) -> None:
+    config = Config.model_validate({"seed": seed, "distill": {"steps": steps}})
+    again = Config.from_json(config.slice(("seed", "distill")))
+    assert (again.seed, again.distill) == (config.seed, config.distill)
+
+
+def test_a_changed_setting_touches_only_the_stages_that_read_it() -> None:
+    config = load_config("tiny")
+    changed = config.model_copy(update={"topk": config.topk.model_copy(update={"top_k": 7})})
+    touched = {stage.name for stage in STAGES if config.slice(stage.sections) != changed.slice(stage.sections)}
+    assert touched == {"extract-topk"}
+
+
+def test_every_section_is_read_by_a_stage() -> None:
+    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster"} == set(Config.model_fields)
+
+
+def test_sha256_of_a_missing_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing"):
+        sha256_of(tmp_path / "nothing")
+
+
+def test_the_reference_is_up_to_date() -> None:
+    from star.cli.config_reference import reference
+
+    written = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == reference(), "run: python -m star.cli.config_reference > docs/configuration.md"
+
+
+def test_a_base_file_keeps_its_own_paths(tmp_path: Path) -> None:
+    (tmp_path / "team").mkdir()
+    (tmp_path / "team" / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "team" / "base.yaml").write_text("data: {seed_data: rows.jsonl}\n")
+    config = load_config(write(tmp_path, "extends: team/base.yaml\nseed: 3\n"))
+    assert config.data.seed_data.read_verified() == tmp_path / "team" / "rows.jsonl"
+
+
+def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "extends: tiny\nname: mine\n")).scratch is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("extends: config.yaml", "extend"),
+        ("extends: 3", "extends"),
+        ("distill: {steps: 1, batch_size: 10, micro_batch_size: 4}", "must divide"),
+        ("data: hello", "`data`"),
+    ],
+)
+def test_more_faults_are_one_line(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=named):
+        load_config(write(tmp_path, text), seed_data=tmp_path / "rows.jsonl" if text.startswith("extends: 3") else None)
+
+
+def test_weights_trained_anew_are_another_base(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"first")
+    first = load_config(write(tmp_path, "student: {base: model}"))
+    (folder / "model.safetensors").write_bytes(b"second")
+    assert load_config(tmp_path / "config.yaml").slice(("student",)) != first.slice(("student",))
+
+
+def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None:
+    def refinement(text: str) -> SimRL | None:
+        (tmp_path / "a.yaml").write_text(f"teacher: {{refine: {text}}}")
+        return load_config(tmp_path / "a.yaml").teacher.refine
+
+    assert refinement("none") is None
+    assert refinement("sim-rl") == SimRL(steps=500)
+    assert refinement("{steps: 3}") == SimRL(steps=3)
+    with pytest.raises(InputError, match="teacher.refine"):
+        refinement("sft")

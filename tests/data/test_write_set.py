@@ -1,0 +1,170 @@
+"""Sets being written: nothing is lost, and a killed run ends with the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from star.config.files import packaged_file
+from star.data.data_card import html_card, markdown_card, write_card
+from star.data.filters import languages, longest
+from star.data.generate import generate_rows
+from star.data.quotas import shortfalls, wanted_rows, within_quotas
+from star.data.rows import Reject, read_rows
+from star.data.set_statistics import Figures
+from star.data.splits import heldout_tools, split_by_tool, tool_identity
+from star.data.tool_files import load_tools
+from star.data.write_set import CHECKPOINT, apply_quotas, read_figures, write_set
+from star.errors import InputError
+
+COUNT = 2 * CHECKPOINT + 300
+
+
+def records(position: int):
+    return generate_rows(load_tools(packaged_file("tools.json")), COUNT, seed=5, start=position)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    write_set(records, out=root, state=root)
+    return root
+
+
+def test_kept_rows_and_rejects_are_all_that_came_in(whole: Path) -> None:
+    figures = read_figures(whole)
+    rows = list(read_rows(whole / "rows.jsonl"))
+    rejects = [json.loads(line) for line in (whole / "rejects.jsonl").read_text().splitlines()]
+    assert figures.read == COUNT == len(rows) + len(rejects)
+    assert figures.rows == len(rows) == figures.kinds.total()
+    assert all(reject["reason"] and reject["detail"] for reject in rejects)
+    assert figures.rejects.total() == len(rejects)
+
+
+@pytest.mark.parametrize("stop", [10, CHECKPOINT + 50, 2 * CHECKPOINT + 200])
+def test_work_that_broke_off_ends_with_the_same_bytes(whole: Path, tmp_path: Path, stop: int) -> None:
+    def failing(position: int):
+        for number, row in enumerate(records(position), start=position):
+            if number == stop:
+                raise OSError("the machine went away")
+            yield row
+
+    with pytest.raises(OSError, match="went away"):
+        write_set(failing, out=tmp_path, state=tmp_path)
+    write_set(records, out=tmp_path, state=tmp_path)
+    for name in ("rows.jsonl", "rejects.jsonl", "figures.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_command_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "star.cli",
+        "data",
+        "synthesize",
+        "--tools",
+        str(packaged_file("tools.json")),
+        "--rows",
+        "4000",
+        "--out",
+    ]
+    state = tmp_path / ".killed.partial" / "state" / "kept.sqlite"
+    running = subprocess.Popen([*command, tmp_path / "killed"], stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    while time.monotonic() - began < 60 and not (
+        (rows := state.parents[1] / "out" / "rows.jsonl").exists() and rows.stat().st_size > 1e6
+    ):
+        time.sleep(0.05)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "killed").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, tmp_path / name], check=True, capture_output=True)
+    for name in ("rows.jsonl", "rejects.jsonl", "figures.json", "card.html"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_quotas_keep_what_is_wanted_and_say_what_is_missing(whole: Path, tmp_path: Path) -> None:
+    rows = list(read_rows(whole / "rows.jsonl"))
+    wanted = wanted_rows({"simple": 0.5, "multi-step": 0.25, "response": 0.25}, 200)
+    judged = list(within_quotas(rows, rows, wanted=wanted, seed=1))
+    kept = [row for row in judged if isinstance(row, dict)]
+    assert len(judged) == len(rows)
+    kinds = {kind: sum(row["kind"] == kind for row in kept) for kind in wanted}
+    assert kinds == {"simple": 100, "multi-step": 50, "response": 0}
+    assert shortfalls(kinds, wanted) == {"response": 50}
+    assert {row.reason for row in judged if isinstance(row, Reject)} == {"over_quota", "no_quota"}
+    for name in ("rows.jsonl", "rejects.jsonl", "figures.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    figures = apply_quotas(tmp_path, shares={"simple": 1}, total=50, seed=1)
+    assert figures.rows == 50 == sum(1 for _ in read_rows(tmp_path / "rows.jsonl"))
+    assert figures.rejects.total() == COUNT - 50 == len((tmp_path / "rejects.jsonl").read_bytes().splitlines())
+
+
+def test_held_out_tools_are_in_no_training_prompt(whole: Path) -> None:
+    rows = list(read_rows(whole / "rows.jsonl"))
+    tools = heldout_tools(rows, heldout=100, seed=2)
+    sides = list(split_by_tool(rows, tools=tools, heldout=100))
+    assert len(sides) == len(rows)
+    held = [row for side, row in sides if side == "heldout"]
+    train = [row for side, row in sides if side == "train"]
+    assert len(held) == 100 < len(train)
+    for row in train:
+        assert not {tool_identity(tool) for tool in row["tools"]} & tools
+    for row in held:
+        called = {call["name"] for call in row["messages"][-1]["tool_calls"]}
+        assert any(tool_identity(tool) in tools for tool in row["tools"] if tool["name"] in called)
+    with pytest.raises(InputError, match="hold out fewer"):
+        heldout_tools(rows, heldout=len(rows), seed=2)
+
+
+def said(text: str) -> dict:
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}]}
+
+
+def test_filters_of_length_and_language() -> None:
+    english = languages(["en"])
+    assert english(said("Could you please tell me what the weather will be like tomorrow?")) is None
+    assert english(said("Könntest du mir bitte sagen, wie das Wetter morgen in Hamburg wird?"))[0] == "other_language"
+    assert english(said("Oslo?")) is None
+    assert longest(5)(said("one two three four five"))[0] == "too_long"
+    assert longest(6)(said("one two three four five")) is None
+    with pytest.raises(InputError, match="'klingon'"):
+        languages(["klingon"])
+
+
+def test_the_card_counts_every_reason_and_escapes_what_came_from_outside(tmp_path: Path) -> None:
+    figures = Figures(read=5, rows=1)
+    row = {**said("Hi"), "id": "1", "tools": [], "source": "<script>alert(1)</script>|x", "kind": "[a](javascript:x)"}
+    figures.add(row)
+    for reason, count in (("missing_argument", 3), ("unreadable", 1)):
+        for _ in range(count):
+            figures.add_reject(Reject("x", reason, "", {"source": "<b>"}))
+    page, text = html_card(figures), markdown_card(figures)
+    assert "<script>alert" not in page
+    assert "<b>: missing" not in page
+    assert "<svg" in page
+    assert "| missing_argument | 3 |" in text
+    assert "[a](" not in text
+    assert "no known licence" in text
+    with pytest.raises(InputError, match="no data set"):
+        write_card(tmp_path)
+
+
+def test_every_row_of_the_real_sample_is_kept_or_has_a_reason(shared: Path, tmp_path: Path) -> None:
+    from star.data.importers import import_rows
+
+    path = shared / "data" / "xlam_sample.jsonl"
+    figures = write_set(lambda position: import_rows(path, source="xlam"), out=tmp_path, state=tmp_path)
+    write_card(tmp_path)
+    assert figures.read == 512 == figures.rows + figures.rejects.total()
+    card = (tmp_path / "card.md").read_text()
+    for reason, count in figures.rejects.items():
+        assert f"| {reason} | {count} |" in card

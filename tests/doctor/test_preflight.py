@@ -1,0 +1,286 @@
+"""`star doctor` and the pipeline's first task in broken environments: each names its fault and says the cure."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import boto3
+import pytest
+import requests
+from moto.server import ThreadedMotoServer
+
+from star.config.experiment import Config
+from star.config.load import load_config
+from star.doctor.preflight import GIB, Check, memory_needed, preflight_checks, require_all
+from star.errors import InputError
+from star.modeling.scratch import scratch_model
+from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+
+SMALL = load_config("tiny").student.base
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """An object store with the bucket `star`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset")  # servers of one process share what they hold
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{host}:{port}",
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket="star")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model folders: two that share a tokenizer, and one with a tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    other = train_tokenizer(["quite other words, again and again"] * 9, vocab_size=320)
+    for name, tokenizer in (
+        ("teacher", bootstrap_tokenizer()),
+        ("student", bootstrap_tokenizer()),
+        ("stranger", other),
+    ):
+        scratch_model(SMALL, tokenizer, seed=1).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tracking database for all tests: making one takes seconds."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def healthy(store: str, models: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """An environment in which every check passes, and the configuration for it, as it is written in YAML."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": store,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "STAR_WORK": str(tmp_path / "work"),
+        "STAR_HOME": str(home),
+    }.items():
+        monkeypatch.setenv(name, value)
+    gpu = {"accelerator": "nvidia.com/gpu", "accelerator_memory": 80}
+    return {
+        "teacher": {"base": str(models / "teacher")},
+        "student": {"base": str(models / "student")},
+        "rollout": {"prompts": 1000},
+        "cluster": {
+            "nodes": {"gpu": gpu},
+            "placement": {"refine-teacher": "gpu", "distill": "gpu", "refine": "gpu"},
+            "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key", "AWS_SECRET_ACCESS_KEY": "secret-key"}},
+            "checkpoints": "s3://star/checkpoints",
+        },
+    }
+
+
+def failed(settings: dict) -> dict[str, str]:
+    return {check.name: check.detail for check in checked(settings) if not check.passed}
+
+
+def checked(settings: dict) -> list[Check]:
+    return list(preflight_checks(Config.model_validate(settings)))
+
+
+def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
+    checks = checked(healthy)
+    assert failed(healthy) == {}
+    assert [check.name for check in checks] == [
+        "secrets", "MLflow", "registry", "checkpoints", "volume", "space", "tokenizers",
+        "GPU, refine-teacher", "GPU, distill", "GPU, refine",
+    ]  # fmt: skip
+
+
+def test_the_checks_leave_nothing_behind(healthy: dict, store: str) -> None:
+    from star.tracking.server import connect, experiment_id
+
+    checked(healthy)
+    client = connect()
+    assert client.search_runs([experiment_id(client)]) == []
+    assert boto3.client("s3", endpoint_url=store).list_objects_v2(Bucket="star")["KeyCount"] == 0
+    assert list(Path(os.environ["STAR_WORK"]).iterdir()) == []
+
+
+def no_secret(settings: dict, monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    settings["cluster"]["secrets"]["star-hub"] = {"HF_TOKEN": "token"}
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def empty_secret(settings: dict, monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    settings["cluster"]["secrets"]["star-hub"] = {"HF_TOKEN": "token"}
+    monkeypatch.setenv("HF_TOKEN", "")
+
+
+def tracking_down(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+def tracking_without_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **_: object) -> None:
+    """Runs are taken and the place of their artifacts cannot be written."""
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").create_experiment(
+        "star", artifact_location="file:///proc/artifacts"
+    )
+
+
+def another_service(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    """Something answers at the tracking server's address that is not MLflow."""
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NotFound)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+
+
+def no_bucket(settings: dict, **_: object) -> None:
+    settings["cluster"]["checkpoints"] = "s3://absent/checkpoints"
+
+
+def store_down(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("star.folders.s3.ATTEMPTS", 1)
+
+
+def read_only_volume(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    monkeypatch.setenv("STAR_WORK", "/proc/star")
+
+
+def file_for_a_volume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **_: object) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STAR_WORK", str(tmp_path / "file"))
+
+
+def store_larger_than_the_disk(settings: dict, **_: object) -> None:
+    settings["rollout"] = {"prompts": 10**9}
+
+
+def strange_student(settings: dict, models: Path, **_: object) -> None:
+    settings["student"] = {"base": str(models / "stranger")}
+
+
+def no_such_model(settings: dict, tmp_path: Path, **_: object) -> None:
+    settings["teacher"] = {"base": "example/no-such-model"}
+
+
+def small_accelerator(settings: dict, **_: object) -> None:
+    settings["cluster"]["nodes"]["gpu"]["accelerator_memory"] = 0.0001
+
+
+def no_cluster_for_a_training_on_several_nodes(
+    settings: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **_: object
+) -> None:
+    settings["cluster"] |= {"train_jobs": {"distill": {}}, "work_claim": "star-work"}
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+
+
+ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
+    (no_secret, "secrets", "HF_TOKEN (from Secret star-hub)", "fill the Secret"),
+    (empty_secret, "secrets", "HF_TOKEN", "fill the Secret"),
+    (tracking_down, "MLflow", "cannot be used", "start the server or correct MLFLOW_TRACKING_URI"),
+    (tracking_without_artifacts, "MLflow", "does not take a run with an artifact", "check the rights"),
+    (another_service, "registry", "cannot be used", "correct MLFLOW_TRACKING_URI"),
+    (no_bucket, "checkpoints", "NoSuchBucket", "the bucket or a file is missing: make it"),
+    (store_down, "checkpoints", "cannot be used", "check AWS_ENDPOINT_URL"),
+    (read_only_volume, "volume", "/proc/star cannot be written", "give the claim to that user"),
+    (file_for_a_volume, "volume", "cannot be written", "leave out cluster.work_claim"),
+    (store_larger_than_the_disk, "space", "the teacher's signal", "free some"),
+    (strange_student, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
+    (no_such_model, "tokenizers", "example/no-such-model", "give a folder"),
+    (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
+    (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
+]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "check", "fault", "cure"), ENVIRONMENTS, ids=[entry[0].__name__ for entry in ENVIRONMENTS]
+)
+def test_a_broken_environment_is_named_with_its_cure(
+    break_it: Callable,
+    check: str,
+    fault: str,
+    cure: str,
+    healthy: dict,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    break_it(settings=healthy, models=models, tmp_path=tmp_path, monkeypatch=monkeypatch)
+    said = failed(healthy)
+    assert fault in said[check] and cure in said[check]
+    assert "secret" not in said[check].replace("Secret", "").replace("secrets", "")
+
+
+def test_all_faults_are_said_at_once(healthy: dict, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
+    no_bucket(healthy)
+    strange_student(healthy, models)
+    with pytest.raises(InputError, match="checkpoints: .*tokenizers: "):
+        require_all(Config.model_validate(healthy))
+
+
+def test_the_estimate_knows_adapters_and_the_reference(models: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    count = sum(weight.numel() for weight in AutoModelForCausalLM.from_pretrained(models / "teacher").parameters())
+    refine = {"steps": 1, "beta": 0}
+    settings = {
+        "teacher": {"base": str(models / "teacher"), "refine": refine},
+        "student": {"base": str(models / "student")},
+    }
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") == 16 * count
+    refine["beta"] = 1e-3
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") == 20 * count
+    refine["lora"] = {}
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") == 2.5 * count
+    assert memory_needed(Config.model_validate(settings), "rollout") == 2 * count
+
+
+def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
+    """By its sizes, as the hub's configuration has them."""
+    base = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
+            "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
+    scratch = {"vocab_size": 1000, "warmup": {"steps": 1, "learning_rate": 1e-3}}
+    settings = {"scratch": scratch, "teacher": {"base": base, "refine": {"steps": 1}}}
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB > 80
+    settings["teacher"]["refine"]["lora"] = {}
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB < 40
+
+
+def test_the_doctor_ends_with_status_2_and_the_task_with_the_faults(healthy: dict, tmp_path: Path) -> None:
+    healthy["cluster"]["checkpoints"] = "s3://absent/checkpoints"
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(json.dumps(healthy))
+    done = subprocess.run(
+        [sys.executable, "-m", "star.cli", "doctor", "--config", str(profile)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    [line] = [line for line in done.stdout.splitlines() if "checkpoints" in line]
+    assert line.startswith("FAIL") and "make it, or correct the URL" in line

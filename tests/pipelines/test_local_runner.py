@@ -1,0 +1,162 @@
+"""`star run` from end to end with real parts: killed, gone on with, cached, changed; and `dvc repro` beside it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from star.folders.manifest import read_manifest
+from star.stages import STAGES
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+MICRO = ROOT / "tests" / "micro.yaml"
+TIMED = ("seconds", "tokens_per_second", "latency")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("place")
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {**os.environ, "STAR_HOME": str(place / "runs"), "COLUMNS": "120"}
+
+
+def star(place: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "star.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True)
+
+
+def ran(done: subprocess.CompletedProcess) -> list[str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("time ")]
+    return line.split("stages run: ")[1].split(", ")
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    values = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in values.items() if not key.endswith(TIMED)}
+
+
+def started(place: Path, *, until: str) -> subprocess.Popen:
+    """A run of the micro profile that has just come as far as a file of that pattern."""
+    command = [sys.executable, "-m", "star.cli", "run", "--config", str(MICRO)]
+    process = subprocess.Popen(
+        command, cwd=place, env=environment(place), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 600
+    while not list((place / "runs").glob(until)):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return process
+
+
+def test_a_run_told_to_end_takes_its_stage_along(place: Path) -> None:
+    process = started(place, until="work/refine-teacher-*/state/warmup/checkpoint-2/complete")
+    [stage] = psutil.Process(process.pid).children()
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+    assert not stage.is_running()
+
+
+def test_a_killed_run_goes_on(place: Path, finished: dict[str, Path]) -> None:
+    process = started(place, until="work/distill-*/state/ckd/checkpoint-2/complete")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = star(place, "run", "--config", MICRO)
+    # The stage that was killed may just have ended; what came before it is not done again.
+    assert ran(done) in (["distill", "refine", "evaluate", "register"], ["refine", "evaluate", "register"])
+    for stage in STAGES[:6]:
+        assert (
+            read_manifest(place / "runs" / "latest" / stage.name).digest == read_manifest(finished[stage.name]).digest
+        )
+    assert "is the champion" in done.stdout
+    assert {path.suffix for path in (place / "runs" / "work").iterdir()} == {".done"}
+
+
+def test_a_second_run_recomputes_nothing(place: Path) -> None:
+    began = time.monotonic()
+    assert ran(star(place, "run", "--config", MICRO)) == ["register"]
+    assert time.monotonic() - began < 60
+    listed = star(place, "models")
+    assert listed.returncode == 0 and "champion" in listed.stdout
+
+
+def test_a_changed_setting_runs_its_stage_and_what_follows(place: Path) -> None:
+    changed = place / "changed.yaml"
+    changed.write_text(f"extends: {MICRO}\nevaluate: {{samples: 4}}\n")
+    assert ran(star(place, "run", "--config", changed)) == ["evaluate", "register"]
+    evaluation = json.loads((place / "runs" / "latest" / "evaluate" / "evaluation.json").read_text())
+    assert "pass_at_8" not in evaluation["models"][0]["scores"]
+
+
+def test_a_damaged_result_is_named_and_made_again(place: Path) -> None:
+    changed = place / "once_more.yaml"
+    changed.write_text(f"extends: {MICRO}\nevaluate: {{samples: 2}}\n")
+    folder = (place / "runs" / "latest" / "distill").resolve()
+    weights = folder / "model.safetensors"
+    before = read_manifest(folder).digest
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    done = star(place, "run", "--config", changed)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"star: evaluate: {weights} is missing or was changed since `star distill` wrote it" in done.stderr
+    assert f"delete {folder} and run the stage again" in done.stderr
+    shutil.rmtree(folder)
+    assert "distill" in ran(star(place, "run", "--config", changed))
+    assert read_manifest(place / "runs" / "latest" / "distill").digest == before
+
+
+def test_a_failing_stage_is_one_line(place: Path) -> None:
+    broken = place / "broken.yaml"
+    broken.write_text(f"extends: {MICRO}\nmax_prompt_tokens: 16\n")
+    done = star(place, "run", "--config", broken)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "star: refine-teacher: all 108 prompts are longer than max_prompt_tokens = 16: raise it" in done.stderr
+
+
+def test_dvc_gives_the_same_metrics(place: Path, tmp_path: Path, finished: dict[str, Path]) -> None:
+    dvc = Path(sys.executable).with_name("dvc")
+    if not dvc.exists():
+        pytest.skip("needs dvc: pip install 'star-distill[dvc]'")
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("configs", "star"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    micro = MICRO.read_text().replace("../configs/tiny.yaml", "tiny.yaml")
+    (tmp_path / "configs" / "micro.yaml").write_text(micro)
+    (tmp_path / "params.yaml").write_text("config: configs/micro.yaml\n")
+    bin_first = {
+        **environment(tmp_path),
+        "PATH": f"{dvc.parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([dvc, *arguments], cwd=tmp_path, env=bin_first, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    run("repro")
+    for stage, folder in (
+        ("refine-teacher", "teacher"),
+        ("distill", "distilled"),
+        ("refine", "refined"),
+        ("evaluate", "evaluation"),
+    ):
+        assert metrics(tmp_path / "runs" / "dvc" / folder) == metrics(finished[stage])
+    assert "refined_exact_match" in run("metrics", "show")
+    shown = json.loads(run("plots", "show", "--json"))
+    assert {"training of the teacher", "Sim-RL reward", "distillation"} <= set(shown["data"])
+    assert "Data and pipelines are up to date" in run("repro")

@@ -1,0 +1,312 @@
+"""Extraction: the right numbers, the same bytes after a kill, parts that make the whole, and no start without room on the disk."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from star import stages
+from star.config.experiment import Config
+from star.errors import InputError
+from star.folders.manifest import Part, read_manifest
+from star.modeling.generation import Sequence
+from star.modeling.models import load_model
+from star.teacher.extract import scorer, store_scores, top_k_logprobs
+from star.topk.inspection import inspect_store, print_inspection
+from star.topk.sequences import read_sequences
+from star.topk.store import TopKStore, TopKWriter
+
+MICRO = Path(__file__).parents[1] / "micro.yaml"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    vocab=st.sampled_from([1, 7, 500, 1000, 20000]),
+    k=st.integers(1, 120),
+    seed=st.integers(0, 99),
+)
+def test_the_top_k_is_that_of_the_log_softmax(rows: int, vocab: int, k: int, seed: int) -> None:
+    k = min(k, vocab)
+    logits = 5 * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+    expected = torch.log_softmax(logits.double(), dim=1)
+    ids, logprobs = top_k_logprobs(logits.clone(), k)
+    assert torch.allclose(logprobs.double(), expected.topk(k, dim=1).values, atol=1e-5)
+    assert torch.allclose(expected.gather(1, ids), logprobs.double(), atol=1e-5)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_ids_lie_anywhere_in_the_vocabulary() -> None:
+    logits = torch.zeros(1, 64 * 300 + 5)
+    best = [0, 63, 64, 12345, 64 * 300 - 1, 64 * 300, 64 * 300 + 4]
+    logits[0, best] = torch.arange(7, 0, -1.0)
+    assert top_k_logprobs(logits, 7)[0].tolist() == [best]
+
+
+def test_the_stored_signal_is_the_teachers(finished: dict[str, Path]) -> None:
+    model = load_model(finished["refine-teacher"]).eval()
+    folder = finished["extract-topk"]
+    store = TopKStore(folder)
+    ids, sequences = read_sequences(folder)
+    assert sorted(store) == sorted(ids) and len(ids) > 3
+    for sequence_id, sequence in zip(ids[:4], sequences, strict=False):
+        with torch.inference_mode():
+            logits = model(torch.tensor([sequence.prompt_ids + sequence.completion_ids])).logits[0]
+        expected = torch.log_softmax(logits, -1)[len(sequence.prompt_ids) - 1 : -1]
+        got_ids, got_logprobs = store[sequence_id]
+        assert got_ids.shape == (len(sequence.completion_ids), store.top_k)
+        at_ids = expected.gather(1, torch.from_numpy(got_ids).long()).numpy()
+        np.testing.assert_allclose(got_logprobs, at_ids, rtol=0, atol=0.0101)
+        np.testing.assert_allclose(got_logprobs, expected.topk(store.top_k).values.numpy(), rtol=0, atol=0.0101)
+
+
+def test_the_store_names_its_teacher_and_tokenizer(finished: dict[str, Path]) -> None:
+    provenance = TopKStore(finished["extract-topk"]).provenance
+    assert provenance["teacher"] == read_manifest(finished["refine-teacher"]).digest
+    assert len(provenance["tokenizer"]) == 64
+
+
+class Stages(NamedTuple):
+    config: Config
+    data: Path
+    teacher: Path
+
+
+@pytest.fixture
+def inputs(micro: Config, finished: dict[str, Path]) -> Stages:
+    return Stages(micro, finished["synthesize"], finished["refine-teacher"])
+
+
+def test_parts_are_disjoint_and_make_the_whole(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
+    config, data, teacher = inputs
+    for number in (1, 2):
+        made = tmp_path / f"rollouts-{number}"
+        stages.rollout(config, data=data, teacher=teacher, out=made, shard=f"{number}/2")
+        stages.extract_topk(config, rollouts=made, teacher=teacher, out=tmp_path / f"topk-{number}")
+        assert read_manifest(tmp_path / f"topk-{number}").part == f"{number}/2"
+    merged = tmp_path / "rollouts"
+    stages.merge([tmp_path / "rollouts-2", tmp_path / "rollouts-1"], out=merged)
+    for name in ("sequences.parquet", "prompts.parquet"):
+        assert pq.read_table(merged / name) == pq.read_table(finished["rollout"] / name)
+    metrics = stages.merge([tmp_path / "topk-1", tmp_path / "topk-2"], out=tmp_path / "topk")
+    store, whole = TopKStore(tmp_path / "topk"), TopKStore(finished["extract-topk"])
+    assert sorted(store) == sorted(whole)
+    assert metrics["tokens"] == store.tokens == whole.tokens
+    for sequence_id in whole:
+        np.testing.assert_array_equal(store[sequence_id][0][:, 0], whole[sequence_id][0][:, 0])
+        np.testing.assert_allclose(store[sequence_id][1], whole[sequence_id][1], atol=0.021)
+    stages.distill(config, topk=tmp_path / "topk", out=tmp_path / "student")
+
+
+def test_parts_of_an_extraction_hold_the_bytes_of_the_whole(
+    inputs: Stages, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    config, _, teacher = inputs
+    whole = TopKStore(finished["extract-topk"])
+    seen: list[str] = []
+    for number in (1, 2, 3):
+        out = tmp_path / str(number)
+        stages.extract_topk(config, rollouts=finished["rollout"], teacher=teacher, out=out, shard=f"{number}/3")
+        part = TopKStore(out)
+        assert sorted(part) == sorted(read_sequences(out)[0])
+        for sequence_id in part:
+            seen.append(sequence_id)
+            for got, expected in zip(part[sequence_id], whole[sequence_id], strict=True):
+                np.testing.assert_array_equal(got, expected)
+    assert sorted(seen) == sorted(whole)
+
+
+def test_a_part_alone_is_not_trained_on(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
+    config, _, teacher = inputs
+    stages.extract_topk(config, rollouts=finished["rollout"], teacher=teacher, out=tmp_path / "part", shard="1/2")
+    with pytest.raises(InputError, match="part is part 1/2 only: .*star merge"):
+        stages.distill(config, topk=tmp_path / "part", out=tmp_path / "student")
+    with pytest.raises(InputError, match="missing among the parts: 2/2"):
+        stages.merge([tmp_path / "part"], out=tmp_path / "whole")
+    with pytest.raises(InputError, match="the same part is there twice"):
+        shutil.copytree(tmp_path / "part", tmp_path / "copy")
+        stages.merge([tmp_path / "part", tmp_path / "copy"], out=tmp_path / "whole")
+    with pytest.raises(InputError, match="is a whole result, not a part"):
+        stages.merge([finished["extract-topk"], tmp_path / "part"], out=tmp_path / "whole")
+    with pytest.raises(InputError, match="differ in their stage"):
+        stages.rollout(config, data=inputs.data, teacher=teacher, out=tmp_path / "rolled", shard="2/2")
+        stages.merge([tmp_path / "part", tmp_path / "rolled"], out=tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="is not like 2/4"):
+        Part.parse(text)
+
+
+@given(items=st.lists(st.integers(), max_size=50), count=st.integers(1, 9))
+def test_parts_share_nothing_and_leave_nothing_out(items: list[int], count: int) -> None:
+    parts = [Part(number, count).of(list(enumerate(items))) for number in range(1, count + 1)]
+    assert sorted(item for part in parts for item in part) == list(enumerate(items))
+
+
+def of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:
+    """The first shard of the same sequences with their first k ids, as another extraction would have stored them."""
+    store = TopKStore(folder)
+    with tempfile.TemporaryDirectory() as other:
+        provenance = store.provenance | {"teacher": teacher}
+        with TopKWriter(other, k, vocab_size=store.vocab_size, provenance=provenance) as writer:
+            for sequence_id in store:
+                writer.add(sequence_id, *(array[:, :k] for array in store[sequence_id]))
+        return (Path(other) / "topk-00000.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "another run", "another k"])
+def test_a_damaged_shard_is_refused_by_name_before_training(
+    damage: str, micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    topk = tmp_path / "topk"
+    shutil.copytree(finished["extract-topk"], topk)
+    shard = topk / "topk-00000.safetensors"
+    content = shard.read_bytes()
+    store = TopKStore(topk)
+    damaged = {
+        "flipped": content[:700] + bytes([content[700] ^ 4]) + content[701:],
+        "truncated": content[:-1],
+        "another run": of_another_run(topk, k=store.top_k, teacher="0" * 64),
+        "another k": of_another_run(topk, k=store.top_k - 1, teacher=store.provenance["teacher"]),
+    }
+    shard.unlink()
+    if damage != "missing":
+        shard.write_bytes(damaged[damage])
+    with pytest.raises(InputError, match="topk-00000.safetensors is missing or was changed"):
+        stages.distill(micro, topk=topk, out=tmp_path / "student")
+    assert not (tmp_path / "student").exists() and not list(tmp_path.glob(".student.partial/state/*"))
+    with pytest.raises(InputError, match=f"topk-00000.safetensors is .*({damage}|damaged|top_k)"):
+        TopKStore(topk)
+
+
+def test_a_disk_without_room_is_refused_before_the_teacher_works(tmp_path: Path, monkeypatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+    sequences = [Sequence([1] * 5, [2] * 300)] * 2
+    writer = TopKWriter(tmp_path / "store", 100, vocab_size=151936)
+
+    def never(_: list) -> list:
+        raise AssertionError("the teacher was asked")
+
+    with pytest.raises(InputError, match="the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
+        store_scores(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
+
+
+def test_the_estimate_is_said_first(finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = load_model(finished["refine-teacher"]).eval()
+    sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
+    with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
+        score = scorer(model, pad_id=0, k=4)
+        assert store_scores(score, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("top-k: 2 sequences, 4 tokens; ")
+    assert any("completion tokens a second" in line for line in said)
+
+
+def test_inspection_tells_what_the_store_holds(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+    folder = finished["extract-topk"]
+    store = TopKStore(folder)
+    found = inspect_store(folder)
+    masses = np.concatenate([np.exp(store[sequence_id][1]).sum(1) for sequence_id in store])
+    assert found["tokens"] == store.tokens == len(masses)
+    assert found["mass_mean"] == pytest.approx(np.minimum(masses, 1).mean(), abs=1e-6)
+    assert found["mass_p1"] == pytest.approx(np.quantile(masses, 0.01), abs=0.02)
+    assert 0 < found["entropy"] < np.log(store.top_k) + 0.1
+    print_inspection(folder)
+    assert f"{store.tokens:,}" in capsys.readouterr().out
+
+
+KILLED_AT = """
+import os, random, runpy, signal, sys, threading, time
+delay = float(sys.argv.pop(1))
+threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL)), daemon=True).start()
+sys.argv[0] = "star"
+runpy.run_module("star.cli", run_name="__main__")
+"""
+SMALL_SHARDS = """
+import sys, runpy
+import star.teacher.store as store
+store.TopKWriter.__init__.__kwdefaults__["tokens_per_shard"] = 150
+"""
+
+
+def extraction(finished: dict[str, Path], out: Path) -> list[str]:
+    folders = [f"--rollouts={finished['rollout']}", f"--teacher={finished['refine-teacher']}", f"--out={out}"]
+    return ["extract-topk", f"--config={MICRO}", *folders]
+
+
+@pytest.mark.slow
+def test_an_extraction_killed_at_any_moment_ends_with_the_same_bytes(finished: dict[str, Path], tmp_path: Path) -> None:
+    """Kills at every file operation of the store in turn: each shard's write, rename and sync, the lookup's and the index's."""
+    script = (
+        SMALL_SHARDS
+        + """
+import os, signal
+left = int(sys.argv.pop(1))
+def counted(function):
+    def call(*arguments, **keywords):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+import star.teacher.shards as shards
+from pathlib import Path
+from types import SimpleNamespace
+# Only the store's own operations count: tracking writes to the same disk from a thread.
+shards.os = SimpleNamespace(**vars(os) | {"fsync": counted(os.fsync)})
+replace, counted_replace = Path.replace, counted(Path.replace)
+Path.replace = lambda path, target: (counted_replace if path.name.startswith(("topk", "lookup", "index")) else replace)(path, target)
+sys.argv[0] = "star"
+runpy.run_module("star.cli", run_name="__main__")
+"""
+    )
+    whole = tmp_path / "whole"
+    command = [sys.executable, "-c", script]
+    subprocess.run([*command, "1000000", *extraction(finished, whole)], check=True, capture_output=True)
+    expected = read_manifest(whole).digest
+    assert len(list(whole.glob("topk-*"))) >= 3
+    out, kept, kills = tmp_path / "out", -1, 0
+    while not out.exists():
+        # One operation later each time: the kills fall on writes, renames and syncs of shards, then of the lookup and the index.
+        before = len(list(tmp_path.glob(".out.partial/out/topk-*.safetensors")))
+        assert before >= kept
+        kept = before
+        process = subprocess.run([*command, str(4 + kills), *extraction(finished, out)], capture_output=True)
+        kills += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL), process.stderr.decode()
+        assert kills < 60
+    assert kills >= 2
+    assert read_manifest(out).digest == expected
+
+
+@pytest.mark.slow
+def test_an_extraction_killed_at_random_times_ends_with_the_same_bytes(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    draw = np.random.default_rng(4)
+    for number in range(3):
+        out = tmp_path / f"out-{number}"
+        command = [sys.executable, "-c", KILLED_AT, str(draw.uniform(2, 12)), *extraction(finished, out)]
+        subprocess.run(command, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        again = subprocess.run(
+            [sys.executable, "-m", "star.cli", *extraction(finished, out)], capture_output=True, text=True
+        )
+        assert again.returncode == 0, again.stderr
+        assert read_manifest(out).digest == read_manifest(finished["extract-topk"]).digest
+        assert json.loads((out / "index.json").read_text())["tokens"] == TopKStore(out).tokens
