@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from star.number_format import format_seconds
 from star.stages import STAGES
 
 LINE_SECONDS = 15.0
@@ -85,7 +86,7 @@ class Display:
             self._show_bar(event)
         elif kind == "finished" and not event["cached"]:
             self._finish_bars()
-            self._say(f"{event['stage']:<16} done in {event['time'] - self.began:.0f} s")
+            self._say(f"{event['stage']:<16} done in {format_seconds(round(event['time'] - self.began))}")
         elif kind == "failed":
             self._finish_bars()
             self.failed = event
@@ -102,7 +103,9 @@ class Display:
             self.line_at = now
             since, first = self.bar_began[label]
             left = (event["time"] - since) / max(1, done - first) * (total - done)
-            self._say(f"{self.stage:<16} {label}: {done}/{total}, about {left:.0f} s left", only_lines=True)
+            self._say(
+                f"{self.stage:<16} {label}: {done}/{total}, about {format_seconds(round(left))} left", only_lines=True
+            )
 
     def _finish_bars(self) -> None:
         for task in self.tasks.values():

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from star.config.files import FileRef, packaged_file
 from star.home import home
+from star.number_format import format_seconds
 from star.pipelines.local_runner import PipelineResult
 from star.tracking.server import shown_uri, tracking_uri
 
@@ -47,7 +48,7 @@ def _places(result: PipelineResult, registration: dict, tools: FileRef) -> list[
         f"report    {latest / 'evaluate' / 'report.html'}",
         f"run       {result.run_id or 'not tracked'} in {shown_uri(tracking_uri())}",
         f"log       {result.log}",
-        f"time      {result.seconds:.0f} s, stages run: {', '.join(result.ran) or 'none'}",
+        f"time      {format_seconds(round(result.seconds))}, stages run: {', '.join(result.ran) or 'none'}",
     ]
     if registration["champion"] is not None:
         lines.append(f"try       star call {_example(tools)}{'' if name == 'star' else f' --name {name}'}")

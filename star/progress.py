@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from star.number_format import format_seconds
+
 LINE_SECONDS = 15.0  # between two lines in a log
 EVENT_SECONDS = 0.5  # between two events of one bar
 WATCH_SECONDS = 0.5  # between two looks at the runner
@@ -81,7 +83,7 @@ class Bar:
             print(f"{self.label}: {self.done}", file=sys.stderr, flush=True)
         else:
             left = (now - self.began) / max(1, self.done - self.start) * (self.total - self.done)
-            estimate = f", about {left:.0f} s left" if self.done > self.start else ""
+            estimate = f", about {format_seconds(round(left))} left" if self.done > self.start else ""
             print(f"{self.label}: {self.done}/{self.total}{estimate}", file=sys.stderr, flush=True)
 
 

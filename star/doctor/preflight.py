@@ -144,7 +144,7 @@ def _volume(folder: Path) -> str:
 
 def _space(config: Config, folder: Path) -> str:
     """Room for the largest thing that is written there: the store of the teacher's signal, or a training's checkpoints."""
-    from star.number_format import readable_size
+    from star.number_format import format_bytes
     from star.topk.capacity import bytes_a_token, require_space
 
     rows = config.rollout.prompts or config.data.generated_rows
@@ -154,7 +154,7 @@ def _space(config: Config, folder: Path) -> str:
     require_space(
         present, int(store), what=f"the teacher's signal over {rows * config.rollout.samples:,} samples, at most"
     )
-    return f"{readable_size(store)} at most for the teacher's signal"
+    return f"{format_bytes(store)} at most for the teacher's signal"
 
 
 def _tokenizers(config: Config) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from star import number_format
+from star.number_format import format_bytes, format_count, format_number, format_rate, format_seconds
 
 Evaluation = dict[str, Any]
 Model = dict[str, Any]
@@ -39,11 +39,11 @@ _METRICS = {
 }
 SUITE_NAMES = {"heldout": "held-out", "bfcl": "BFCL", "acebench": "ACEBench"}
 _FACTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Parameters", "parameters", number_format.size),
-    ("Memory of the weights", "memory", number_format.memory),
-    ("Tokens per second", "tokens_per_second", number_format.rate),
-    ("Seconds an answer, asked alone", "latency", number_format.short),
-    ("Time", "seconds", number_format.duration),
+    ("Parameters", "parameters", format_count),
+    ("Memory of the weights", "memory", format_bytes),
+    ("Tokens per second", "tokens_per_second", format_rate),
+    ("Seconds an answer, asked alone", "latency", format_number),
+    ("Time", "seconds", format_seconds),
 )
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from star import html_kit, number_format
+from star import html_kit
 from star.evaluation.labels import (
     SUITE_NAMES,
     Evaluation,
@@ -31,6 +31,7 @@ from star.evaluation.labels import (
 )
 from star.evaluation.report_benchmarks import benchmarks
 from star.html_kit import text
+from star.number_format import format_axis_tick, format_count, format_number
 
 _MAX_FAILURES = 30  # shown, worst first
 # Learning curves that say how a training went; a trainer's other figures are folded away.
@@ -104,7 +105,7 @@ def _summary(models: list[Model]) -> str:
     said += f" right against the teacher's {show('exact_match', its['mean'])}"
     size, teacher_size = as_number(final.get("parameters")), as_number(teacher.get("parameters"))
     if size and teacher_size and size < teacher_size:
-        said += f", with {number_format.size(size)} parameters instead of {number_format.size(teacher_size)}"
+        said += f", with {format_count(size)} parameters instead of {format_count(teacher_size)}"
     speed, teacher_speed = as_number(final.get("tokens_per_second")), as_number(teacher.get("tokens_per_second"))
     if speed and teacher_speed and speed > 1.05 * teacher_speed:
         said += f" and {speed / teacher_speed:.1f} times the tokens per second"
@@ -271,10 +272,10 @@ def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
         return ""
     first, last, label = points[0], points[-1], name.replace("_", " ")
     ticks = [(x, f"{x:,.0f}") for x in html_kit.ticks(first[0], last[0]) if x == int(x)]
-    span = f"{number_format.short(first[1])} → {number_format.short(last[1])}"
+    span = f"{format_number(first[1])} → {format_number(last[1])}"
     title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"
     line = html_kit.Line(1, "", html_kit.thin(points), [])
-    chart = html_kit.line_chart(title, [line], x_ticks=ticks, y_text=number_format.tick, width=340, height=150)
+    chart = html_kit.line_chart(title, [line], x_ticks=ticks, y_text=format_axis_tick, width=340, height=150)
     return f"<figure><figcaption><b>{text(label)}</b><span>{span}</span></figcaption>{chart}</figure>"
 
 

@@ -1,7 +1,7 @@
 """The page of sampled completions: what the model wrote at each step that has a table, beside what it should have written."""
 
 from star.html_kit import STYLE, cut, table, text
-from star.number_format import short
+from star.number_format import format_number
 
 _CELL = "<td><pre>{}</pre></td>"
 _STYLE = """
@@ -47,6 +47,6 @@ def _table(step: int, rows: list[dict]) -> str:
 
 def _row(row: dict, names: list[str]) -> str:
     texts = "".join(_CELL.format(text(cut(row[key]))) for key in ("prompt", "target", "completion"))
-    numbers = "".join(f"<td>{short(row['rewards'][name])}</td>" for name in names)
-    content = short(row["content"]) if row["format"] else "format error"
+    numbers = "".join(f"<td>{format_number(row['rewards'][name])}</td>" for name in names)
+    content = format_number(row["content"]) if row["format"] else "format error"
     return f"<tr>{texts}{numbers}<td>{content}</td><td>{'kept' if row['kept'] else 'dropped'}</td></tr>"

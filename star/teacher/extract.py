@@ -21,7 +21,7 @@ from star.folders.manifest import Part, read_manifest
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.tokenizer import tokenizer_digest
-from star.number_format import readable_size, readable_time
+from star.number_format import format_bytes, format_seconds
 from star.progress import Bar, say
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
@@ -89,7 +89,7 @@ def store_scores(
     needed = int(tokens_left * bytes_a_token(writer.top_k, writer.vocab_size))
     require_space(writer.folder, needed, what=f"the top-k of {tokens_left:,} tokens")
     count = sum(map(len, batches))
-    say(f"top-k: {count:,} sequences, {tokens:,} tokens; {readable_size(needed)} to write")
+    say(f"top-k: {count:,} sequences, {tokens:,} tokens; {format_bytes(needed)} to write")
     began = time.monotonic()
     with Bar("extract the top-k", tokens, start=tokens - tokens_left) as bar, ThreadPoolExecutor(1) as pool:
         storing: Future | None = None
@@ -101,7 +101,9 @@ def store_scores(
             scored = sum(len(ids_TK) for ids_TK, _ in scores)
             if number == 0:
                 rate = scored / (time.monotonic() - began)
-                say(f"top-k: about {readable_time(tokens_left / rate)} at {rate:,.0f} completion tokens a second")
+                say(
+                    f"top-k: about {format_seconds(round(tokens_left / rate))} at {rate:,.0f} completion tokens a second"
+                )
             bar.advance(scored)
         if storing:
             storing.result()

@@ -23,7 +23,7 @@ from star.hashing import digest_of
 from star.modeling.generation import Sample, generate
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows, within_length
-from star.number_format import readable_size, readable_time
+from star.number_format import format_bytes, format_seconds
 from star.progress import Bar, say
 from star.rewards.similarity import similarity_reward
 from star.teacher.openai_server import TeacherServer
@@ -98,7 +98,7 @@ def roll_out(
     needed = samples * settings.max_new_tokens * 8
     require_space(work.out, needed, what=f"a rollout of {samples:,} samples")
     say(
-        f"rollout: {samples:,} samples of at most {settings.max_new_tokens} tokens; {readable_size(needed)} to write at most"
+        f"rollout: {samples:,} samples of at most {settings.max_new_tokens} tokens; {format_bytes(needed)} to write at most"
     )
     began = time.monotonic()
     with Bar("roll out the teacher", len(batches), start=done) as bar:
@@ -110,7 +110,7 @@ def roll_out(
             if bar.done == done:
                 seconds = time.monotonic() - began
                 rate = sum(len(row["completion_ids"]) for row in rows) / seconds
-                left = readable_time(seconds * (len(batches) - done))
+                left = format_seconds(round(seconds * (len(batches) - done)))
                 say(f"rollout: about {left} at {rate:,.0f} sampled tokens a second")
             bar.advance()
     table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])

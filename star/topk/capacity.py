@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from star.errors import InputError
-from star.number_format import readable_size
+from star.number_format import format_bytes
 
 LOGPROB_BITS = 5.3  # of one log-probability, when those of a row spread over 25 nats
 SPARE = 1.1  # of the disk, for what else is written beside
@@ -21,6 +21,6 @@ def require_space(folder: Path, needed: int, *, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed * SPARE > free:
         raise InputError(
-            f"{what} takes about {readable_size(needed)} and {folder} has {readable_size(free)} free: free some, write to another "
+            f"{what} takes about {format_bytes(needed)} and {folder} has {format_bytes(free)} free: free some, write to another "
             "disk, or split the work with --shard i/n"
         )

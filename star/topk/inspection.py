@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from star.number_format import readable_size
+from star.number_format import format_bytes
 from star.progress import Bar
 from star.topk.store import TopKStore
 
@@ -51,7 +51,7 @@ def print_inspection(folder: Path) -> None:
     lines = {
         "sequences": f"{found['sequences']:,}",
         "tokens": f"{found['tokens']:,}",
-        "shards": f"{found['shards']:,}, {readable_size(found['bytes'])}, every file and sequence checked",
+        "shards": f"{found['shards']:,}, {format_bytes(found['bytes'])}, every file and sequence checked",
         "bytes a token": f"{found['bytes_a_token']:.1f}",
         "top-k": f"{found['top_k']} of {found['vocab_size']:,}",
         "mass of the k": f"{found['mass_mean']:.4f} mean, {found['mass_p1']:.4f} at the first percentile",
