@@ -169,7 +169,7 @@ def print_row(model: str, row: dict[str, float]) -> None:
 
 READER = """
 import sys
-from star.teacher.store import TopKStore
+from star.topk.store import TopKStore
 store = TopKStore(sys.argv[1])
 for name in store:
     store[name]

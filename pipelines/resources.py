@@ -31,7 +31,7 @@ def place(task: PipelineTask, name: str, cluster: Cluster) -> None:
     if cluster.checkpoints:
         task.set_env_variable("STAR_CHECKPOINTS", cluster.checkpoints)
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)
-    # By this the runs of one pipeline find each other in MLflow (star/registry/parents.py).
+    # By this the runs of one pipeline find each other in MLflow (star/tracking/parent_run.py).
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
     kubernetes.add_pod_label(task, "star/task", name)  # what a network policy selects by
 

@@ -2,7 +2,7 @@
 
 A folder holds
 
-    topk-00000.safetensors ...   the shards: see star.teacher.shards
+    topk-00000.safetensors ...   the shards: see star.topk.shard_file
     lookup.npy                   [2, S] uint64: 64-bit hashes of the sequence ids, ascending; shard << 32 | row of each
     index.json                   the manifest: the header (k, vocabulary, digests of the tokenizer and the teacher), counts, and the sha256,
                                  size, sequences and tokens of every shard. Written last by close().

@@ -14,7 +14,7 @@ from star.tracking.server import connect, experiment_id
 
 STAGE = """
 import time
-from star.registry.tracking import stage_run
+from star.tracking.runs import stage_run
 with stage_run("distill") as run:
     run.log_metrics({"loss": 1.0}, step=1)
     time.sleep(3)

@@ -37,8 +37,8 @@ RUNTIME = next(
 CALL = """
 import json, sys
 from pathlib import Path
-from star import launch, train_job
-from star.config import Config
+from star.cluster import launch, train_job
+from star.config.experiment import Config
 train_job.POLL_SECONDS = 0.2
 stage, config, out, inputs = sys.argv[1], Config.from_json(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
 print(json.dumps(launch.train(stage, config, out=out, **{key: Path(path) for key, path in inputs.items()})))

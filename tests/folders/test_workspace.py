@@ -57,7 +57,7 @@ def test_other_work_and_a_restart_begin_anew(tmp_path: Path, fingerprint: str, r
 def test_two_processes_at_the_same_work_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "data"
     code = (
-        "from pathlib import Path\nfrom star.storage import partial_folder\n"
+        "from pathlib import Path\nfrom star.folders.workspace import partial_folder\n"
         f"with partial_folder(Path({str(out)!r}), stage='s', fingerprint='f', resume=True): print('entered')"
     )
     with partial_folder(out, stage="s", fingerprint="f", resume=True):

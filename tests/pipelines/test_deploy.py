@@ -48,7 +48,7 @@ def named(kind: str) -> set[str]:
 
 @pytest.mark.parametrize(("file", "document"), MANIFESTS, ids=IDS)
 def test_a_manifest_is_valid(file: str, document: dict) -> None:
-    # Resources of KServe's own and of the Trainer's; the pod of the one is validated below, the other in tests/test_train_job.py.
+    # Resources of KServe's own and of the Trainer's; the pod of the one is validated below, the other in tests/cluster/test_train_job.py.
     if document["kind"] not in ("InferenceService", "TrainingRuntime"):
         kubernetes_validate.validate(document, VERSION, strict=True)
     if pod := pod_of(document):
@@ -103,7 +103,7 @@ def test_the_profile_names_what_is_deployed() -> None:
 
 
 def test_the_account_may_do_what_a_training_on_several_nodes_asks_for() -> None:
-    """What tests/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
+    """What tests/cluster/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
     rights = {
         (resource, verb)
         for _, document in MANIFESTS

@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from star.registry.promotion import promote
 from star.registry.publish import register_model
-from star.registry.tracking import pipeline_run, stage_run
+from star.tracking.runs import pipeline_run, stage_run
 import os
 secret = os.environ["HF_TOKEN"]
 with pipeline_run("nightly", params={"token": secret}, tags={"note": f"https://me:{secret}@host/"}):

@@ -239,7 +239,7 @@ runpy.run_module("star.cli", run_name="__main__")
 """
 SMALL_SHARDS = """
 import sys, runpy
-import star.teacher.store as store
+import star.topk.store as store
 store.TopKWriter.__init__.__kwdefaults__["tokens_per_shard"] = 150
 """
 
@@ -265,7 +265,7 @@ def counted(function):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **keywords)
     return call
-import star.teacher.shards as shards
+import star.topk.shard_file as shards
 from pathlib import Path
 from types import SimpleNamespace
 # Only the store's own operations count: tracking writes to the same disk from a thread.

@@ -182,7 +182,7 @@ def test_kill_while_a_shard_is_written_leaves_whole_shards_only(tmp_path):
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from test_store import K, VOCAB, make_sequences
-from star.teacher.store import TopKWriter
+from star.topk.store import TopKWriter
 writer = TopKWriter(sys.argv[1], K, vocab_size=VOCAB, tokens_per_shard=6)
 for number, (name, arrays) in enumerate(make_sequences([4, 2, 3, 9, 1]).items()):
     if number == 3:

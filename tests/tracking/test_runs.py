@@ -63,7 +63,7 @@ def test_stages_are_children_of_the_pipeline(home: Path) -> None:
 def test_a_child_process_joins_its_pipeline_and_an_orphan_is_closed(home: Path) -> None:
     script = """
 import os, signal, sys
-from star.registry.tracking import stage_run
+from star.tracking.runs import stage_run
 with stage_run(sys.argv[1]):
     os.kill(os.getpid(), int(sys.argv[2]))
 """

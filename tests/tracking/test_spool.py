@@ -17,7 +17,7 @@ from star.tracking.spool import replay
 
 CHILD = """
 import os, signal, sys
-from star.registry.tracking import stage_run
+from star.tracking.runs import stage_run
 with stage_run("distill") as run:
     run.log_metrics({"loss": 0.5}, 1)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -135,7 +135,7 @@ def test_stages_of_one_dvc_repro_share_a_run(home: Path) -> None:
     script = f"""
 import os, subprocess, sys
 for stage in ("rollout", "distill"):
-    child = "from star.registry.tracking import stage_run\\nwith stage_run({{!r}}): pass".format(stage)
+    child = "from star.tracking.runs import stage_run\\nwith stage_run({{!r}}): pass".format(stage)
     subprocess.run([{sys.executable!r}, "-c", child], check=True, env={{**os.environ, "DVC_STAGE": stage}})
 """
     program.write_text(script)

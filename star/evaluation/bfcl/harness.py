@@ -1,6 +1,6 @@
 """The Berkeley harness in a process of its own: its data, its inference loop, its checkers; the model is asked through a pipe.
 
-Run by the python of the environment that star/evaluation/bfcl_environment.py makes, so it imports the standard library and bfcl_eval
+Run by the python of the environment that star/evaluation/bfcl/environment.py makes, so it imports the standard library and bfcl_eval
 only. One JSON object a line: the job comes on stdin (`categories`, `limit`, `workers`); on stdout go `ask` (a list of `id`, `step`,
 `prompt`; the reply is a list of `text` or `error`), `done` (conversations finished so far) and, last, `report`.
 

@@ -1,4 +1,4 @@
-"""BFCL: the official harness asks, the model answers, the harness's own checkers judge (star/evaluation/harness.py).
+"""BFCL: the official harness asks, the model answers, the harness's own checkers judge (star/evaluation/bfcl/harness.py).
 
 The harness is bfcl-eval, unchanged and in an environment of its own; its prompts are those of its handler for Qwen3, so scores compare
 with published ones. Nothing of its data is in this package.

@@ -115,7 +115,7 @@ import mlflow, sqlalchemy.engine.default
 from mlflow.store.artifact import local_artifact_repo
 from star.registry.promotion import promote
 from star.registry.publish import register_model
-from star.registry.tracking import connect
+from star.tracking.server import connect
 
 def counted(function, left):
     def call(*arguments, **keywords):
