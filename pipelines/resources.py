@@ -3,7 +3,7 @@
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from star.cluster.launch import PROCESSES, TRAIN_JOB
+from star.cluster.launch import PROCESSES_VARIABLE, TRAIN_JOB_VARIABLE
 from star.config.cluster import CPU, Cluster, Node
 from star.stages import STAGES
 
@@ -15,11 +15,11 @@ def place(task: PipelineTask, name: str, cluster: Cluster) -> None:
     """Gives a task everything that the cluster's section says of it."""
     if name in cluster.train_jobs:  # the task only starts the job and waits for it
         _ask_for(task, cluster.nodes[CPU])
-        task.set_env_variable(TRAIN_JOB, cluster.model_dump_json(exclude_defaults=True))
+        task.set_env_variable(TRAIN_JOB_VARIABLE, cluster.model_dump_json(exclude_defaults=True))
     else:
         _ask_for(task, cluster.node_of(name))
         if name in TRAININGS and (processes := cluster.processes_of(name)) > 1:
-            task.set_env_variable(PROCESSES, str(processes))
+            task.set_env_variable(PROCESSES_VARIABLE, str(processes))
     _retry(task, cluster)
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)

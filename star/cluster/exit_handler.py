@@ -1,86 +1,78 @@
-"""The end of a pipeline on a cluster, good or bad: runs in MLflow are closed, copies for several nodes are removed, what is unfinished is
-named, a webhook hears of it.
+"""Exit handler of a pipeline on a cluster: closes MLflow runs, removes the files of its TrainJobs, notifies the webhook.
 
-Nothing here may hide how the pipeline itself ended: a server or a webhook that does not answer is a line in the log.
+The task `finish` (components/finish.py) calls it after the last task, whether the pipeline succeeded, failed or was cancelled.
+
+Nothing here may hide how the pipeline itself ended. A tracking server or a webhook that does not answer is a line in the log, and the
+task still succeeds.
 """
 
 import json
 import os
 import shutil
-import urllib.error
-import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from star.cluster.webhook import notify_webhook
 from star.errors import InputError, redacted
 from star.folders.workspace import exchange_folder
 
-WEBHOOK_SECONDS = 10.0
-RUN_STATES = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # of KFP, to MLflow's; everything else is FAILED
+MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # KFP's state -> MLflow's; every other state is FAILED
+MAX_ERROR_CHARACTERS = 2000
 
 
 def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | None) -> dict[str, object]:
-    """Closes the runs of a pipeline, removes what its tasks exchanged with TrainJobs, and tells how it ended.
+    """Closes the pipeline's MLflow runs, removes the files its tasks shared with TrainJobs, and notifies the webhook.
 
     Args:
-        run_id: of the pipeline's run in KFP, which its runs in MLflow are tagged with.
+        run_id: ID of the pipeline run in KFP. Its MLflow runs are tagged with it.
         state: SUCCEEDED, FAILED or CANCELLED.
+        failed_task: Name of the task that ended the pipeline.
+        error: Message of the failure, if there is one. Secrets are removed from it.
 
     Returns:
-        the summary that the webhook of STAR_WEBHOOK was sent: run, state, task, error, closed runs, unfinished work that is kept.
+        The summary that is printed and sent to the webhook: run, state, task, error, the MLflow runs that were closed, the unfinished work
+        that is kept for a retry, and all of it as one line of text.
     """
     if os.environ.get("STAR_WORK"):
         shutil.rmtree(exchange_folder(run_id), ignore_errors=True)
-    closed = _close_runs(run_id, RUN_STATES.get(state, "FAILED"))
-    summary = {
+    closed = _close_mlflow_runs(run_id, MLFLOW_STATUS.get(state, "FAILED"))
+    summary: dict[str, object] = {
         "run": run_id,
         "state": state,
         "task": failed_task,
-        "error": redacted(error or "")[:2000],
+        "error": redacted(error or "")[:MAX_ERROR_CHARACTERS],
         "closed_runs": closed,
-        "kept": _unfinished(),
+        "kept": _unfinished_folders(),
     }
     summary["text"] = f"STAR pipeline {run_id}: {state}" + (f" in {failed_task}" if state != "SUCCEEDED" else "")
     print(json.dumps(summary, indent=1), flush=True)
     if url := os.environ.get("STAR_WEBHOOK"):
-        _post(url, summary)
+        notify_webhook(url, summary)
     return summary
 
 
-def _close_runs(run_id: str, status: str) -> list[str]:
-    """Ends what a killed pod left RUNNING; returns the names of the stages' runs it ended."""
+def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
+    """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
     from star.home import spools
     from star.tracking.server import connect, experiment_id
     from star.tracking.spool import replay
 
     try:
         client = connect()
+        # Metrics that a stage could not deliver go first: the server must have them before the run is closed.
         if spools().is_dir():
             replay(spools())
-        wanted = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
-        runs = client.search_runs([experiment_id(client)], filter_string=wanted)
+        still_running = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
+        runs = client.search_runs([experiment_id(client)], filter_string=still_running)
         for run in runs:
             client.set_terminated(run.info.run_id, status)
         return sorted(run.info.run_name for run in runs)
     except InputError as error:
-        print(f"runs are not closed: {error}", flush=True)
+        print(f"MLflow runs could not be closed: {error}", flush=True)
         return []
 
 
-def _unfinished() -> list[str]:
-    """Folders of work that a new run of the same pipeline goes on from."""
+def _unfinished_folders() -> list[str]:
+    """Names of the work folders from which a new run of the same pipeline resumes."""
     work = os.environ.get("STAR_WORK")
+    # A work folder has its file `fingerprint` until its stage is done.
     return sorted(mark.parent.name for mark in Path(work).glob("*/fingerprint")) if work else []
-
-
-def _post(url: str, summary: dict[str, object]) -> None:
-    # An address of a webhook is a secret as a whole; only its host may be shown.
-    host = urlsplit(url).hostname
-    body = json.dumps(summary).encode()
-    try:
-        request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
-            print(f"told the webhook at {host}", flush=True)
-    except (OSError, ValueError) as error:
-        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-        print(f"the webhook at {host} was not told ({reason}): check STAR_WEBHOOK", flush=True)

@@ -1,4 +1,4 @@
-"""The command that every process of a training runs, under torchrun."""
+"""Builds the torchrun command that every process of a training runs, and turns SIGTERM into SystemExit."""
 
 import signal
 import sys
@@ -9,37 +9,37 @@ from pathlib import Path
 from star.config.experiment import Config
 from star.stages import stage_named
 
-SETTINGS = "settings.json"
-TOLD_TO_END = 128 + signal.SIGTERM
+SETTINGS_FILE = "settings.json"
+SIGTERM_EXIT_STATUS = 128 + signal.SIGTERM
 
 
 def write_settings(stage: str, config: Config, folder: Path) -> Path:
-    """Writes the sections that a stage reads where `command_of` finds them."""
-    settings = folder / SETTINGS
+    """Writes the configuration sections that the stage reads to a file for `stage_command`; returns its path."""
+    settings = folder / SETTINGS_FILE
     settings.write_text(config.slice(stage_named(stage).sections), encoding="utf-8")
     return settings
 
 
-def torchrun(*flags: str) -> list[str]:
-    """torchrun by this Python; what no flag says it takes from the environment (PET_NNODES and its like)."""
+def torchrun_command(*flags: str) -> list[str]:
+    """torchrun under this Python. What no flag sets, torchrun reads from the environment (PET_NNODES, PET_NODE_RANK, ...)."""
     return [sys.executable, "-m", "torch.distributed.run", *flags]
 
 
-def command_of(stage: str, *, settings: Path, inputs: dict[str, Path], out: Path) -> list[str]:
-    """What every process of a training runs, as torchrun wants it."""
+def stage_command(stage: str, *, settings: Path, inputs: dict[str, Path], out: Path) -> list[str]:
+    """The module and its arguments that torchrun starts in every process: `star <stage>` with these folders."""
     folders = [f"--{key}={folder}" for key, folder in inputs.items()]
     return ["-m", "star.cli", stage, f"--config={settings}", *folders, f"--out={out}"]
 
 
 @contextmanager
-def on_sigterm_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit here, so that what was started elsewhere can be ended too."""
+def sigterm_raises_system_exit() -> Iterator[None]:
+    """Inside this block SIGTERM raises SystemExit, so that the caller can end the processes or jobs it started."""
 
-    def end(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(TOLD_TO_END)
+    def raise_system_exit(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the clean-up
+        raise SystemExit(SIGTERM_EXIT_STATUS)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, raise_system_exit)
     try:
         yield
     finally:

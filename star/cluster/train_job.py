@@ -1,9 +1,40 @@
-"""A training on several nodes: a TrainJob of Kubeflow Trainer v2, started and waited for by the stage's task.
+"""Runs a training on several nodes, as a TrainJob of Kubeflow Trainer v2 that the stage's task creates and waits for.
 
-The task and the job's pods meet on the volume of `cluster.work_claim`: there the task puts the inputs, the pods train (`star <stage>` under
-torchrun, told by the Trainer who they are) and the first of them writes the result, of which the task takes a copy. A task that is tried
-again goes on with the job that is still running, or with its result; one that is told to end ends its job. The pipeline's closing task
-removes what is left on the volume.
+Worked example. The profile has `train_jobs: {distill: {nodes: 2}}`, `work_claim: star-work` and nodes of 8 GPUs. The task `distill` gets
+this environment (star/pipelines/resources.py):
+
+    STAR_TRAIN_JOB={"train_jobs": {"distill": {}}, "work_claim": "star-work", ...}
+    STAR_IMAGE=registry.example.com/star-python:1
+    STAR_WORK=/var/star/work
+    KFP_RUN_ID=5a1c
+
+The volume of `work_claim` is mounted in the task's pod and in the job's pods. There the task writes the inputs, and rank 0 the result:
+
+    /var/star/work/jobs/5a1c/star-distill-0f3b21c4d5e6/topk/            verified copy of the input
+                                                      /settings.json    sections of the configuration that the stage reads
+                                                      /out/             result
+
+The task creates this job (shortened; see job_manifest) and prints the log of its first pod until it is complete:
+
+    metadata: {name: star-distill-0f3b21c4d5e6-0}
+    spec:
+      runtimeRef: {name: star-torch}
+      trainer:
+        image: registry.example.com/star-python:1
+        numNodes: 2
+        numProcPerNode: 8
+        command: [python, -m, torch.distributed.run, ..., -m, star.cli, distill, --config=.../settings.json, --topk=.../topk, --out=.../out]
+
+Kubeflow Trainer starts 2 pods and tells torchrun about the others in PET_ variables (PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, ...).
+At the end the task copies `out` to its own output and deletes the job. `out` itself stays for a retry until the exit handler removes it.
+
+What happens on failure:
+
+- A process or a pod fails: the job fails and the task raises RuntimeError. The failed job stays for `kubectl describe`. KFP's retry
+  creates a new job, ...-1, because the name of a deleted job is not free at once. It resumes from the last checkpoint in STAR_WORK.
+- The task's pod is lost: the job trains on. KFP's retry waits for that job, or copies its result if it is complete.
+- The task receives SIGTERM: it deletes the job. The pods save a checkpoint, from which a new run of the pipeline resumes.
+- The cluster's API does not answer for MAX_FAILED_POLLS polls: the task fails, the job trains on, and KFP's retry waits for it.
 """
 
 import itertools
@@ -11,12 +42,13 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from star.cluster.torchrun import command_of, on_sigterm_exit, torchrun, write_settings
-from star.config.cluster import Cluster, Node
+from star.cluster.torchrun import sigterm_raises_system_exit, stage_command, torchrun_command, write_settings
+from star.config.cluster import Cluster, Node, TrainingStage
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import METRICS, open_input, read_manifest
@@ -25,41 +57,52 @@ from star.hashing import digest_of
 from star.progress import say
 from star.stages import Metrics, stage_named
 
+if TYPE_CHECKING:
+    from kubeflow.trainer import TrainerClient
+    from kubeflow.trainer.types.types import Runtime
+
 POLL_SECONDS = 10.0
-PATIENCE = 30  # looks at the job that may fail one after another before the task gives up, and is tried again
-GROUP, VERSION, NODE = "trainer.kubeflow.org", "v1alpha1", "node"
-MANAGER = "star-distill/launcher"  # of our runtime patch
-# A node may have to be made first; and processes that are told to end save a checkpoint.
-TORCHRUN = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
-PASSED_ON = (
+MAX_FAILED_POLLS = 30  # consecutive polls without an answer before the task fails
+DELETE_ATTEMPTS = 5
+GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
+NODE = "node"  # name of the pods' job and container in deploy/multinode/runtime.yaml
+PATCH_MANAGER = "star-distill/launcher"  # owner of the runtime patch, as other controllers name theirs
+# The rendezvous waits an hour because a node may have to be provisioned. Processes that receive SIGTERM get 90 s to save a checkpoint.
+TORCHRUN_FLAGS = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
+# Variables of the task that its pods need too. Secrets are not among them: the manifest refers to them by name.
+PASSED_VARIABLES = (
     "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_CHECKPOINTS", "KFP_RUN_ID",
     "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID",
 )  # fmt: skip
 
 
-def run_train_job(stage: str, config: Config, *, cluster: Cluster, inputs: dict[str, Path], out: Path) -> Metrics:
-    """Runs a stage that trains as a TrainJob and brings its folder to `out`.
+def run_train_job(
+    stage: TrainingStage, config: Config, *, cluster: Cluster, inputs: dict[str, Path], out: Path
+) -> Metrics:
+    """Runs a training stage as a TrainJob and copies its result to `out`.
 
     Raises:
-        RuntimeError: the job failed, or the cluster cannot be asked; what its first pod printed is in the log.
-        InputError: there is no such runtime, or no right to use it.
-        SystemExit: the task was told to end; the job is deleted.
+        RuntimeError: the job failed, or the cluster's API did not answer. The log has what the first pod printed.
+        InputError: the training runtime does not exist, or the account may not use it.
+        SystemExit: the task received SIGTERM and has deleted the job.
     """
     if not os.environ.get("STAR_WORK"):
         raise InputError("STAR_WORK is not set: a TrainJob needs the volume of `cluster.work_claim` there")
     run_id = os.environ.get("KFP_RUN_ID", "no-run")
+    # The name depends on everything that the result depends on, so that a retry of the same task finds its job.
     digests = {key: read_manifest(folder).digest for key, folder in inputs.items()}
     name = f"star-{stage}-{digest_of([stage, config.slice(stage_named(stage).sections), digests, run_id])[:12]}"
     exchange = exchange_folder(run_id) / name
     result = exchange / "out"
-    if not _is_whole(result, stage):
-        job = Job(name, runtime=cluster.train_jobs[stage].runtime)
-        with on_sigterm_exit():
+    if not _is_finished(result, stage):
+        job = RetriedJob(name, runtime=cluster.train_jobs[stage].runtime)
+        with sigterm_raises_system_exit():
             try:
-                shared = _bring(stage, inputs, exchange)
-                command = command_of(stage, settings=write_settings(stage, config, exchange), inputs=shared, out=result)
-                job.start(job_manifest(stage, cluster=cluster, command=command, environment=os.environ))
-                job.wait()
+                copies = _copy_inputs(stage, inputs, exchange)
+                settings = write_settings(stage, config, exchange)
+                command = stage_command(stage, settings=settings, inputs=copies, out=result)
+                job.create_or_resume(job_manifest(stage, cluster=cluster, command=command, environment=os.environ))
+                job.wait_until_complete()
             except (SystemExit, KeyboardInterrupt):
                 job.delete()
                 raise
@@ -71,26 +114,34 @@ def run_train_job(stage: str, config: Config, *, cluster: Cluster, inputs: dict[
     return json.loads((out / METRICS).read_text(encoding="utf-8"))
 
 
-def job_manifest(stage: str, *, cluster: Cluster, command: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """The TrainJob: pods as the stage's node describes them, with what KFP gives a task of its own.
+def job_manifest(
+    stage: TrainingStage, *, cluster: Cluster, command: list[str], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The TrainJob's manifest, without its name: pods as the stage's node describes them, with the task's variables and secrets.
 
     Args:
-        command: of every process, as `star.cluster.launch.command_of` gives it.
-        environment: of the task; what the pods must share of it is passed on.
+        stage: Name of the stage.
+        cluster: The section `cluster` of the configuration.
+        command: What torchrun starts in every process, from star.cluster.torchrun.stage_command.
+        environment: The task's environment. The variables in PASSED_VARIABLES are passed to the pods.
     """
     node, job = cluster.node_of(stage), cluster.train_jobs[stage]
     resources = {"cpu": node.cpu, "memory": node.memory}
     if node.accelerator:
         resources[node.accelerator] = str(node.accelerators)
-    passed_on = {key: environment[key] for key in PASSED_ON if key in environment}
-    plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed_on}.items()]
+    passed = {key: environment[key] for key in PASSED_VARIABLES if key in environment}
+    plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed}.items()]
     secret = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
         for secret, variables in cluster.secrets.items()
         for variable, key in variables.items()
     ]
-    pod = {"metadata": {"labels": {"star/task": stage}}, "spec": _pod(node, cluster, volume=environment["STAR_WORK"])}
-    patched = {"name": NODE, "template": {"spec": {"template": pod}}}
+    pod = {
+        "metadata": {"labels": {"star/task": stage}},
+        "spec": _pod_spec(node, cluster, work_folder=environment["STAR_WORK"]),
+    }
+    # The Trainer has no field of its own for volumes, node selectors and tolerations, so they patch the runtime's pods.
+    patched_job = {"name": NODE, "template": {"spec": {"template": pod}}}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
@@ -99,7 +150,7 @@ def job_manifest(stage: str, *, cluster: Cluster, command: list[str], environmen
             "runtimeRef": {"name": job.runtime},
             "trainer": {
                 "image": environment["STAR_IMAGE"],
-                "command": [*torchrun(*TORCHRUN), *command],
+                "command": [*torchrun_command(*TORCHRUN_FLAGS), *command],
                 "env": [*plain, *secret],
                 "numNodes": job.nodes,
                 "numProcPerNode": node.processes,
@@ -107,17 +158,18 @@ def job_manifest(stage: str, *, cluster: Cluster, command: list[str], environmen
             },
             "runtimePatches": [
                 {
-                    "manager": MANAGER,
-                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [patched]}}},
+                    "manager": PATCH_MANAGER,
+                    "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [patched_job]}}},
                 }
             ],
         },
     }
 
 
-def _pod(node: Node, cluster: Cluster, *, volume: str) -> dict[str, Any]:
-    volumes = [{"name": "work", "persistentVolumeClaim": {"claimName": cluster.work_claim}}]
-    mounts = [{"name": "work", "mountPath": str(Path(volume).parent)}]
+def _pod_spec(node: Node, cluster: Cluster, *, work_folder: str) -> dict[str, Any]:
+    # The volume is mounted at the same path as in the task (STAR_WORK is a folder on it), so that paths are valid in both.
+    volumes: list[dict[str, Any]] = [{"name": "work", "persistentVolumeClaim": {"claimName": cluster.work_claim}}]
+    mounts = [{"name": "work", "mountPath": str(Path(work_folder).parent)}]
     if node.shm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
@@ -135,8 +187,12 @@ def _pod(node: Node, cluster: Cluster, *, volume: str) -> dict[str, Any]:
     return pod
 
 
-class Job:
-    """The TrainJob of one training in this namespace. It is called NAME-0, and after one that failed NAME-1: names are not free at once."""
+class RetriedJob:
+    """The TrainJobs of one training in this namespace, one per attempt: NAME-0, and NAME-1 after NAME-0 failed.
+
+    Attributes:
+        attempt: Number of the job that is waited for; None before create_or_resume has chosen it.
+    """
 
     def __init__(self, name: str, *, runtime: str) -> None:
         from kubernetes.client.exceptions import ApiException
@@ -144,94 +200,108 @@ class Job:
 
         self.client = trainer_client()
         self.runtime = find_runtime(self.client, runtime)
-        self.jobs = (GROUP, VERSION, self.client.backend.namespace, "trainjobs")
-        self.api, self.faults, self.refused = self.client.backend.custom_api, (ApiException, HTTPError), ApiException
-        self.name, self.number, self.shown = name, None, 0
+        backend = self.client.backend
+        self.api = backend.custom_api
+        self.path = (GROUP, VERSION, backend.namespace, "trainjobs")
+        self.api_error, self.request_errors = ApiException, (ApiException, HTTPError)
+        self.name = name
+        self.attempt: int | None = None
+        self.lines_printed = 0
 
-    def start(self, manifest: dict[str, Any]) -> None:
-        """Creates the job, unless the one of an earlier try is at work."""
-        ended = ("Failed", "Complete")  # a complete one is not here for its result, which was looked for before
-        self.number, state = next(
-            (number, state) for number in itertools.count() if (state := self._state(number)) not in ended
+    def create_or_resume(self, manifest: dict[str, Any]) -> None:
+        """Creates the job of this attempt, or goes on with the job of an earlier attempt if that is still running."""
+        # A complete job is passed over like a failed one: its result was looked for before, and is missing or not valid.
+        ended = ("Failed", "Complete")
+        self.attempt, state = next(
+            (attempt, state) for attempt in itertools.count() if (state := self._state(attempt)) not in ended
         )
+        name = self._name_of(self.attempt)
         if state:
-            say(f"going on with TrainJob {self._called(self.number)}")
+            say(f"going on with TrainJob {name}")
             return
-        manifest["metadata"]["name"] = self._called(self.number)
+        manifest["metadata"]["name"] = name
         manifest["spec"]["runtimeRef"]["kind"] = self.runtime.kind.value
-        self.api.create_namespaced_custom_object(*self.jobs, manifest)
-        say(f"started TrainJob {self._called(self.number)}")
+        self.api.create_namespaced_custom_object(*self.path, manifest)
+        say(f"started TrainJob {name}")
 
-    def wait(self) -> None:
-        """Prints what the first pod prints until the job is complete."""
-        failures = 0
+    def wait_until_complete(self) -> None:
+        """Prints the first pod's log until the job is complete.
+
+        Raises:
+            RuntimeError: the job failed or was deleted, or the cluster's API did not answer MAX_FAILED_POLLS times.
+        """
+        assert self.attempt is not None, "create_or_resume comes first"
+        name = self._name_of(self.attempt)
+        failed_polls = 0
         while True:
+            state: str | None
             try:
-                state, failures = self._state(self.number), 0
-            except self.faults as error:
-                state, failures = "unknown", failures + 1
-                if failures == PATIENCE:
-                    raise RuntimeError(f"TrainJob {self._called(self.number)} cannot be looked at: {error}") from error
-            with suppress(Exception):  # a log that cannot be read decides nothing
-                self._show_log()
+                state, failed_polls = self._state(self.attempt), 0
+            except self.request_errors as error:
+                state, failed_polls = "unknown", failed_polls + 1
+                if failed_polls == MAX_FAILED_POLLS:
+                    raise RuntimeError(f"the state of TrainJob {name} could not be read: {error}") from error
+            with suppress(Exception):  # a log that cannot be read must not end the training
+                self._print_new_log_lines(name)
             if state == "Complete":
                 return
             if state in ("Failed", None):
-                called = self._called(self.number)
-                raise RuntimeError(
-                    f"TrainJob {called} {'failed' if state else 'is gone'}: kubectl describe trainjob {called}"
-                )
+                ended = "failed" if state else "was deleted"
+                raise RuntimeError(f"TrainJob {name} {ended}: kubectl describe trainjob {name}")
             time.sleep(POLL_SECONDS)
 
     def delete(self) -> None:
-        """Deletes the jobs of all tries, the one at work first."""
-        tries = itertools.count() if self.number is None else range(self.number, -1, -1)
-        for number in tries:
-            if not self._deleted(number) and self.number is None:
+        """Deletes the jobs of all attempts, the running one first."""
+        # SIGTERM may arrive before the attempt is known: then every job from 0 upwards is deleted, until there is none.
+        attempts = itertools.count() if self.attempt is None else range(self.attempt, -1, -1)
+        for attempt in attempts:
+            if not self._delete_attempt(attempt) and self.attempt is None:
                 return
 
-    def _deleted(self, number: int) -> bool:
-        """Whether there was one to delete. A job that cannot be deleted is told to the user, and is no reason to fail."""
-        for attempt in range(5):
+    def _delete_attempt(self, attempt: int) -> bool:
+        """Returns whether a job was deleted. A job that cannot be deleted is a line in the log: the training itself is not affected."""
+        name = self._name_of(attempt)
+        for retry in range(DELETE_ATTEMPTS):
             try:
-                self.api.delete_namespaced_custom_object(*self.jobs, self._called(number))
+                self.api.delete_namespaced_custom_object(*self.path, name)
                 return True
-            except self.faults as error:
+            except self.request_errors as error:
                 if getattr(error, "status", None) == 404:
                     return False
-                said = str(error)
-                time.sleep(0.2 * attempt)
-        say(f"TrainJob {self._called(number)} is not deleted ({said}): kubectl delete trainjob {self._called(number)}")
+                reason = str(error)
+                time.sleep(0.2 * retry)
+        say(f"TrainJob {name} could not be deleted ({reason}): kubectl delete trainjob {name}")
         return False
 
-    def _called(self, number: int) -> str:
-        return f"{self.name}-{number}"
+    def _name_of(self, attempt: int) -> str:
+        return f"{self.name}-{attempt}"
 
-    def _state(self, number: int) -> str | None:
-        """Complete, Failed, Running (or waiting to run), or None where there is no such job."""
+    def _state(self, attempt: int) -> str | None:
+        """Complete, Failed, Running (also while its pods wait for a node), or None if there is no such job."""
         try:
-            found = self.api.get_namespaced_custom_object(*self.jobs, self._called(number))
-        except self.refused as error:
+            job = self.api.get_namespaced_custom_object(*self.path, self._name_of(attempt))
+        except self.api_error as error:
             if error.status == 404:
                 return None
             raise
-        true = {entry["type"] for entry in found.get("status", {}).get("conditions", []) if entry["status"] == "True"}
+        conditions = job.get("status", {}).get("conditions", [])
+        true = {condition["type"] for condition in conditions if condition["status"] == "True"}
         return next((end for end in ("Complete", "Failed") if end in true), "Running")
 
-    def _show_log(self) -> None:
-        lines = list(self.client.get_job_logs(self._called(self.number)))
-        if len(lines) < self.shown:  # the pod began again, and its log with it
-            self.shown = 0
-        for line in lines[self.shown :]:
+    def _print_new_log_lines(self, name: str) -> None:
+        lines = list(self.client.get_job_logs(name))
+        if len(lines) < self.lines_printed:  # the pod was restarted, and its log with it
+            self.lines_printed = 0
+        for line in lines[self.lines_printed :]:
             say(line)
-        self.shown = len(lines)
+        self.lines_printed = len(lines)
 
 
-def trainer_client() -> Any:
-    """Kubeflow Trainer's client.
+def trainer_client() -> "TrainerClient":
+    """Connects Kubeflow Trainer's client to the cluster.
 
     Raises:
-        InputError: its package is not there, or no cluster is.
+        InputError: the package kubeflow is not installed, or there is no cluster.
     """
     try:
         from kubeflow.trainer import TrainerClient
@@ -249,33 +319,34 @@ def trainer_client() -> Any:
         ) from None
 
 
-def find_runtime(client: Any, name: str) -> Any:
-    """A training runtime of the cluster.
+def find_runtime(client: "TrainerClient", name: str) -> "Runtime":
+    """Reads a training runtime of the cluster (deploy/multinode/runtime.yaml is one).
 
     Raises:
-        InputError: it is not there, or may not be read.
+        InputError: the runtime does not exist, or the account may not read it.
     """
     try:
         return client.get_runtime(name)
     except (RuntimeError, TimeoutError) as error:
         status = getattr(error.__cause__, "status", None)
-        reason = {403: "the account has no right to read it", 404: "there is none"}.get(status, str(error))
+        reasons = {403: "the account has no right to read it", 404: "it does not exist"}
+        reason = reasons[status] if status in reasons else str(error)
         raise InputError(
             f"training runtime {name}: {reason}; install Kubeflow Trainer 2.2 or newer, and apply deploy/multinode"
         ) from error
 
 
-def _bring(stage: str, inputs: dict[str, Path], exchange: Path) -> dict[str, Path]:
-    """Verified copies of the inputs where the pods find them; those of an earlier try are kept."""
-    shared = {key: exchange / key for key in inputs}
+def _copy_inputs(stage: TrainingStage, inputs: dict[str, Path], exchange: Path) -> dict[str, Path]:
+    """Verifies the inputs and copies them to where the pods read them. Copies of an earlier attempt are kept."""
+    copies = {key: exchange / key for key in inputs}
     for key, folder in inputs.items():
-        if not shared[key].is_dir():
+        if not copies[key].is_dir():
             open_input(folder, stage=stage_named(stage).inputs[key])
-            copy_whole(folder, shared[key])
-    return shared
+            copy_whole(folder, copies[key])
+    return copies
 
 
-def _is_whole(folder: Path, stage: str) -> bool:
+def _is_finished(folder: Path, stage: TrainingStage) -> bool:
     try:
         open_input(folder, stage=stage)
     except InputError:

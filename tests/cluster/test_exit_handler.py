@@ -1,4 +1,4 @@
-"""The closing task: what a killed pod left open is closed, a webhook is told, and nothing of that can fail the run."""
+"""The exit handler: closes the MLflow runs of killed pods, notifies the webhook, and never fails the pipeline itself."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def runs() -> dict[str, str]:
     return {run.info.run_name: run.info.status for run in client.search_runs([experiment_id(client)])}
 
 
-def test_the_runs_of_a_killed_pod_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mlflow_runs_of_a_killed_pod_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "KFP_RUN_ID": "0123456789"}
     pod = subprocess.Popen([sys.executable, "-c", STAGE], env=environment, stdout=subprocess.PIPE, text=True)
     assert pod.stdout.readline() == "open\n"
@@ -47,7 +47,7 @@ def test_runs_of_another_pipeline_stay_open() -> None:
     assert runs() == {"other": "RUNNING"}
 
 
-def test_what_is_unfinished_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_work_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAR_WORK", str(tmp_path))
     (tmp_path / "distill-0011").mkdir()
     (tmp_path / "distill-0011" / "fingerprint").write_text("0011")
@@ -55,7 +55,7 @@ def test_what_is_unfinished_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert close_pipeline("1", state="FAILED", failed_task="stages", error="x")["kept"] == ["distill-0011"]
 
 
-def test_what_its_tasks_exchanged_with_other_pods_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_shared_with_train_jobs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAR_WORK", str(tmp_path))
     for run_id in ("1", "2"):
         (tmp_path / "jobs" / run_id / "star-distill-0011" / "out").mkdir(parents=True)
@@ -64,23 +64,25 @@ def test_what_its_tasks_exchanged_with_other_pods_is_removed(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/hook?key=hidden-key", "no-address"])
-def test_a_dead_webhook_is_a_line_without_its_address(
+def test_a_webhook_that_does_not_answer_is_a_log_line_without_its_address(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("STAR_WEBHOOK", url)
     close_pipeline("1", state="FAILED", failed_task="stages", error="x")
-    said = capsys.readouterr().out
-    assert "was not told" in said and "hidden-key" not in said
+    printed = capsys.readouterr().out
+    assert "could not be notified" in printed and "hidden-key" not in printed
 
 
-def test_a_dead_tracking_server_is_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_tracking_server_that_does_not_answer_is_a_log_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     began = time.monotonic()
     assert close_pipeline("1", state="SUCCEEDED", failed_task="stages", error=None)["closed_runs"] == []
-    assert "runs are not closed" in capsys.readouterr().out and time.monotonic() - began < 30
+    assert "runs could not be closed" in capsys.readouterr().out and time.monotonic() - began < 30
 
 
-def test_a_secret_in_an_error_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_in_an_error_is_removed_from_the_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret-value")
     summary = close_pipeline("1", state="FAILED", failed_task="stages", error="bad key very-secret-value")
     assert summary["error"] == "bad key ***"

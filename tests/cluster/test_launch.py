@@ -1,4 +1,4 @@
-"""A KFP task that trains in several processes of its pod: the component starts them, and they write what one process writes."""
+"""A KFP task that trains in several processes of its pod: the component starts them, and their result is that of one process."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from types import SimpleNamespace
 from star.components.{module} import {module} as component
 given = json.loads(sys.argv[1])
 folders = {{key: SimpleNamespace(path=path) for key, path in given["folders"].items()}}
-figures = SimpleNamespace(path=given["metrics"], log_metric=lambda key, value: None)
-component.python_func(config=given["config"], code=given["code"], metrics=figures, **folders)
+metrics = SimpleNamespace(path=given["metrics"], log_metric=lambda key, value: None)
+component.python_func(config=given["config"], code=given["code"], metrics=metrics, **folders)
 """
 
 
@@ -52,24 +52,24 @@ def curve(folder: Path, phase: str) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_the_teacher_is_trained_by_the_processes_of_its_pod(
+def test_the_teacher_is_trained_by_all_processes_of_its_pod(
     micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     inputs = inputs_of("refine-teacher", finished)
     process = component("refine-teacher", micro, out, inputs=inputs, environment={"STAR_PROCESSES": "2"})
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said[-3000:]
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log[-3000:]
     assert open_input(out, stage="refine-teacher")
     assert json.loads((tmp_path / "metrics.txt").read_text())["prompts"] > 0
     # The few steps of the warm-up are those of one process to the last digits; the many after it drift apart.
-    for together, alone in zip(curve(out, "warmup"), curve(finished["refine-teacher"], "warmup"), strict=True):
-        assert together["step"] == alone["step"] and together["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+    for two, one in zip(curve(out, "warmup"), curve(finished["refine-teacher"], "warmup"), strict=True):
+        assert two["step"] == one["step"] and two["loss"] == pytest.approx(one["loss"], rel=1e-3)
     assert curve(out, "sft")[-1]["loss"] == pytest.approx(curve(finished["refine-teacher"], "sft")[-1]["loss"], abs=0.3)
 
 
 @pytest.mark.slow
-def test_processes_told_to_end_save_and_the_next_try_goes_on(
+def test_processes_save_on_sigterm_and_the_next_attempt_resumes(
     micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     distill = micro.distill.model_copy(update={"steps": 300, "save_steps": 300})
@@ -79,27 +79,27 @@ def test_processes_told_to_end_save_and_the_next_try_goes_on(
     whole = component("distill", config, tmp_path / "whole" / "out", inputs=inputs, environment=environment)
     assert whole.wait(timeout=300) == 0, whole.stderr.read()[-3000:]
 
-    told = component("distill", config, tmp_path / "told" / "out", inputs=inputs, environment=environment)
-    began = next(line for line in told.stderr if "distil the student (CKD): 0/300" in line)
+    interrupted = component("distill", config, tmp_path / "interrupted" / "out", inputs=inputs, environment=environment)
+    began = next(line for line in interrupted.stderr if "distil the student (CKD): 0/300" in line)
     assert began
-    told.send_signal(signal.SIGTERM)
-    _, said = told.communicate(timeout=60)
-    assert told.returncode == 143
-    state = tmp_path / "told" / ".out.partial" / "state"
+    interrupted.send_signal(signal.SIGTERM)
+    _, log = interrupted.communicate(timeout=60)
+    assert interrupted.returncode == 143
+    state = tmp_path / "interrupted" / ".out.partial" / "state"
     saved = [int(mark.parent.name.split("-")[1]) for mark in state.glob("ckd/checkpoint-*/complete")]
-    assert saved and max(saved) < 300, said[-3000:]
+    assert saved and max(saved) < 300, log[-3000:]
 
-    again = component("distill", config, tmp_path / "told" / "out", inputs=inputs, environment=environment)
-    assert again.wait(timeout=300) == 0, again.stderr.read()[-3000:]
-    digests = {open_input(tmp_path / name / "out", stage="distill").digest for name in ("whole", "told")}
+    resumed = component("distill", config, tmp_path / "interrupted" / "out", inputs=inputs, environment=environment)
+    assert resumed.wait(timeout=300) == 0, resumed.stderr.read()[-3000:]
+    digests = {open_input(tmp_path / name / "out", stage="distill").digest for name in ("whole", "interrupted")}
     assert len(digests) == 1
 
 
-def test_a_process_that_fails_fails_the_task(micro: Config, tmp_path: Path) -> None:
+def test_a_failed_process_fails_the_task(micro: Config, tmp_path: Path) -> None:
     process = component(
         "distill", micro, tmp_path / "out", inputs={"topk": tmp_path / "none"}, environment={"STAR_PROCESSES": "2"}
     )
-    _, said = process.communicate(timeout=120)
+    _, log = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"no folder at {tmp_path / 'none'}" in said
-    assert "RuntimeError: a process of distill failed: what it said is in the log above" in said
+    assert f"no folder at {tmp_path / 'none'}" in log
+    assert "RuntimeError: a process of distill failed: its message is in the log above" in log

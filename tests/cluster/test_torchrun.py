@@ -1,4 +1,4 @@
-"""The stages that train, started by torchrun: two processes write the folder that one writes."""
+"""The training stages under torchrun: the result of two processes equals that of one."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["distill", "refine"])
-def test_two_processes_write_what_one_writes(stage, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_write_the_result_of_one(stage, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     inputs = {
         "distill": ["--topk", finished["extract-topk"]],
         "refine": ["--student", finished["distill"], "--data", finished["synthesize"]],
@@ -33,21 +33,19 @@ def test_two_processes_write_what_one_writes(stage, micro: Config, finished: dic
     command = [stage, "--config", MICRO, *inputs, "--out", out]
     done = torchrun(*command)
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = json.loads(done.stdout)  # once, by the first process
+    printed = json.loads(done.stdout)  # once, by rank 0
     assert open_input(out, stage=stage).files and not list(tmp_path.glob(".out*"))
     for curve in finished[stage].glob("*_curve.json"):
-        alone, together = (
-            json.loads((folder / curve.name).read_text(encoding="utf-8")) for folder in (curve.parent, out)
-        )
-        assert [entry["step"] for entry in together] == [entry["step"] for entry in alone]
+        one, two = (json.loads((folder / curve.name).read_text(encoding="utf-8")) for folder in (curve.parent, out))
+        assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
         for name in ("loss", "fkl", "tail", "sampled_reward", "entropy"):
-            values = ([entry[name] for entry in entries if name in entry] for entries in (together, alone))
-            # The last batch of an epoch, short for one process, is filled up for two.
+            values = ([entry[name] for entry in entries if name in entry] for entries in (two, one))
+            # The last batch of an epoch, short for one process, is padded for two.
             assert next(values) == pytest.approx(next(values), rel=2e-2, abs=1e-4), (curve.name, name)
-    assert json.loads(torchrun(*command).stdout) == printed  # done already
+    assert json.loads(torchrun(*command).stdout) == printed  # answered from the finished folder
 
 
-def test_a_stage_that_does_not_train_is_the_work_of_one_process(tmp_path: Path, monkeypatch) -> None:
+def test_a_stage_that_does_not_train_refuses_several_processes(tmp_path: Path, monkeypatch) -> None:
     from star import stages
     from star.config.load import load_config
     from star.errors import InputError

@@ -1,4 +1,4 @@
-"""A training as a TrainJob: a server speaks Kubernetes' API, its jobs are real torchrun processes, told who they are by PET_ variables."""
+"""A training as a TrainJob, against a fake Kubernetes API whose pods are real torchrun processes configured by PET_ variables."""
 
 import json
 import os
@@ -33,7 +33,7 @@ RUNTIME = next(
     )
     if document["kind"] == "TrainingRuntime"
 )
-# What KFP's executor does with a component of a training, in a process that can be told to end.
+# What KFP's executor does with the component of a training, in a process that can receive SIGTERM.
 CALL = """
 import json, sys
 from pathlib import Path
@@ -46,7 +46,7 @@ print(json.dumps(launch.train(stage, config, out=out, **{key: Path(path) for key
 
 
 class Kubernetes(ThreadingHTTPServer):
-    """TrainJobs by name and their pods, which are processes of this machine; what goes wrong, and what was asked."""
+    """TrainJobs by name and their pods (processes of this machine), the faults to answer with, and the requests received."""
 
     daemon_threads = True
 
@@ -58,8 +58,8 @@ class Kubernetes(ThreadingHTTPServer):
         self.runtimes: dict[str, dict | int] = {"star-torch": RUNTIME}
         self.secrets = {("star-s3", "access-key"): "the-key"}
         self.faults: list[int] = []  # statuses of the next answers about a job
-        self.unreadable_logs = 0  # how many of the next looks at a log fail
-        self.asked: list[str] = []
+        self.unreadable_logs = 0  # how many of the next requests for a log fail
+        self.requests: list[str] = []
 
     def kubeconfig(self) -> Path:
         file = self.folder / "kubeconfig"
@@ -75,7 +75,7 @@ class Kubernetes(ThreadingHTTPServer):
         return file
 
     def create(self, job: dict) -> None:
-        """What the Trainer's controller does: a pod a node, which knows the others by PET_ variables."""
+        """What the Trainer's controller does: starts one pod per node, with PET_ variables that name the others."""
         assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job, "a key that the API does not know"
         name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
         job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
@@ -88,23 +88,27 @@ class Kubernetes(ThreadingHTTPServer):
             port = probe.getsockname()[1]
         pods = []
         for rank in range(trainer["numNodes"]):
-            told = {
+            rendezvous = {
                 "PET_NNODES": str(trainer["numNodes"]),
                 "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
                 "PET_NODE_RANK": str(rank),
                 "PET_MASTER_ADDR": "127.0.0.1",
                 "PET_MASTER_PORT": str(port),
             }
-            kept = {key: os.environ[key] for key in ("PATH", "HF_HUB_OFFLINE")} | {"OMP_NUM_THREADS": "1"}
+            inherited = {key: os.environ[key] for key in ("PATH", "HF_HUB_OFFLINE")} | {"OMP_NUM_THREADS": "1"}
             with (self.folder / f"{name}-{rank}.log").open("w") as log:
                 process = subprocess.Popen(
-                    trainer["command"], env=kept | given | told, stdout=log, stderr=log, start_new_session=True
+                    trainer["command"],
+                    env=inherited | given | rendezvous,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
             pods.append(process)
         self.pods[name], self.jobs[name] = pods, job
 
-    def shown(self, name: str) -> dict:
-        """The job with the conditions that its pods give it."""
+    def with_conditions(self, name: str) -> dict:
+        """The job, with the conditions that follow from its pods."""
         ended = [pod.poll() for pod in self.pods[name]]
         failed = any(ended)
         if failed:
@@ -133,7 +137,7 @@ class Kubernetes(ThreadingHTTPServer):
         del self.jobs[name], self.pods[name]
 
     def end(self, name: str) -> None:
-        """Tells the pods to end, and leaves nothing of them."""
+        """Sends the pods SIGTERM, and later SIGKILL to all their processes."""
         for pod in self.pods[name]:
             if pod.poll() is None:
                 pod.terminate()
@@ -152,13 +156,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self.server.asked.append(f"POST {self.path}")
+        self.server.requests.append(f"POST {self.path}")
         job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.create(job)
         self.answer(201, job)
 
     def do_DELETE(self) -> None:
-        self.server.asked.append(f"DELETE {self.path}")
+        self.server.requests.append(f"DELETE {self.path}")
         name = self.path.rpartition("/")[2]
         if name not in self.server.jobs:
             return self.answer(404, {"kind": "Status", "code": 404})
@@ -171,7 +175,7 @@ class Handler(BaseHTTPRequestHandler):
         if folder == JOBS:
             if cluster.faults:
                 return self.answer(cluster.faults.pop(0), {})
-            return self.answer(200, cluster.shown(last)) if last in cluster.jobs else self.answer(404, {})
+            return self.answer(200, cluster.with_conditions(last)) if last in cluster.jobs else self.answer(404, {})
         if folder == f"{TRAINER}/namespaces/team/trainingruntimes" and last in cluster.runtimes:
             runtime = cluster.runtimes[last]
             return self.answer(runtime, {}) if isinstance(runtime, int) else self.answer(200, runtime)
@@ -218,7 +222,7 @@ CLUSTER = Cluster.model_validate(
 
 
 def task(kubernetes: Kubernetes, config: Config, finished: dict[str, Path], out: Path) -> subprocess.Popen:
-    """The KFP task of distill, on the machine that is the cluster."""
+    """Starts the KFP task of distill as a process."""
     inputs = {key: str(finished[source]) for key, source in stage_named("distill").inputs.items()}
     settings = config.slice(stage_named("distill").sections)
     environment = {
@@ -234,8 +238,8 @@ def task(kubernetes: Kubernetes, config: Config, finished: dict[str, Path], out:
     return subprocess.Popen(command, env=os.environ | environment, **pipes)
 
 
-def at_work(kubernetes: Kubernetes, sign: str) -> bool:
-    return any((kubernetes.folder / "volume" / "work").glob(f"distill-*/state/{sign}"))
+def work_folder_has(kubernetes: Kubernetes, pattern: str) -> bool:
+    return any((kubernetes.folder / "volume" / "work").glob(f"distill-*/state/{pattern}"))
 
 
 def newest_checkpoint(kubernetes: Kubernetes) -> int:
@@ -252,15 +256,15 @@ def wait_until(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-def test_two_nodes_train_what_two_processes_train(
+def test_two_nodes_write_the_result_of_two_processes(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     kubernetes.faults = [404, 503]
     kubernetes.unreadable_logs = 2
     out = tmp_path / "out"
     process = task(kubernetes, micro, finished, out)
-    printed, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said[-3000:] + "".join(log.read_text()[-2000:] for log in tmp_path.glob("*.log"))
+    printed, log = process.communicate(timeout=300)
+    assert process.returncode == 0, log[-3000:] + "".join(file.read_text()[-2000:] for file in tmp_path.glob("*.log"))
     assert json.loads(printed)["ckd_loss"] > 0
     # The same as two processes of one machine write; nothing is left in the cluster.
     alone = tmp_path / "alone"
@@ -270,60 +274,62 @@ def test_two_nodes_train_what_two_processes_train(
     subprocess.run([*command, *inputs, f"--out={alone}"], check=True, capture_output=True, timeout=300)
     assert open_input(out, stage="distill").digest == open_input(alone, stage="distill").digest
     assert kubernetes.jobs == {}
-    assert said.count("distil the student (CKD): 6/6") == 1
-    # The result waits for a retry until the closing task; the copies of the inputs do not.
+    assert log.count("distil the student (CKD): 6/6") == 1
+    # The result is kept for a retry until the exit handler runs; the copies of the inputs are not.
     [exchange] = (tmp_path / "volume" / "work" / "jobs" / "r-1").iterdir()
     assert {path.name for path in exchange.iterdir()} == {"settings.json", "out"}
     again = task(kubernetes, micro, finished, tmp_path / "again")
     assert again.wait(timeout=120) == 0, again.stderr.read()[-3000:]
     assert open_input(tmp_path / "again", stage="distill").digest == open_input(out, stage="distill").digest
-    assert sum(asked.startswith("POST") for asked in kubernetes.asked) == 1
+    assert sum(request.startswith("POST") for request in kubernetes.requests) == 1
 
 
 @pytest.mark.slow
-def test_a_task_that_dies_leaves_its_job_to_the_next_try(
+def test_a_task_that_dies_leaves_its_job_to_the_next_attempt(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     lost = task(kubernetes, micro, finished, tmp_path / "out")
-    wait_until(lambda: at_work(kubernetes, "*"), lost)
+    wait_until(lambda: work_folder_has(kubernetes, "*"), lost)
     lost.kill()
     lost.wait()
     again = task(kubernetes, micro, finished, tmp_path / "out")
-    _, said = again.communicate(timeout=300)
-    assert again.returncode == 0, said[-3000:]
-    assert "going on with TrainJob star-distill-" in said
-    assert sum(asked.startswith("POST") for asked in kubernetes.asked) == 1
+    _, log = again.communicate(timeout=300)
+    assert again.returncode == 0, log[-3000:]
+    assert "going on with TrainJob star-distill-" in log
+    assert sum(request.startswith("POST") for request in kubernetes.requests) == 1
 
 
 @pytest.mark.slow
-def test_a_task_told_to_end_ends_its_job_and_a_failed_job_is_started_anew(
+def test_sigterm_deletes_the_job_and_a_failed_job_is_replaced_by_a_new_one(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     distill = micro.distill.model_copy(update={"steps": 400, "save_steps": 2})
     config = micro.model_copy(update={"distill": distill})
-    told = task(kubernetes, config, finished, tmp_path / "out")
-    wait_until(lambda: at_work(kubernetes, "ckd/checkpoint-2/complete"), told)
-    told.send_signal(signal.SIGTERM)
-    assert told.wait(timeout=60) == 143 and kubernetes.jobs == {}
+    interrupted = task(kubernetes, config, finished, tmp_path / "out")
+    wait_until(lambda: work_folder_has(kubernetes, "ckd/checkpoint-2/complete"), interrupted)
+    interrupted.send_signal(signal.SIGTERM)
+    assert interrupted.wait(timeout=60) == 143 and kubernetes.jobs == {}
 
     left = newest_checkpoint(kubernetes)
-    lamed = task(kubernetes, config, finished, tmp_path / "out")
-    wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, lamed)
+    failing = task(kubernetes, config, finished, tmp_path / "out")
+    wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, failing)
     [[_, second]] = kubernetes.pods.values()
     os.killpg(second.pid, signal.SIGKILL)
-    _, said = lamed.communicate(timeout=120)
-    assert lamed.returncode == 1 and "-0 failed: kubectl describe trainjob star-distill-" in said
-    # The job stays for whoever looks into it; the next try is another, and goes on from the last checkpoint.
+    _, log = failing.communicate(timeout=120)
+    assert failing.returncode == 1 and "-0 failed: kubectl describe trainjob star-distill-" in log
+    # The failed job stays for inspection. The next attempt is a new job and resumes from the last checkpoint.
     assert len(kubernetes.jobs) == 1
     last = task(kubernetes, config, finished, tmp_path / "out")
-    _, said = last.communicate(timeout=300)
-    assert last.returncode == 0, said[-3000:]
-    assert "started TrainJob star-distill-" in said and kubernetes.jobs == {}
+    _, log = last.communicate(timeout=300)
+    assert last.returncode == 0, log[-3000:]
+    assert "started TrainJob star-distill-" in log and kubernetes.jobs == {}
     assert open_input(tmp_path / "out", stage="distill")
 
 
-@pytest.mark.parametrize(("runtime", "reason"), [(404, "there is none"), (403, "the account has no right to read it")])
-def test_a_cluster_without_the_trainer_is_named(
+@pytest.mark.parametrize(
+    ("runtime", "reason"), [(404, "it does not exist"), (403, "the account has no right to read it")]
+)
+def test_a_missing_or_forbidden_training_runtime_is_an_input_error(
     kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch, runtime: int, reason: str
 ) -> None:
     from star.cluster.train_job import find_runtime, trainer_client
@@ -336,7 +342,7 @@ def test_a_cluster_without_the_trainer_is_named(
         find_runtime(trainer_client(), "star-torch")
 
 
-def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
+def test_the_pods_follow_the_node_of_the_stage() -> None:
     cluster = Cluster.model_validate(
         {
             "nodes": {
@@ -400,6 +406,6 @@ def test_the_pods_are_as_the_node_of_the_stage_says() -> None:
     assert TrainerV1alpha1TrainJob.from_dict(manifest).to_dict() == manifest
 
 
-def test_the_runtime_of_the_deployment_is_one_that_the_trainer_knows() -> None:
+def test_the_deployed_runtime_is_valid_for_the_trainer() -> None:
     assert TrainerV1alpha1TrainingRuntime.from_dict(RUNTIME).to_dict() == RUNTIME
     assert RUNTIME["metadata"]["name"] == Cluster.model_validate(CLUSTER.model_dump()).train_jobs["distill"].runtime
