@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from star.config.base import Section
 from star.config.cluster import Cluster
 from star.config.files import PACKAGED, File, ModelFolder, _model_folder
+from star.config.row_kinds import ROW_KIND_WEIGHTS
 
 
 class Data(Section):
@@ -35,16 +36,7 @@ class Data(Section):
         4, ge=1, description="tools a generated prompt shows, at most (a call needs its own, so never fewer)"
     )
     kinds: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        {
-            "simple": 0.25,
-            "multiple": 0.15,
-            "parallel": 0.1,
-            "parallel-multiple": 0.1,
-            "irrelevance": 0.14,
-            "missing-parameter": 0.08,
-            "multi-turn": 0.09,
-            "multi-step": 0.09,
-        },
+        ROW_KIND_WEIGHTS,
         description="weight of each kind of generated row; 0 leaves a kind out",
     )
     masked: float = Field(

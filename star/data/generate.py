@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
+from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.data.masking import mask_row, shuffle_row
 from star.data.tools import is_valid
 from star.data.values import draw_value, spoken, words_of
@@ -26,16 +27,6 @@ PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 NEIGHBOURS = 64  # tools a row looks at: with ten thousand, a row draws from as many as these
 SMALL_WORDS = frozenset({"a", "an", "and", "by", "for", "from", "get", "in", "of", "on", "the", "to", "with"})
 SAME_WORK = 0.6  # share of words in name and description from which another tool may do the same
-KINDS = {
-    "simple": 0.25,
-    "multiple": 0.15,
-    "parallel": 0.1,
-    "parallel-multiple": 0.1,
-    "irrelevance": 0.14,
-    "missing-parameter": 0.08,
-    "multi-turn": 0.09,
-    "multi-step": 0.09,
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def generate_rows(
     *,
     seed: int,
     tools_per_prompt: int = 3,
-    kinds: Mapping[str, float] = KINDS,
+    kinds: Mapping[str, float] = ROW_KIND_WEIGHTS,
     masked: float = 0.0,
     licence: str = "own",
     start: int = 0,
@@ -72,7 +63,7 @@ def generate_rows(
     Args:
         tools: normal-form tools, which may carry `x-queries` and `examples`.
         tools_per_prompt: how many tools a prompt shows, at most; one to this many are drawn (and never fewer than are called).
-        kinds: weight of each kind of `KINDS`.
+        kinds: weight of each kind of `ROW_KIND_WEIGHTS`.
         masked: share of rows whose functions and parameters get random names and another order (Hammer).
         licence: written on every row; the tools' owner decides.
 
@@ -104,8 +95,8 @@ def generate_rows(
 
 def _weights(kinds: Mapping[str, float], tools: list[dict]) -> dict[str, float]:
     """Cumulative weights of the kinds wanted."""
-    if unknown := sorted(kinds.keys() - KINDS.keys()):
-        raise InputError(f"there is no kind of row named {unknown[0]!r}: use some of {', '.join(KINDS)}")
+    if unknown := sorted(kinds.keys() - ROW_KIND_WEIGHTS.keys()):
+        raise InputError(f"there is no kind of row named {unknown[0]!r}: use some of {', '.join(ROW_KIND_WEIGHTS)}")
     # In one order, however the configuration came: as a file or as a task's sorted JSON.
     wanted = {kind: kinds[kind] for kind in sorted(kinds) if kinds[kind] > 0}
     if not wanted:

@@ -34,7 +34,7 @@ STYLES = (
     "as someone in a hurry",
     "indirect: the situation is described and the wish follows from it",
 )
-KINDS = {
+MODEL_ROW_KIND_WEIGHTS = {
     "simple": 0.35,
     "multiple": 0.2,
     "parallel": 0.1,
@@ -77,7 +77,7 @@ class Plan:
     concurrency: int = 8
     temperature: float = 0.9
     licence: str = "own"
-    kinds: Mapping[str, float] = field(default_factory=lambda: KINDS)
+    kinds: Mapping[str, float] = field(default_factory=lambda: MODEL_ROW_KIND_WEIGHTS)
     judge: bool = True
 
 
@@ -90,9 +90,9 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
     Raises:
         InputError: fewer than two tools, an unknown kind, the endpoint refuses the request, or does not answer at all.
     """
-    if (unknown := sorted(plan.kinds.keys() - KINDS.keys())) or not _weights(plan):
+    if (unknown := sorted(plan.kinds.keys() - MODEL_ROW_KIND_WEIGHTS.keys())) or not _weights(plan):
         named = f"no rows of the kind {unknown[0]!r}" if unknown else "nothing where no kind has a weight above 0"
-        raise InputError(f"a model writes {named}: use some of {', '.join(KINDS)}")
+        raise InputError(f"a model writes {named}: use some of {', '.join(MODEL_ROW_KIND_WEIGHTS)}")
     if len(plan.tools) < 2:
         raise InputError(
             f"the generator needs at least 2 tools to choose between, got {len(plan.tools)}: add tools to the tools file"
@@ -209,7 +209,7 @@ def _make(plan: Plan, endpoint: Endpoint, index: int) -> dict:
 
 def _weights(plan: Plan) -> dict[str, float]:
     """Cumulative weights of the kinds wanted, in one order however they came."""
-    wanted = [kind for kind in KINDS if plan.kinds.get(kind, 0) > 0]
+    wanted = [kind for kind in MODEL_ROW_KIND_WEIGHTS if plan.kinds.get(kind, 0) > 0]
     return dict(zip(wanted, accumulate(plan.kinds[kind] for kind in wanted), strict=True))
 
 

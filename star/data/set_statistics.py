@@ -38,6 +38,10 @@ class Figures:
     def to_json(self) -> dict:
         return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
 
+    def counts(self) -> dict:
+        """Rows kept, records read, and rejects by reason, the most frequent first."""
+        return {"rows": self.rows, "read": self.read, "rejects": dict(self.rejects.most_common())}
+
     def add(self, row: dict) -> None:
         target = row["messages"][-1]
         calls = target.get("tool_calls") or []

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from star.config.files import packaged_file
+from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.data.cleaning import clean
-from star.data.generate import KINDS, generate_rows, public_tool
+from star.data.generate import generate_rows, public_tool
 from star.data.importers import kind_of
 from star.data.tool_files import load_tools
 from star.data.tools import normalize_tool
@@ -41,7 +42,7 @@ def test_every_row_is_clean(tools: list[dict]) -> None:
 
 def test_all_kinds_come_in_their_shares(tools: list[dict]) -> None:
     rows = list(generate_rows(tools, 1000, seed=1))
-    for kind, share in KINDS.items():
+    for kind, share in ROW_KIND_WEIGHTS.items():
         assert sum(row["kind"] == kind for row in rows) / 1000 == pytest.approx(share, abs=0.06)
 
 
@@ -91,7 +92,7 @@ OPENAPI = Path(__file__).parent / "openapi.yaml"
 
 def test_every_call_of_an_openapi_document_passes_an_independent_validator() -> None:
     rows = list(generate_rows(load_tools(OPENAPI), 600, seed=4, masked=0.2))
-    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["kind"] for row in rows} == set(ROW_KIND_WEIGHTS)
     for row in rows:
         schemas = {tool["name"]: tool["parameters"] for tool in row["tools"]}
         for message in row["messages"]:

@@ -13,7 +13,7 @@ import pytest
 
 from star.data.cleaning import fault_of
 from star.data.endpoint import Endpoint, EndpointError
-from star.data.generate_llm import KINDS, Plan, collect_answers, rows_in_log
+from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, rows_in_log
 from star.data.importers import kind_of
 from star.data.rows import Reject
 from star.data.tools import normalize_tool
@@ -153,7 +153,7 @@ def test_rows_pass_three_gates_and_count_their_tokens(server: Server, tmp_path: 
     for row in rows:
         assert fault_of(row) is None
         assert (row["generator"], row["source"], row["seed"]) == ("llm:tiny", "llm", 3)
-    assert {row["kind"] for row in rows} == set(KINDS)
+    assert {row["kind"] for row in rows} == set(MODEL_ROW_KIND_WEIGHTS)
     for row in rows:
         if row["kind"] in ("multi-turn", "multi-step"):
             assert kind_of(row["messages"]) == row["kind"]

@@ -1,0 +1,372 @@
+"""Runs the commands of `star data`: each writes one folder under the folder contract (`star.folders.run_once`).
+
+    settings = SynthesizeSettings(tools=Path("tools.json"), rows=300, seed=7)
+    counts = synthesize(settings, out=Path("rows"))    # {"rows": 296, "read": 300, "rejects": {"near_duplicate": 4}}
+
+Every command has a dataclass of settings, a public function, and a `_write_...` function that does the work. The work function imports
+what it needs in its body: the code digest, by which a finished folder is recognised, follows the imports of that function.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from star.config.row_kinds import ROW_KIND_WEIGHTS
+from star.errors import InputError
+from star.folders.code_digest import code_digest
+from star.folders.manifest import Manifest
+from star.folders.run_once import Result, describe_work, run_once
+from star.folders.workspace import Workspace
+from star.hashing import digest_of, sha256_of
+
+if TYPE_CHECKING:
+    from star.data.rows import Reject
+
+Counts = dict[str, Any]  # what metrics.json of the folder holds
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """Settings of `star data import`.
+
+    Attributes:
+        files: files that all hold tools, or files and folders that all hold rows.
+        source: name of the rows' origin; without it, the name of each file.
+        licence: written on every row; without it, what the row says or what is known of its source.
+        every_turn: make one row per assistant turn instead of one per conversation.
+        only: names of the tools to import; empty for all.
+    """
+
+    files: list[Path]
+    source: str | None = None
+    licence: str | None = None
+    every_turn: bool = False
+    only: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The model that writes rows, at an OpenAI-compatible endpoint. The key is read from STAR_API_KEY.
+
+    Attributes:
+        url: base URL of the endpoint, such as http://localhost:8000/v1.
+        name: name of the model at the endpoint.
+        examples: file of rows that the prompts show as examples of quality.
+        concurrency: requests in flight at the same time.
+        price_in, price_out: price of a million prompt and completion tokens.
+    """
+
+    url: str
+    name: str
+    examples: Path | None = None
+    concurrency: int = 8
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+
+@dataclass(frozen=True)
+class SynthesizeSettings:
+    """Settings of `star data synthesize`.
+
+    Attributes:
+        tools: file of tools in any dialect.
+        rows: rows to make, before cleaning.
+        kinds: weight of each kind of row; empty for the default weights.
+        masked: share of rows with random names for functions and parameters (offline generator only).
+        model: the model that writes the rows; None for the offline generator.
+    """
+
+    tools: Path
+    rows: int = 10000
+    seed: int = 7
+    tools_per_prompt: int = 4
+    kinds: Mapping[str, float] = field(default_factory=dict)
+    masked: float = 0.0
+    licence: str | None = None
+    model: ModelSettings | None = None
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """Settings of `star data check`.
+
+    Attributes:
+        files: files of rows, or folders of `star data` or `star synthesize`.
+        benchmark: folder of BFCL's or ACEBench's files; rows like theirs are rejected.
+        languages: languages to keep, as ISO 639-1 codes; empty for all.
+        max_words: words of the longest conversation to keep.
+        quotas: share of each kind among the rows to keep; needs `rows`.
+        rows: rows to keep in all.
+        seed: chooses which rows of a kind are kept.
+    """
+
+    files: list[Path]
+    benchmark: Path | None = None
+    languages: list[str] = field(default_factory=list)
+    max_words: int | None = None
+    quotas: Mapping[str, float] = field(default_factory=dict)
+    rows: int | None = None
+    seed: int = 7
+
+
+def import_files(settings: ImportSettings, *, out: Path, resume: bool = True) -> Counts:
+    """Imports tools into `out`/tools.json, or rows into `out`/rows.jsonl; rejects.jsonl has what could not be read, with reasons.
+
+    Returns:
+        {"tools", "rejected"} for tools; {"rows", "read", "rejects": {reason: count}} for rows.
+
+    Raises:
+        InputError: a file is missing or cannot be read, some files hold tools and others rows, or no tool can be used.
+    """
+    from star.data.tool_files import holds_tools
+
+    kinds = {holds_tools(file) for file in settings.files}
+    if len(kinds) > 1:
+        raise InputError("some of the files hold tools and others rows: import them one kind at a time")
+    if kinds == {True}:
+        relevant: dict[str, object] = {"what": "tools", "only": settings.only}
+        return _run("import", _write_tools, settings, relevant, inputs=settings.files, out=out, resume=resume)
+    if settings.only:
+        raise InputError("--only chooses among tools, and these files hold rows: leave it out")
+    relevant = {"source": settings.source, "licence": settings.licence, "every_turn": settings.every_turn}
+    return _run("import", _write_imported_rows, settings, relevant, inputs=settings.files, out=out, resume=resume)
+
+
+def synthesize(settings: SynthesizeSettings, *, out: Path, resume: bool = True) -> Counts:
+    """Makes rows from tools into `out`/rows.jsonl: with the offline generator, or with a model.
+
+    Returns:
+        {"rows", "read", "rejects": {reason: count}}; with a model also its usage and cost.
+
+    Raises:
+        InputError: the tools cannot be used, a kind of row is unknown, or the endpoint refuses the requests.
+    """
+    model = settings.model
+    relevant = {
+        "rows": settings.rows,
+        "seed": settings.seed,
+        "tools_per_prompt": settings.tools_per_prompt,
+        # The code digest leaves star.config out, so the offline generator's default weights are written here.
+        "kinds": dict(settings.kinds or ({} if model else ROW_KIND_WEIGHTS)),
+        "masked": settings.masked,
+        "licence": settings.licence,
+        "endpoint": model.url if model else None,
+        "model": model.name if model else None,
+    }
+    inputs = [settings.tools, *([model.examples] if model and model.examples else [])]
+    write = _write_rows_of_model if model else _write_generated_rows
+    return _run("synthesize", write, settings, relevant, inputs=inputs, out=out, resume=resume)
+
+
+def check(settings: CheckSettings, *, out: Path, resume: bool = True) -> Counts:
+    """Cleans the rows of all files together into `out`/rows.jsonl; rejects.jsonl has the others with their reasons.
+
+    Returns:
+        {"rows", "read", "rejects": {reason: count}, "short": {kind: rows missing from its quota}}.
+
+    Raises:
+        InputError: a file is missing or cannot be read, or `benchmark` holds no benchmark.
+    """
+    relevant = {
+        "language": settings.languages,
+        "max_words": settings.max_words,
+        "quota": dict(settings.quotas),
+        "rows": settings.rows,
+        "seed": settings.seed,
+    }
+    inputs = [*_row_files(settings.files), *([settings.benchmark] if settings.benchmark else [])]
+    return _run("check", _write_checked_rows, settings, relevant, inputs=inputs, out=out, resume=resume)
+
+
+def _run(
+    command: str,
+    write: Callable[[Settings, Workspace], Counts],
+    settings: Settings,
+    relevant: Mapping[str, object],
+    *,
+    inputs: list[Path],
+    out: Path,
+    resume: bool,
+) -> Counts:
+    """Runs a command once; the same command on the same inputs answers from the folder that it wrote.
+
+    Args:
+        write: the work, a function of this module.
+        relevant: the settings that determine the result. How many requests run at once, for one, does not.
+    """
+
+    def describe() -> Manifest:
+        digests = {str(path): _content_digest(path) for path in inputs}
+        # The files in their order: of duplicates the first is kept, and a file that is given twice repeats all of its rows.
+        canonical = json.dumps({**relevant, "inputs": [str(path) for path in inputs]}, sort_keys=True)
+        return describe_work(f"data {command}", settings=canonical, code=code_digest(write), inputs=digests)
+
+    def work(workspace: Workspace, manifest: Manifest) -> Result:
+        return Result(write(settings, workspace))
+
+    return run_once(describe, work, out=out.absolute(), resume=resume).metrics
+
+
+def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
+    """Writes tools.json and rejects.jsonl."""
+    from star.data.rows import Reject, write_json_lines
+    from star.data.tool_files import read_tools
+    from star.data.tools import repeated_name
+    from star.json_file import write_json
+
+    read = [tool for file in settings.files for tool in read_tools(file)]
+    tools = [tool for tool in read if not isinstance(tool, Reject)]
+    rejects = [tool for tool in read if isinstance(tool, Reject)]
+    if not tools:
+        raise InputError(f"no tool can be used; the first fault: {rejects[0].detail}")
+    if missing := sorted(set(settings.only) - {tool["name"] for tool in tools}):
+        first = ", ".join(tool["name"] for tool in tools[:5])
+        raise InputError(f"there is no tool named {missing[0]!r} among {len(tools)}, such as {first}")
+    tools = [tool for tool in tools if not settings.only or tool["name"] in settings.only]
+    if name := repeated_name(tools):
+        raise InputError(f"two tools are named {name!r}: rename one")
+    write_json(workspace.out / "tools.json", tools)
+    write_json_lines(workspace.out / "rejects.jsonl", (vars(reject) for reject in rejects))
+    return {"tools": len(tools), "rejected": len(rejects)}
+
+
+def _write_imported_rows(settings: ImportSettings, workspace: Workspace) -> Counts:
+    """Writes the set of imported rows, its card, and tools.jsonl with the tools as they were written."""
+    from star.data.data_card import write_card
+    from star.data.importers import import_rows, original_tools
+    from star.data.rows import write_json_lines
+    from star.data.write_set import TOOLS, from_start, write_set
+
+    def records() -> Iterator["dict | Reject"]:
+        for file in settings.files:
+            yield from import_rows(
+                file, source=settings.source or file.stem, licence=settings.licence, every_turn=settings.every_turn
+            )
+
+    statistics = write_set(from_start(records()), out=workspace.out, state=workspace.state, label="import rows")
+    write_json_lines(workspace.out / TOOLS, original_tools(settings.files))
+    write_card(workspace.out)
+    return statistics.counts()
+
+
+def _write_generated_rows(settings: SynthesizeSettings, workspace: Workspace) -> Counts:
+    """Writes the set that the offline generator makes, and its card."""
+    from star.data.data_card import write_card
+    from star.data.generate import generate_rows
+    from star.data.tool_files import load_tools
+    from star.data.write_set import write_set
+
+    tools = load_tools(settings.tools)
+
+    def records(position: int) -> Iterator[dict]:
+        return generate_rows(
+            tools,
+            settings.rows,
+            seed=settings.seed,
+            tools_per_prompt=settings.tools_per_prompt,
+            kinds=settings.kinds or ROW_KIND_WEIGHTS,
+            masked=settings.masked,
+            licence=settings.licence or "own",
+            start=position,
+        )
+
+    statistics = write_set(records, out=workspace.out, state=workspace.state, total=settings.rows, label="make rows")
+    write_card(workspace.out)
+    return statistics.counts()
+
+
+def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> Counts:
+    """Writes the set that a model makes, its card, and usage.json. The answers are kept in the state, so none is asked for twice."""
+    from star.data.data_card import write_card
+    from star.data.endpoint import Endpoint
+    from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_examples, rows_in_log
+    from star.data.tool_files import load_tools
+    from star.data.write_set import write_set
+    from star.json_file import write_json
+
+    model = settings.model
+    assert model is not None  # synthesize() chooses this function only when there is a model
+    plan = Plan(
+        load_tools(settings.tools),
+        settings.rows,
+        settings.seed,
+        read_examples(model.examples) if model.examples else [],
+        settings.tools_per_prompt,
+        model.concurrency,
+        licence=settings.licence or "own",
+        kinds=settings.kinds or MODEL_ROW_KIND_WEIGHTS,
+    )
+    log = workspace.state / "answers.jsonl"
+    usage: Counts = dict(
+        collect_answers(plan, Endpoint(model.url, model.name, os.environ.get("STAR_API_KEY")), log=log)
+    )
+    cost = usage["prompt_tokens"] * model.price_in + usage["completion_tokens"] * model.price_out
+    usage["cost"] = round(cost / 1e6, 6)
+    write_json(workspace.out / "usage.json", usage)
+    statistics = write_set(
+        lambda position: rows_in_log(plan, log, position),
+        out=workspace.out,
+        state=workspace.state,
+        total=settings.rows,
+    )
+    write_card(workspace.out)
+    return statistics.counts() | usage
+
+
+def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts:
+    """Writes the set of the rows that pass all checks, cut down to the quotas, and its card."""
+    from star.data.contamination import Benchmark
+    from star.data.data_card import write_card
+    from star.data.filters import languages, longest
+    from star.data.importers import import_rows
+    from star.data.write_set import apply_quotas, from_start, write_set
+
+    benchmark = Benchmark(settings.benchmark) if settings.benchmark else None
+    checks = [longest(settings.max_words)] if settings.max_words else []
+    checks += [languages(settings.languages)] if settings.languages else []
+    checks += [benchmark.check] if benchmark else []
+
+    def records() -> Iterator["dict | Reject"]:
+        return chain.from_iterable(import_rows(file, source=file.stem) for file in _row_files(settings.files))
+
+    statistics = write_set(
+        from_start(records()),
+        out=workspace.out,
+        state=workspace.state,
+        checks=tuple(checks),
+        observe=benchmark.overlaps if benchmark else None,
+        label="check rows",
+    )
+    if settings.quotas and settings.rows is not None:
+        statistics = apply_quotas(workspace.out, shares=settings.quotas, total=settings.rows, seed=settings.seed)
+    write_card(workspace.out)
+    return statistics.counts() | {"short": dict(statistics.shortfalls)}
+
+
+def _row_files(paths: list[Path]) -> list[Path]:
+    """The files with the kept rows where a path is a set's folder, without its rejects; any other path as it is."""
+    files = []
+    for path in paths:
+        names = next(
+            (
+                names
+                for names in (["rows.jsonl"], ["train.jsonl", "heldout.jsonl"])
+                if all((path / name).is_file() for name in names)
+            ),
+            None,
+        )
+        files += [path / name for name in names] if names else [path]
+    return files
+
+
+def _content_digest(path: Path) -> str:
+    """sha256 of a file; for a folder, a digest over the names and digests of its files."""
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest_of([[file.relative_to(path).as_posix(), sha256_of(file)] for file in files])
