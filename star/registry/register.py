@@ -1,4 +1,16 @@
-"""The last stage: the refined student is published with its card and its lineage, and becomes champion if the gate lets it."""
+"""Publishes the refined student, checks it against the gate, promotes it if it passes, and reports the decision.
+
+The last stage of the pipeline, in four steps that run once each, in this order:
+
+    publish   refined and evaluation folder -> Candidate   the registered version, and what the evaluation measured
+    check     Candidate -> Judgement                       the gate's verdict, and the decision it was compared against
+    decide    Candidate, Judgement -> Outcome              promotes, or writes the refusal into the ledger
+    report    Outcome -> gate.json, gate.md, registration.json, tags and artifacts of the run
+
+Example: version 3 passes the gate while version 1 is the champion. Its gate.json has `"against": 1, "passed": true`, its
+registration.json `"version": 3, "champion": 3`. The same stage run again registers nothing new (the model's digest is known) and
+decides nothing (the version was decided on with this evaluation); it only reports.
+"""
 
 import json
 import os
@@ -6,13 +18,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
-from star.config.experiment import Registry
+from star.config.experiment import Gate, Registry
 from star.errors import InputError
 from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
-from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest
 from star.home import home
 from star.html_kit import markdown
 from star.json_file import write_json
@@ -20,7 +33,7 @@ from star.registry.download import fetch_file, fetch_version
 from star.registry.lineage import LINEAGE_FILE, build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measured, Verdict, judge
-from star.registry.promotion.ledger import CHAMPION
+from star.registry.promotion.ledger import CHAMPION, Decision
 from star.registry.promotion.promote import Overtaken, promote, refuse, standing
 from star.registry.publish import annotate, register_model
 from star.registry.smoke_test import smoke_call
@@ -28,88 +41,142 @@ from star.registry.versions import Version, find_version
 from star.tracking.runs import current_run
 
 REGISTRATION, GATE, GATE_PAGE = "registration.json", "gate.json", "gate.md"
-DECIDED = "decided"  # the evaluation by which a version was let through the gate or not
+DECIDED = "decided"  # key of a version's lineage: digest of the evaluation that the gate has decided on
 CARD = "README.md"
-# Of the refined stage, not of the model.
-LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)
-REFINED = "refined"  # of the evaluated models, the one that is registered
+LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
+REFINED = "refined"  # name of the registered model among the evaluated ones
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The files of an evaluation folder that the registration reads."""
+
+    folder: Path
+    manifest: Manifest
+    report: dict  # evaluation.json
+    timing: dict  # timing.json, of the refined model
+
+    @cached_property
+    def model(self) -> dict:
+        """The refined model's entry of the report."""
+        return next(model for model in self.report["models"] if model["name"] == REFINED)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        return {score: value["mean"] for score, value in self.model["scores"].items()}
+
+    def measured(self) -> Measured:
+        return Measured(
+            self.scores,
+            benchmark=self.report["lineage"]["data"],
+            decoding=self.manifest.config_digest,
+            parameters=self.model.get("parameters"),
+            tokens_per_second=self.timing.get("tokens_per_second"),
+            outcomes=_read_outcomes(self.folder / OUTCOMES),
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A published version, and what its evaluation measured."""
+
+    version: Version
+    measured: Measured
+
+    @property
+    def decided_before(self) -> bool:
+        """Whether an earlier run decided on this version with this evaluation."""
+        return self.version.lineage.get(DECIDED) == self.version.lineage["evaluation"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The gate's verdict, and the ledger's newest decision at that time: its champion is what the candidate was compared with."""
+
+    verdict: Verdict
+    over: Decision
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was decided on a version, and who is champion before and after."""
+
+    version: Version
+    verdict: Verdict
+    champion_before: int | None
+    champion: int | None
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
-    """Publishes the model once for its content, decides, promotes, and writes registration.json and the reasons: gate.json, gate.md.
+    """Publishes the model once per content, decides whether it becomes champion, and writes the decision with its reasons to `out`.
+
+    Args:
+        refined: folder of the stage `refine`.
+        evaluation: folder of the stage `evaluate` that measured it.
+        out: where gate.json, gate.md and registration.json are written.
 
     Returns:
-        version, and promoted: 1 if this version is the champion now.
+        `version`, and `promoted`: 1 if this version is the champion now.
+
+    Raises:
+        InputError: MLflow does not answer, or the model cannot be registered.
     """
-    name = settings.model_name
-    version, mine = _publish(refined, evaluation, settings=settings)
-    before = standing(name)
-    verdict = judge(mine, _champions(name, before.aliases.get(CHAMPION), version), settings.gate)
-    verdict = Verdict([*verdict.checks, _smoke(version)], verdict.notes)
-    # A decision is made once: the next run must not undo somebody's rollback.
-    decided = version.lineage.get(DECIDED) == version.lineage["evaluation"]
-    if not decided:
-        verdict = _act(verdict, version, over=before.seq)
-        annotate(version, scores={}, lineage={DECIDED: version.lineage["evaluation"], "gate": _passed(verdict)})
-    now = standing(name)
-    if decided and now.aliases.get(CHAMPION) != version.version:
-        cure = f"`star promote {version.version} --name {name}` makes it the champion all the same"
-        verdict = Verdict(verdict.checks, [*verdict.notes, f"decided on before, and not again: {cure}"])
-    decision = _gate_content(verdict, version, before.aliases.get(CHAMPION))
-    write_json(out / GATE, decision)
-    (out / GATE_PAGE).write_text(_gate_page(decision), encoding="utf-8")
-    if run := current_run():
-        run.set_tags({"star.gate": _passed(verdict), "star.version": str(version.version)})
-        for file in (GATE, GATE_PAGE):
-            run.log_artifact(out / file)
-    registration = {
-        "model": name,
-        "version": version.version,
-        "model_digest": version.model_digest,
-        "passed": verdict.passed,
-        "reasons": verdict.reasons,
-        "champion": now.aliases.get(CHAMPION),
-    }
-    write_json(out / REGISTRATION, registration)
-    return {"version": version.version, "promoted": float(now.aliases.get(CHAMPION) == version.version)}
+    candidate = _publish(refined, evaluation, settings=settings)
+    judgement = _check_gate(candidate, settings.gate)
+    outcome = _decide(candidate, judgement)
+    _report(outcome, out)
+    number = outcome.version.version
+    return {"version": number, "promoted": float(outcome.champion == number)}
 
 
-def _publish(refined: Path, evaluation: Path, *, settings: Registry) -> tuple[Version, Measured]:
-    manifest, measured = read_manifest(refined), read_manifest(evaluation)
-    report = json.loads((evaluation / EVALUATION).read_text(encoding="utf-8"))
-    timing = json.loads((evaluation / TIMING).read_text(encoding="utf-8"))[REFINED]
-    entry = next(model for model in report["models"] if model["name"] == REFINED)
-    scores = {score: value["mean"] for score, value in entry["scores"].items()}
-    lineage = build_lineage(refined, evaluation, report=report, model=manifest.digest)
-    tags = {
-        **report["lineage"],
-        "code": manifest.code_version,
-        "evaluation": measured.digest,
-        "decoding": measured.config_digest,
-        "tokenizer": lineage["tokenizer"],
-        **{key: lineage["published"][key] for key in ("commit", "dirty", "image") if key in lineage["published"]},
-    }
-    card = model_card(settings.model_name, license=settings.license, entry=entry, evaluation=report, lineage=lineage)
-    with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
-        folder = Path(scratch) / "model"
-        assemble(refined, folder, card=card, lineage=lineage, outcomes=evaluation / OUTCOMES)
-        version = register_model(
-            folder, name=settings.model_name, scores=scores, lineage=tags, model_digest=manifest.digest
-        )
-    if version.lineage.get("evaluation") != measured.digest:
-        version = annotate(version, scores=scores, lineage=tags)
-    return version, Measured(
-        scores,
-        benchmark=report["lineage"]["data"],
-        decoding=measured.config_digest,
-        parameters=entry.get("parameters"),
-        tokens_per_second=timing.get("tokens_per_second"),
-        outcomes=_outcomes(evaluation / OUTCOMES),
+# Step 1: publish
+
+
+def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
+    """Registers the refined model, or finds the version that has the same content, and writes this evaluation's scores to its tags."""
+    manifest, evaluation = read_manifest(refined), _read_evaluation(folder)
+    lineage = build_lineage(refined, folder, report=evaluation.report, model=manifest.digest)
+    tags = _lineage_tags(manifest, evaluation, lineage)
+    card = model_card(
+        settings.model_name,
+        license=settings.license,
+        entry=evaluation.model,
+        evaluation=evaluation.report,
+        lineage=lineage,
     )
+    with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
+        model = Path(scratch) / "model"
+        assemble(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES)
+        version = register_model(
+            model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
+        )
+    # The content may have been registered before, with the scores of another evaluation.
+    if version.lineage.get("evaluation") != evaluation.manifest.digest:
+        version = annotate(version, scores=evaluation.scores, lineage=tags)
+    return Candidate(version, evaluation.measured())
+
+
+def _read_evaluation(folder: Path) -> Evaluation:
+    report = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    timing = json.loads((folder / TIMING).read_text(encoding="utf-8"))[REFINED]
+    return Evaluation(folder, read_manifest(folder), report, timing)
+
+
+def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> dict[str, str]:
+    """The part of the lineage that is written to the version's tags, where it can be searched and compared."""
+    published = lineage["published"]
+    return {
+        **evaluation.report["lineage"],
+        "code": manifest.code_version,
+        "evaluation": evaluation.manifest.digest,
+        "decoding": evaluation.manifest.config_digest,
+        "tokenizer": lineage["tokenizer"],
+        **{key: published[key] for key in ("commit", "dirty", "image") if key in published},
+    }
 
 
 def assemble(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path) -> None:
-    """The folder that is published: the model as `from_pretrained` reads it, its card, its lineage, its outcome on every row."""
+    """Fills the folder that is published: the model as `from_pretrained` reads it, its card, its lineage, its outcome on every row."""
     shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
@@ -125,43 +192,74 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _champions(name: str, number: int | None, version: Version) -> Measured | None:
-    """What the champion's evaluation said; None when there is none, or it is this very version."""
-    if number is None or number == version.version:
+# Step 2: check the gate
+
+
+def _check_gate(candidate: Candidate, gate: Gate) -> Judgement:
+    """Compares the candidate with the bars and with the champion, and calls the published files once."""
+    version = candidate.version
+    over = standing(version.name)
+    verdict = judge(candidate.measured, _read_champion(version, over.aliases.get(CHAMPION)), gate)
+    return Judgement(Verdict([*verdict.checks, _smoke_check(version)], verdict.notes), over)
+
+
+def _read_champion(candidate: Version, number: int | None) -> Measured | None:
+    """What the champion's evaluation measured; None when there is no champion, or the candidate is the champion."""
+    if number is None or number == candidate.version:
         return None
-    rival = find_version(name, version=number)
+    champion = find_version(candidate.name, version=number)
     outcomes: Mapping[str, tuple[str, float]] = {}
+    # Without outcomes (an older version has none, or they cannot be downloaded) the scores alone are compared.
     with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
-        outcomes = _outcomes(fetch_file(rival, OUTCOMES, Path(scratch) / "files"))
+        outcomes = _read_outcomes(fetch_file(champion, OUTCOMES, Path(scratch) / "files"))
     return Measured(
-        rival.scores,
-        benchmark=rival.lineage.get("data", ""),
-        decoding=rival.lineage.get("decoding", ""),
+        champion.scores,
+        benchmark=champion.lineage.get("data", ""),
+        decoding=champion.lineage.get("decoding", ""),
         outcomes=outcomes,
     )
 
 
-def _outcomes(file: Path) -> dict[str, tuple[str, float]]:
-    """Category and right or wrong, by suite and row."""
+def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
+    """Category and score (1 for an exact match) of every row of the refined model, by `suite/row id`."""
     rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    answer = {suite: next(iter(measures.values())) for suite, measures in MEASURES.items()}
+    first_measure = {suite: next(iter(measures.values())) for suite, measures in MEASURES.items()}
     return {
-        f"{row['suite']}/{row['id']}": (row["kind"], float(row[answer[row["suite"]]]))
+        f"{row['suite']}/{row['id']}": (row["kind"], float(row[first_measure[row["suite"]]]))
         for row in rows
         if row["model"] == REFINED
     }
 
 
-def _smoke(version: Version) -> Check:
-    """The published files, downloaded, answer a request with tools."""
+def _smoke_check(version: Version) -> Check:
+    """Downloads the published files and has them answer one request with tools."""
     try:
         return Check("smoke", True, smoke_call(fetch_version(version, home() / "models")))
-    except Exception as error:
+    except Exception as error:  # whatever stops it from answering is a reason not to promote it
         return Check("smoke", False, f"the published model does not answer a call with tools: {error}")
 
 
-def _act(verdict: Verdict, version: Version, *, over: int) -> Verdict:
-    """Promotes, or writes into the ledger why not. Somebody else's promotion meanwhile is another champion: not weighed, not replaced."""
+# Step 3: decide
+
+
+def _decide(candidate: Candidate, judgement: Judgement) -> Outcome:
+    """Promotes the version or writes the refusal into the ledger, once per version and evaluation."""
+    version, verdict = candidate.version, judgement.verdict
+    # A decision is made once: the next run of the pipeline must not undo somebody's rollback.
+    if not candidate.decided_before:
+        verdict = _promote_or_refuse(version, judgement)
+        tags = {DECIDED: version.lineage["evaluation"], "gate": _passed_or_refused(verdict)}
+        annotate(version, scores={}, lineage=tags)
+    champion = standing(version.name).aliases.get(CHAMPION)
+    if candidate.decided_before and champion != version.version:
+        cure = f"`star promote {version.version} --name {version.name}` makes it the champion all the same"
+        verdict = Verdict(verdict.checks, [*verdict.notes, f"decided on before, and not again: {cure}"])
+    return Outcome(version, verdict, judgement.over.aliases.get(CHAMPION), champion)
+
+
+def _promote_or_refuse(version: Version, judgement: Judgement) -> Verdict:
+    """Writes the attempt to the ledger, and returns the verdict; it has one failed check more when another promotion came first."""
+    verdict, over = judgement.verdict, judgement.over.seq
     if not verdict.passed:
         failed = "; ".join(check.reason for check in verdict.checks if not check.passed)
         refuse(version.name, version.version, over=over, why=failed)
@@ -169,35 +267,60 @@ def _act(verdict: Verdict, version: Version, *, over: int) -> Verdict:
     try:
         promote(version.name, version.version, reason="passed the gate", over=over)
     except Overtaken as error:
+        # The new champion is not the one that the candidate was compared with, so it is not replaced.
         return Verdict([*verdict.checks, Check("overtaken", False, f"{error}")], verdict.notes)
     return verdict
 
 
-def _passed(verdict: Verdict) -> str:
+def _passed_or_refused(verdict: Verdict) -> str:
     return "passed" if verdict.passed else "refused"
 
 
-def _gate_content(verdict: Verdict, version: Version, rival: int | None) -> dict:
-    return {
+# Step 4: report
+
+
+def _report(outcome: Outcome, out: Path) -> None:
+    """Writes the decision to the stage's folder and to its MLflow run."""
+    version, verdict = outcome.version, outcome.verdict
+    gate = {
         "model": version.name,
         "version": version.version,
-        "against": rival,
+        "against": outcome.champion_before,
         "passed": verdict.passed,
         "checks": [asdict(check) for check in verdict.checks],
         "notes": verdict.notes,
     }
+    write_json(out / GATE, gate)
+    (out / GATE_PAGE).write_text(_gate_page(outcome), encoding="utf-8")
+    if run := current_run():
+        run.set_tags({"star.gate": _passed_or_refused(verdict), "star.version": str(version.version)})
+        for file in (GATE, GATE_PAGE):
+            run.log_artifact(out / file)
+    registration = {
+        "model": version.name,
+        "version": version.version,
+        "model_digest": version.model_digest,
+        "passed": verdict.passed,
+        "reasons": verdict.reasons,
+        "champion": outcome.champion,
+    }
+    write_json(out / REGISTRATION, registration)
 
 
-def _gate_page(decision: dict) -> str:
+def _gate_page(outcome: Outcome) -> str:
     """gate.json as a page of Markdown, as the pages of KFP and MLflow show it."""
-    rival = decision["against"]
-    before = {None: "There was no champion before.", decision["version"]: "It was the champion before."}
-    against = before.get(rival, f"The champion before was version {rival}.")
+    version, verdict, before = outcome.version, outcome.verdict, outcome.champion_before
+    if before is None:
+        against = "There was no champion before."
+    elif before == version.version:
+        against = "It was the champion before."
+    else:
+        against = f"The champion before was version {before}."
     rows = "".join(
-        f"| {'passed' if check['passed'] else '**failed**'} | {markdown(check['name'])} | {markdown(check['reason'])} |\n"
-        for check in decision["checks"]
+        f"| {'passed' if check.passed else '**failed**'} | {markdown(check.name)} | {markdown(check.reason)} |\n"
+        for check in verdict.checks
     )
-    notes = "".join(f"\n{markdown(note)}\n" for note in decision["notes"])
-    verdict = "passed the gate" if decision["passed"] else "was refused by the gate"
-    title = f"# {markdown(decision['model'])} version {decision['version']} {verdict}"
+    notes = "".join(f"\n{markdown(note)}\n" for note in verdict.notes)
+    said = "passed the gate" if verdict.passed else "was refused by the gate"
+    title = f"# {markdown(version.name)} version {version.version} {said}"
     return f"{title}\n\n{against}\n\n| | bar | how it went |\n|---|---|---|\n{rows}{notes}"
