@@ -16,7 +16,7 @@ import atheris
 with atheris.instrument_imports(include=["star.chat", "star.simrl"]):
     from star.chat import FORMAT_TOKENS, FormatError, parse_completion, render_target
     from star.rewards.baselines import REWARDS, toolrl_reward
-    from star.rewards.breakdown import parts_of
+    from star.rewards.breakdown import score_parts
     from star.rewards.similarity import exact_match, similarity_reward
 
 SECONDS = 1.0  # of this process, whatever else the machine does
@@ -67,7 +67,7 @@ def check(data: bytes) -> None:
     assert -1 <= similarity_reward(target, text, TOOLS).total <= 1
     assert similarity_reward(text, text, TOOLS).content in (0.0, 1.0) or "NaN" in text or "Infinity" in text
     assert exact_match(text, target, TOOLS) in (True, False)
-    parts_of(text, target, TOOLS)
+    score_parts(text, target, TOOLS)
     try:
         completion = parse_completion(text)
     except FormatError:

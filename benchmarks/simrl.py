@@ -90,7 +90,7 @@ def train_arm(
         ]
         trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=folder / "checkpoints", seed=seed)
         trainer.add_callback(Evaluation(model, tokenizer, unseen, every=every, file=file))
-        train(trainer, phase="simrl", label=folder.name, state=folder, log=lambda values, step: None)
+        train(trainer, phase="simrl", label=folder.name, state=folder, log_metrics=lambda values, step: None)
         shutil.rmtree(folder / "checkpoints")
         finished.touch()
     return {int(step): reward for step, reward in json.loads(file.read_text(encoding="utf-8")).items()}

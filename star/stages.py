@@ -62,7 +62,11 @@ def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True
         from star.teacher.refine import make_teacher
 
         return make_teacher(
-            config, list(read_rows(data / "train.jsonl")), work=workspace, log=run.log_metrics, show=run.log_artifact
+            config,
+            list(read_rows(data / "train.jsonl")),
+            workspace=workspace,
+            log_metrics=run.log_metrics,
+            log_artifact=run.log_artifact,
         )
 
     return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
@@ -121,7 +125,7 @@ def distill(
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.ckd.distill import distill_student
 
-        return distill_student(config, topk, work=workspace, log=run.log_metrics)
+        return distill_student(config, topk, workspace=workspace, log_metrics=run.log_metrics)
 
     return _run("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
 
@@ -131,10 +135,17 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
-        from star.simrl.trainer import refine_on_rows
+        from star.simrl.refine import refine_student
 
         rows = list(read_rows(data / "train.jsonl"))
-        return refine_on_rows(student, rows, config=config, work=workspace, log=run.log_metrics, show=run.log_artifact)
+        return refine_student(
+            student,
+            rows,
+            config=config,
+            workspace=workspace,
+            log_metrics=run.log_metrics,
+            log_artifact=run.log_artifact,
+        )
 
     return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from star.ckd.trainer import FIGURES, CKDTrainer
+from star.ckd.trainer import CKD_METRICS, CKDTrainer
 from star.config.experiment import Architecture, Config
 from star.errors import InputError
 from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model, with_adapters
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import tokenizer_digest
-from star.modeling.training import Log, publish_curves, seed_everything, train
+from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything, train
 from star.topk.sequences import TOKENIZER
 
 
-def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) -> dict[str, float]:
-    """Trains the student on the store of `topk` and writes it to `work.out`.
+def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_metrics: LogMetrics) -> dict[str, float]:
+    """Trains the student on the store of `topk` and writes it to `workspace.out`.
 
     Returns:
         the last training values: loss, fkl, tail, ce, entropy of the student, overlap of its most probable ids with the teacher's.
@@ -27,7 +27,13 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
     if isinstance(base, Architecture):
         label = "warm up the student's base"
         model = build_base(
-            base, config.scratch, tokenizer=tokenizer, state=work.state, label=label, seed=config.seed + 1, log=log
+            base,
+            config.scratch,
+            tokenizer=tokenizer,
+            state=workspace.state,
+            label=label,
+            seed=config.seed + 1,
+            log_metrics=log_metrics,
         )
         if config.distill.lora:
             model = with_adapters(model, config.distill.lora)
@@ -37,11 +43,22 @@ def distill_student(config: Config, topk: Path, *, work: Workspace, log: Log) ->
         model = load_model(source, revision=revision, training=True, lora=config.distill.lora)
     seed_everything(config.seed)
     trainer = CKDTrainer(
-        model, topk, settings=config.distill, state=work.state / "ckd", pad_id=tokenizer.pad_token_id, seed=config.seed
+        model,
+        topk,
+        settings=config.distill,
+        state=workspace.state / "ckd",
+        pad_id=tokenizer.pad_token_id,
+        seed=config.seed,
     )
-    train(trainer, phase="ckd", label=f"distil the student ({config.distill.kind.upper()})", state=work.state, log=log)
-    save_model(trainer.model, tokenizer, work.out)
-    return publish_curves(work.state, out=work.out, figures=("loss", *FIGURES))
+    train(
+        trainer,
+        phase="ckd",
+        label=f"distil the student ({config.distill.kind.upper()})",
+        state=workspace.state,
+        log_metrics=log_metrics,
+    )
+    save_model(trainer.model, tokenizer, workspace.out)
+    return copy_learning_curves(workspace.state, out=workspace.out, metrics=("loss", *CKD_METRICS))
 
 
 def require_same_tokenizer(student_tokenizer, tokenizer, *, student: str, topk: Path) -> None:

@@ -20,11 +20,11 @@ from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.objectives import draw_shares
 from star.config.experiment import Distill
 from star.errors import InputError
-from star.modeling.training import IGNORE, collate_completions, supervised_arguments
+from star.modeling.training import IGNORE_INDEX, collate_completions, supervised_arguments
 from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
 
-FIGURES = ("fkl", "tail", "ce", "entropy", "overlap")  # of KDOutput, logged beside the loss
+CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # of KDOutput, logged beside the loss
 
 
 class DistillationRows(Dataset):
@@ -56,7 +56,7 @@ class DistillationRows(Dataset):
             teacher_logprobs_TK = draw_shares(teacher_logprobs_TK, sequence_id=sequence_id, seed=self.draw_seed)
         return {
             "input_ids": sequence.prompt_ids + sequence.completion_ids,
-            "labels": [IGNORE] * len(sequence.prompt_ids) + sequence.completion_ids,
+            "labels": [IGNORE_INDEX] * len(sequence.prompt_ids) + sequence.completion_ids,
             "teacher_ids": torch.as_tensor(teacher_ids_TK, dtype=torch.int64),
             "teacher_logprobs": torch.as_tensor(teacher_logprobs_TK, dtype=torch.float32),
         }
@@ -91,7 +91,7 @@ class CKDTrainer(Trainer):
         output: KDOutput = as_forward_of(model, student, self._loss_of, inputs)
         tokens = inputs["teacher_ids"].shape[0]
         self.tokens += tokens
-        self.sums_F += torch.stack([getattr(output, name).detach().double() for name in FIGURES])
+        self.sums_F += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
         # Trainer sums over accumulation steps, and DDP and FSDP average over ranks.
         everywhere = tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         loss = output.loss / everywhere
@@ -104,7 +104,7 @@ class CKDTrainer(Trainer):
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
             ).last_hidden_state
         labels_BL = inputs["labels"][:, 1:]
-        is_completion_BL = labels_BL != IGNORE
+        is_completion_BL = labels_BL != IGNORE_INDEX
         hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
         if self.args.bf16:  # as the head would be multiplied by under autocast, which the loss runs outside of
             hidden_TH = hidden_TH.bfloat16()
@@ -133,7 +133,7 @@ class CKDTrainer(Trainer):
             gathered = self.accelerator.reduce(
                 torch.cat([self.sums_F, self.sums_F.new_tensor([self.tokens])]), reduction="sum"
             ).tolist()
-            logs |= {name: total / gathered[-1] for name, total in zip(FIGURES, gathered[:-1], strict=True)}
+            logs |= {name: total / gathered[-1] for name, total in zip(CKD_METRICS, gathered[:-1], strict=True)}
             logs["tokens_per_second"] = gathered[-1] / max(time.monotonic() - self.window_began, 1e-9)
             logs["memory_mib"] = peak_memory()
             if logs["loss"] != logs["loss"] or logs["fkl"] != logs["fkl"]:
@@ -142,7 +142,7 @@ class CKDTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _start_window(self) -> None:
-        self.sums_F = torch.zeros(len(FIGURES), dtype=torch.float64, device=self.args.device)
+        self.sums_F = torch.zeros(len(CKD_METRICS), dtype=torch.float64, device=self.args.device)
         self.tokens, self.window_began = 0, time.monotonic()
 
 

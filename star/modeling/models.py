@@ -78,7 +78,7 @@ def save_model(model, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def keep_model(model, tokenizer, folder: Path) -> None:
+def save_model_atomically(model, tokenizer, folder: Path) -> None:
     """Writes a model folder whole or not at all; of several processes the first one does, and the others wait for it."""
     if distributed.is_first():
         unfinished = folder.with_name(f"{folder.name}.partial")

@@ -8,8 +8,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from star.config.experiment import Architecture, Scratch
 from star.modeling import distributed
-from star.modeling.models import keep_model, load_model
-from star.modeling.training import Log, seed_everything, supervised_arguments, train
+from star.modeling.models import load_model, save_model_atomically
+from star.modeling.training import LogMetrics, seed_everything, supervised_arguments, train
 
 
 def scratch_model(architecture: Architecture, tokenizer, *, seed: int) -> Qwen3ForCausalLM:
@@ -29,7 +29,14 @@ def scratch_model(architecture: Architecture, tokenizer, *, seed: int) -> Qwen3F
 
 
 def build_base(
-    architecture: Architecture, scratch: Scratch, *, tokenizer, state: Path, label: str, seed: int, log: Log
+    architecture: Architecture,
+    scratch: Scratch,
+    *,
+    tokenizer,
+    state: Path,
+    label: str,
+    seed: int,
+    log_metrics: LogMetrics,
 ):
     """A model from scratch after its copy warm-up.
 
@@ -44,8 +51,8 @@ def build_base(
     count = scratch.warmup.steps * scratch.warmup.batch_size
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
-    train(trainer, phase="warmup", label=label, state=state, log=log)
-    keep_model(model, tokenizer, finished)
+    train(trainer, phase="warmup", label=label, state=state, log_metrics=log_metrics)
+    save_model_atomically(model, tokenizer, finished)
     return model
 
 

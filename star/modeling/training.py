@@ -28,8 +28,8 @@ from star.progress import Bar, say
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 logger = logging.getLogger(__name__)
-Log = Callable[[dict[str, float], int], None]
-IGNORE = -100  # the label of tokens without a loss
+LogMetrics = Callable[[dict[str, float], int], None]
+IGNORE_INDEX = -100  # the label of tokens without a loss
 TIMINGS = ("tokens_per_second", "memory_mib")  # logged and charted by the tracking server, kept out of the curve's file
 COMPLETE = "complete"  # marks a checkpoint that was written to its end
 
@@ -134,7 +134,7 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
     lengths = torch.tensor([len(row["input_ids"]) for row in rows])
     batch = {
         "input_ids": padded("input_ids", pad_id),
-        "labels": padded("labels", IGNORE),
+        "labels": padded("labels", IGNORE_INDEX),
         "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
     }
     if "teacher_ids" in rows[0]:
@@ -143,14 +143,14 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
     return batch
 
 
-def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) -> None:
+def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics: LogMetrics) -> None:
     """Runs a trainer to its last step, from its last whole checkpoint where there is one, and writes its learning curve.
 
     Args:
         phase: what this training is called in the curve's file name and in the logged figures.
         label: what the progress bar says.
         state: folder for `<phase>_curve.json`: the logged values by step, the ones from before a kill included.
-        log: called with the values and the step whenever the trainer logs.
+        log_metrics: called with the values and the step whenever the trainer logs.
 
     Raises:
         RuntimeError: the trainer stopped before its last step.
@@ -161,7 +161,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     trainer.add_callback(stopper := _StopWithCheckpoint())
     if distributed.is_first():
         trainer.add_callback(
-            _ShowProgress(label, lambda values, step: log({f"{phase}/{k}": v for k, v in values.items()}, step))
+            _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
         )
     checkpoint = distributed.told_by_first(
         last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_first() else None
@@ -184,18 +184,18 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log: Log) ->
     distributed.meet()
 
 
-def publish_curves(state: Path, *, out: Path, figures: tuple[str, ...]) -> dict[str, float]:
+def copy_learning_curves(state: Path, *, out: Path, metrics: tuple[str, ...]) -> dict[str, float]:
     """Copies the learning curves of a stage to its output.
 
     Returns:
-        the last logged value of each of `figures`, as `<phase>_<figure>`.
+        The last logged value of each of `metrics`, as `<phase>_<metric>`.
     """
-    last = {}
+    last: dict[str, float] = {}
     for curve in sorted(state.glob("*_curve.json")):
         shutil.copyfile(curve, out / curve.name)
         phase = curve.name.removesuffix("_curve.json")
         for entry in json.loads(curve.read_text(encoding="utf-8")):
-            last |= {f"{phase}_{figure}": entry[figure] for figure in figures if figure in entry}
+            last |= {f"{phase}_{metric}": entry[metric] for metric in metrics if metric in entry}
     return last
 
 
@@ -260,11 +260,13 @@ class _StopWithCheckpoint(TrainerCallback):
 
 
 class _ShowProgress(TrainerCallback):
-    def __init__(self, label: str, log: Log) -> None:
-        self.label, self.log = label, log
+    def __init__(self, label: str, log_metrics: LogMetrics) -> None:
+        self.label, self.log_metrics = label, log_metrics
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        self.log({key: value for key, value in logs.items() if isinstance(value, int | float)}, state.global_step)
+        self.log_metrics(
+            {key: value for key, value in logs.items() if isinstance(value, int | float)}, state.global_step
+        )
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.bar = Bar(self.label, state.max_steps, start=state.global_step)

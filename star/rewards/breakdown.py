@@ -33,7 +33,7 @@ class Score:
     parts: Parts
 
 
-def parts_of(completion: str, target: str, tools: list[dict[str, Any]]) -> Parts:
+def score_parts(completion: str, target: str, tools: list[dict[str, Any]]) -> Parts:
     """The parts of a completion's score. Never raises: what cannot be parsed is a format error."""
     try:
         expected, predicted = parse_target(target, strict=False), parse_completion(completion, strict=False)

@@ -1,4 +1,4 @@
-"""The page of sampled completions: what the model wrote at each step that has a table, beside what it should have written."""
+"""Renders the page of sampled completions: what the model wrote at each step that has a table, beside the target."""
 
 from star.html_kit import STYLE, cut, table, text
 from star.number_format import format_number
@@ -12,10 +12,10 @@ th:nth-child(-n+3) { text-align: left }
 
 
 def completions_page(tables: dict[int, list[dict]]) -> str:
-    """One HTML page without scripts or links; model text is escaped, and cut where it is long.
+    """Renders one HTML page without scripts or links. Model text is escaped, and cut where it is long.
 
     Args:
-        tables: by step, the rows as `star.simrl.watch.table_of` makes them. The newest step comes first and is open.
+        tables: by step, the table that `star.simrl.completion_tables.completion_table` makes. The newest step comes first, unfolded.
     """
     newest = max(tables, default=None)
     sections = "".join(

@@ -1,7 +1,7 @@
-"""Sampling whose draws belong to each rollout alone.
+"""Samples each rollout from its own random numbers.
 
-A rollout's random numbers come from (seed, step, row, sample). What is sampled then depends neither on what else is
-in the batch nor on how many processes share the work, and a resumed training samples what the uninterrupted one would have.
+The random numbers of a rollout come from its key (seed, step, row, sample). So what is sampled depends neither on the rest of the
+batch nor on the number of processes, and a resumed training samples what the uninterrupted one would have sampled.
 
 B rows of a batch, T new tokens, V vocabulary.
 """
@@ -12,15 +12,19 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-Key = tuple[int, ...]  # what a rollout is: seed, step, row, sample
+RolloutKey = tuple[int, ...]  # identifies a rollout: seed, step, row, sample
 
 
 class SeededSampling(LogitsProcessor):
-    """Leaves of each row's scores only the token that the row's own next random number draws at `temperature`."""
+    """Draws one token per row at `temperature`, and masks all other tokens so that `generate` can only take it.
 
-    def __init__(self, keys: Sequence[Key], *, temperature: float, max_new_tokens: int) -> None:
+    The draw inverts the cumulative distribution: with probabilities 0.5, 0.3, 0.2 and the row's next uniform number 0.6 the second
+    token is drawn, because 0.5 <= 0.6 < 0.8.
+    """
+
+    def __init__(self, keys: Sequence[RolloutKey], *, temperature: float, max_new_tokens: int) -> None:
         uniforms = [np.random.default_rng(key).random(max_new_tokens, dtype=np.float32) for key in keys]
         self.uniforms_TB = torch.from_numpy(np.stack(uniforms, axis=1))
         self.temperature, self.position = temperature, 0
@@ -29,14 +33,15 @@ class SeededSampling(LogitsProcessor):
         cumulative_BV = (scores_BV.float() / self.temperature).softmax(-1).cumsum(-1)
         uniforms_B1 = self.uniforms_TB[self.position].to(scores_BV.device)[:, None]
         self.position += 1
+        # Scaled by the last sum, which rounding keeps from being exactly 1.
         drawn_B1 = torch.searchsorted(cumulative_BV, uniforms_B1 * cumulative_BV[:, -1:], right=True)
         drawn_B1 = drawn_B1.clamp(max=scores_BV.shape[-1] - 1)
         return torch.full_like(scores_BV, -torch.inf).scatter_(-1, drawn_B1, 0.0)
 
 
 @contextmanager
-def drawn_by(model, sampling: SeededSampling) -> Iterator[None]:
-    """Has the model's `generate` draw its tokens with `sampling`."""
+def use_sampling(model: PreTrainedModel, sampling: SeededSampling) -> Iterator[None]:
+    """Context manager in which the model's `generate` draws its tokens with `sampling`."""
     model.generate = partial(model.generate, logits_processor=LogitsProcessorList([sampling]))
     try:
         yield

@@ -1,8 +1,35 @@
-"""Sim-RL: GRPO with dynamic filtering, on TRL's GRPOTrainer. The teacher and the student are refined by the same function.
+"""Trains with Sim-RL: GRPO with dynamic filtering, on TRL's GRPOTrainer.
 
-The trainer's loop, loss and advantages are TRL's. Ours is what it trains on: rollouts are scored, groups that teach nothing
-are replaced by new prompts' (star/simrl/filtering.py), and only then does TRL go on with the batch, so that reference
-log-probs, advantages and token counts are those of the kept groups alone.
+The training loop, the loss and the advantages are TRL's. Ours is the choice of the batch: rollouts are scored, groups without
+a learning signal are replaced by groups of new prompts (star/simrl/filter_and_refill.py), and only then TRL goes on. So the reference
+log-probs, the advantages and the loss are computed for the chosen groups alone.
+
+One step, with prompts_per_step = 4, num_generations = 2 and max_refills = 2; the numbers are content scores:
+
+    sampled   A [0.2, 0.9]  B [1, 1]  C [0, 0]  D [0.5, 0.7]    B and C are dropped (all alike): 2 groups are missing
+    refill 1  2 missing / kept fraction 2/4 = 4 new prompts: E [1, 1]  F [0, 0.4]  G [0, 0]  H [1, 1]
+                                                                only F is kept: 1 group is missing
+    refill 2  1 missing / kept fraction 3/8 = 3 new prompts: I [0.3, 1]  J [0.1, 0.8]  K [1, 1]
+                                                                I and J are kept: 5 groups, 1 more than needed
+    batch     A, D, F, I                                        the first 4 kept groups, in the order of sampling
+
+After `max_refills` refills the places that are left go to the dropped groups of the widest reward spread. Several processes share
+each round's prompts, exchange the groups, and take equal slices of the same batch.
+
+What is overridden of TRL, in the order in which a step calls it:
+
+    _generate_and_score_completions(inputs)  TRL: samples the inputs, then computes advantages and reference log-probs.
+                                             Ours: first chooses the batch as above, sampling with TRL's `_generate`;
+                                             then calls TRL's method with the rows of the chosen groups.
+    _generate(prompts)                       TRL: samples, and logs the lengths of completions. Called by the method above.
+                                             Ours: replays the chosen rollouts, which are sampled already.
+    _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
+                                             Ours: has the model draw each rollout from its own random numbers
+                                             (star/simrl/sampling.py); vLLM is left as it is.
+
+TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's `_generate`
+runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These are internals of TRL:
+pyproject.toml pins its version.
 """
 
 import importlib.util
@@ -12,98 +39,51 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from star.config.experiment import Config, SimRL
+from star.config.experiment import SimRL
 from star.errors import InputError
-from star.folders.workspace import Workspace
-from star.modeling.models import load_model, load_tokenizer, save_model
-from star.modeling.prompts import Prompt, render_rows, within_length
-from star.modeling.training import Log, common_arguments, publish_curves, seed_everything, train
+from star.modeling.prompts import Prompt
+from star.modeling.training import common_arguments
 from star.rewards.baselines import REWARDS
-from star.rewards.breakdown import Score, parts_of
-from star.simrl.filtering import Group, Rollout, fill, refill_rows, refill_size, teaches
-from star.simrl.sampling import SeededSampling, drawn_by
-from star.simrl.watch import CompletionTables, Guard, HeldoutCheck, hold_back
+from star.rewards.breakdown import Score, score_parts
+from star.simrl.filter_and_refill import (
+    Group,
+    Rollout,
+    choose_batch,
+    draw_refill_rows,
+    is_informative,
+    refill_size,
+)
+from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from trl.trainer.grpo_trainer import RewardFunc
 
-Show = Callable[[Path], None]  # sends a file to where the stage is tracked
-FIGURES = ("loss", "reward", "sampled_reward", "format_rate", "kept_fraction", "kl", "entropy", "heldout_exact_match")
-SCORES_KEPT = 1 << 14  # scored completions remembered: the filter, the log and TRL ask for the same ones
+logger = logging.getLogger(__name__)
 
-
-def refine_on_rows(
-    student: Path, rows: list[dict], *, config: Config, work: Workspace, log: Log, show: Show
-) -> dict[str, float]:
-    """Refines the student of a folder on the rows' prompts, those over the length left out and counted."""
-    tokenizer = load_tokenizer(student)
-    rendered = render_rows(rows, tokenizer)
-    prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    counts = {"prompts": len(prompts), "too_long": len(rendered) - len(prompts)}
-    label = "refine the student (Sim-RL)"
-    refine_model(
-        student,
-        tokenizer,
-        prompts,
-        settings=config.refine,
-        seed=config.seed,
-        work=work,
-        label=label,
-        log=log,
-        show=show,
-    )
-    return counts | publish_curves(work.state, out=work.out, figures=FIGURES)
-
-
-def refine_model(
-    model: Path,
-    tokenizer,
-    prompts: list[Prompt],
-    *,
-    settings: SimRL,
-    seed: int,
-    work: Workspace,
-    label: str,
-    log: Log,
-    show: Show,
-) -> None:
-    """Refines the model of a folder and writes the result to `work.out`, with a page of sampled completions.
-
-    Args:
-        model: a Hugging Face folder; it is also the reference of the KL term.
-
-    Raises:
-        PipelineError: the reward collapsed or the KL blew up; the message names the last good model and the cure.
-    """
-    seed_everything(seed)
-    trained_on, kept_back = hold_back(prompts, settings=settings, seed=seed)
-    trainer = build_trainer(
-        load_model(model, training=True, lora=settings.lora),
-        tokenizer,
-        trained_on,
-        settings=settings,
-        folder=work.state / "simrl",
-        seed=seed,
-    )
-    tables = CompletionTables(trainer, state=work.state / "completions", page=work.out / "completions.html", show=show)
-    for callback in (Guard(settings), HeldoutCheck(trainer, kept_back, file=work.state / "checks.json"), tables):
-        trainer.add_callback(callback)
-    train(trainer, phase="simrl", label=label, state=work.state, log=log)
-    tables.write_page()
-    save_model(trainer.model, tokenizer, work.out)
+SCORE_CACHE_SIZE = 1 << 14  # scored completions: the filter, the metrics and TRL ask for the same ones
 
 
 def build_trainer(
-    model, tokenizer, prompts: list[Prompt], *, settings: SimRL, folder: Path, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    settings: SimRL,
+    folder: Path,
+    seed: int,
 ) -> "SimRLTrainer":
-    """The trainer of these prompts; checkpoints go to `folder`.
+    """Builds the trainer of these prompts; checkpoints go to `folder`.
 
     Raises:
-        InputError: fewer prompts than a step takes, prompts that the processes cannot share, or no vLLM where it is wanted.
+        InputError: fewer prompts than a step takes, prompts_per_step that the processes cannot share, or vLLM is set but not
+            installed.
     """
     if len(prompts) < settings.prompts_per_step:
         raise InputError(
@@ -112,16 +92,26 @@ def build_trainer(
     rows = Dataset.from_dict(
         {
             "prompt": [prompt.text for prompt in prompts],
-            # An arrow column would give every tool the union of all keys; an index keeps the tools as they are.
+            # An arrow column would give every tool the union of all keys; an index leaves the tools as they are.
             "row": list(range(len(prompts))),
         }
     )
-    config = grpo_config(settings, folder=folder, seed=seed)
-    return SimRLTrainer(prompts, settings, model=model, args=config, train_dataset=rows, processing_class=tokenizer)
+    return SimRLTrainer(
+        prompts,
+        settings,
+        model=model,
+        args=grpo_config(settings, folder=folder, seed=seed),
+        train_dataset=rows,
+        processing_class=tokenizer,
+    )
 
 
 def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
-    """TRL's arguments for one process of `WORLD_SIZE`; a step's groups are dealt to the processes whole."""
+    """TRL's arguments for this process, one of `WORLD_SIZE`. A group is never split between processes.
+
+    Raises:
+        InputError: prompts_per_step is not a multiple of the processes, or vLLM is set but not installed.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.prompts_per_step % processes:
         raise InputError(
@@ -135,11 +125,11 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
         beta=settings.beta,
         temperature=settings.temperature,
         max_completion_length=settings.max_new_tokens,
-        # Only the first reward trains; the others are logged.
+        # Only the first reward trains; TRL logs the others.
         reward_weights=[1.0] + [0.0] * (len(_reward_names(settings)) - 1),
         loss_type="grpo",
         scale_rewards="group",
-        # As the official training's: OpenRLHF's defaults.
+        # As in the official training: OpenRLHF's defaults.
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=settings.steps * 3 // 100,
@@ -149,7 +139,7 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
     )
 
 
-def _vllm_arguments(settings: SimRL) -> dict[str, object]:
+def _vllm_arguments(settings: SimRL) -> dict[str, Any]:
     if settings.vllm is None:
         return {}
     if importlib.util.find_spec("vllm") is None:
@@ -164,152 +154,181 @@ def _vllm_arguments(settings: SimRL) -> dict[str, object]:
 
 
 def _reward_names(settings: SimRL) -> list[str]:
+    """The trained reward first, then those that are only logged."""
     return list(dict.fromkeys([settings.reward, *settings.log_rewards]))
 
 
 class SimRLTrainer(GRPOTrainer):
-    """GRPOTrainer that fills each step's batch with groups that teach something.
+    """GRPOTrainer whose batches hold groups with a learning signal.
 
     Attributes:
-        sampled: all groups of the last step in the order they were drawn, with those of the other processes.
-        batch: the groups of the last step that this process trained on.
+        prompts: the training prompts; `row` in a row of the data set is an index into them.
+        sampled_groups: all groups of the last step in the order of sampling, those of the other processes included.
+        batch_groups: the groups of the last step that this process trained on.
     """
 
-    def __init__(self, prompts: list[Prompt], settings: SimRL, **arguments) -> None:
-        self.prompts, self.settings = prompts, settings
-        self.sampled: list[Group] = []
-        self.batch: list[Group] = []
-        self._ready: list[Rollout] | None = None  # rollouts that TRL shall take for those it asks for
-        self._keys: list[tuple[int, ...]] = []
-        self.score = lru_cache(maxsize=SCORES_KEPT)(self._score)
-        functions = [self._reward_function(name) for name in _reward_names(settings)]
-        super().__init__(reward_funcs=functions, **arguments)
+    def __init__(
+        self,
+        prompts: list[Prompt],
+        settings: SimRL,
+        *,
+        model: PreTrainedModel,
+        args: GRPOConfig,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+    ) -> None:
+        self.prompts, self.settings, self.rows = prompts, settings, train_dataset
+        self.sampled_groups: list[Group] = []
+        self.batch_groups: list[Group] = []
+        self._rollouts_to_replay: list[Rollout] | None = None
+        self._sampling_keys: list[RolloutKey] = []
+        self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)
+        reward_funcs: list[RewardFunc] = [self._reward_function(name) for name in _reward_names(settings)]
+        super().__init__(
+            reward_funcs=reward_funcs,
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+        )
 
     def _score(self, row: int, completion: str) -> Score:
         prompt = self.prompts[row]
         names = _reward_names(self.settings)
         rewards = {name: REWARDS[name](completion, prompt.target, prompt.tools) for name in names}
-        parts = parts_of(completion, prompt.target, prompt.tools)
+        parts = score_parts(completion, prompt.target, prompt.tools)
         return Score(trained=rewards[self.settings.reward], rewards=rewards, parts=parts)
 
-    def _reward_function(self, name: str) -> Callable[..., list[float]]:
-        def totals(completions: list[str], row: list[int], **_: object) -> list[float]:
+    def _reward_function(self, name: str) -> Callable[..., list[float | None]]:
+        """The reward `name` as TRL calls it: with the completions and, by name, the columns of their rows."""
+
+        def totals(completions: list[str], row: list[int], **_: object) -> list[float | None]:
             scores = (self.score(*pair) for pair in zip(row, completions, strict=True))
             return [score.rewards[name].total for score in scores]
 
         totals.__name__ = name  # TRL logs it as rewards/<name>
         return totals
 
-    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        self.batch = self._fill_batch(inputs)
-        self._ready = [rollout for group in self.batch for rollout in group.rollouts]
-        return super()._generate_and_score_completions([group.row for group in self.batch for _ in group.rollouts])
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Overrides TRL's method: replaces `inputs` by the rows of the chosen groups, whose rollouts are sampled already."""
+        self.batch_groups = self._sample_batch(inputs)
+        self._rollouts_to_replay = [rollout for group in self.batch_groups for rollout in group.rollouts]
+        rows = [group.row for group in self.batch_groups for _ in group.rollouts]
+        return super()._generate_and_score_completions(rows)
 
-    def _fill_batch(self, inputs: list[dict]) -> list[Group]:
-        """This process's share of a batch of groups that teach: the given prompts' and, for those dropped, new ones'.
+    def _generate(self, prompts: list[str]) -> tuple:
+        """Overrides TRL's method: returns the chosen rollouts instead of sampling, in the form in which TRL returns them."""
+        rollouts, self._rollouts_to_replay = self._rollouts_to_replay, None
+        if rollouts is None:
+            raise RuntimeError("no rollouts were chosen: only _generate_and_score_completions may call _generate")
+        prompt_ids = [rollout.prompt_ids for rollout in rollouts]
+        completion_ids = [rollout.completion_ids for rollout in rollouts]
+        tool_mask = None
+        completions = [rollout.completion for rollout in rollouts]
+        logprobs = [rollout.logprobs for rollout in rollouts] if self.use_vllm else None
+        extra_fields: dict[str, list] = {}
+        images, tool_images = None, list[Any]()
+        return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, images, tool_images
 
-        All processes see all groups and choose alike, so the batch is the one that a single process would have made, but for
-        the rounding of products of another shape.
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments: Any, **keywords: Any) -> tuple:
+        """Overrides TRL's method: each rollout is drawn from its own random numbers, except by vLLM."""
+        if self.use_vllm:
+            return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
+        sampling = SeededSampling(
+            self._sampling_keys, temperature=self.settings.temperature, max_new_tokens=self.settings.max_new_tokens
+        )
+        with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
+            return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
+
+    def _sample_batch(self, inputs: list[dict[str, Any]]) -> list[Group]:
+        """Samples until the batch is full of kept groups or the refills are used up; returns this process's slice of it.
+
+        All processes see all groups and choose alike, so the batch is the one that a single process would have chosen, except
+        that matrix products of another shape round differently.
+
+        Args:
+            inputs: this process's rows of the step, each `num_generations` times in a row.
         """
-        limits, count = self.settings, self.settings.prompts_per_step
-        self.sampled, kept, rounds = [], [], 0
+        count = self.settings.prompts_per_step
+        self.sampled_groups, kept, refills = [], [], 0
         while True:
-            self.sampled += self._roll_out(inputs)
-            kept = [group for group in self.sampled if self.teaches(group)]
+            self.sampled_groups += self._sample_groups(inputs)
+            kept = [group for group in self.sampled_groups if self.is_kept(group)]
             missing = count - len(kept)
-            rows = self._refill(missing=missing, kept=len(kept)) if missing > 0 else []
-            if not rows or rounds == limits.max_refills:
+            rows = self._choose_refill_rows(missing=missing, kept=len(kept)) if missing > 0 else []
+            if not rows or refills == self.settings.max_refills:
                 break
-            rounds += 1
-            inputs = [self.train_dataset[row] for row in self._share(rows) for _ in range(limits.num_generations)]
-        self._log_sampled(kept=len(kept), rounds=rounds, missing=max(0, missing))
-        dropped = [group for group in self.sampled if not self.teaches(group)]
-        return self._share(fill(kept, dropped, count=count))
+            refills += 1
+            inputs = [self.rows[row] for row in self._slice_of_rank(rows) for _ in range(self.settings.num_generations)]
+        self._log_sampling(kept=len(kept), refills=refills, missing=max(0, missing))
+        dropped = [group for group in self.sampled_groups if not self.is_kept(group)]
+        return self._slice_of_rank(choose_batch(kept, dropped, count=count))
 
-    def teaches(self, group: Group) -> bool:
+    def is_kept(self, group: Group) -> bool:
+        """Whether dynamic filtering keeps a group."""
         contents = [rollout.score.trained.content for rollout in group.rollouts]
-        return teaches(contents, between=self.settings.keep_between)
+        return is_informative(contents, between=self.settings.keep_between)
 
-    def _refill(self, *, missing: int, kept: int) -> list[int]:
+    def _choose_refill_rows(self, *, missing: int, kept: int) -> list[int]:
+        """Indices of the rows that all processes together sample next; fewer than wanted, or none, when the set is used up."""
         processes = self.accelerator.num_processes
         size = refill_size(
             missing=missing,
             kept=kept,
-            tried=len(self.sampled),
+            tried=len(self.sampled_groups),
             limit=self.settings.prompts_per_step,
             multiple=processes,
         )
-        tried = {group.row["row"] for group in self.sampled}
-        rows = refill_rows(
+        rows = draw_refill_rows(
             seed=self.args.seed,
             step=self.state.global_step,
             count=size,
             rows=len(self.prompts),
-            tried=tried,
+            tried={group.row["row"] for group in self.sampled_groups},
         )
-        return rows[: len(rows) // processes * processes]
+        return rows[: len(rows) // processes * processes]  # each process samples as many
 
-    def _share(self, items: list) -> list:
+    def _slice_of_rank(self, items: list) -> list:
         each, rank = len(items) // self.accelerator.num_processes, self.accelerator.process_index
         return items[rank * each : (rank + 1) * each]
 
-    def _roll_out(self, inputs: list[dict]) -> list[Group]:
-        """Samples a completion for each of this process's inputs, and returns the groups of all processes."""
+    def _sample_groups(self, inputs: list[dict[str, Any]]) -> list[Group]:
+        """Samples one completion per input of this process, scores it, and returns the groups of all processes."""
         size = self.settings.num_generations
         base = (self.args.seed, self.state.global_step)
-        self._keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
-        prompt_ids, completion_ids, _, texts, logprobs, *_ = super()._generate([row["prompt"] for row in inputs])
-        logprobs = logprobs or [None] * len(inputs)
+        self._sampling_keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids, completion_ids, _, completions, logprobs, *_ = super()._generate(prompts)  # TRL's, which samples
+        columns = zip(inputs, prompt_ids, completion_ids, completions, logprobs or [None] * len(inputs), strict=True)
         rollouts = [
-            Rollout(*parts, score=self.score(row["row"], parts[2]))
-            for row, *parts in zip(inputs, prompt_ids, completion_ids, texts, logprobs, strict=True)
+            Rollout(prompt_tokens, tokens, text, token_logprobs, score=self.score(row["row"], text))
+            for row, prompt_tokens, tokens, text, token_logprobs in columns
         ]
         groups = [Group(inputs[start], rollouts[start : start + size]) for start in range(0, len(inputs), size)]
         return gather_object(groups)
 
-    def _generate(self, prompts: list[str]) -> tuple:
-        """The rollouts that were chosen, in place of new ones, in the form TRL's own method gives them."""
-        ready, self._ready = self._ready, None
-        logprobs = [rollout.logprobs for rollout in ready]
-        return (
-            [rollout.prompt_ids for rollout in ready],
-            [rollout.completion_ids for rollout in ready],
-            None,
-            [rollout.completion for rollout in ready],
-            logprobs if self.use_vllm else None,
-            {},
-            None,
-            [],
-        )
-
-    def _generate_single_turn(self, prompt_ids: list[list[int]], *arguments, **keywords) -> tuple:
-        if self.use_vllm:
-            return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
-        limits = {"temperature": self.settings.temperature, "max_new_tokens": self.settings.max_new_tokens}
-        with drawn_by(self.accelerator.unwrap_model(self.model), SeededSampling(self._keys, **limits)):
-            return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
-
-    def _log_sampled(self, *, kept: int, rounds: int, missing: int) -> None:
-        scores = [rollout.score for group in self.sampled for rollout in group.rollouts]
-        values = {
+    def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:
+        """Adds the means over all sampled rollouts, the dropped ones included, to the metrics that TRL logs for this step."""
+        scores = [rollout.score for group in self.sampled_groups for rollout in group.rollouts]
+        values: dict[str, list[float] | list[float | None]] = {
             "sampled_reward": [score.trained.total for score in scores],
             "content": [score.trained.content for score in scores],
             "format_rate": [score.parts.format for score in scores],
             "name_accuracy": [score.parts.name_accuracy for score in scores],
             "argument_similarity": [score.parts.argument_similarity for score in scores],
             "call_count_error": [score.parts.call_count_error for score in scores],
-            "kept_fraction": [kept / len(self.sampled)],
-            "refill_rounds": [rounds],
+            "kept_fraction": [kept / len(self.sampled_groups)],
+            "refill_rounds": [refills],
             "unfilled_groups": [missing],
         }
         for name, column in values.items():
             if known := [value for value in column if value is not None]:
                 self._metrics["train"][name].append(fmean(known))
         if missing and self.accelerator.is_main_process:
-            log.warning(
-                "step %d: %d of %d groups teach nothing after %d refills; they stay in the batch",
+            logger.warning(
+                "step %d: %d of %d groups in the batch have no learning signal, after %d refills",
                 self.state.global_step + 1,
                 missing,
                 self.settings.prompts_per_step,
-                rounds,
+                refills,
             )

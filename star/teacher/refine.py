@@ -8,24 +8,26 @@ from transformers import Trainer
 from star.config.experiment import Architecture, Config, Training
 from star.folders.workspace import Workspace
 from star.modeling import distributed
-from star.modeling.models import base_source, keep_model, load_model, load_tokenizer
+from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
 from star.modeling.prompts import Prompt, render_rows, within_length
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
 from star.modeling.training import (
-    IGNORE,
-    Log,
+    IGNORE_INDEX,
+    LogMetrics,
     collate_completions,
-    publish_curves,
+    copy_learning_curves,
     seed_everything,
     supervised_arguments,
     train,
 )
-from star.simrl.trainer import FIGURES, Show, refine_model
+from star.simrl.refine import SIMRL_METRICS, LogArtifact, refine_model
 
 
-def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log, show: Show) -> dict[str, float]:
-    """Writes the teacher's model folder to `work.out`. Every step that was finished before a kill is taken from `work.state`.
+def make_teacher(
+    config: Config, rows: list[dict], *, workspace: Workspace, log_metrics: LogMetrics, log_artifact: LogArtifact
+) -> dict[str, float]:
+    """Writes the teacher's model folder to `workspace.out`. Every step that was finished before a kill is taken from `workspace.state`.
 
     Returns:
         the last training values by phase, and too_long: rows left out because of their length.
@@ -33,12 +35,20 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log,
     tokenizer = _tokenizer(config, rows)
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    trained = work.state / "trained"
+    trained = workspace.state / "trained"
     if not distributed.told_by_first((trained / "config.json").is_file()):
-        model = _base(config, tokenizer, work=work, log=log)
+        model = _base(config, tokenizer, workspace=workspace, log_metrics=log_metrics)
         if config.teacher.sft:
-            _fine_tune(model, tokenizer, kept, settings=config.teacher.sft, seed=config.seed, work=work, log=log)
-        keep_model(model, tokenizer, trained)
+            _fine_tune(
+                model,
+                tokenizer,
+                kept,
+                settings=config.teacher.sft,
+                seed=config.seed,
+                workspace=workspace,
+                log_metrics=log_metrics,
+            )
+        save_model_atomically(model, tokenizer, trained)
     if config.teacher.refine:
         label = "refine the teacher (Sim-RL)"
         refine_model(
@@ -47,15 +57,15 @@ def make_teacher(config: Config, rows: list[dict], *, work: Workspace, log: Log,
             kept,
             settings=config.teacher.refine,
             seed=config.seed,
-            work=work,
+            workspace=workspace,
             label=label,
-            log=log,
-            show=show,
+            log_metrics=log_metrics,
+            log_artifact=log_artifact,
         )
     else:
-        shutil.copytree(trained, work.out, dirs_exist_ok=True)
+        shutil.copytree(trained, workspace.out, dirs_exist_ok=True)
     counts = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
-    return counts | publish_curves(work.state, out=work.out, figures=FIGURES)
+    return counts | copy_learning_curves(workspace.state, out=workspace.out, metrics=SIMRL_METRICS)
 
 
 def _tokenizer(config: Config, rows: list[dict]):
@@ -65,35 +75,42 @@ def _tokenizer(config: Config, rows: list[dict]):
     return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
 
 
-def _base(config: Config, tokenizer, *, work: Workspace, log: Log):
+def _base(config: Config, tokenizer, *, workspace: Workspace, log_metrics: LogMetrics):
     base = config.teacher.base
     if isinstance(base, Architecture):
         return build_base(
             base,
             config.scratch,
             tokenizer=tokenizer,
-            state=work.state,
+            state=workspace.state,
             label="warm up the teacher's base",
             seed=config.seed,
-            log=log,
+            log_metrics=log_metrics,
         )
     return load_model(base_source(base), revision=config.teacher.revision, training=True)
 
 
 def _fine_tune(
-    model, tokenizer, prompts: list[Prompt], *, settings: Training, seed: int, work: Workspace, log: Log
+    model,
+    tokenizer,
+    prompts: list[Prompt],
+    *,
+    settings: Training,
+    seed: int,
+    workspace: Workspace,
+    log_metrics: LogMetrics,
 ) -> None:
     seed_everything(seed)
     trainer = Trainer(
         model=model,
-        args=supervised_arguments(settings, folder=work.state / "sft", seed=seed),
+        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed),
         train_dataset=[_supervised_row(prompt, tokenizer) for prompt in prompts],
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )
-    train(trainer, phase="sft", label="train the teacher", state=work.state, log=log)
+    train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
 
 
 def _supervised_row(prompt: Prompt, tokenizer) -> dict[str, list[int]]:
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(prompt.target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE] * len(prompt_ids) + target_ids}
+    return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}

@@ -9,12 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from star import stages
-from star.ckd.trainer import FIGURES, CKDTrainer, DistillationRows
+from star.ckd.trainer import CKD_METRICS, CKDTrainer, DistillationRows
 from star.config.experiment import Config, Lora, Student
 from star.errors import InputError
 from star.evaluation.report import write_report
 from star.modeling.models import load_model, load_tokenizer
-from star.modeling.training import IGNORE, collate_completions, supervised_arguments, train
+from star.modeling.training import IGNORE_INDEX, collate_completions, supervised_arguments, train
 
 
 def trainer_for(folder: Path, student: Path, state: Path, config: Config, **settings: object) -> CKDTrainer:
@@ -37,7 +37,7 @@ def test_the_loss_is_the_methods(micro: Config, finished: dict[str, Path], tmp_p
     total, tokens = 0.0, 0
     for row in rows:
         logits = trainer.model(torch.tensor([row["input_ids"]])).logits[0].double()
-        places = [place for place, label in enumerate(row["labels"]) if label != IGNORE]
+        places = [place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX]
         for place, ids, logprobs in zip(places, row["teacher_ids"], row["teacher_logprobs"].double(), strict=True):
             q = torch.softmax(logits[place - 1], -1)
             fkl = (logprobs.exp() * (logprobs - q[ids].log())).sum()
@@ -80,13 +80,13 @@ def test_what_is_logged_adds_up_to_the_loss(micro: Config, finished: dict[str, P
 
 def test_what_is_logged_says_how_the_student_is(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=2)
-    train(trainer, phase="ckd", label="test", state=tmp_path, log=lambda values, step: None)
+    train(trainer, phase="ckd", label="test", state=tmp_path, log_metrics=lambda values, step: None)
     entry = next(entry for entry in trainer.state.log_history if "fkl" in entry)
     assert 0 < entry["entropy"] < math.log(trainer.model.config.vocab_size)
     assert 0 < entry["overlap"] <= 1
     assert entry["tokens_per_second"] > 0 and entry["memory_mib"] > 0
     kept = json.loads((tmp_path / "ckd_curve.json").read_text(encoding="utf-8"))[0]
-    assert {"loss", *FIGURES} <= kept.keys() and not {"tokens_per_second", "memory_mib"} & kept.keys()
+    assert {"loss", *CKD_METRICS} <= kept.keys() and not {"tokens_per_second", "memory_mib"} & kept.keys()
 
 
 @pytest.mark.parametrize(("kind", "of"), [("ce", "ce"), ("fkl", "fkl"), ("rkl", None), ("akl", None), ("rskd", None)])
@@ -124,7 +124,7 @@ def test_every_step_is_logged_and_charted(micro: Config, finished: dict[str, Pat
     assert [entry["step"] for entry in curve] == list(range(1, micro.distill.steps + 1))
     write_report(tmp_path / "report.html", {"curves": {"distill: ckd": curve}})
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert all(f"<b>{figure}</b>" in page for figure in ("loss", *FIGURES))
+    assert all(f"<b>{figure}</b>" in page for figure in ("loss", *CKD_METRICS))
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4, alpha=8)])
@@ -209,14 +209,14 @@ def test_broken_weights_are_named(micro: Config, finished: dict[str, Path], tmp_
 def test_rows_join_the_store_by_sequence(finished: dict[str, Path]) -> None:
     rows = DistillationRows(finished["extract-topk"])
     for row in (rows[index] for index in range(len(rows))):
-        labelled = sum(label != IGNORE for label in row["labels"])
+        labelled = sum(label != IGNORE_INDEX for label in row["labels"])
         assert labelled == len(row["teacher_ids"]) == len(row["teacher_logprobs"])
 
 
 def test_padding_is_on_the_right_and_has_no_label() -> None:
     batch = collate_completions(
-        [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}, {"input_ids": [5], "labels": [5]}], pad_id=0
+        [{"input_ids": [5, 6, 7], "labels": [IGNORE_INDEX, 6, 7]}, {"input_ids": [5], "labels": [5]}], pad_id=0
     )
     assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORE, 6, 7], [5, IGNORE, IGNORE]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, 6, 7], [5, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -34,10 +34,10 @@ def main(model: Path, data: Path, out: Path) -> None:
     class Record(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
             sampled = [
-                [group.row["row"], [rollout.completion for rollout in group.rollouts], trainer.teaches(group)]
-                for group in trainer.sampled
+                [group.row["row"], [rollout.completion for rollout in group.rollouts], trainer.is_kept(group)]
+                for group in trainer.sampled_groups
             ]
-            steps.append({"sampled": sampled, "batch": [group.row["row"] for group in trainer.batch]})
+            steps.append({"sampled": sampled, "batch": [group.row["row"] for group in trainer.batch_groups]})
 
     trainer.add_callback(Record())
     trainer.train()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from star.modeling.models import load_model, load_tokenizer
-from star.simrl.sampling import SeededSampling, drawn_by
+from star.simrl.sampling import SeededSampling, use_sampling
 
 
 def test_tokens_are_drawn_by_their_probability() -> None:
@@ -27,7 +27,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(finished: dict[str, Path])
     def sample(keys: list[int]) -> list[str]:
         batch = tokenizer([prompts[key] for key in keys], return_tensors="pt", padding=True, add_special_tokens=False)
         sampling = SeededSampling([(7, key) for key in keys], temperature=1.0, max_new_tokens=12)
-        with drawn_by(model, sampling), torch.no_grad():
+        with use_sampling(model, sampling), torch.no_grad():
             ids = model.generate(**batch, do_sample=True, max_new_tokens=12, min_new_tokens=12, temperature=1.0)
         return tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :])
 

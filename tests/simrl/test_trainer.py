@@ -18,7 +18,8 @@ from star.folders.workspace import Workspace
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows
 from star.modeling.training import train
-from star.simrl.trainer import SimRLTrainer, build_trainer, grpo_config, refine_model
+from star.simrl.refine import refine_model
+from star.simrl.trainer import SimRLTrainer, build_trainer, grpo_config
 
 CALL = '<think>\n\n</think>\n\n<tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>'
 # The micro teacher's answers are of valid format about half of the time.
@@ -55,7 +56,7 @@ def teacher_trainer(finished: dict[str, Path], folder: Path, settings: SimRL = S
 def run(trainer: SimRLTrainer, state: Path) -> list[dict]:
     """Trains to the end; the logged values by step."""
     state.mkdir(exist_ok=True)
-    train(trainer, phase="simrl", label="test", state=state, log=lambda values, step: None)
+    train(trainer, phase="simrl", label="test", state=state, log_metrics=lambda values, step: None)
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8"))
 
 
@@ -104,9 +105,9 @@ def test_groups_that_teach_nothing_are_replaced(finished: dict[str, Path], tmp_p
 
     class Look(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
-            drawn = [group.row["row"] for group in trainer.sampled]
+            drawn = [group.row["row"] for group in trainer.sampled_groups]
             assert len(drawn) == len(set(drawn))  # a refill is a new prompt
-            assert {len(group.rollouts) for group in trainer.sampled} == {SETTINGS.num_generations}
+            assert {len(group.rollouts) for group in trainer.sampled_groups} == {SETTINGS.num_generations}
             taken.append(drawn)
 
     trainer.add_callback(Look())
@@ -137,7 +138,7 @@ def test_only_kept_groups_reach_the_reference_model(
 
     monkeypatch.setattr(trainer.ref_model, "forward", counting)
     run(trainer, tmp_path / "state")
-    assert len(trainer.sampled) > SETTINGS.prompts_per_step
+    assert len(trainer.sampled_groups) > SETTINGS.prompts_per_step
     assert sum(scored) == SETTINGS.prompts_per_step * SETTINGS.num_generations
 
 
@@ -174,15 +175,15 @@ def test_a_batch_that_cannot_be_filled_is_reported(
     with caplog.at_level(logging.WARNING):
         [entry] = run(teacher_trainer(finished, tmp_path / "simrl", settings), tmp_path / "state")
     assert (entry["unfilled_groups"], entry["refill_rounds"], entry["format_rate"]) == (4, 2, 0)
-    assert "4 of 4 groups teach nothing after 2 refills" in caplog.text
+    assert "4 of 4 groups in the batch have no learning signal, after 2 refills" in caplog.text
 
 
 def refine_teacher_again(
     finished: dict[str, Path], tmp_path: Path, settings: SimRL, *, pages: list[str] | None = None
 ) -> Workspace:
-    work = Workspace(out=tmp_path / "out", state=tmp_path / "state")
-    work.out.mkdir()
-    work.state.mkdir()
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    workspace.out.mkdir()
+    workspace.state.mkdir()
     teacher = finished["refine-teacher"]
     pages = [] if pages is None else pages
     refine_model(
@@ -191,19 +192,19 @@ def refine_teacher_again(
         prompts_of(finished),
         settings=settings,
         seed=7,
-        work=work,
+        workspace=workspace,
         label="test",
-        log=lambda values, step: None,
-        show=lambda page: pages.append(page.read_text(encoding="utf-8")),
+        log_metrics=lambda values, step: None,
+        log_artifact=lambda page: pages.append(page.read_text(encoding="utf-8")),
     )
-    return work
+    return workspace
 
 
 def test_sampled_completions_are_shown_as_the_training_goes(finished: dict[str, Path], tmp_path: Path) -> None:
     pages: list[str] = []
-    work = refine_teacher_again(finished, tmp_path, SETTINGS.model_copy(update={"save_steps": 2}), pages=pages)
+    workspace = refine_teacher_again(finished, tmp_path, SETTINGS.model_copy(update={"save_steps": 2}), pages=pages)
     assert [page.count("<details") for page in pages] == [1, 2, 3]  # steps 1, 2 and 4
-    page = (work.out / "completions.html").read_text(encoding="utf-8")
+    page = (workspace.out / "completions.html").read_text(encoding="utf-8")
     assert page == pages[-1]
     assert page.index("Step 4:") < page.index("Step 2:") < page.index("Step 1:")
     assert "&lt;think&gt;" in page and "<think>" not in page and "<script" not in page
@@ -219,10 +220,10 @@ def test_a_collapse_stops_and_names_the_last_good_model(finished: dict[str, Path
 
 def test_exact_match_is_checked_on_prompts_kept_back(finished: dict[str, Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"steps": 2, "check_steps": 1, "check_prompts": 8})
-    work = refine_teacher_again(finished, tmp_path, settings)
-    checks = json.loads((work.state / "checks.json").read_text(encoding="utf-8"))
+    workspace = refine_teacher_again(finished, tmp_path, settings)
+    checks = json.loads((workspace.state / "checks.json").read_text(encoding="utf-8"))
     assert list(checks) == ["1", "2"]
-    curve = json.loads((work.state / "simrl_curve.json").read_text(encoding="utf-8"))
+    curve = json.loads((workspace.state / "simrl_curve.json").read_text(encoding="utf-8"))
     for entry, check in zip(curve, checks.values(), strict=True):
         assert len(check["exact"]) == 8
         assert entry["heldout_exact_match"] == sum(check["exact"]) / 8

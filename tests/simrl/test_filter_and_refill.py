@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from star.rewards.breakdown import Parts, Score
 from star.rewards.similarity import Reward
-from star.simrl.filtering import Group, Rollout, fill, refill_rows, refill_size, teaches
+from star.simrl.filter_and_refill import Group, Rollout, choose_batch, draw_refill_rows, is_informative, refill_size
 
 BOUNDS = (0.01, 0.99)
 contents = st.lists(st.floats(0, 1), min_size=2, max_size=8)
@@ -17,26 +17,26 @@ def group(*totals: float) -> Group:
 
 
 def test_a_group_is_kept_by_its_content_scores():
-    assert teaches([0.0, 1.0], between=BOUNDS)
-    assert teaches([0.3, 0.5, 0.5], between=BOUNDS)
-    assert not teaches([0.5, 0.5], between=BOUNDS)  # all alike
-    assert not teaches([0.0, 0.0, 0.02], between=BOUNDS)  # hardly anything
-    assert not teaches([1.0, 1.0, 1.0, 0.97], between=BOUNDS)  # hardly anything missing
-    assert not teaches([0.0, 0.02], between=BOUNDS)  # a mean of 0.01 is not inside
-    assert teaches([0.5, 0.5], between=None)
+    assert is_informative([0.0, 1.0], between=BOUNDS)
+    assert is_informative([0.3, 0.5, 0.5], between=BOUNDS)
+    assert not is_informative([0.5, 0.5], between=BOUNDS)  # all alike
+    assert not is_informative([0.0, 0.0, 0.02], between=BOUNDS)  # hardly anything
+    assert not is_informative([1.0, 1.0, 1.0, 0.97], between=BOUNDS)  # hardly anything missing
+    assert not is_informative([0.0, 0.02], between=BOUNDS)  # a mean of 0.01 is not inside
+    assert is_informative([0.5, 0.5], between=None)
 
 
 @given(scores=contents)
 def test_kept_groups_have_something_to_compare(scores):
-    if teaches(scores, between=BOUNDS):
+    if is_informative(scores, between=BOUNDS):
         assert 0.01 < sum(scores) / len(scores) < 0.99
         assert max(scores) > min(scores)
 
 
 def test_a_batch_is_filled_with_the_dropped_groups_that_differ_most():
     kept, alike, format_error, small = group(0, 1), group(1, 1), group(-1, 1), group(1, 0.96)
-    assert fill([kept, kept], [alike], count=2) == [kept, kept]
-    assert fill([kept], [alike, small, format_error], count=3) == [kept, format_error, small]
+    assert choose_batch([kept, kept], [alike], count=2) == [kept, kept]
+    assert choose_batch([kept], [alike, small, format_error], count=3) == [kept, format_error, small]
 
 
 @given(
@@ -54,7 +54,7 @@ def test_a_refill_can_be_shared_and_is_bounded(missing, tried, share, multiple):
 )
 def test_refills_are_new_prompts_in_an_order_of_the_step(seed, step, tried, data):
     def draw(count: int, tried: set[int]) -> list[int]:
-        return refill_rows(seed=seed, step=step, count=count, rows=30, tried=tried)
+        return draw_refill_rows(seed=seed, step=step, count=count, rows=30, tried=tried)
 
     whole = draw(30, tried)
     assert set(whole) == set(range(30)) - tried
@@ -65,5 +65,5 @@ def test_refills_are_new_prompts_in_an_order_of_the_step(seed, step, tried, data
 
 
 def test_refills_of_other_steps_are_others():
-    draws = {tuple(refill_rows(seed=7, step=step, count=8, rows=1000, tried=set())) for step in range(15)}
+    draws = {tuple(draw_refill_rows(seed=7, step=step, count=8, rows=1000, tried=set())) for step in range(15)}
     assert len(draws) == 15
