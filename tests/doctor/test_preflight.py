@@ -1,4 +1,4 @@
-"""`star doctor` and the pipeline's first task in broken environments: each names its fault and says the cure."""
+"""`star doctor` and the pipeline's first task in broken environments: each check names the fault and the cure."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from moto.server import ThreadedMotoServer
 
 from star.config.experiment import Config
 from star.config.load import load_config
-from star.doctor.preflight import GIB, Check, memory_needed, preflight_checks, require_all
+from star.doctor.estimates import GIB, memory_needed
+from star.doctor.preflight import Check, preflight_checks, require_all
 from star.errors import InputError
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
@@ -31,7 +32,7 @@ def store() -> Iterator[str]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    requests.post(f"http://{host}:{port}/moto-api/reset")  # servers of one process share what they hold
+    requests.post(f"http://{host}:{port}/moto-api/reset")  # servers of one process share their objects
     client = boto3.client(
         "s3",
         endpoint_url=f"http://{host}:{port}",
@@ -61,7 +62,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One tracking database for all tests: making one takes seconds."""
+    """One tracking database for all tests, because creating one takes seconds."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -91,17 +92,17 @@ def healthy(store: str, models: Path, home: Path, tmp_path: Path, monkeypatch: p
     }
 
 
-def failed(settings: dict) -> dict[str, str]:
-    return {check.name: check.detail for check in checked(settings) if not check.passed}
+def failed_details(settings: dict) -> dict[str, str]:
+    return {check.name: check.detail for check in run_checks(settings) if not check.passed}
 
 
-def checked(settings: dict) -> list[Check]:
+def run_checks(settings: dict) -> list[Check]:
     return list(preflight_checks(Config.model_validate(settings)))
 
 
 def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
-    checks = checked(healthy)
-    assert failed(healthy) == {}
+    checks = run_checks(healthy)
+    assert failed_details(healthy) == {}
     assert [check.name for check in checks] == [
         "secrets", "MLflow", "registry", "checkpoints", "volume", "space", "tokenizers",
         "GPU, refine-teacher", "GPU, distill", "GPU, refine",
@@ -111,7 +112,7 @@ def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
 def test_the_checks_leave_nothing_behind(healthy: dict, store: str) -> None:
     from star.tracking.server import connect, experiment_id
 
-    checked(healthy)
+    run_checks(healthy)
     client = connect()
     assert client.search_runs([experiment_id(client)]) == []
     assert boto3.client("s3", endpoint_url=store).list_objects_v2(Bucket="star")["KeyCount"] == 0
@@ -135,7 +136,7 @@ def tracking_down(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
 
 
 def tracking_without_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **_: object) -> None:
-    """Runs are taken and the place of their artifacts cannot be written."""
+    """The server accepts runs, and their artifact location cannot be written."""
     from mlflow import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -145,7 +146,7 @@ def tracking_without_artifacts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 def another_service(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
-    """Something answers at the tracking server's address that is not MLflow."""
+    """Another service than MLflow answers at the tracking server's address."""
 
     class NotFound(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -183,7 +184,7 @@ def store_larger_than_the_disk(settings: dict, **_: object) -> None:
     settings["rollout"] = {"prompts": 10**9}
 
 
-def strange_student(settings: dict, models: Path, **_: object) -> None:
+def student_with_another_tokenizer(settings: dict, models: Path, **_: object) -> None:
     settings["student"] = {"base": str(models / "stranger")}
 
 
@@ -213,7 +214,7 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (read_only_volume, "volume", "/proc/star cannot be written", "give the claim to that user"),
     (file_for_a_volume, "volume", "cannot be written", "leave out cluster.work_claim"),
     (store_larger_than_the_disk, "space", "the teacher's signal", "free some"),
-    (strange_student, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
+    (student_with_another_tokenizer, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
     (no_such_model, "tokenizers", "example/no-such-model", "give a folder"),
     (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
     (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
@@ -234,19 +235,19 @@ def test_a_broken_environment_is_named_with_its_cure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     break_it(settings=healthy, models=models, tmp_path=tmp_path, monkeypatch=monkeypatch)
-    said = failed(healthy)
-    assert fault in said[check] and cure in said[check]
-    assert "secret" not in said[check].replace("Secret", "").replace("secrets", "")
+    details = failed_details(healthy)
+    assert fault in details[check] and cure in details[check]
+    assert "secret" not in details[check].replace("Secret", "").replace("secrets", "")
 
 
-def test_all_faults_are_said_at_once(healthy: dict, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
+def test_all_faults_are_in_one_message(healthy: dict, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
     no_bucket(healthy)
-    strange_student(healthy, models)
+    student_with_another_tokenizer(healthy, models)
     with pytest.raises(InputError, match="checkpoints: .*tokenizers: "):
         require_all(Config.model_validate(healthy))
 
 
-def test_the_estimate_knows_adapters_and_the_reference(models: Path) -> None:
+def test_the_estimate_includes_adapters_and_the_reference_weights(models: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     count = sum(weight.numel() for weight in AutoModelForCausalLM.from_pretrained(models / "teacher").parameters())
@@ -264,7 +265,7 @@ def test_the_estimate_knows_adapters_and_the_reference(models: Path) -> None:
 
 
 def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
-    """By its sizes, as the hub's configuration has them."""
+    """With the sizes of the configuration on the hub."""
     base = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
             "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
     scratch = {"vocab_size": 1000, "warmup": {"steps": 1, "learning_rate": 1e-3}}
@@ -274,7 +275,7 @@ def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
     assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB < 40
 
 
-def test_the_doctor_ends_with_status_2_and_the_task_with_the_faults(healthy: dict, tmp_path: Path) -> None:
+def test_the_doctor_exits_with_status_2_and_prints_the_fault(healthy: dict, tmp_path: Path) -> None:
     healthy["cluster"]["checkpoints"] = "s3://absent/checkpoints"
     profile = tmp_path / "profile.yaml"
     profile.write_text(json.dumps(healthy))

@@ -1,0 +1,73 @@
+"""Estimates the disk space and the GPU memory that a configuration needs at least.
+
+Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term takes (16 + 4) * 8.19e9 bytes = 153 GiB. With LoRA adapters
+it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
+"""
+
+from star.config.experiment import Architecture, Config, Distill, SimRL, Student, Teacher, Training
+from star.errors import InputError
+
+GIB = 1 << 30
+QWEN3_VOCABULARY = 152_000
+# Bytes per parameter.
+TRAINED = 16  # fp32 weights and gradients, two fp32 moments of AdamW
+REFERENCE = 4  # fp32 weights that the KL term compares with
+FROZEN = 2  # bf16 weights
+ADAPTED = 2.5  # bf16 weights, and adapters of a few percent of them with their gradients and moments
+
+
+def topk_store_bytes(config: Config) -> tuple[int, float]:
+    """Returns how many samples the rollout draws at most, and how many bytes their top-k store takes at most."""
+    from star.topk.capacity import bytes_a_token
+
+    samples = (config.rollout.prompts or config.data.generated_rows) * config.rollout.samples
+    vocab_size = config.scratch.vocab_size if config.scratch else QWEN3_VOCABULARY
+    return samples, samples * config.rollout.max_new_tokens * bytes_a_token(config.topk.top_k, vocab_size)
+
+
+def memory_needed(config: Config, stage: str) -> float:
+    """Bytes of GPU memory that a stage needs at the very least: weights, gradients and optimizer state of its model on one GPU.
+
+    Activations and the cache of generated tokens come on top.
+    """
+    teacher, student = config.teacher, config.student
+    if stage == "refine-teacher":
+        return max(_training_bytes(teacher, training) for training in (teacher.sft, teacher.refine))
+    if stage == "distill":
+        return _training_bytes(student, config.distill)
+    if stage == "refine":
+        return _training_bytes(student, config.refine)
+    return FROZEN * _count_parameters(teacher)
+
+
+def _training_bytes(model: Teacher | Student, training: Training | SimRL | None) -> float:
+    if training is None:
+        return FROZEN * _count_parameters(model)
+    if isinstance(training, Distill | SimRL) and training.lora:
+        return ADAPTED * _count_parameters(model)
+    # With a KL term Sim-RL keeps the weights it started from beside the trained ones. Adapters need no copy: they are switched off.
+    reference = REFERENCE if isinstance(training, SimRL) and training.beta else 0
+    return (TRAINED + reference) * _count_parameters(model)
+
+
+def _count_parameters(model: Teacher | Student) -> int:
+    """Counts the parameters on a model without weights (meta device), for which only the model's configuration is downloaded."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+
+    from star.modeling.models import base_source, count_parameters
+
+    if isinstance(model.base, Architecture):
+        # The embedding of a model from scratch is small, so any vocabulary will do.
+        described = Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump())
+    else:
+        source = base_source(model.base)
+        try:
+            described = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the configuration of model {source} cannot be read ({reason}): give a folder, or an id this machine can download"
+            ) from error
+    with torch.device("meta"):
+        return count_parameters(AutoModelForCausalLM.from_config(described))

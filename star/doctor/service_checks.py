@@ -1,0 +1,91 @@
+"""Checks the services that a pipeline's tasks use: secrets, MLflow, the object store, the volume, Kubeflow Trainer.
+
+Each function returns what it found, as one phrase, or raises InputError with what is wrong and what to do.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+from star.errors import InputError
+
+PROBE = b"preflight"  # content of the objects and files that are written and removed again
+
+
+def check_secrets(secrets: dict[str, dict[str, str]]) -> str:
+    """Checks that the variables of all Secrets (Secret -> variable -> key) are set in this process."""
+    secret_of = {variable: secret for secret, variables in secrets.items() for variable in variables}
+    if missing := [f"{name} (from Secret {secret})" for name, secret in secret_of.items() if not os.environ.get(name)]:
+        raise InputError(
+            f"not set: {', '.join(missing)}: fill the Secret in this namespace (kubectl create secret generic)"
+        )
+    return f"{len(secret_of)} variables are set"
+
+
+def check_tracking_server() -> str:
+    """Writes an MLflow run with an artifact and deletes it: a server that answers may still be unable to store artifacts."""
+    from star.tracking.server import connect, experiment_id, reason_of, shown_uri, tracking_uri
+
+    client = connect()
+    uri = shown_uri(tracking_uri())
+    try:
+        run = client.create_run(experiment_id(client), run_name="preflight", tags={"star.stage": "preflight"})
+        client.log_text(run.info.run_id, "written by the pre-flight\n", "preflight.txt")
+        client.set_terminated(run.info.run_id)
+        client.delete_run(run.info.run_id)
+    except Exception as error:
+        raise InputError(
+            f"{uri} answers and does not take a run with an artifact ({reason_of(error)}): check the rights of "
+            "MLFLOW_TRACKING_USERNAME, and that the server's artifact store exists"
+        ) from error
+    return uri
+
+
+def check_model_registry(model_name: str) -> str:
+    """Checks that MLflow has a model registry, which a file store lacks."""
+    from star.tracking.server import connect, reason_of, shown_uri, tracking_uri
+
+    client = connect()
+    try:
+        versions = client.search_model_versions(f"name = '{model_name}'", max_results=1)
+    except Exception as error:
+        raise InputError(
+            f"{shown_uri(tracking_uri())} has no usable model registry ({reason_of(error)}): it needs a database store"
+        ) from error
+    return f"{model_name} has versions" if versions else f"{model_name} will be created"
+
+
+def check_object_store(url: str) -> str:
+    """Writes an S3 object, reads it back and deletes it."""
+    from star.folders.s3_client import Place, connected
+
+    place, name = Place.parse(url), f".preflight-{uuid.uuid4().hex}"
+    with connected(place) as client:
+        client.put_object(Bucket=place.bucket, Key=place.key(name), Body=PROBE)
+        read = client.get_object(Bucket=place.bucket, Key=place.key(name))["Body"].read()
+        client.delete_object(Bucket=place.bucket, Key=place.key(name))
+    if read != PROBE:
+        raise InputError(f"{place} does not return what was written: check the store")
+    return str(place)
+
+
+def check_volume(folder: Path) -> str:
+    """Writes a file to the volume of `cluster.work_claim` and deletes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".preflight-{uuid.uuid4().hex}"
+        probe.write_bytes(PROBE)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written by uid {os.getuid()} ({error.strerror}): give the claim to that user "
+            "(chown, or a storage class that does), or leave out cluster.work_claim"
+        ) from error
+    return f"{folder} can be written"
+
+
+def check_training_runtime(runtime: str) -> str:
+    """Reads the TrainingRuntime that TrainJobs refer to, which needs Kubeflow Trainer and the right to read it."""
+    from star.cluster.train_job import find_runtime, trainer_client
+
+    return f"{find_runtime(trainer_client(), runtime).name} can be used"
