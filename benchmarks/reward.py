@@ -29,7 +29,7 @@ from statistics import median
 from rouge_score.rouge_scorer import RougeScorer
 
 from star.chat import TOOLS_FOOTER, TOOLS_HEADER, render_target
-from star.config.experiment import Data
+from star.config.data import Data
 from star.data.generate import generate_rows
 from star.data.tool_files import load_tools
 from star.rewards.similarity import similarity_reward

@@ -19,8 +19,8 @@ from statistics import fmean, stdev
 
 from transformers import TrainerCallback
 
-from star.config.experiment import SimRL
 from star.config.load import load_config
+from star.config.training import SimRL
 from star.data.rows import read_rows
 from star.json_file import write_json
 from star.modeling.generation import generate

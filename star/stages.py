@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from star import progress
 from star.config.base import flat
-from star.config.experiment import Config, Student
+from star.config.experiment import Config
+from star.config.models import Student
 from star.errors import InputError, cure_of
 from star.folders.code_digest import code_digest
 from star.folders.manifest import WHOLE, Manifest, Part, open_input

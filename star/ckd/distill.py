@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from star.ckd.trainer import CKD_METRICS, CKDTrainer
-from star.config.experiment import Architecture, Config
+from star.config.experiment import Config
+from star.config.models import Architecture
 from star.errors import InputError
 from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model, with_adapters

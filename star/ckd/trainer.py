@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.objectives import draw_shares
-from star.config.experiment import Distill
+from star.config.training import Distill
 from star.errors import InputError
 from star.modeling.training import IGNORE_INDEX, collate_completions, supervised_arguments
 from star.topk.sequences import read_sequences

@@ -1,58 +1,69 @@
 """Writes docs/configuration.md from the configuration's own types: `python -m star.cli.config_reference > docs/configuration.md`."""
 
 import types
-import typing
 from collections.abc import Iterator
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from star.config.experiment import Config
+from star.config.files import FileRef, ModelFolder
 from star.stages import STAGES
 
 HEAD = """# Configuration
 
-One YAML file an experiment; every key is validated before anything starts, and an unknown one is refused. Values not given have the
-defaults below, which are the paper's where the paper has one. `extends: OTHER.yaml` starts from another file and overrides section by
-section. Paths are relative to the file. A stage's result is cached by the sections it reads, by its inputs and by its code.
+For everybody who writes a profile: all keys, with type, default and meaning. An experiment is one YAML file, and every section of it is
+optional:
+
+```yaml
+# my.yaml
+extends: tiny              # start from a packaged profile, or from another file, and override section by section
+name: my-experiment
+data:
+  tools: my-tools.json     # paths are relative to this file
+distill: {steps: 400}
+```
+
+```
+star run --config my.yaml
+```
+
+Every value is validated before anything starts. An unknown key is refused. The defaults are the paper's values where the paper gives one.
+A changed setting makes the stages that read its section run again, and what follows them; all other results stay cached.
+
+In the tables, `a.b` is the key `b` inside of `a`, and `NAME` stands for a name that you choose. The default `none` means that the key is
+not set (`null` in YAML). `required` holds only where the section or the settings around it are given.
 """
+TABLE = "| key | type | default | meaning |\n|---|---|---|---|\n"
+TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", dict: "mapping", tuple: "list"}
 
 
 def reference() -> str:
-    """The reference as Markdown: one table a section, with type, default, meaning, and the stages that read it."""
+    """Returns the reference as Markdown: one table per section, with type, default, meaning, and the stages that read it."""
     readers = {
-        section: [stage.name for stage in STAGES if section in stage.sections] for section in Config.model_fields
+        section: [f"`{stage.name}`" for stage in STAGES if section in stage.sections] for section in Config.model_fields
     }
-    parts = [HEAD, "\n## Top level\n\n", *_table(Config, skip_sections=True)]
+    parts = [HEAD, "\n## Top level\n\n", TABLE]
+    parts += [_row(name, field) for name, field in Config.model_fields.items() if not list(_sections(field.annotation))]
     for name, field in Config.model_fields.items():
         for section in _sections(field.annotation):
-            parts += [
-                f"\n## {name}\n\n",
-                f"{_first_line(section)} Read by {', '.join(readers[name]) or 'the compiler of the pipeline'}.\n\n",
-                *_rows(section, ""),
-            ]
+            read_by = ", ".join(readers[name]) or "the compiler of the pipeline and the pre-flight"
+            parts += [f"\n## {name}\n\n{_first_line(section)} Read by {read_by}.\n\n", TABLE, *_rows(section, "")]
     return "".join(parts)
 
 
-def _table(model: type[BaseModel], *, skip_sections: bool) -> Iterator[str]:
-    yield "| key | type | default | meaning |\n|---|---|---|---|\n"
-    for name, field in model.model_fields.items():
-        if not (skip_sections and list(_sections(field.annotation))):
-            yield _row(name, field)
-
-
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    if not prefix:
-        yield "| key | type | default | meaning |\n|---|---|---|---|\n"
     for name, field in model.model_fields.items():
         yield _row(prefix + name, field)
+        inner = f"{prefix}{name}.NAME." if _origin(field.annotation) is dict else f"{prefix}{name}."
         for section in _sections(field.annotation):
-            if section.__name__ != "FileRef":
-                yield from _rows(section, f"{prefix}{name}.")
+            if section not in (FileRef, ModelFolder):  # written as a path; STAR adds the sha256
+                yield from _rows(section, inner)
 
 
-def _row(name: str, field) -> str:
+def _row(name: str, field: FieldInfo) -> str:
     default = "required" if field.default is PydanticUndefined else _default(field.default)
     return f"| `{name}` | {_type_name(field.annotation)} | {default} | {field.description or ''} |\n"
 
@@ -62,6 +73,10 @@ def _default(value: object) -> str:
         isinstance(value, dict) and any(isinstance(v, BaseModel) for v in value.values())
     ):
         return "below"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(str(item) for item in value)}]`"
+    if isinstance(value, dict):
+        return f"`{{{', '.join(f'{key}: {item}' for key, item in value.items())}}}`"
     return "none" if value is None else f"`{value}`"
 
 
@@ -73,15 +88,22 @@ def _sections(annotation: object) -> Iterator[type[BaseModel]]:
             yield from _sections(argument)
 
 
+def _origin(annotation: object) -> object:
+    return _origin(get_args(annotation)[0]) if get_origin(annotation) is Annotated else get_origin(annotation)
+
+
 def _type_name(annotation: object) -> str:
-    if annotation is type(None):
-        return "none"
-    if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType, typing.Union):
-        return " or ".join(_type_name(part) for part in get_args(annotation) if part is not type(None))
-    name = getattr(annotation, "__name__", str(annotation))
-    return {"FileRef": "path", "str": "text", "int": "integer", "float": "number"}.get(name, name.lower())
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " or ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, types.UnionType):
+        names = [_type_name(part) for part in arguments if part is not types.NoneType]
+        return " or ".join(dict.fromkeys(names))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "path" if annotation in (FileRef, ModelFolder) else "settings"
+    return TYPE_NAMES[origin or annotation]  # type: ignore[index]  # the types that the sections use
 
 
 def _first_line(model: type[BaseModel]) -> str:

@@ -1,14 +1,21 @@
-"""The base of every part of the configuration: unknown keys are refused, and nothing is changed after it was read."""
+"""Defines the base class of all parts of the configuration."""
+
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
+    """A part of the configuration: it refuses unknown keys, and its values cannot be changed after validation."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def flat(settings: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings as `section.key`, the way MLflow shows parameters."""
+def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Flattens nested settings to `section.key` names, the form in which MLflow shows parameters.
+
+    `{"distill": {"steps": 3}}` becomes `{"distill.steps": 3}`.
+    """
     found: dict[str, object] = {}
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}

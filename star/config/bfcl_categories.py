@@ -1,4 +1,4 @@
-"""The categories of BFCL, by the groups of its formulas."""
+"""Lists the categories of the Berkeley Function Calling Leaderboard (BFCL) that STAR runs, in the groups that its score formulas use."""
 
 SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 IRRELEVANCE = ("irrelevance", "live_irrelevance")

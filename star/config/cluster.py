@@ -1,4 +1,7 @@
-"""Where the tasks of a compiled pipeline run: nodes, shards, retries, secrets, volumes as data. A run on one machine reads none of it."""
+"""Defines the section `cluster`: nodes, shards, retries, secrets and volumes of the compiled pipeline's tasks.
+
+A run on one machine (`star run`, DVC) does not read this section.
+"""
 
 from typing import Annotated, Literal
 
@@ -16,129 +19,149 @@ KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0
 
 
 class Toleration(Section):
-    """A taint that a task puts up with."""
+    """A node taint that a task tolerates."""
 
-    key: str = Field(description="of the taint")
-    operator: Literal["Exists", "Equal"] = Field("Exists", description="whether its value matters")
-    value: str | None = Field(None, description="of the taint, where the operator is Equal")
+    key: str = Field(description="Key of the taint")
+    operator: Literal["Exists", "Equal"] = Field(
+        "Exists", description="`Exists` tolerates every value of the taint, `Equal` only `value`"
+    )
+    value: str | None = Field(None, description="Value of the taint, for the operator `Equal`")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        None, description="of the taint; every effect when not given"
+        None, description="Effect of the taint; every effect by default"
     )
 
 
 class Node(Section):
-    """What a task asks of the node it runs on."""
+    """What a task requests from the node it runs on."""
 
-    cpu: Quantity = Field("2", description="cores, requested and at most")
-    memory: Quantity = Field("6Gi", description="memory, requested and at most")
+    cpu: Quantity = Field("2", description="CPU cores, as request and as limit")
+    memory: Quantity = Field("6Gi", description="Memory, as request and as limit")
     accelerator: str | None = Field(
         None,
         pattern=r"^[\w.-]+/[\w.-]+$",
-        description="resource key: nvidia.com/gpu, nvidia.com/mig-3g.40gb, amd.com/gpu",
+        description="Resource key of the accelerator, such as nvidia.com/gpu, nvidia.com/mig-3g.40gb or amd.com/gpu",
     )
     accelerators: int = Field(
         1,
         ge=1,
-        description="how many; a training runs a process on each, other stages use one, or more where vLLM splits a model",
+        description="Accelerators per node; a training starts one process on each, other stages use one, "
+        "or as many as vLLM splits the model over",
     )
     accelerator_memory: float | None = Field(
-        None, gt=0, description="GiB of one accelerator; the pre-flight holds its estimates against it"
+        None, gt=0, description="Memory of one accelerator in GiB, with which the pre-flight compares its estimates"
     )
-    shm: Quantity | None = Field(None, description="size of /dev/shm, in memory; the node's own 64 MB when not given")
-    node_selector: dict[str, str] = Field({}, description="labels that the node must have")
-    tolerations: tuple[Toleration, ...] = Field((), description="taints of the node: of GPU nodes, of spot nodes")
+    shm: Quantity | None = Field(
+        None, description="Size of /dev/shm, which counts as memory; the node's own 64 MB by default"
+    )
+    node_selector: dict[str, str] = Field({}, description="Labels that the node must have")
+    tolerations: tuple[Toleration, ...] = Field(
+        (), description="Node taints that the task tolerates, such as those of GPU nodes and spot nodes"
+    )
 
     @property
     def processes(self) -> int:
-        """How many processes train on one such node."""
+        """Number of training processes on one such node."""
         return self.accelerators if self.accelerator else 1
 
     @model_validator(mode="after")
-    def _a_process_sees_one_slice(self) -> "Node":
+    def _one_mig_slice_per_process(self) -> "Node":
         if self.accelerators > 1 and "/mig-" in (self.accelerator or ""):
-            raise ValueError(f"`accelerators` of {self.accelerator} is 1: CUDA shows a process one MIG slice")
+            raise ValueError(
+                f"`accelerators: {self.accelerators}` of {self.accelerator} cannot be used: a CUDA process sees one MIG slice. "
+                "Set `accelerators: 1`"
+            )
         return self
 
 
 class Retry(Section):
-    """How often a failed task is tried again."""
+    """How often, and after which pauses, a failed task is retried."""
 
-    attempts: int = Field(2, ge=0, description="further tries")
-    backoff_seconds: int = Field(60, ge=0, description="pause before the first of them")
-    factor: float = Field(2.0, ge=1, description="by which each pause is longer than the one before")
-    max_seconds: int = Field(3600, ge=0, description="longest pause")
+    attempts: int = Field(2, ge=0, description="Number of retries after the first attempt")
+    backoff_seconds: int = Field(60, ge=0, description="Seconds before the first retry")
+    factor: float = Field(2.0, ge=1, description="Factor by which the pause grows with each retry")
+    max_seconds: int = Field(3600, ge=0, description="Longest pause in seconds")
 
 
 class TrainJob(Section):
-    """A training on several nodes at once, by Kubeflow Trainer v2."""
+    """A training on several nodes, run by Kubeflow Trainer v2."""
 
-    nodes: int = Field(2, ge=1, description="pods, each as the stage's node describes it")
+    nodes: int = Field(2, ge=1, description="Number of pods; each gets the resources of the stage's node")
     runtime: str = Field(
-        "star-torch", min_length=1, description="TrainingRuntime (that of deploy/multinode) or ClusterTrainingRuntime"
+        "star-torch",
+        min_length=1,
+        description="Name of a TrainingRuntime (`star-torch` is the one in deploy/multinode) or ClusterTrainingRuntime",
     )
 
 
-def _with_cpu_node(nodes: object) -> object:
+def _add_cpu_node(nodes: object) -> object:
     return {CPU: Node(), **nodes} if isinstance(nodes, dict) else nodes
 
 
 class Cluster(Section):
     """Where and how the tasks of the compiled pipeline run."""
 
-    nodes: Annotated[dict[str, Node], BeforeValidator(_with_cpu_node)] = Field(
-        {CPU: Node()}, description="by name; `cpu` is that of every task not placed elsewhere"
+    nodes: Annotated[dict[str, Node], BeforeValidator(_add_cpu_node)] = Field(
+        {CPU: Node()}, description="Nodes by name; `cpu` is the node of every task without an entry in `placement`"
     )
-    placement: dict[ModelStage, str] = Field({}, description="the node of each stage that runs a model")
+    placement: dict[ModelStage, str] = Field({}, description="Name of the node of each stage that runs a model")
     shards: dict[ShardedStage, Annotated[int, Field(ge=1, le=256)]] = Field(
-        {}, description="pods that share the work of rollout, extract-topk, evaluate; one when not given"
+        {}, description="Number of pods that share rollout, extract-topk or evaluate; 1 by default"
     )
-    parallelism: int = Field(8, ge=1, description="shards that run at the same time, at most")
+    parallelism: int = Field(8, ge=1, description="Most shards of a stage that run at the same time")
     train_jobs: dict[TrainingStage, TrainJob] = Field(
-        {}, description="trainings that Kubeflow Trainer runs on several nodes; each in a pod of its own when not given"
+        {}, description="Trainings that Kubeflow Trainer runs on several nodes; by default each runs in its task's pod"
     )
-    retry: Retry = Field(Retry(), description="of every task")
-    environment: dict[str, str] = Field({}, description="variables of every task, such as MLFLOW_TRACKING_URI")
+    retry: Retry = Field(Retry(), description="Retries of every task")
+    environment: dict[str, str] = Field(
+        {}, description="Environment variables of every task, such as MLFLOW_TRACKING_URI"
+    )
     secrets: dict[KubernetesName, dict[str, str]] = Field(
-        {}, description="Secret -> variable -> key: what every task is given of the cluster's secrets"
+        {}, description="Environment variables from Kubernetes Secrets: Secret -> variable -> key in the Secret"
     )
     work_claim: KubernetesName | None = Field(
-        None, description="PersistentVolumeClaim in which unfinished work waits for a retry"
+        None, description="PersistentVolumeClaim that keeps unfinished work for a retry"
     )
     checkpoints: str | None = Field(
         None,
         pattern=r"^s3://[^/]+/.+",
-        description="s3://bucket/folder for checkpoints, where a node may vanish with its disk",
+        description="s3://bucket/folder to which checkpoints are copied, for nodes that can vanish with their disks",
     )
-    service_account: KubernetesName | None = Field(None, description="of the tasks; the installation's when not given")
-    run_as_user: int = Field(10001, ge=1, description="uid of the tasks; the image's own user")
+    service_account: KubernetesName | None = Field(
+        None, description="Service account of the tasks; that of the KFP installation by default"
+    )
+    run_as_user: int = Field(10001, ge=1, description="User id of the tasks; the image's own user by default")
 
     @model_validator(mode="after")
-    def _nodes_are_there(self) -> "Cluster":
+    def _placed_nodes_exist(self) -> "Cluster":
         if self.nodes[CPU].accelerator:
-            raise ValueError("`nodes.cpu` has an accelerator: it is where the tasks run that use none")
+            raise ValueError(
+                "`nodes.cpu` has an accelerator, but runs the tasks that use none: describe the accelerator in another node"
+            )
         if missing := sorted(set(self.placement.values()) - set(self.nodes)):
             raise ValueError(f"`placement` names {', '.join(missing)}, which `nodes` does not describe")
         return self
 
     @model_validator(mode="after")
-    def _jobs_share_a_volume(self) -> "Cluster":
+    def _train_jobs_share_a_volume(self) -> "Cluster":
         if self.train_jobs and not self.work_claim:
             raise ValueError(
-                "`train_jobs` needs `work_claim`, a ReadWriteMany claim: its pods train from the same files"
+                "`train_jobs` needs `work_claim`, a ReadWriteMany claim: all pods of a TrainJob read the same files"
             )
         return self
 
     @model_validator(mode="after")
-    def _no_secret_is_written_down(self) -> "Cluster":
+    def _no_secret_in_plain_text(self) -> "Cluster":
         if plain := [name for name in self.environment if SECRET_NAME.search(name)]:
             raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
         return self
 
     def node_of(self, stage: str) -> Node:
-        """The node of a stage or of any other task."""
-        return self.nodes[self.placement.get(stage, CPU)]
+        """Returns the node of a stage, or of any other task by its name."""
+        placed: dict[str, str] = dict(self.placement.items())
+        return self.nodes[placed.get(stage, CPU)]
 
     def processes_of(self, stage: str) -> int:
-        """How many processes train a stage together: one for each accelerator of each of its nodes."""
-        nodes = self.train_jobs[stage].nodes if stage in self.train_jobs else 1
+        """Returns how many processes train a stage together: one per accelerator of each of its nodes."""
+        jobs: dict[str, TrainJob] = dict(self.train_jobs.items())
+        nodes = jobs[stage].nodes if stage in jobs else 1
         return nodes * self.node_of(stage).processes

@@ -1,10 +1,13 @@
-"""Files and model folders that a configuration names, with their sha256: a changed file is a changed setting."""
+"""Replaces the files and model folders that a configuration names by their path and sha256.
+
+The sha256 is part of the configuration's digest, so a file whose content changes counts as a changed setting.
+"""
 
 import hashlib
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator
 
@@ -12,52 +15,57 @@ from star.config.base import Section
 from star.errors import InputError
 from star.hashing import sha256_of
 
-PACKAGED = "star:"  # before the name of a file that comes with the package
+PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.json`
 
 
 class FileRef(Section):
-    """A file with its sha256: a changed file is a changed setting."""
+    """A file and its sha256 when the configuration was loaded."""
 
     path: str
     sha256: str
 
     def read_verified(self) -> Path:
-        """The path, after its content was compared with the digest taken when the configuration was loaded."""
-        path = _located(self.path)
+        """Returns the path after comparing the file with the sha256 taken at load.
+
+        Raises:
+            InputError: the file is missing or its content has changed.
+        """
+        path = _locate(self.path)
         if sha256_of(path) != self.sha256:
             raise InputError(f"{path} has changed since the run was configured: start the run again")
         return path
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine has it."""
+        """Whether the file is on this machine only, and not in the package."""
         return not self.path.startswith(PACKAGED)
 
 
 class ModelFolder(Section):
-    """A model folder with the sha256 over its files: weights trained anew are another base."""
+    """A model folder and one sha256 over its files, so that retrained weights count as another base model."""
 
     path: str
     sha256: str
 
 
-def _located(path: str) -> Path:
-    return packaged_file(path.removeprefix(PACKAGED)) if path.startswith(PACKAGED) else Path(path)
-
-
 def packaged_file(name: str) -> Path:
-    """A profile or a tools file that comes with the package."""
+    """Returns the path of a profile or tools file that comes with the package."""
     return Path(str(resources.files("star.configs") / name))
 
 
-def _file_ref(value: Any) -> Any:
+def _locate(path: str) -> Path:
+    return packaged_file(path.removeprefix(PACKAGED)) if path.startswith(PACKAGED) else Path(path)
+
+
+def _to_file_ref(value: object) -> object:
     if not isinstance(value, str | Path):
         return value
     path = str(value) if str(value).startswith(PACKAGED) else str(Path(value).expanduser().resolve())
-    return {"path": path, "sha256": sha256_of(_located(path))}
+    return {"path": path, "sha256": sha256_of(_locate(path))}
 
 
-def _model_folder(value: Any) -> Any:
+def to_model_folder(value: object) -> object:
+    """Replaces the path of a model folder by its path and sha256. Every other value, such as a Hugging Face id, stays as it is."""
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
     folder = Path(value).expanduser().resolve()
@@ -67,4 +75,4 @@ def _model_folder(value: Any) -> Any:
     return {"path": str(folder), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
-File = Annotated[FileRef, BeforeValidator(_file_ref)]
+File = Annotated[FileRef, BeforeValidator(_to_file_ref)]

@@ -1,6 +1,7 @@
-"""Reads a configuration from YAML: `extends`, paths relative to the file, and errors that name the key."""
+"""Reads a configuration from YAML: resolves `extends` and relative paths, validates, and names the key in every error."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -8,14 +9,28 @@ from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file
 from star.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
-MAX_EXTENDS = 8
+MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
+PATHS = (
+    ("data", "tools"),
+    ("data", "seed_data"),
+    ("teacher", "base"),
+    ("student", "base"),
+)  # settings that may be paths
+TYPE_NAMES = ("str", "Architecture", "ModelFolder")  # pydantic adds the tried type of a union to an error's location
 
 
 def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
     """Reads and validates a YAML file, or a packaged profile by its name (`tiny`, `qwen3-0.6b`, ...).
 
     Paths in the file are relative to the file. `extends: OTHER.yaml` starts from another file and overrides section by section.
+
+    Args:
+        path: the file, or the name of a packaged profile.
+        seed_data: file with rows, in place of the configuration's `data.seed_data`.
 
     Raises:
         InputError: the file is missing, is not YAML, has an unknown key or a value out of range; the message names the key.
@@ -34,7 +49,7 @@ def _find(path: Path | str, *, folder: Path = Path()) -> Path:
     return packaged_file(f"{path}.yaml") if str(path) in PROFILES else folder / path
 
 
-def _read_yaml(path: Path, *, depth: int = 0) -> dict:
+def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     import yaml
 
     try:
@@ -43,9 +58,11 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict:
         raise InputError(f"no configuration at {path}: give a YAML file or one of {', '.join(PROFILES)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{path}{line} is not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
-        where = f" line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise InputError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+        raise InputError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("extends", ""), str):
         raise InputError(f"{path} must hold settings by name, like `seed: 7`, and `extends` one file")
     base = content.pop("extends", None)
@@ -57,16 +74,18 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict:
     return _merge(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
 
 
-def _make_absolute(content: dict, *, folder: Path) -> None:
-    """Paths in a file are relative to the file; a base is a path when there is such a folder."""
-    for section, key in (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base")):
+def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
+    """Resolves the paths in a file against the file's folder. A `base` counts as a path if such a folder exists."""
+    for section, key in PATHS:
         settings = content.get(section)
-        value = settings.get(key) if isinstance(settings, dict) else None
+        if not isinstance(settings, dict):
+            continue
+        value = settings.get(key)
         if isinstance(value, str) and not value.startswith(PACKAGED) and (key != "base" or (folder / value).is_dir()):
             settings[key] = str(folder / Path(value).expanduser())
 
 
-def _merge(base: dict, over: dict) -> dict:
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
@@ -74,11 +93,8 @@ def _merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def _describe(problem: dict) -> str:
-    name = (
-        ".".join(str(part) for part in problem["loc"] if part not in ("str", "Architecture", "ModelFolder"))
-        or "the file"
-    )
+def _describe(problem: "ErrorDetails") -> str:
+    name = ".".join(str(part) for part in problem["loc"] if part not in TYPE_NAMES) or "the file"
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{name}`: check the spelling against docs/configuration.md"
     return f"`{name}`: {problem['msg'].removeprefix('Value error, ')}"

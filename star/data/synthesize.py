@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from star.config.experiment import Data
+from star.config.data import Data
 from star.data.data_card import write_card
 from star.data.generate import generate_rows
 from star.data.importers import import_rows

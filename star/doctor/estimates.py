@@ -4,7 +4,9 @@ Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term ta
 it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 """
 
-from star.config.experiment import Architecture, Config, Distill, SimRL, Student, Teacher, Training
+from star.config.experiment import Config
+from star.config.models import Architecture, Student, Teacher
+from star.config.training import Distill, SimRL, Training
 from star.errors import InputError
 
 GIB = 1 << 30

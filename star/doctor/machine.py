@@ -5,7 +5,8 @@ import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from star.config.experiment import Architecture, Config
+from star.config.experiment import Config
+from star.config.models import Architecture
 from star.doctor.estimates import GIB
 from star.doctor.preflight import Check, preflight_checks
 

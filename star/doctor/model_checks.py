@@ -5,7 +5,8 @@ Each check returns what it found, as one phrase, or raises InputError with what 
 
 from pathlib import Path
 
-from star.config.experiment import Architecture, Config, Student, Teacher
+from star.config.experiment import Config
+from star.config.models import Architecture, Student, Teacher
 from star.doctor.estimates import GIB, memory_needed, topk_store_bytes
 from star.errors import InputError
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from star.config.experiment import Architecture, Config
+from star.config.experiment import Config
+from star.config.models import Architecture
 from star.doctor.model_checks import check_accelerator_memory, check_tokenizers, check_volume_space
 from star.doctor.service_checks import (
     check_model_registry,

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
-from star.config.experiment import Evaluate
+from star.config.evaluation import Evaluate
 from star.evaluation.journal import Journal
 from star.folders.manifest import WHOLE, Part
 from star.modeling.generation import generate

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from star.config.experiment import Config, Evaluate
+from star.config.evaluation import Evaluate
+from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import METRICS, Manifest, open_input

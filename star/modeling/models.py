@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from star.config.experiment import Lora
 from star.config.files import ModelFolder
+from star.config.training import Lora
 from star.errors import InputError
 from star.modeling import distributed
 

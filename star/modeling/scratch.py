@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
-from star.config.experiment import Architecture, Scratch
+from star.config.models import Architecture, Scratch
 from star.modeling import distributed
 from star.modeling.models import load_model, save_model_atomically
 from star.modeling.training import LogMetrics, seed_everything, supervised_arguments, train

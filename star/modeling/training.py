@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from star.config.experiment import Training
+from star.config.training import Training
 from star.errors import InputError
 from star.folders import checkpoints_s3
 from star.modeling import distributed

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from star.config.experiment import Gate, Registry
+from star.config.evaluation import Gate, Registry
 from star.errors import InputError
 from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
 from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest

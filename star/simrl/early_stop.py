@@ -11,7 +11,7 @@ from statistics import fmean
 
 from transformers import TrainerCallback
 
-from star.config.experiment import SimRL
+from star.config.training import SimRL
 from star.errors import PipelineError
 
 REWARD_WINDOW = 5  # logged rewards per mean

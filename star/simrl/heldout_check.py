@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from star.config.experiment import SimRL
+from star.config.training import SimRL
 from star.hashing import digest_of
 from star.json_file import write_json
 from star.modeling.generation import generate

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from star.config.experiment import Config, SimRL
+from star.config.experiment import Config
+from star.config.training import SimRL
 from star.folders.workspace import Workspace
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt, render_rows, within_length

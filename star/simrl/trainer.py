@@ -46,7 +46,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
-from star.config.experiment import SimRL
+from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.prompts import Prompt
 from star.modeling.training import common_arguments

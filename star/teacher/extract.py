@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from star.config.experiment import TopK
+from star.config.teacher_signal import TopK
 from star.folders.manifest import Part, read_manifest
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden
 from star.modeling.models import load_model, load_tokenizer

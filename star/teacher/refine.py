@@ -5,7 +5,9 @@ from functools import partial
 
 from transformers import Trainer
 
-from star.config.experiment import Architecture, Config, Training
+from star.config.experiment import Config
+from star.config.models import Architecture
+from star.config.training import Training
 from star.folders.workspace import Workspace
 from star.modeling import distributed
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically

@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from star.chat import FormatError, parse_completion, validate_calls
-from star.config.experiment import Config, Rollout
+from star.config.experiment import Config
+from star.config.teacher_signal import Rollout
 from star.errors import InputError
 from star.folders.manifest import Part
 from star.folders.workspace import Workspace

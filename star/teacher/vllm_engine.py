@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from star.config.experiment import Engine
+from star.config.teacher_signal import Engine
 from star.errors import InputError
 from star.modeling.generation import Sample, Sequence
 from star.teacher.openai_server import ended_sample, top_of_completion

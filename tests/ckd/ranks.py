@@ -11,7 +11,7 @@ from accelerate import DistributedType, PartialState
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.trainer import CKDTrainer
-from star.config.experiment import Distill
+from star.config.training import Distill
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}

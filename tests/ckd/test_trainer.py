@@ -10,7 +10,9 @@ from transformers import TrainingArguments
 
 from star import stages
 from star.ckd.trainer import CKD_METRICS, CKDTrainer, DistillationRows
-from star.config.experiment import Config, Lora, Student
+from star.config.experiment import Config
+from star.config.models import Student
+from star.config.training import Lora
 from star.errors import InputError
 from star.evaluation.report import write_report
 from star.modeling.models import load_model, load_tokenizer

@@ -1,4 +1,4 @@
-"""Configuration: validated at load, digested by section."""
+"""The configuration: validation at load, errors that name the key, and digests by section."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.config.experiment import Config, SimRL
+from star.config.experiment import Config
 from star.config.load import PROFILES, load_config
+from star.config.training import SimRL
 from star.errors import InputError
 from star.hashing import sha256_of
 from star.stages import STAGES
@@ -140,6 +141,8 @@ def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:
         ("extends: 3", "extends"),
         ("distill: {steps: 1, batch_size: 10, micro_batch_size: 4}", "must divide"),
         ("data: hello", "`data`"),
+        ("refine: {steps: 1, vllm: {mode: server}}", "needs `server_url`"),
+        ("refine: {steps: 1, vllm: {server_url: http://localhost:8000}}", "no effect in mode `colocate`"),
     ],
 )
 def test_more_faults_are_one_line(tmp_path: Path, text: str, named: str) -> None:

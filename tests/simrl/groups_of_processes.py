@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from star.config.experiment import SimRL
+from star.config.training import SimRL
 from star.data.rows import read_rows
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import render_rows

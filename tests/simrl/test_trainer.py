@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from star.config.experiment import Config, SimRL
+from star.config.experiment import Config
+from star.config.training import SimRL
 from star.data.rows import read_rows
 from star.errors import InputError, PipelineError
 from star.folders.workspace import Workspace

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from star import stages
-from star.config.experiment import Config, Engine, TopK
+from star.config.experiment import Config
+from star.config.teacher_signal import Engine, TopK
 from star.errors import InputError
 from star.folders.manifest import open_input
 from star.modeling.models import load_model, load_tokenizer

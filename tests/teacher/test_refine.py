@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from star import stages
-from star.config.experiment import Config, Lora
+from star.config.experiment import Config
+from star.config.training import Lora
 from star.modeling.models import load_model, save_model
 
 

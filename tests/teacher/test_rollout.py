@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from star.config.experiment import Rollout
+from star.config.teacher_signal import Rollout
 from star.modeling.generation import Sample
 from star.modeling.models import load_tokenizer
 from star.modeling.prompts import Prompt

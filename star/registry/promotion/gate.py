@@ -8,7 +8,7 @@ on the rows that both answered).
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from star.config.experiment import Gate
+from star.config.evaluation import Gate
 
 ROUNDING = 1e-9  # 0.4 - 0.1 is a little more than 0.3
 FEWEST_ROWS = 5  # of a category, for its interval to say anything

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.config.experiment import Gate
+from star.config.evaluation import Gate
 from star.registry.promotion.gate import Measured, decide, judge
 
 GATE = Gate(min_exact_match=0.5, max_format_errors=0.1, max_regression=0.1)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from star.registry.download import fetch_model
-from star.registry.promotion.promote import ledger
 from star.registry.promotion.ledger_store import records_of
-from star.registry.promotion.promote import promote, standing
+from star.registry.promotion.promote import ledger, promote, standing
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.registry.versions import list_versions

@@ -1,0 +1,59 @@
+"""Defines the sections `teacher`, `student` and `scratch`: where the models come from, and how the teacher is prepared."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from star.config.base import Section
+from star.config.files import ModelFolder, to_model_folder
+from star.config.training import SimRL, Training
+
+
+class Architecture(Section):
+    """Sizes of a Qwen3 model built from scratch."""
+
+    hidden_size: int = Field(ge=8, description="Width of the hidden states")
+    intermediate_size: int = Field(ge=8, description="Width of the feed-forward layers")
+    num_hidden_layers: int = Field(ge=1, description="Number of layers")
+    num_attention_heads: int = Field(ge=1, description="Number of query heads per layer")
+    num_key_value_heads: int = Field(ge=1, description="Number of key and value heads per layer")
+    head_dim: int = Field(ge=8, description="Width of one attention head")
+
+
+class Scratch(Section):
+    """How a model is built from scratch instead of downloaded: a short training on copying replaces pre-training."""
+
+    vocab_size: int = Field(ge=300, description="Vocabulary size of the tokenizer that is trained on the rows")
+    warmup: Training = Field(description="Training on copying a random sequence of tokens")
+    warmup_span: int = Field(12, ge=2, description="Length in tokens of the sequence to copy")
+
+
+Base = Annotated[
+    ModelFolder | Architecture | str,
+    BeforeValidator(to_model_folder),
+    Field(description="Base model: a Hugging Face id, a model folder, or the sizes of a model to build from scratch"),
+]
+
+
+def _expand_refine_shorthand(value: object) -> object:
+    return {"none": None, "sim-rl": {"steps": 500}}.get(value, value) if isinstance(value, str) else value
+
+
+class Teacher(Section):
+    """The large model, and how it is trained before it teaches."""
+
+    base: Base = "Qwen/Qwen3-8B"
+    revision: str | None = Field(None, description="Commit of the base's Hugging Face repository")
+    sft: Training | None = Field(
+        None, description="Supervised training on the rows, before Sim-RL; a base from scratch needs it"
+    )
+    refine: Annotated[SimRL | None, BeforeValidator(_expand_refine_shorthand)] = Field(
+        None, description="Sim-RL of the teacher: `none`, `sim-rl` (500 steps, other settings by default), or settings"
+    )
+
+
+class Student(Section):
+    """The small model that is trained."""
+
+    base: Base = "Qwen/Qwen3-0.6B"
+    revision: str | None = Field(None, description="Commit of the base's Hugging Face repository")

@@ -1,0 +1,139 @@
+"""Defines the settings of the three kinds of training: supervised, distillation (section `distill`), and Sim-RL (section `refine`)."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from star.config.base import Section
+
+
+def _require_whole_micro_batches(micro_batch_size: int | None, batch_size: int) -> None:
+    if micro_batch_size and batch_size % micro_batch_size:
+        raise ValueError(f"micro_batch_size {micro_batch_size} must divide the batch of {batch_size}")
+
+
+class Training(Section):
+    """A supervised training, counted in optimiser steps."""
+
+    steps: int = Field(ge=1, description="Number of optimiser steps")
+    batch_size: int = Field(128, ge=1, description="Sequences per optimiser step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Sequences per forward pass; the whole batch by default"
+    )
+    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW")
+    save_steps: int = Field(50, ge=1, description="Steps between checkpoints, from which a killed run resumes")
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> "Training":
+        _require_whole_micro_batches(self.micro_batch_size, self.batch_size)
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters, trained in place of all weights. The published model has them merged in."""
+
+    rank: int = Field(64, ge=1, description="Rank of the adapters")
+    alpha: int = Field(128, ge=1, description="The adapters' product is scaled by alpha / rank")
+
+
+class Distill(Training):
+    """The distillation loss (CKD or a baseline) and its training."""
+
+    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate of AdamW")
+    kind: Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"] = Field(
+        "ckd", description="Loss: CKD, or one of the baselines in the paper's comparison"
+    )
+    kd_ratio: float = Field(
+        1.0, ge=0, le=1, description="Weight of the distillation loss; cross-entropy has the rest (1 - kd_ratio)"
+    )
+    top_m: int = Field(
+        100, ge=1, description="Number of the student's most probable ids in which CKD looks for tail mass"
+    )
+    tail_weight: float = Field(10.0, ge=0, description="Weight of CKD's tail term, the paper's lambda")
+    lora: Lora | None = Field(None, description="Train low-rank adapters; by default all weights are trained")
+
+
+class VLLM(Section):
+    """Rollouts by vLLM instead of the model's own generation."""
+
+    mode: Literal["colocate", "server"] = Field(
+        "colocate", description="Where vLLM runs: on the training GPUs, or as a server started with `vllm serve`"
+    )
+    server_url: str | None = Field(
+        None, description="URL of the server in mode `server`, such as http://localhost:8000"
+    )
+    gpu_memory_utilization: float = Field(
+        0.3, gt=0, le=1, description="Share of each GPU's memory that vLLM may use in mode `colocate`"
+    )
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="Number of GPUs that the model is split over in mode `colocate`"
+    )
+
+    @model_validator(mode="after")
+    def _server_mode_has_a_url(self) -> "VLLM":
+        if self.mode == "server" and self.server_url is None:
+            raise ValueError("mode `server` needs `server_url`: give the server's URL")
+        if self.mode != "server" and self.server_url is not None:
+            raise ValueError(f"`server_url` has no effect in mode `{self.mode}`: set `mode: server`, or leave it out")
+        return self
+
+
+RewardName = Literal["similarity", "binary", "toolrl"]
+
+
+class SimRL(Section):
+    """Sim-RL: GRPO on the similarity reward (section 3.3 of the paper)."""
+
+    steps: int = Field(ge=1, description="Number of optimiser steps")
+    prompts_per_step: int = Field(16, ge=1, description="Prompts per optimiser step")
+    num_generations: int = Field(8, ge=2, description="Rollouts per prompt")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Completions per forward pass; the whole step by default"
+    )
+    learning_rate: float = Field(3e-7, gt=0, description="Peak learning rate of AdamW")
+    beta: float = Field(1e-3, ge=0, description="Coefficient of the KL to the starting model")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature of the rollouts")
+    max_new_tokens: int = Field(512, ge=1, description="Most tokens in a rollout")
+    save_steps: int = Field(20, ge=1, description="Steps between checkpoints, from which a killed run resumes")
+    lora: Lora | None = Field(
+        None,
+        description="Train low-rank adapters, with which an 8B teacher fits one 80 GB card; by default all weights",
+    )
+    reward: RewardName = Field("similarity", description="Reward that is trained on")
+    log_rewards: tuple[RewardName, ...] = Field((), description="Further rewards to log; they do not affect training")
+    keep_between: tuple[float, float] | None = Field(
+        (0.01, 0.99),
+        description="Dynamic filtering: a prompt's rollouts are kept if their mean content score lies strictly between "
+        "these bounds and not all scores are equal; `null` keeps all",
+    )
+    max_refills: int = Field(
+        8, ge=0, description="Most rounds per step in which new prompts replace those that the filter dropped"
+    )
+    table_steps: int = Field(20, ge=1, description="Steps between tables of sampled completions")
+    max_reward_drop: float | None = Field(
+        0.5, gt=0, description="Training stops when the mean reward is this far below its best; `null` never stops"
+    )
+    max_kl: float | None = Field(
+        1.0,
+        gt=0,
+        description="Training stops when the KL to the starting model exceeds this (nats per token); `null` never stops",
+    )
+    check_steps: int | None = Field(
+        50,
+        ge=1,
+        description="Steps between checks of exact match on prompts that are not trained on; `null` never checks",
+    )
+    check_prompts: int = Field(64, ge=1, description="Number of prompts kept out of training for those checks")
+    vllm: VLLM | None = Field(None, description="Generate the rollouts with vLLM; by default with transformers")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "SimRL":
+        if self.keep_between is not None and not 0 <= self.keep_between[0] < self.keep_between[1] <= 1:
+            raise ValueError("`keep_between` takes two numbers from 0 to 1, the lower one first")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_step(self) -> "SimRL":
+        _require_whole_micro_batches(self.micro_batch_size, self.prompts_per_step * self.num_generations)
+        return self
