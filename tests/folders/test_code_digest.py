@@ -125,7 +125,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
 
 
 def test_an_edit_of_code_changes_the_digest_of_the_stages_that_reach_it(edited) -> None:
-    changed = edited("simrl/reward.py", "FORMAT_ERROR = ", "FORMAT_ERROR = 1 * ")
+    changed = edited("rewards/similarity.py", "FORMAT_ERROR = ", "FORMAT_ERROR = 1 * ")
     assert {"refine", "evaluate", "rollout", "refine-teacher"} <= changed
     assert "synthesize" not in changed
 
