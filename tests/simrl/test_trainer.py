@@ -213,7 +213,7 @@ def test_sampled_completions_are_shown_as_the_training_goes(finished: dict[str, 
 
 def test_a_collapse_stops_and_names_the_last_good_model(finished: dict[str, Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"steps": 40, "learning_rate": 0.3, "max_kl": 0.5, "max_refills": 0})
-    with pytest.raises(PipelineError, match=r"stopped at step \d+: the KL to the start is .* nats a token") as error:
+    with pytest.raises(PipelineError, match=r"stopped at step \d+: the KL to the start is .* nats per token") as error:
         refine_teacher_again(finished, tmp_path, settings)
     assert not error.value.input_fault
     assert "learning_rate" in str(error.value)
