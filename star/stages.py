@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from star import progress
+from star import distributed, progress
 from star.config.base import flat
 from star.config.experiment import Config
 from star.config.models import Student
@@ -23,7 +23,6 @@ from star.folders.manifest import WHOLE, Manifest, Part, open_input
 from star.folders.run_once import Result, describe_work, read_metrics, run_once
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
-from star.modeling import distributed
 
 if TYPE_CHECKING:
     from star.tracking.runs import Run
@@ -251,10 +250,10 @@ def _run(
     progress.end_with_runner()
     try:
         stage, out = stage_named(name), Path(out).absolute()
-        if distributed.count() > 1 and not stage.trains:
+        if distributed.world_size() > 1 and not stage.trains:
             raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
-        with distributed.together():
-            if not distributed.is_first():
+        with distributed.process_group():
+            if not distributed.is_rank0():
                 return _help(work, out)
             return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
     except BaseException as error:
@@ -290,14 +289,14 @@ def _run_on_rank0(
 
         progress.emit(kind="started", stage=stage.name)
         began = time.monotonic()
-        distributed.told_by_first(workspace.state)
+        distributed.broadcast_from_rank0(workspace.state)
         tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
         with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             made_in = origin(seed=config.seed if "seed" in stage.sections else None)
             with sampled(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
-            distributed.meet()
+            distributed.barrier()
             metrics["seconds"] = round(time.monotonic() - began, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
@@ -306,7 +305,7 @@ def _run_on_rank0(
 
     outcome = run_once(describe, tracked_work, out=out, resume=resume, reuse=stage.cached)
     if outcome.cached:
-        distributed.told_by_first(None)
+        distributed.broadcast_from_rank0(None)
     progress.emit(kind="finished", stage=stage.name, cached=outcome.cached)
     return outcome.metrics
 
@@ -315,12 +314,12 @@ def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
     """The part of every process but the first: it trains from the same state, and nothing that it writes is kept."""
     from star.tracking.runs import Run
 
-    state = distributed.told_by_first(None)
+    state = distributed.broadcast_from_rank0(None)
     if state is None:  # the result is there already
         return read_metrics(out)
     with TemporaryDirectory() as scratch:
         metrics = work(Workspace(out=Path(scratch), state=state), Run())
-        distributed.meet()
+        distributed.barrier()
     return metrics
 
 

@@ -14,10 +14,10 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from star import distributed
 from star.cli.data import data_app
 from star.cli.pipeline import pipeline_app
 from star.errors import PipelineError, cure_of, redacted
-from star.modeling import distributed
 
 app = typer.Typer(
     help="Distil a large function-calling model into a super-tiny one.",
@@ -483,7 +483,7 @@ def _print_metrics(work: Callable[..., dict], *, out: Path, **arguments: object)
     place = Place.parse(out) if is_remote(out) else None
     local = home() / "s3" / "made" / place.bucket / place.prefix if place else out
     metrics = work(out=local, **{name: _fetched(value) for name, value in arguments.items()})
-    if not distributed.is_first():
+    if not distributed.is_rank0():
         return
     if place:
         upload_folder(local, str(place))

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from star import distributed
 from star.config.files import ModelFolder
 from star.config.training import Lora
 from star.errors import InputError
-from star.modeling import distributed
 
 transformers_logging.disable_progress_bar()  # a bar for every file loaded or saved would drown ours
 
@@ -80,11 +80,11 @@ def save_model(model, tokenizer, folder: Path) -> None:
 
 def save_model_atomically(model, tokenizer, folder: Path) -> None:
     """Writes a model folder whole or not at all; of several processes the first one does, and the others wait for it."""
-    if distributed.is_first():
+    if distributed.is_rank0():
         unfinished = folder.with_name(f"{folder.name}.partial")
         save_model(model, tokenizer, unfinished)
         unfinished.rename(folder)
-    distributed.meet()
+    distributed.barrier()
 
 
 def count_parameters(model) -> int:

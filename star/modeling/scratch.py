@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
 
+from star import distributed
 from star.config.models import Architecture, Scratch
-from star.modeling import distributed
 from star.modeling.models import load_model, save_model_atomically
 from star.modeling.training import LogMetrics, seed_everything, supervised_arguments, train
 
@@ -44,7 +44,7 @@ def build_base(
         state: folder for checkpoints, from which a killed warm-up goes on.
     """
     finished = state / "base"
-    if distributed.told_by_first((finished / "config.json").is_file()):
+    if distributed.broadcast_from_rank0((finished / "config.json").is_file()):
         return load_model(finished, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
     arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from star import distributed
 from star.config.training import Training
 from star.errors import InputError
 from star.folders import checkpoints_s3
-from star.modeling import distributed
 from star.progress import Bar, say
 
 # TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
@@ -60,7 +60,7 @@ def common_arguments(
     Raises:
         InputError: the ranks cannot share the batch evenly.
     """
-    processes = distributed.count()
+    processes = distributed.world_size()
     if batch_size % processes:
         raise InputError(f"a batch of {batch_size} cannot be shared by {processes} processes: choose a multiple")
     share = batch_size // processes
@@ -159,12 +159,12 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete(state))
     trainer.add_callback(stopper := _StopWithCheckpoint())
-    if distributed.is_first():
+    if distributed.is_rank0():
         trainer.add_callback(
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
         )
-    checkpoint = distributed.told_by_first(
-        last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_first() else None
+    checkpoint = distributed.broadcast_from_rank0(
+        last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_rank0() else None
     )
     if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
         # Trainer would take one step more from its last checkpoint.
@@ -178,10 +178,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
-    if distributed.is_first():
+    if distributed.is_rank0():
         curve = json.dumps(history, indent=1, sort_keys=True) + "\n"
         (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
-    distributed.meet()
+    distributed.barrier()
 
 
 def copy_learning_curves(state: Path, *, out: Path, metrics: tuple[str, ...]) -> dict[str, float]:
@@ -221,7 +221,7 @@ class _MarkComplete(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs) -> None:
         os.sync()
-        distributed.meet()  # every process writes a part of the checkpoint
+        distributed.barrier()  # every process writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         if state.is_world_process_zero:
             checkpoints_s3.keep(self.kept)
@@ -250,11 +250,11 @@ class _StopWithCheckpoint(TrainerCallback):
     def _tell(self, *_: object) -> None:
         self.told = True
         # Of several processes each hears it twice: from whoever ends them all, and from torchrun, which kills those that stay too long.
-        signal.signal(signal.SIGTERM, self.before if distributed.count() == 1 else signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self.before if distributed.world_size() == 1 else signal.SIG_IGN)
         say("told to end: saving a checkpoint first")
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step % args.logging_steps == 0 and (told := distributed.any_of(self.told)):
+        if state.global_step % args.logging_steps == 0 and (told := distributed.any_rank(self.told)):
             self.told = told
             control.should_save = control.should_training_stop = True
 

@@ -34,7 +34,6 @@ pyproject.toml pins its version.
 
 import importlib.util
 import logging
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +45,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
+from star import distributed
 from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.prompts import Prompt
@@ -112,7 +112,7 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
     Raises:
         InputError: prompts_per_step is not a multiple of the processes, or vLLM is set but not installed.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = distributed.world_size()
     if settings.prompts_per_step % processes:
         raise InputError(
             f"prompts_per_step = {settings.prompts_per_step} cannot be shared by {processes} processes: take a multiple"

@@ -5,11 +5,11 @@ from functools import partial
 
 from transformers import Trainer
 
+from star import distributed
 from star.config.experiment import Config
 from star.config.models import Architecture
 from star.config.training import Training
 from star.folders.workspace import Workspace
-from star.modeling import distributed
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
 from star.modeling.prompts import Prompt, render_rows, within_length
 from star.modeling.scratch import build_base
@@ -38,7 +38,7 @@ def make_teacher(
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     trained = workspace.state / "trained"
-    if not distributed.told_by_first((trained / "config.json").is_file()):
+    if not distributed.broadcast_from_rank0((trained / "config.json").is_file()):
         model = _base(config, tokenizer, workspace=workspace, log_metrics=log_metrics)
         if config.teacher.sft:
             _fine_tune(

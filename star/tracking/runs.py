@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star import distributed
 from star.home import spools
 from star.tracking.parent_run import PARENT_VARIABLE, Above, shared_parent
 from star.tracking.server import connect, mlflow_key, reason_of, shown_uri, tracking_uri
@@ -194,7 +195,7 @@ def _tracked(name: str, *, parent: str | None, params: Mapping[str, object], tag
 
 
 def _start(name: str, *, lent: str | None, parent: str | None, tags: Mapping[str, str], key: str | None = None) -> Run:
-    if parent == "" or os.environ.get("RANK", "0") != "0":  # of several training processes the first one reports
+    if parent == "" or not distributed.is_rank0():  # rank 0 reports for all ranks of a training
         return Run()
     described = {
         "name": name,
