@@ -1,1 +1,1 @@
-"""One KFP component a stage: a few lines that call star.stages."""
+"""KFP components, one file per task: a few lines that call star.stages, star.cluster or star.doctor."""

@@ -11,14 +11,14 @@ def distill(
     distilled: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Distils the stored signal into the student with CKD.
+    """Distils the teacher's stored log-probabilities into the student with CKD.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        topk: the top-k store with its sequences.
-        distilled: the distilled student's model folder.
-        metrics: the stage's figures.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        topk: Top-k store with its sequences.
+        distilled: Model folder of the distilled student.
+        metrics: The stage's metrics.
     """
     import json
     from pathlib import Path

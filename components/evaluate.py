@@ -20,17 +20,17 @@ def evaluate(
     """Compares teacher, distilled and refined student on the held-out rows.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        data: the data set of synthesize.
-        teacher: the teacher's model folder.
-        distilled: the distilled student's model folder.
-        refined: the refined student's model folder.
-        evaluation: evaluation.json and the reports; of a shard what it gathered.
-        report: the evaluation as a page; of a shard a line that says where it is.
-        summary: the evaluation as a table; likewise.
-        metrics: the stage's figures.
-        shard: i/n, the part of the work to do.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        data: Data set of the stage synthesize.
+        teacher: Model folder of the teacher.
+        distilled: Model folder of the distilled student.
+        refined: Model folder of the refined student.
+        evaluation: Folder with evaluation.json and the reports; for a shard the answers it gathered.
+        report: The evaluation as an HTML page; for a shard one line that says where the page is.
+        summary: The evaluation as a Markdown table; for a shard the same line.
+        metrics: The stage's metrics.
+        shard: Shard i/n of the work that this task does.
     """
     import json
     from pathlib import Path

@@ -13,16 +13,16 @@ def extract_topk(
     metrics: dsl.Output[dsl.Metrics],
     shard: str = "1/1",
 ):
-    """Stores the teacher's top-k log-probs over the rollouts.
+    """Stores the teacher's top-k log-probabilities for every token of the rollouts.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        rollouts: the teacher's sequences.
-        teacher: the teacher's model folder.
-        topk: the top-k store with its sequences.
-        metrics: the stage's figures.
-        shard: i/n, the part of the work to do.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        rollouts: Sequences that the teacher generated.
+        teacher: Model folder of the teacher.
+        topk: Top-k store with its sequences.
+        metrics: The stage's metrics.
+        shard: Shard i/n of the work that this task does.
     """
     import json
     from pathlib import Path

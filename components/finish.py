@@ -1,15 +1,15 @@
-"""KFP component that runs last, whether the pipeline succeeded or not."""
+"""KFP component of the exit handler: runs last, whether the pipeline succeeded, failed or was cancelled."""
 
 from kfp import dsl
 
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def finish(run_id: str, status: dsl.PipelineTaskFinalStatus):
-    """Closes the pipeline's runs in MLflow and tells the webhook of STAR_WEBHOOK, where one is set, how it ended.
+    """Closes the pipeline's MLflow runs and, if STAR_WEBHOOK is set, notifies that webhook how the pipeline ended.
 
     Args:
-        run_id: of the pipeline's run in KFP.
-        status: how the tasks ended; KFP fills it in.
+        run_id: ID of the pipeline run in KFP.
+        status: How the tasks ended. KFP fills it in.
     """
     from star.cluster.exit_handler import close_pipeline
 

@@ -1,4 +1,4 @@
-"""KFP component that puts the parts of a sharded stage together."""
+"""KFP component that merges the shards of a rollout or an extraction."""
 
 from kfp import dsl
 
@@ -10,13 +10,13 @@ def merge(
     merged: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Puts the parts of a sharded rollout or extraction together, by their manifests; nothing is computed again.
+    """Merges the shards of a rollout or an extraction by their manifests. Nothing is computed again.
 
     Args:
-        code: digest of the code that merges, by which the result is cached.
-        parts: the folders of all shards, in any order.
-        merged: what one task would have written.
-        metrics: the figures of all parts.
+        code: Digest of the merging code. It is part of the cache key.
+        parts: Folders of all shards, in any order.
+        merged: The folder that one task without shards would have written.
+        metrics: Metrics over all shards.
     """
     import json
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""KFP component that makes one evaluation of its shards."""
+"""KFP component that merges the shards of an evaluation."""
 
 from kfp import dsl
 
@@ -12,15 +12,15 @@ def merge_evaluation(
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Scores what the shards of the evaluation gathered; no model is asked again.
+    """Scores the answers that the shards of the evaluation gathered. No model runs again.
 
     Args:
-        code: digest of the code that merges, by which the result is cached.
-        parts: the folders of all shards, in any order.
-        merged: evaluation.json and the reports, as one task would have written them.
-        report: the evaluation as a page.
-        summary: the evaluation as a table.
-        metrics: the evaluation's figures.
+        code: Digest of the merging code. It is part of the cache key.
+        parts: Folders of all shards, in any order.
+        merged: Folder with evaluation.json and the reports, as one task without shards would have written it.
+        report: The evaluation as an HTML page.
+        summary: The evaluation as a Markdown table.
+        metrics: Metrics of the evaluation.
     """
     import json
     import shutil

@@ -1,14 +1,14 @@
-"""KFP component that checks what the pipeline needs before anything else runs."""
+"""KFP component of the pre-flight: checks what the pipeline needs before any other task runs."""
 
 from kfp import dsl
 
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def preflight(config: str):
-    """Checks secrets, tracking, registry, stores, models and memory, so that a fault costs a minute and not a night.
+    """Checks secrets, MLflow, object store, volume, models and memory, so that a fault costs a minute and not a night.
 
     Args:
-        config: the whole configuration, as JSON.
+        config: The whole configuration, as JSON.
     """
     from star.config.experiment import Config
     from star.doctor.preflight import require_all

@@ -15,12 +15,12 @@ def refine(
     """Refines the distilled student with Sim-RL on the similarity reward.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        student: the distilled student's model folder.
-        data: the data set of synthesize.
-        refined: the refined student's model folder.
-        metrics: the stage's figures.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        student: Model folder of the distilled student.
+        data: Data set of the stage synthesize.
+        refined: Model folder of the refined student.
+        metrics: The stage's metrics.
     """
     import json
     from pathlib import Path

@@ -11,14 +11,14 @@ def refine_teacher(
     teacher: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Makes the teacher fit the data: trained where its base is from scratch, refined with Sim-RL.
+    """Adapts the teacher to the data: supervised training on the rows and Sim-RL, each where it is configured.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        data: the data set of synthesize.
-        teacher: the teacher's model folder.
-        metrics: the stage's figures.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        data: Data set of the stage synthesize.
+        teacher: Model folder of the teacher.
+        metrics: The stage's metrics.
     """
     import json
     from pathlib import Path

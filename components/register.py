@@ -13,16 +13,16 @@ def register(
     gate: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Registers the refined student in MLflow; behind the gate it becomes champion.
+    """Registers the refined student in MLflow. It becomes champion if it passes the gate.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        refined: the refined student's model folder.
-        evaluation: evaluation.json and the reports.
-        registration: what was registered and why it was promoted or not.
-        gate: every bar of the gate and how it went.
-        metrics: the stage's figures.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        refined: Model folder of the refined student.
+        evaluation: Folder with evaluation.json and the reports.
+        registration: What was registered, and why it was promoted or not.
+        gate: Every criterion of the gate and its result, as Markdown.
+        metrics: The stage's metrics.
     """
     import json
     import shutil

@@ -13,16 +13,16 @@ def rollout(
     metrics: dsl.Output[dsl.Metrics],
     shard: str = "1/1",
 ):
-    """Samples the teacher on the training prompts and keeps valid, distinct completions.
+    """Samples completions of the training prompts from the teacher and keeps those that are valid and distinct.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        data: the data set of synthesize.
-        teacher: the teacher's model folder.
-        rollouts: the teacher's sequences.
-        metrics: the stage's figures.
-        shard: i/n, the part of the work to do.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        data: Data set of the stage synthesize.
+        teacher: Model folder of the teacher.
+        rollouts: Sequences that the teacher generated.
+        metrics: The stage's metrics.
+        shard: Shard i/n of the work that this task does.
     """
     import json
     from pathlib import Path

@@ -10,13 +10,13 @@ def synthesize(
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Makes the training and held-out rows from tools and seed rows.
+    """Generates the training and held-out rows from tools and seed rows.
 
     Args:
-        config: the stage's sections of the configuration, as JSON.
-        code: digest of the stage's code, by which its result is cached.
-        data: the data set of synthesize.
-        metrics: the stage's figures.
+        config: Sections of the configuration that the stage reads, as JSON.
+        code: Digest of the stage's code. It is part of the cache key.
+        data: Data set with the training and held-out rows.
+        metrics: The stage's metrics.
     """
     import json
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Puts `cluster` of the configuration on the tasks of the compiled pipeline: node, retries, secrets, volumes, rights."""
+"""Applies the section `cluster` of the configuration to a KFP task: node, retries, secrets, volumes, security context."""
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
@@ -7,36 +7,38 @@ from star.cluster.launch import PROCESSES_VARIABLE, TRAIN_JOB_VARIABLE
 from star.config.cluster import CPU, Cluster, Node
 from star.stages import STAGES
 
-TRAININGS = {stage.name for stage in STAGES if stage.trains}
-VOLUME = "/var/star"  # where the claim is mounted: unfinished work, and what tracking did not take yet, outlive the pod there
+TRAINING_STAGES = {stage.name for stage in STAGES if stage.trains}
+# Where the volume of `work_claim` is mounted. Unfinished work and undelivered MLflow data outlive the pod there.
+VOLUME_PATH = "/var/star"
 
 
-def place(task: PipelineTask, name: str, cluster: Cluster) -> None:
-    """Gives a task everything that the cluster's section says of it."""
-    if name in cluster.train_jobs:  # the task only starts the job and waits for it
-        _ask_for(task, cluster.nodes[CPU])
+def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> None:
+    """Sets everything that the section `cluster` says about the task with this name (a stage, or another task such as "finish")."""
+    if name in cluster.train_jobs:  # the task itself only creates the TrainJob and waits for it
+        _set_node(task, cluster.nodes[CPU])
         task.set_env_variable(TRAIN_JOB_VARIABLE, cluster.model_dump_json(exclude_defaults=True))
     else:
-        _ask_for(task, cluster.node_of(name))
-        if name in TRAININGS and (processes := cluster.processes_of(name)) > 1:
+        _set_node(task, cluster.node_of(name))
+        if name in TRAINING_STAGES and (processes := cluster.processes_of(name)) > 1:
             task.set_env_variable(PROCESSES_VARIABLE, str(processes))
-    _retry(task, cluster)
+    _set_retry(task, cluster)
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets.items():
         kubernetes.use_secret_as_env(task, secret, {key: variable for variable, key in variables.items()})
     if cluster.work_claim:
-        kubernetes.mount_pvc(task, cluster.work_claim, VOLUME)
-        task.set_env_variable("STAR_WORK", f"{VOLUME}/work").set_env_variable("STAR_HOME", f"{VOLUME}/home")
+        kubernetes.mount_pvc(task, cluster.work_claim, VOLUME_PATH)
+        task.set_env_variable("STAR_WORK", f"{VOLUME_PATH}/work").set_env_variable("STAR_HOME", f"{VOLUME_PATH}/home")
     if cluster.checkpoints:
         task.set_env_variable("STAR_CHECKPOINTS", cluster.checkpoints)
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)
-    # By this the runs of one pipeline find each other in MLflow (star/tracking/parent_run.py).
+    # The stages of one pipeline run find their parent run in MLflow by this ID (star/tracking/parent_run.py).
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
-    kubernetes.add_pod_label(task, "star/task", name)  # what a network policy selects by
+    kubernetes.add_pod_label(task, "star/task", name)  # network policies select pods by it (deploy/base/network.yaml)
 
 
-def _ask_for(task: PipelineTask, node: Node) -> None:
+def _set_node(task: PipelineTask, node: Node) -> None:
+    # Requests equal limits, so that the scheduler reserves all that the task may use.
     task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu)
     task.set_memory_request(node.memory).set_memory_limit(node.memory)
     if node.accelerator:
@@ -49,7 +51,7 @@ def _ask_for(task: PipelineTask, node: Node) -> None:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=node.shm)
 
 
-def _retry(task: PipelineTask, cluster: Cluster) -> None:
+def _set_retry(task: PipelineTask, cluster: Cluster) -> None:
     retry = cluster.retry
     if retry.attempts:
         task.set_retry(

@@ -1,7 +1,7 @@
-"""What the profiles compile to, in deploy/pipelines, so that a change of a task is seen in review: `python -m star.pipelines.snapshots`.
+"""Compiles the profiles to deploy/pipelines, so that a review shows what a change does to the tasks: `python -m star.pipelines.snapshots`.
 
-The digests of the stages' code are left out there: any edit of the library changes them, and a file for submission is compiled when it is
-submitted (`star pipeline submit`, `star pipeline compile`), for the image that has this code.
+The digests of the stages' code are replaced by a fixed word, because any edit of the library changes them. Do not submit these files:
+`star pipeline submit` and `star pipeline compile` compile the pipeline for the image that has the code.
 """
 
 import re
@@ -18,18 +18,19 @@ PROFILES = {
     "h100": "deploy/profiles/h100.yaml",
     "multinode": "deploy/profiles/multinode.yaml",
 }  # name of the file -> profile
-DIGEST = re.compile(r"(?<=constant: )[0-9a-f]{64}$", re.MULTILINE)
+CODE_DIGEST = re.compile(r"(?<=constant: )[0-9a-f]{64}$", re.MULTILINE)
 
 
 def snapshot(profile: str) -> str:
-    """The compiled pipeline of a profile, with a word in place of each digest of code."""
+    """Returns the compiled pipeline of a profile, with a fixed word in place of each code digest."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "star.yaml"
         compile_pipeline(load_config(profile), file, image=IMAGE)
-        return DIGEST.sub("digest-of-the-code", file.read_text(encoding="utf-8"))
+        return CODE_DIGEST.sub("digest-of-the-code", file.read_text(encoding="utf-8"))
 
 
 def main() -> None:
+    """Writes the snapshots of all profiles."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, profile in PROFILES.items():
         (FOLDER / f"{name}.yaml").write_text(snapshot(profile), encoding="utf-8")

@@ -1,14 +1,18 @@
-"""The DAG: the eight stages as one KFP pipeline, in the shape for this machine and in the shape for a cluster.
+"""Builds the pipeline's DAG from the eight stages, for this machine or for a cluster, and compiles it to KFP YAML.
 
-Both are the same stages with the same inputs. On a cluster a pre-flight comes first, shards of a stage run beside each other and are
-merged, and a closing task runs whatever happened.
+Both DAGs have the same stages with the same inputs. On a cluster three things are added: the pre-flight runs first, the shards of a stage
+run in parallel and are merged, and the exit handler runs at the end, even after a failure:
+
+    preflight -> synthesize -> refine-teacher -> rollout 1/4 ... 4/4 -> merge-rollout -> extract-topk 1/4 ... 4/4 -> ... -> register
+    finish (exit handler)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from kfp import compiler, dsl
+from kfp.dsl.base_component import BaseComponent
 
 from star import stages
 from star.components.distill import distill
@@ -23,18 +27,19 @@ from star.components.refine_teacher import refine_teacher
 from star.components.register import register
 from star.components.rollout import rollout
 from star.components.synthesize import synthesize
+from star.config.cluster import ShardedStage
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.code_digest import code_digest
-from star.pipelines.resources import place
+from star.pipelines.resources import apply_cluster_settings
 from star.stages import STAGES, stage_named
 
 IMAGE = "star-python:latest"
-Prepare = Callable[[dsl.PipelineTask, str], dsl.PipelineTask]
+ConfigureTask = Callable[[dsl.PipelineTask, str], dsl.PipelineTask]  # (task, its name) -> the same task
 
 
 class Folders(NamedTuple):
-    """The folder that each stage wrote."""
+    """The folder that each stage writes, in the order of STAGES."""
 
     data: dsl.Dataset
     teacher: dsl.Model
@@ -46,84 +51,99 @@ class Folders(NamedTuple):
     registration: dsl.Artifact
 
 
-def build_pipeline(config: Config):
-    """The pipeline for this machine: a task a stage, each in a process of its own."""
+def build_pipeline(config: Config) -> BaseComponent:
+    """The pipeline for this machine: one task per stage, each in its own process."""
 
-    def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-        return task.set_display_name(name).set_caching_options(_cached(name))
+    def configure(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+        return task.set_display_name(name).set_caching_options(_is_cached(name))
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
     def star_pipeline() -> Folders:
-        return _stages(config, prepared, shards={})
+        return _connect_stages(config, configure, shards={})
 
     return star_pipeline
 
 
-def build_cluster_pipeline(config: Config, *, image: str):
-    """The pipeline for a cluster, its tasks placed as `cluster` of the configuration says."""
+def build_cluster_pipeline(config: Config, *, image: str) -> BaseComponent:
+    """The pipeline for a cluster, with tasks on the nodes that the section `cluster` of the configuration names."""
 
-    def prepared(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-        task.set_display_name(name).set_container_image(image).set_caching_options(_cached(name))
-        task.set_env_variable("STAR_IMAGE", image)  # for the lineage
-        place(task, name, config.cluster)
+    def configure(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+        task.set_display_name(name).set_container_image(image).set_caching_options(_is_cached(name))
+        task.set_env_variable("STAR_IMAGE", image)  # for the lineage, and for the pods of TrainJobs
+        apply_cluster_settings(task, name, config.cluster)
         return task
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
     def star_pipeline() -> None:
-        closing = prepared(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish")
-        with dsl.ExitHandler(closing, name="stages"):
-            ready = prepared(preflight(config=config.model_dump_json()), "preflight")
-            _stages(config, prepared, shards=config.cluster.shards, after=ready)
+        exit_task = configure(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish")
+        with dsl.ExitHandler(exit_task, name="stages"):
+            checked = configure(preflight(config=config.model_dump_json()), "preflight")
+            _connect_stages(config, configure, shards=config.cluster.shards, after=checked)
 
     return star_pipeline
 
 
-def _cached(task: str) -> bool:
+def _is_cached(task: str) -> bool:
+    # Pre-flight and exit handler look at the services as they are now. A merge task is not in STAGES and is always cached.
     return task not in ("preflight", "finish") and all(stage.cached for stage in STAGES if stage.name == task)
 
 
-def _stages(
-    config: Config, prepared: Prepare, *, shards: dict[str, int], after: dsl.PipelineTask | None = None
+def _connect_stages(
+    config: Config,
+    configure: ConfigureTask,
+    *,
+    shards: Mapping[ShardedStage, int],
+    after: dsl.PipelineTask | None = None,
 ) -> Folders:
-    """The stages, each fed by those before it. Each task is given only its stage's sections, and the digest of its stage's code:
-    together with its inputs they are what its result is cached by."""
+    """Creates one task per stage (or per shard) and connects it to the outputs of the stages before it.
+
+    The cache key of a task is its inputs, the configuration sections of its stage and the digest of its stage's code. A task therefore
+    gets no other sections, so that a setting of the evaluation does not make the distillation run again.
+
+    Args:
+        config: The whole configuration.
+        configure: Sets display name, caching, image and node of a task.
+        shards: Number of shards of each sharded stage; one when a stage is missing.
+        after: Task that must succeed before the first stage starts.
+    """
 
     def settings(name: str) -> dict[str, str]:
         stage = stage_named(name)
         return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
 
-    def fanned_out(component: Callable, name: str, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
-        count = shards.get(name, 1)
-        if count == 1:
-            return prepared(component(**inputs, **settings(name)), name).outputs[output]
-        parts = [f"{number}/{count}" for number in range(1, count + 1)]
-        with dsl.ParallelFor(parts, name=f"{name}-shards", parallelism=config.cluster.parallelism) as shard:
-            part = prepared(component(**inputs, **settings(name), shard=shard), name)
-        evaluates = name == "evaluate"
-        code = code_digest(stages.merge_evaluation if evaluates else stages.merge)
-        merged = (merge_evaluation if evaluates else merge)(parts=dsl.Collected(part.outputs[output]), code=code)
-        return prepared(merged, f"merge-{name}").outputs["merged"]
+    def sharded(component: Callable, name: ShardedStage, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
+        shard_count = shards.get(name, 1)
+        if shard_count == 1:
+            return configure(component(**inputs, **settings(name)), name).outputs[output]
+        shard_names = [f"{number}/{shard_count}" for number in range(1, shard_count + 1)]
+        with dsl.ParallelFor(shard_names, name=f"{name}-shards", parallelism=config.cluster.parallelism) as shard:
+            part = configure(component(**inputs, **settings(name), shard=shard), name)
+        is_evaluation = name == "evaluate"
+        code = code_digest(stages.merge_evaluation if is_evaluation else stages.merge)
+        merge_component = merge_evaluation if is_evaluation else merge
+        merged = merge_component(parts=dsl.Collected(part.outputs[output]), code=code)
+        return configure(merged, f"merge-{name}").outputs["merged"]
 
-    first = prepared(synthesize(**settings("synthesize")), "synthesize")
+    first = configure(synthesize(**settings("synthesize")), "synthesize")
     data = (first.after(after) if after else first).outputs["data"]
-    teacher = prepared(refine_teacher(data=data, **settings("refine-teacher")), "refine-teacher").outputs["teacher"]
-    rollouts = fanned_out(rollout, "rollout", "rollouts", data=data, teacher=teacher)
-    topk = fanned_out(extract_topk, "extract-topk", "topk", rollouts=rollouts, teacher=teacher)
-    distilled = prepared(distill(topk=topk, **settings("distill")), "distill").outputs["distilled"]
-    refined = prepared(refine(student=distilled, data=data, **settings("refine")), "refine").outputs["refined"]
+    teacher = configure(refine_teacher(data=data, **settings("refine-teacher")), "refine-teacher").outputs["teacher"]
+    rollouts = sharded(rollout, "rollout", "rollouts", data=data, teacher=teacher)
+    topk = sharded(extract_topk, "extract-topk", "topk", rollouts=rollouts, teacher=teacher)
+    distilled = configure(distill(topk=topk, **settings("distill")), "distill").outputs["distilled"]
+    refined = configure(refine(student=distilled, data=data, **settings("refine")), "refine").outputs["refined"]
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
-    evaluation = fanned_out(evaluate, "evaluate", "evaluation", data=data, **models)
-    registered = prepared(register(refined=refined, evaluation=evaluation, **settings("register")), "register")
+    evaluation = sharded(evaluate, "evaluate", "evaluation", data=data, **models)
+    registered = configure(register(refined=refined, evaluation=evaluation, **settings("register")), "register")
     registration = registered.outputs["registration"]
     return Folders(data, teacher, rollouts, topk, distilled, refined, evaluation, registration)
 
 
 def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> None:
-    """Writes the cluster's pipeline of a configuration as KFP YAML.
+    """Compiles the cluster pipeline of a configuration to KFP YAML.
 
     Raises:
-        InputError: the output is not a YAML file, the configuration names files that only this machine has, or a stage's node does not
-            suit what it runs.
+        InputError: the output is not a YAML file, the configuration names files that only this machine has, or the node of a stage cannot
+            run it.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output} must end in .yaml: give another --output")
@@ -132,52 +152,62 @@ def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> Non
             raise InputError(
                 f"{file.path} is on this machine, where no pod can read it: run this profile with `star run`"
             )
-    _require_nodes_that_suit(config)
+    _check_nodes(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build_cluster_pipeline(config, image=image), str(output))
 
 
-def _require_nodes_that_suit(config: Config) -> None:
-    for stage, teacher in (("rollout", config.rollout), ("extract-topk", config.topk)):
+def _check_nodes(config: Config) -> None:
+    """Raises InputError when the node of a stage cannot run it: an idle accelerator, too few of them, or a batch they cannot share."""
+    for stage, settings in (("rollout", config.rollout), ("extract-topk", config.topk)):
         node = config.cluster.node_of(stage)
-        if teacher.server and node.accelerator:
+        if settings.server and node.accelerator:
             raise InputError(
-                f"{teacher.server} runs the teacher of {stage}, whose own accelerator would idle: set `cluster.placement.{stage}: cpu`"
+                f"{settings.server} runs the teacher of {stage}, whose own accelerator would be idle: "
+                f"set `cluster.placement.{stage}: cpu`"
             )
-        if teacher.vllm and (split := teacher.vllm.tensor_parallel_size) > node.accelerators:
+        if settings.vllm and (split := settings.vllm.tensor_parallel_size) > node.accelerators:
             raise InputError(
-                f"{stage} splits the teacher over {split} accelerators and its node has {node.accelerators}: set `accelerators` of the node"
+                f"{stage} splits the teacher over {split} accelerators and its node has {node.accelerators}: "
+                "set `accelerators` of the node"
             )
-    for stage, setting, batch, each, micro in _batches(config):
-        processes = config.cluster.processes_of(stage)
-        if batch % processes:
+    for batch in _training_batches(config):
+        processes = config.cluster.processes_of(batch.stage)
+        if batch.items % processes:
             raise InputError(
-                f"{stage} deals {setting} = {batch} to {processes} processes, one for each accelerator: choose a multiple"
+                f"{batch.stage} divides {batch.setting} = {batch.items} among {processes} processes, one per accelerator: "
+                "choose a multiple"
             )
-        share = batch // processes * each
-        if share % min(micro or share, share):
+        sequences = batch.items // processes * batch.sequences_per_item
+        if sequences % min(batch.micro_batch_size or sequences, sequences):
             raise InputError(
-                f"{stage} gives each of {processes} processes {share} sequences a step: set a micro_batch_size that divides them"
+                f"{batch.stage} gives each of {processes} processes {sequences} sequences per step: "
+                "set a micro_batch_size that divides them"
             )
 
 
-def _batches(config: Config) -> Iterator[tuple[str, str, int, int, int | None]]:
-    """What each training deals evenly to its processes, how many sequences each of it is, and how many make a forward pass."""
-    for stage, name, training in (
+class _TrainingBatch(NamedTuple):
+    """The items that the processes of a training share in each step."""
+
+    stage: str
+    setting: str  # where the configuration has `items`
+    items: int  # rows, or prompts of Sim-RL
+    sequences_per_item: int
+    micro_batch_size: int | None  # sequences per forward pass; all of them when None
+
+
+def _training_batches(config: Config) -> Iterator[_TrainingBatch]:
+    for stage, section, training in (
         ("refine-teacher", "teacher.sft", config.teacher.sft),
         ("distill", "distill", config.distill),
     ):
         if training:
-            yield stage, f"`{name}.batch_size`", training.batch_size, 1, training.micro_batch_size
-    for stage, name, simrl in (
+            setting = f"`{section}.batch_size`"
+            yield _TrainingBatch(stage, setting, training.batch_size, 1, training.micro_batch_size)
+    for stage, section, simrl in (
         ("refine-teacher", "teacher.refine", config.teacher.refine),
         ("refine", "refine", config.refine),
     ):
         if simrl:
-            yield (
-                stage,
-                f"`{name}.prompts_per_step`",
-                simrl.prompts_per_step,
-                simrl.num_generations,
-                simrl.micro_batch_size,
-            )
+            setting = f"`{section}.prompts_per_step`"
+            yield _TrainingBatch(stage, setting, simrl.prompts_per_step, simrl.num_generations, simrl.micro_batch_size)

@@ -245,13 +245,17 @@ def test_trainings_take_all_accelerators_of_their_node_or_of_several() -> None:
 @pytest.mark.parametrize(
     ("stage", "settings", "said"),
     [
-        ("distill", "distill: {batch_size: 128}", "distill deals `distill.batch_size` = 128 to 3 processes"),
-        ("distill", "distill: {batch_size: 48, micro_batch_size: 6}", "gives each of 3 processes 16 sequences a step"),
-        ("refine", "refine: {prompts_per_step: 16}", "refine deals `refine.prompts_per_step` = 16 to 3 processes"),
+        ("distill", "distill: {batch_size: 128}", "distill divides `distill.batch_size` = 128 among 3 processes"),
+        (
+            "distill",
+            "distill: {batch_size: 48, micro_batch_size: 6}",
+            "gives each of 3 processes 16 sequences per step",
+        ),
+        ("refine", "refine: {prompts_per_step: 16}", "refine divides `refine.prompts_per_step` = 16 among 3 processes"),
         (
             "refine",
             "refine: {prompts_per_step: 6, micro_batch_size: 12}",
-            "gives each of 3 processes 16 sequences a step",
+            "gives each of 3 processes 16 sequences per step",
         ),
     ],
 )
