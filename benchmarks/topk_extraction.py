@@ -183,7 +183,7 @@ def print_memory() -> None:
     draw = np.random.default_rng(2)
     for shards in (2, 8, 32):
         with tempfile.TemporaryDirectory() as folder:
-            with TopKWriter(folder, 100, vocab_size=151_936, tokens_per_shard=2048) as writer:
+            with TopKWriter(folder, 100, vocab_size=151_936, tokens_per_file=2048) as writer:
                 for number in range(shards * 8):
                     logprobs_TK = -np.sort(draw.uniform(0, 20, (256, 100)), axis=1).astype(np.float32)
                     writer.add(f"row-{number}", draw.integers(0, 151_936, (256, 100)), logprobs_TK)

@@ -145,7 +145,7 @@ def merge(
 
 @topk_app.command("inspect")
 def inspect_topk(folder: Annotated[Path, typer.Argument(help="Folder of `star extract-topk`.")]) -> None:
-    """Check a top-k store and print what it holds: sequences, tokens, bytes a token, mass covered, entropy.
+    """Check a top-k store and print what it holds: sequences, tokens, bytes per token, mass covered, entropy.
 
     Example: `star topk inspect runs/latest/extract-topk`
     """

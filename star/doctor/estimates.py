@@ -20,11 +20,11 @@ ADAPTED = 2.5  # bf16 weights, and adapters of a few percent of them with their 
 
 def topk_store_bytes(config: Config) -> tuple[int, float]:
     """Returns how many samples the rollout draws at most, and how many bytes their top-k store takes at most."""
-    from star.topk.capacity import bytes_a_token
+    from star.topk.disk_space import max_bytes_per_token
 
     samples = (config.rollout.prompts or config.data.generated_rows) * config.rollout.samples
     vocab_size = config.scratch.vocab_size if config.scratch else QWEN3_VOCABULARY
-    return samples, samples * config.rollout.max_new_tokens * bytes_a_token(config.topk.top_k, vocab_size)
+    return samples, samples * config.rollout.max_new_tokens * max_bytes_per_token(config.topk.top_k, vocab_size)
 
 
 def memory_needed(config: Config, stage: str) -> float:

@@ -14,11 +14,11 @@ from star.errors import InputError
 def check_volume_space(config: Config, folder: Path) -> str:
     """Checks that the volume has room for the top-k store, the largest thing that is written there."""
     from star.number_format import format_bytes
-    from star.topk.capacity import require_space
+    from star.topk.disk_space import require_disk_space
 
     samples, store_bytes = topk_store_bytes(config)
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
-    require_space(existing, int(store_bytes), what=f"the teacher's signal over {samples:,} samples, at most")
+    require_disk_space(existing, int(store_bytes), what=f"the teacher's signal over {samples:,} samples, at most")
     return f"{format_bytes(store_bytes)} at most for the teacher's signal"
 
 

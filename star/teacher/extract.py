@@ -25,7 +25,7 @@ from star.number_format import format_bytes, format_seconds
 from star.progress import Bar, say
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
-from star.topk.capacity import bytes_a_token, require_space
+from star.topk.disk_space import max_bytes_per_token, require_disk_space
 from star.topk.sequences import SEQUENCES, TOKENIZER, StoredSequences, read_sequences
 from star.topk.store import TopKWriter
 
@@ -86,8 +86,8 @@ def store_scores(
     tokens = sum(len(sequences[index].completion_ids) for batch in batches for index in batch)
     left = [batch for batch in batches if any(ids[index] not in writer for index in batch)]
     tokens_left = sum(len(sequences[index].completion_ids) for batch in left for index in batch)
-    needed = int(tokens_left * bytes_a_token(writer.top_k, writer.vocab_size))
-    require_space(writer.folder, needed, what=f"the top-k of {tokens_left:,} tokens")
+    needed = int(tokens_left * max_bytes_per_token(writer.top_k, writer.vocab_size))
+    require_disk_space(writer.folder, needed, what=f"the top-k of {tokens_left:,} tokens")
     count = sum(map(len, batches))
     say(f"top-k: {count:,} sequences, {tokens:,} tokens; {format_bytes(needed)} to write")
     began = time.monotonic()

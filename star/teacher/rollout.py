@@ -29,7 +29,7 @@ from star.progress import Bar, say
 from star.rewards.similarity import similarity_reward
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
-from star.topk.capacity import require_space
+from star.topk.disk_space import require_disk_space
 from star.topk.sequences import SEQUENCES
 
 PROMPTS = "prompts.parquet"
@@ -97,7 +97,7 @@ def roll_out(
     samples = sum(len(batch) for _, batch in batches) * settings.samples
     # Ids of four bytes and the text, about as much again.
     needed = samples * settings.max_new_tokens * 8
-    require_space(work.out, needed, what=f"a rollout of {samples:,} samples")
+    require_disk_space(work.out, needed, what=f"a rollout of {samples:,} samples")
     say(
         f"rollout: {samples:,} samples of at most {settings.max_new_tokens} tokens; {format_bytes(needed)} to write at most"
     )

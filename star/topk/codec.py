@@ -1,19 +1,47 @@
-"""How the top-k of one sequence becomes bytes: ids exactly, log-probabilities within 0.01 nats.
+"""Encodes the top-k of one sequence as bytes: ids exactly, log-probabilities within 0.01 nats.
 
-What a row of K = 100 ids out of V = 151,936 costs at least: 215.2 bytes for which ids in which order, and what their log-probabilities add.
+- **Ids** are split at a bit. The low bits are stored as they are. The high parts of four ids make one number in base
+  ceil(V / 2^low). For V = 151,936 that is 17.25 bits per id, where log2(V) = 17.21. A teacher often has the same ids
+  at one token and the next. zstd finds such repetitions, and its output is stored instead when it is shorter.
+- **Log-probabilities** become levels, multiples of `STEP` nats. Where they fall along a row, the gaps between
+  neighbouring levels are all >= 0 and are stored in a Rice code: with parameter p, the low p bits of a gap as they
+  are, the rest in unary (n zeros and a one). The r-th gap of a distribution with an exponential tail is itself
+  exponential, with a mean proportional to 1/r (Renyi 1953). Therefore each row has one parameter per octave of ranks
+  (1, 2-3, 4-7, ...), and stores it as the difference from what 1/r predicts from the octave before.
 
-- **ids** are cut at a bit: the low bits are kept as they are, four of the high parts make one number in base ceil(V / 2^low). For
-  V = 151,936 that is 17.25 bits an id, where log2(V) = 17.21. Where the same ids come again from token to token, as a teacher's often do,
-  zstd finds them, and its bytes are taken when they are fewer.
-- **log-probabilities** become levels of `STEP` nats. A row in falling order is the gaps between its levels, all of them >= 0, in a Rice
-  code: the low bits of a gap as they are, the rest in unary. The r-th gap of a distribution with an exponential tail is itself exponential
-  with a mean proportional to 1/r (Renyi 1953), so the code's parameter is chosen for each octave of ranks (1, 2-3, 4-7, ...) of each row,
-  and is stored as its distance from the parameter that 1/r would make of the octave before.
+At K = 100 and V = 151,936 it takes at least 215.2 bytes per row to say which ids in which order, whatever the code. The
+log-probabilities add to that.
 
-Rows that are not in falling order come back in the order they came in; their signed gaps cost about 65 bytes a row more, the
-log2(100!) = 525 bits of an order.
+Rows that are not in falling order come back in the order they came in. Their signed gaps take about 65 bytes more per
+row: log2(100!) = 525 bits is what an order costs.
 
-Shapes: T tokens, K ids a token, O octaves of ranks, N values. All bits are little-endian.
+One token as an example, K = 3 ids of a vocabulary of 1,000:
+
+    >>> import numpy as np
+    >>> from star.topk.codec import decode, encode
+    >>> data = encode(np.array([[7, 300, 12]]), np.array([[-0.1, -2.5, -5.0]]), vocab_size=1000)
+    >>> data.hex(" ")
+    '00 04 00 00 00 ab 25 03 00 03 20 00 a4 02 f3 1e'
+    >>> ids_TK, logprobs_TK = decode(data, tokens=1, k=3, vocab_size=1000)
+    >>> ids_TK.tolist(), logprobs_TK.astype(float).round(2).tolist()
+    ([[7, 300, 12]], [[-0.1, -2.51, -4.99]])
+
+The log-probabilities are the levels 5, 126, 251, whose gaps are 5, 121, 125. The octaves are rank 1, with parameter 1,
+and ranks 2-3, with parameter 6. So the gaps are stored as 5 = 2 * 2^1 + 1, 121 = 1 * 2^6 + 57, 125 = 1 * 2^6 + 61.
+
+    00            flags: falling order, no padding, ids not by zstd
+    04 00 00 00   size of the unary part
+    ab 25 03 00   high parts of the ids: 10 bits are split into 2 low and 8 high ones, and 7, 300, 12 have the high
+                  parts 1, 75, 3, which are 1 + 75 * 250 + 3 * 250^2 = 206,251 = 0x0325ab (a fourth id would add to it)
+    03            low parts of the ids: 3, 0, 0 in two bits each, the first in the lowest bits
+    20 00 a4 02   unary: 5 and 12 for the parameters, 2, 1, 1 for the gaps; bits from the lowest on, they read
+                  000001 0000000000001 001 01 01. The first parameter is 1 - FIRST_PARAMETER = -3, the second 6, where
+                  1 - 1 = 0 is expected. Signs are folded (2n, or -2n - 1 for a negative n), which gives 5 and 12.
+    f3 1e         low bits of the gaps: 1 in one bit, 57 and 61 in six bits each
+
+A sequence of several tokens has each of these parts once, for all of its tokens. All bits are little-endian.
+
+Shapes: T tokens, K ids per token, O octaves of ranks. The packing functions take flat arrays of any length.
 """
 
 from functools import cache
@@ -21,22 +49,24 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 
-STEP = 0.0199  # nats between two levels: off by half of it at most, and by a float32's rounding
-LOWEST = -65504.0  # lower ones are stored as this: e^-65504 is 0 in every type
+STEP = 0.0199  # nats between two levels; the error is at most half of it, plus the rounding of a float32
+LOWEST = -65504.0  # lower log-probabilities are stored as this one: e^-65504 is 0 in every floating-point type
 GROUP = 4  # ids whose high parts make one number
-FIRST_PARAMETER = 4  # what the first octave's parameter is stored as the distance from
-FALLING, SIGNED = 0, 1
-PADDED = 2  # flag: rows end in -inf, and their finite values are counted
-COMPRESSED = 4  # flag: the ids are zstd's
+FIRST_PARAMETER = 4  # the first octave's parameter is stored as the difference from this
+
+# Flags in the first byte.
+FALLING, SIGNED = 0, 1  # whether the gaps of all rows are >= 0
+PADDED = 2  # rows may end in -inf, and the number of finite values of each row is stored
+COMPRESSED = 4  # the ids are stored by zstd
 _ZSTD = pa.Codec("zstd", 3)
 
 
 def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> bytes:
-    """The bytes of one sequence.
+    """Encodes one sequence.
 
     Args:
         ids_TK: integers in [0, vocab_size).
-        logprobs_TK: at most 0 (a little more is taken for 0); -inf, at the end of a row, is kept as it is.
+        logprobs_TK: at most 0 (a positive rounding error counts as 0). -inf is allowed at the end of a row and stays.
     """
     tokens, k = ids_TK.shape
     logprobs_TK = np.asarray(logprobs_TK, np.float64)
@@ -45,23 +75,24 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
     padded = bool((count_T < k).any())
     levels_TK = np.rint(np.clip(np.where(finite_TK, logprobs_TK, 0.0), LOWEST, 0.0) / -STEP).astype(np.int64)
     if padded:
-        # -inf takes the level before it, and a count says where in the row it begins.
+        # -inf gets the level before it, a gap of 0. The stored count says where in the row it begins.
         last_T1 = np.take_along_axis(levels_TK, np.maximum(count_T - 1, 0)[:, None], 1)
         levels_TK = np.where(finite_TK, levels_TK, last_T1)
     gaps_TK = np.diff(levels_TK, axis=1, prepend=0)
     order = SIGNED if gaps_TK.min() < 0 else FALLING
     if order == SIGNED:
-        gaps_TK = _zigzag(gaps_TK)
+        gaps_TK = _fold_signs(gaps_TK)
     parameters_TO = _choose_parameters(gaps_TK)
     widths_TK = np.repeat(parameters_TO, _octaves(k)[1], axis=1)
-    unary = _pack_unary(np.concatenate([_zigzag(_surprise(parameters_TO)).ravel(), (gaps_TK >> widths_TK).ravel()]))
+    differences_TO = _fold_signs(_parameter_differences(parameters_TO))
+    unary = _pack_unary(np.concatenate([differences_TO.ravel(), (gaps_TK >> widths_TK).ravel()]))
     ids = _pack_ids(ids_TK.ravel(), vocab_size)
     compressed = _ZSTD.compress(ids_TK.astype("<u4").tobytes(), asbytes=True)
-    fewer = len(compressed) + 4 < len(ids)
+    zstd_is_shorter = len(compressed) + 4 < len(ids)  # 4 bytes for its length
     parts = [
-        bytes([order | PADDED * padded | COMPRESSED * fewer]),
+        bytes([order | PADDED * padded | COMPRESSED * zstd_is_shorter]),
         len(unary).to_bytes(4, "little"),
-        len(compressed).to_bytes(4, "little") + compressed if fewer else ids,
+        len(compressed).to_bytes(4, "little") + compressed if zstd_is_shorter else ids,
         unary,
         pack_bits(gaps_TK.ravel(), widths_TK.ravel()),
     ]
@@ -71,7 +102,7 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
 
 
 def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids [T, K] as int32 and the log-probabilities [T, K] as float32 of what `encode` made of a sequence."""
+    """Decodes what `encode` made: ids [T, K] as int32 and log-probabilities [T, K] as float32."""
     buffer = np.frombuffer(data, np.uint8)
     flags, unary_size = int(buffer[0]), int.from_bytes(buffer[1:5].tobytes(), "little")
     if flags & COMPRESSED:
@@ -84,12 +115,12 @@ def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) ->
     starts, sizes = _octaves(k)
     quotients = _unpack_unary(buffer[ids_end:unary_end])
     octaves = tokens * len(starts)
-    parameters_TO = _from_surprise(_unzigzag(quotients[:octaves]).reshape(tokens, -1))
+    parameters_TO = _parameters_from_differences(_unfold_signs(quotients[:octaves]).reshape(tokens, -1))
     widths = np.repeat(parameters_TO, sizes, axis=1).ravel()
     low_end = unary_end + (int(widths.sum()) + 7) // 8
     gaps = (quotients[octaves:] << widths) + unpack_bits(buffer[unary_end:low_end], widths)
     if flags & SIGNED:
-        gaps = _unzigzag(gaps)
+        gaps = _unfold_signs(gaps)
     levels_TK = np.cumsum(gaps.reshape(tokens, k), axis=1)
     logprobs_TK = (levels_TK * -STEP).astype(np.float32)
     if flags & PADDED:
@@ -100,13 +131,13 @@ def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) ->
 
 @cache
 def _octaves(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each octave of K ranks begins, and its size: 0, 1-2, 3-6, 7-14, ..."""
+    """The first rank and the size of each octave of K ranks, counted from 0: 0, 1-2, 3-6, 7-14, ..."""
     starts = np.array([2**octave - 1 for octave in range(k.bit_length())])
     return starts, np.diff(starts, append=k)
 
 
 def _choose_parameters(gaps_TK: np.ndarray) -> np.ndarray:
-    """The Rice parameter [T, O] with which the gaps of each octave take the fewest bits."""
+    """Returns the Rice parameters [T, O] with which the gaps of each octave take the fewest bits."""
     starts, sizes = _octaves(gaps_TK.shape[1])
     best_TO = np.add.reduceat(gaps_TK, starts, axis=1)
     parameters_TO = np.zeros_like(best_TO)
@@ -117,8 +148,8 @@ def _choose_parameters(gaps_TK: np.ndarray) -> np.ndarray:
     return parameters_TO
 
 
-def _surprise(parameters_TO: np.ndarray) -> np.ndarray:
-    """How far each parameter is from the one expected: the octave's before less one."""
+def _parameter_differences(parameters_TO: np.ndarray) -> np.ndarray:
+    """Differences [T, O] from the expected parameter, which is one less than that of the octave before."""
     expected_TO = np.maximum(parameters_TO[:, :-1] - 1, 0)
     return np.concatenate(
         [parameters_TO[:, :1] - FIRST_PARAMETER, parameters_TO[:, 1:] - expected_TO],
@@ -126,37 +157,41 @@ def _surprise(parameters_TO: np.ndarray) -> np.ndarray:
     )
 
 
-def _from_surprise(surprise_TO: np.ndarray) -> np.ndarray:
-    parameters_TO = np.empty_like(surprise_TO)
-    parameters_TO[:, 0] = surprise_TO[:, 0] + FIRST_PARAMETER
-    for octave in range(1, surprise_TO.shape[1]):
-        parameters_TO[:, octave] = surprise_TO[:, octave] + np.maximum(parameters_TO[:, octave - 1] - 1, 0)
+def _parameters_from_differences(differences_TO: np.ndarray) -> np.ndarray:
+    """The inverse of `_parameter_differences`."""
+    parameters_TO = np.empty_like(differences_TO)
+    parameters_TO[:, 0] = differences_TO[:, 0] + FIRST_PARAMETER
+    for octave in range(1, differences_TO.shape[1]):
+        parameters_TO[:, octave] = differences_TO[:, octave] + np.maximum(parameters_TO[:, octave - 1] - 1, 0)
     return parameters_TO
 
 
-def _zigzag(values: np.ndarray) -> np.ndarray:
-    """0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+def _fold_signs(values: np.ndarray) -> np.ndarray:
+    """Maps 0, -1, 1, -2, ... to 0, 1, 2, 3, ..., so that small values of both signs stay small."""
     return np.where(values < 0, -2 * values - 1, 2 * values)
 
 
-def _unzigzag(values: np.ndarray) -> np.ndarray:
+def _unfold_signs(values: np.ndarray) -> np.ndarray:
+    """The inverse of `_fold_signs`."""
     return np.where(values & 1, -(values + 1) // 2, values // 2)
 
 
 @cache
 def _id_layout(vocab_size: int) -> tuple[int, int, int]:
-    """Low bits of an id, the base of the high parts, and the bits of GROUP high parts."""
+    """Returns the low bits of an id, the base of the high parts, and the bits of GROUP high parts together."""
     low = max(0, (vocab_size - 1).bit_length() - 8)
     base = -(-vocab_size >> low)
     return low, base, max(0, (base**GROUP - 1).bit_length())
 
 
 def _ids_size(count: int, vocab_size: int) -> int:
+    """The number of bytes that `_pack_ids` makes of `count` ids."""
     low, _, group_bits = _id_layout(vocab_size)
     return (-(-count // GROUP) * group_bits + 7) // 8 + (count * low + 7) // 8
 
 
 def _pack_ids(ids: np.ndarray, vocab_size: int) -> bytes:
+    """The high parts of all ids in groups, then the low bits of all ids."""
     low, base, group_bits = _id_layout(vocab_size)
     ids = ids.astype(np.int64)
     high = np.zeros(-(-len(ids) // GROUP) * GROUP, np.int64)
@@ -178,7 +213,7 @@ def _unpack_ids(buffer: np.ndarray, count: int, vocab_size: int) -> np.ndarray:
 
 
 def _pack_unary(values: np.ndarray) -> bytes:
-    """Each value as so many zeros and a one."""
+    """Writes each value n as n zeros and a one."""
     ends = np.cumsum(values + 1) - 1
     bits = np.zeros(int(ends[-1]) + 1, np.uint8)
     bits[ends] = 1
@@ -191,7 +226,7 @@ def _unpack_unary(buffer: np.ndarray) -> np.ndarray:
 
 
 def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
-    """The lowest `widths[i]` bits (32 at most) of every `values[i]`, one after another."""
+    """Writes the lowest `widths[i]` bits (32 at most) of every `values[i]`, one after another."""
     most = int(widths.max(initial=0))
     octets = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)[:, : -(-most // 8)]
     bits = np.unpackbits(octets, axis=1, count=most, bitorder="little")
@@ -201,11 +236,11 @@ def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
 
 
 def unpack_bits(buffer: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """What `pack_bits` packed, as int64."""
+    """Reads what `pack_bits` wrote, as int64."""
     ends = np.cumsum(widths)
     starts = ends - widths
     padded = np.concatenate([buffer, np.zeros(8, np.uint8)])
-    # Eight bytes from each byte on: a value of 32 bits that begins anywhere in a byte lies in them.
+    # One 8-byte window per byte: a value of up to 32 bits lies whole in the window of the byte in which it begins.
     windows = np.lib.stride_tricks.as_strided(padded, (len(buffer) + 1, 8), (1, 1))
     words = windows[starts >> 3].view("<u8").ravel()
     masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)

@@ -1,4 +1,4 @@
-"""What a top-k store holds: `star topk inspect`."""
+"""Reads a top-k store from end to end and prints what it holds: `star topk inspect`."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from star.number_format import format_bytes
 from star.progress import Bar
 from star.topk.store import TopKStore
 
-BINS = 100_000  # of the histogram of masses: memory does not grow with the store
+BINS = 100_000  # of the histogram of covered probability, which keeps the memory constant for any size of store
 
 
 def inspect_store(folder: Path) -> dict[str, float]:
-    """Reads the whole store once, every shard and sequence checked.
+    """Reads the whole store once and verifies every file and every sequence.
 
     Returns:
-        sequences, tokens, shards, top_k, vocab_size, bytes, bytes_a_token; mass_mean and mass_p1, the probability that the k ids of a token
-        cover, in the mean and of the token at the first percentile; entropy, the mean of -sum p log p over the k ids, in nats: a lower
-        bound of the teacher's.
+        sequences, tokens, files, top_k, vocab_size, bytes, bytes_per_token: what their names say.
+        mass_mean, mass_p1: the probability that the k ids of a token cover, mean and first percentile over tokens.
+        entropy: the mean over tokens of -sum p log p over the k ids, in nats, a lower bound of the teacher's entropy.
     """
     store = TopKStore(folder)
     histogram, mass, entropy = np.zeros(BINS + 1, np.int64), 0.0, 0.0
@@ -28,17 +28,18 @@ def inspect_store(folder: Path) -> dict[str, float]:
             mass_T = np.minimum(probs_TK.sum(1), 1.0)
             histogram += np.bincount((mass_T * BINS).astype(np.int64), minlength=BINS + 1)
             mass += mass_T.sum()
+            # A padded place has probability 0 and log-probability -inf, whose product would be NaN.
             entropy -= (probs_TK * np.maximum(logprobs_TK, -1e4)).sum()
             bar.advance(len(mass_T))
     tokens = max(store.tokens, 1)
     return {
         "sequences": len(store),
         "tokens": store.tokens,
-        "shards": store.shards,
+        "files": store.file_count,
         "top_k": store.top_k,
         "vocab_size": store.vocab_size,
         "bytes": store.size,
-        "bytes_a_token": store.size / tokens,
+        "bytes_per_token": store.size / tokens,
         "mass_mean": mass / tokens,
         "mass_p1": float(np.searchsorted(np.cumsum(histogram), 0.01 * tokens)) / BINS,
         "entropy": entropy / tokens,
@@ -46,17 +47,17 @@ def inspect_store(folder: Path) -> dict[str, float]:
 
 
 def print_inspection(folder: Path) -> None:
-    """Prints what `inspect_store` found and where the signal came from, one line each."""
+    """Prints the result of `inspect_store` and the store's provenance, one line each."""
     found = inspect_store(folder)
     lines = {
         "sequences": f"{found['sequences']:,}",
         "tokens": f"{found['tokens']:,}",
-        "shards": f"{found['shards']:,}, {format_bytes(found['bytes'])}, every file and sequence checked",
-        "bytes a token": f"{found['bytes_a_token']:.1f}",
+        "files": f"{found['files']:,}, {format_bytes(found['bytes'])}, every file and sequence verified",
+        "bytes/token": f"{found['bytes_per_token']:.1f}",
         "top-k": f"{found['top_k']} of {found['vocab_size']:,}",
-        "mass of the k": f"{found['mass_mean']:.4f} mean, {found['mass_p1']:.4f} at the first percentile",
-        "entropy": f"{found['entropy']:.4f} nats, of the k",
+        "mass of top-k": f"{found['mass_mean']:.4f} mean, {found['mass_p1']:.4f} at the first percentile",
+        "entropy": f"{found['entropy']:.4f} nats, over the top-k",
         **TopKStore(folder, verify=False).provenance,
     }
     for name, value in lines.items():
-        print(f"{name:<15}{value}")  # a digest of 64 fits beside it in a terminal of 80
+        print(f"{name:<15}{value}")  # a digest of 64 characters fits beside it in a terminal of 80

@@ -240,7 +240,7 @@ runpy.run_module("star.cli", run_name="__main__")
 SMALL_SHARDS = """
 import sys, runpy
 import star.topk.store as store
-store.TopKWriter.__init__.__kwdefaults__["tokens_per_shard"] = 150
+store.TopKWriter.__init__.__kwdefaults__["tokens_per_file"] = 150
 """
 
 

@@ -1,4 +1,4 @@
-"""The top-k store: what goes in comes out, a kill costs one shard at most, and every fault is named."""
+"""The top-k store returns what was added, a kill costs one shard file at most, and every error names its file."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star.errors import InputError
-from star.topk.store import OPEN_SHARDS, TopKStore, TopKWriter, merge_stores
+from star.topk.store import MAX_OPEN_FILES, TopKStore, TopKWriter, merge_stores
 
 VOCAB = 500
 K = 8
@@ -57,11 +57,11 @@ def assert_holds(store: TopKStore, sequences: dict[str, tuple[np.ndarray, np.nda
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), max_size=8),
-    tokens_per_shard=st.integers(1, 30),
+    tokens_per_file=st.integers(1, 30),
     vocab=st.sampled_from([3, 500, 65535, 65536, 151936]),
     data=st.data(),
 )
-def test_round_trip(lengths, tokens_per_shard, vocab, data):
+def test_round_trip(lengths, tokens_per_file, vocab, data):
     k = min(K, vocab)
     logprob = st.floats(-20, 0, width=32)
     sequences = {}
@@ -71,7 +71,7 @@ def test_round_trip(lengths, tokens_per_shard, vocab, data):
         name = data.draw(st.text().filter(lambda name: name not in sequences))
         sequences[name] = (np.tile(ids, (length, 1)), np.tile(np.float32(logprobs), (length, 1)))
     with tempfile.TemporaryDirectory() as folder:
-        with TopKWriter(folder, K, vocab_size=vocab, tokens_per_shard=tokens_per_shard) as writer:
+        with TopKWriter(folder, K, vocab_size=vocab, tokens_per_file=tokens_per_file) as writer:
             for name, arrays in sequences.items():
                 writer.add(name, *arrays)
         store = TopKStore(folder)
@@ -81,7 +81,7 @@ def test_round_trip(lengths, tokens_per_shard, vocab, data):
 
 def test_sequences_are_found_in_any_order_and_others_are_not(tmp_path):
     sequences = make_sequences([5, 1, 7, 1, 3])
-    write(tmp_path, sequences, tokens_per_shard=6)
+    write(tmp_path, sequences, tokens_per_file=6)
     store = TopKStore(tmp_path)
     for name in ("row-4", "row-0", "row-3"):
         np.testing.assert_array_equal(store[name][0], sequences[name][0])
@@ -90,8 +90,8 @@ def test_sequences_are_found_in_any_order_and_others_are_not(tmp_path):
         store["row-5"]
 
 
-def test_shards_are_bounded_and_a_longer_sequence_has_its_own(tmp_path):
-    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
+def test_files_are_bounded_and_a_longer_sequence_has_its_own(tmp_path):
+    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_file=6)
     index = json.loads((tmp_path / "index.json").read_bytes())
     assert [(entry["sequences"], entry["tokens"]) for entry in index["shards"]] == [(2, 6), (1, 3), (1, 9), (1, 1)]
     assert (index["sequences"], index["tokens"], index["top_k"], index["vocab_size"]) == (5, 19, K, VOCAB)
@@ -110,7 +110,7 @@ def test_a_token_of_a_large_vocabulary_takes_281_bytes_at_most(tmp_path, scale):
     store = TopKStore(tmp_path)
     assert_holds(store, sequences)
     assert store.size == sum(path.stat().st_size for path in tmp_path.iterdir())
-    # A store of 128 tokens; its files' headers (about 1.5 kB) are of no weight in a real one.
+    # A store of 128 tokens; its files' headers (about 1.5 kB) are negligible in a real one.
     assert (store.size - 1500) / store.tokens <= 281
 
 
@@ -149,41 +149,41 @@ def test_very_small_and_slightly_positive_log_probabilities_stay_in_range(tmp_pa
 def test_same_input_gives_same_bytes(tmp_path):
     sequences = make_sequences([4, 2, 3, 9, 1])
     for name in ("one", "two"):
-        write(tmp_path / name, sequences, tokens_per_shard=6)
+        write(tmp_path / name, sequences, tokens_per_file=6)
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
 
 
 @pytest.mark.parametrize("done", range(6))
 def test_abandoned_writer_is_continued_to_the_same_bytes(tmp_path, done):
     sequences = make_sequences([4, 2, 3, 9, 1])
-    write(tmp_path / "whole", sequences, tokens_per_shard=6)
-    abandoned = TopKWriter(tmp_path / "killed", K, vocab_size=VOCAB, tokens_per_shard=6)
+    write(tmp_path / "whole", sequences, tokens_per_file=6)
+    abandoned = TopKWriter(tmp_path / "killed", K, vocab_size=VOCAB, tokens_per_file=6)
     for name in list(sequences)[:done]:
         abandoned.add(name, *sequences[name])
     with pytest.raises(InputError, match="index.json is missing.*unfinished"):
         TopKStore(tmp_path / "killed")
-    write(tmp_path / "killed", sequences, tokens_per_shard=6)
+    write(tmp_path / "killed", sequences, tokens_per_file=6)
     assert read_bytes(tmp_path / "killed") == read_bytes(tmp_path / "whole")
 
 
 def test_next_writer_knows_what_is_already_there(tmp_path):
     sequences = make_sequences([4, 2, 3])
-    abandoned = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=6)
+    abandoned = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_file=6)
     for name, arrays in sequences.items():
         abandoned.add(name, *arrays)
     assert len(abandoned) == 3 and "row-2" in abandoned
-    reopened = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=6)
+    reopened = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_file=6)
     assert [name for name in sequences if name in reopened] == ["row-0", "row-1"]
     assert len(reopened) == 2
 
 
-def test_kill_while_a_shard_is_written_leaves_whole_shards_only(tmp_path):
+def test_kill_while_a_file_is_written_leaves_complete_files_only(tmp_path):
     script = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from test_store import K, VOCAB, make_sequences
 from star.topk.store import TopKWriter
-writer = TopKWriter(sys.argv[1], K, vocab_size=VOCAB, tokens_per_shard=6)
+writer = TopKWriter(sys.argv[1], K, vocab_size=VOCAB, tokens_per_file=6)
 for number, (name, arrays) in enumerate(make_sequences([4, 2, 3, 9, 1]).items()):
     if number == 3:
         os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
@@ -195,12 +195,12 @@ for number, (name, arrays) in enumerate(make_sequences([4, 2, 3, 9, 1]).items())
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert sorted(read_bytes(folder)) == ["topk-00000.safetensors", "topk-00001.safetensors.tmp"]
     sequences = make_sequences([4, 2, 3, 9, 1])
-    write(folder, sequences, tokens_per_shard=6)
-    write(tmp_path / "whole", sequences, tokens_per_shard=6)
+    write(folder, sequences, tokens_per_file=6)
+    write(tmp_path / "whole", sequences, tokens_per_file=6)
     assert read_bytes(folder) == read_bytes(tmp_path / "whole")
 
 
-def test_half_written_shard_of_a_killed_writer_is_removed(tmp_path):
+def test_half_written_file_of_a_killed_writer_is_removed(tmp_path):
     (tmp_path / "topk-00007.safetensors.tmp").write_bytes(b"half")
     write(tmp_path, make_sequences([2]))
     assert sorted(read_bytes(tmp_path)) == ["index.json", "lookup.npy", "topk-00000.safetensors"]
@@ -215,8 +215,8 @@ def test_block_that_fails_leaves_the_store_unfinished(tmp_path):
 
 def test_finished_store_can_be_added_to_and_is_unfinished_meanwhile(tmp_path):
     sequences = make_sequences([4, 2, 3])
-    write(tmp_path, {name: sequences[name] for name in ("row-0", "row-1")}, tokens_per_shard=3)
-    writer = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_shard=2)
+    write(tmp_path, {name: sequences[name] for name in ("row-0", "row-1")}, tokens_per_file=3)
+    writer = TopKWriter(tmp_path, K, vocab_size=VOCAB, tokens_per_file=2)
     writer.add("row-2", *sequences["row-2"])
     assert len(TopKStore(tmp_path)) == 2  # nothing of it is on disk yet
     writer.add("row-3", *sequences["row-0"])
@@ -288,7 +288,7 @@ def test_folder_of_other_settings_is_refused(tmp_path, sizes, message):
         TopKWriter(tmp_path, **({"top_k": K, "vocab_size": VOCAB} | sizes))
 
 
-@pytest.mark.parametrize("sizes", [{"top_k": 0}, {"vocab_size": 0}, {"tokens_per_shard": 0}])
+@pytest.mark.parametrize("sizes", [{"top_k": 0}, {"vocab_size": 0}, {"tokens_per_file": 0}])
 def test_sizes_below_one_are_refused(tmp_path, sizes):
     with pytest.raises(InputError, match="at least 1"):
         TopKWriter(tmp_path, **({"vocab_size": VOCAB} | sizes))
@@ -325,8 +325,8 @@ DAMAGES = [damage_by_truncation, damage_by_emptying, damage_by_overwriting, dama
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink])
-def test_damaged_or_missing_shard_is_named_to_reader_and_writer(tmp_path, damage):
-    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_shard=6)
+def test_damaged_or_missing_file_is_named_to_reader_and_writer(tmp_path, damage):
+    write(tmp_path, make_sequences([4, 2, 3, 9, 1]), tokens_per_file=6)
     damage(tmp_path / "topk-00001.safetensors")
     with pytest.raises(InputError, match="topk-00001.safetensors is (damaged|missing).*: .*extract the top-k again"):
         TopKStore(tmp_path)
@@ -336,7 +336,7 @@ def test_damaged_or_missing_shard_is_named_to_reader_and_writer(tmp_path, damage
 
 @pytest.mark.parametrize("position", [-1, 600, 9, 0])
 def test_flipped_bit_is_named_before_anything_is_read(tmp_path, position):
-    write(tmp_path, make_sequences([100, 100, 50]), tokens_per_shard=200)
+    write(tmp_path, make_sequences([100, 100, 50]), tokens_per_file=200)
     flip(tmp_path / "topk-00000.safetensors", position)
     with pytest.raises(InputError, match="topk-00000.safetensors is damaged.*extract the top-k again"):
         TopKStore(tmp_path)
@@ -363,7 +363,7 @@ def test_bit_that_flips_after_the_check_is_noticed_where_it_is_read(tmp_path):
     assert len(damaged) == 1
 
 
-def test_writer_does_not_go_on_after_a_damaged_shard(tmp_path):
+def test_writer_does_not_continue_after_a_damaged_file(tmp_path):
     write(tmp_path, make_sequences([100, 100]))
     flip(tmp_path / "topk-00000.safetensors", 900)
     with pytest.raises(InputError, match="topk-00000.safetensors is damaged"):
@@ -397,13 +397,13 @@ def test_index_of_a_later_format_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "teacher, k, message",
     [
-        ("b", K, "is a shard of another run, whose provenance is .*'b'.* and not .*'a'"),
-        ("a", 3, f"is a shard of another run, whose top_k is 3 and not {K}: "),
+        ("b", K, "is a shard file of another run, whose provenance is .*'b'.* and not .*'a'"),
+        ("a", 3, f"is a shard file of another run, whose top_k is 3 and not {K}: "),
         ("a", K, "is damaged or of another run"),
     ],
 )
-def test_shard_of_another_run_is_named(tmp_path, teacher, k, message):
-    write(tmp_path / "one", make_sequences([4, 3]), tokens_per_shard=4, provenance={"teacher": "a"})
+def test_file_of_another_run_is_named(tmp_path, teacher, k, message):
+    write(tmp_path / "one", make_sequences([4, 3]), tokens_per_file=4, provenance={"teacher": "a"})
     with TopKWriter(tmp_path / "two", k, vocab_size=VOCAB, provenance={"teacher": teacher}) as writer:
         ids, logprobs = make_sequence(9)
         writer.add("row", ids[:, :k], logprobs[:, :k])
@@ -447,7 +447,7 @@ def test_parts_are_merged_by_their_manifests(tmp_path):
     names = list(sequences)
     parts = [tmp_path / f"part-{number}" for number in range(3)]
     for number, part in enumerate(parts):
-        write(part, {name: sequences[name] for name in names[number::3]}, tokens_per_shard=6)
+        write(part, {name: sequences[name] for name in names[number::3]}, tokens_per_file=6)
     merge_stores(parts, tmp_path / "whole")
     store = TopKStore(tmp_path / "whole")
     assert sorted(store) == sorted(names) and store.tokens == 24
@@ -464,9 +464,9 @@ def test_parts_that_do_not_belong_together_are_not_merged(tmp_path):
         merge_stores([tmp_path / "one", tmp_path / "three"], tmp_path / "out")
 
 
-def test_open_shards_are_bounded(tmp_path):
+def test_the_number_of_open_files_is_bounded(tmp_path):
     sequences = make_sequences([1] * 40)
-    write(tmp_path, sequences, tokens_per_shard=1)
+    write(tmp_path, sequences, tokens_per_file=1)
     store = TopKStore(tmp_path)
     assert_holds(store, sequences)
-    assert len(store._open) == OPEN_SHARDS
+    assert len(store._open_files) == MAX_OPEN_FILES
