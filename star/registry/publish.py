@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.hashing import digest_of
-from star.registry.promotion.ledger_store import place, s3_client, split_s3
+from star.registry.location import registry_location, registry_s3_client, split_s3
 from star.registry.versions import (
     DIGEST,
     FILES,
@@ -58,9 +58,9 @@ def register_model(
     files = hashes(folder)
     tags = {DIGEST: model_digest, FILES: json.dumps(files)} | _tags(scores, lineage)
     client = connect()
-    store = place()
-    if store and store.startswith("s3://"):
-        source = _upload_to_bucket(folder, files, store=store)
+    location = registry_location()
+    if location and location.startswith("s3://"):
+        source = _upload_to_bucket(folder, files, location=location)
         model = _logged_model(client, name, tags={DIGEST: model_digest}, external=source)
     else:
         model = _logged_model(client, name, tags={DIGEST: model_digest})
@@ -161,13 +161,13 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
         client.get_registered_model(name)  # it is there; anything else is an error here too
 
 
-def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, store: str) -> str:
+def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) -> str:
     """Puts a model's files under the digest of their content, the list of them last, and returns the folder's address."""
     from botocore.exceptions import ClientError
 
-    bucket, prefix = split_s3(store)
+    bucket, prefix = split_s3(location)
     address = f"{prefix}models/{digest_of(dict(files))}"
-    client = s3_client()
+    client = registry_s3_client()
     try:
         client.head_object(Bucket=bucket, Key=f"{address}.json")
     except ClientError as error:

@@ -3,8 +3,8 @@
 The last stage of the pipeline, in four steps that run once each, in this order:
 
     publish   refined and evaluation folder -> Candidate   the registered version, and what the evaluation measured
-    check     Candidate -> Judgement                       the gate's verdict, and the decision it was compared against
-    decide    Candidate, Judgement -> Outcome              promotes, or writes the refusal into the ledger
+    check     Candidate -> GateResult                      the gate's verdict, and the decision it was compared against
+    decide    Candidate, GateResult -> Outcome             promotes, or writes the refusal into the ledger
     report    Outcome -> gate.json, gate.md, registration.json, tags and artifacts of the run
 
 Example: version 3 passes the gate while version 1 is the champion. Its gate.json has `"against": 1, "passed": true`, its
@@ -32,9 +32,9 @@ from star.json_file import write_json
 from star.registry.download import fetch_file, fetch_version
 from star.registry.lineage import LINEAGE_FILE, build_lineage
 from star.registry.model_card import model_card
-from star.registry.promotion.gate import Check, Measured, Verdict, judge
+from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.ledger import CHAMPION, Decision
-from star.registry.promotion.promote import Overtaken, promote, refuse, standing
+from star.registry.promotion.promote import Overtaken, current_decision, promote, record_refusal
 from star.registry.publish import annotate, register_model
 from star.registry.smoke_test import smoke_call
 from star.registry.versions import Version, find_version
@@ -65,8 +65,8 @@ class Evaluation:
     def scores(self) -> dict[str, float]:
         return {score: value["mean"] for score, value in self.model["scores"].items()}
 
-    def measured(self) -> Measured:
-        return Measured(
+    def measurements(self) -> Measurements:
+        return Measurements(
             self.scores,
             benchmark=self.report["lineage"]["data"],
             decoding=self.manifest.config_digest,
@@ -81,7 +81,7 @@ class Candidate:
     """A published version, and what its evaluation measured."""
 
     version: Version
-    measured: Measured
+    measurements: Measurements
 
     @property
     def decided_before(self) -> bool:
@@ -90,7 +90,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GateResult:
     """The gate's verdict, and the ledger's newest decision at that time: its champion is what the candidate was compared with."""
 
     verdict: Verdict
@@ -122,8 +122,8 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
         InputError: MLflow does not answer, or the model cannot be registered.
     """
     candidate = _publish(refined, evaluation, settings=settings)
-    judgement = _check_gate(candidate, settings.gate)
-    outcome = _decide(candidate, judgement)
+    result = _check_candidate(candidate, settings.gate)
+    outcome = _decide(candidate, result)
     _report(outcome, out)
     number = outcome.version.version
     return {"version": number, "promoted": float(outcome.champion == number)}
@@ -153,7 +153,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
         version = annotate(version, scores=evaluation.scores, lineage=tags)
-    return Candidate(version, evaluation.measured())
+    return Candidate(version, evaluation.measurements())
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
@@ -195,15 +195,15 @@ def _link_or_copy(source: str, target: str) -> None:
 # Step 2: check the gate
 
 
-def _check_gate(candidate: Candidate, gate: Gate) -> Judgement:
+def _check_candidate(candidate: Candidate, gate: Gate) -> GateResult:
     """Compares the candidate with the bars and with the champion, and calls the published files once."""
     version = candidate.version
-    over = standing(version.name)
-    verdict = judge(candidate.measured, _read_champion(version, over.aliases.get(CHAMPION)), gate)
-    return Judgement(Verdict([*verdict.checks, _smoke_check(version)], verdict.notes), over)
+    over = current_decision(version.name)
+    verdict = check_gate(candidate.measurements, _read_champion(version, over.aliases.get(CHAMPION)), gate)
+    return GateResult(Verdict([*verdict.checks, _smoke_check(version)], verdict.notes), over)
 
 
-def _read_champion(candidate: Version, number: int | None) -> Measured | None:
+def _read_champion(candidate: Version, number: int | None) -> Measurements | None:
     """What the champion's evaluation measured; None when there is no champion, or the candidate is the champion."""
     if number is None or number == candidate.version:
         return None
@@ -212,7 +212,7 @@ def _read_champion(candidate: Version, number: int | None) -> Measured | None:
     # Without outcomes (an older version has none, or they cannot be downloaded) the scores alone are compared.
     with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
         outcomes = _read_outcomes(fetch_file(champion, OUTCOMES, Path(scratch) / "files"))
-    return Measured(
+    return Measurements(
         champion.scores,
         benchmark=champion.lineage.get("data", ""),
         decoding=champion.lineage.get("decoding", ""),
@@ -242,27 +242,27 @@ def _smoke_check(version: Version) -> Check:
 # Step 3: decide
 
 
-def _decide(candidate: Candidate, judgement: Judgement) -> Outcome:
+def _decide(candidate: Candidate, result: GateResult) -> Outcome:
     """Promotes the version or writes the refusal into the ledger, once per version and evaluation."""
-    version, verdict = candidate.version, judgement.verdict
+    version, verdict = candidate.version, result.verdict
     # A decision is made once: the next run of the pipeline must not undo somebody's rollback.
     if not candidate.decided_before:
-        verdict = _promote_or_refuse(version, judgement)
+        verdict = _promote_or_refuse(version, result)
         tags = {DECIDED: version.lineage["evaluation"], "gate": _passed_or_refused(verdict)}
         annotate(version, scores={}, lineage=tags)
-    champion = standing(version.name).aliases.get(CHAMPION)
+    champion = current_decision(version.name).aliases.get(CHAMPION)
     if candidate.decided_before and champion != version.version:
         cure = f"`star promote {version.version} --name {version.name}` makes it the champion all the same"
         verdict = Verdict(verdict.checks, [*verdict.notes, f"decided on before, and not again: {cure}"])
-    return Outcome(version, verdict, judgement.over.aliases.get(CHAMPION), champion)
+    return Outcome(version, verdict, result.over.aliases.get(CHAMPION), champion)
 
 
-def _promote_or_refuse(version: Version, judgement: Judgement) -> Verdict:
+def _promote_or_refuse(version: Version, result: GateResult) -> Verdict:
     """Writes the attempt to the ledger, and returns the verdict; it has one failed check more when another promotion came first."""
-    verdict, over = judgement.verdict, judgement.over.seq
+    verdict, over = result.verdict, result.over.seq
     if not verdict.passed:
         failed = "; ".join(check.reason for check in verdict.checks if not check.passed)
-        refuse(version.name, version.version, over=over, why=failed)
+        record_refusal(version.name, version.version, over=over, why=failed)
         return verdict
     try:
         promote(version.name, version.version, reason="passed the gate", over=over)

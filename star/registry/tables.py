@@ -7,7 +7,7 @@ from rich.table import Table
 
 from star.errors import InputError
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import records_of
+from star.registry.promotion.ledger_store import open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect
 
@@ -72,7 +72,7 @@ def print_ledger(name: str) -> None:
     table = Table(title=f"Attempts to promote a version of {name}")
     for heading in ("when", "who", "what", "version", "outcome", "why"):
         table.add_column(heading, overflow="fold")
-    for attempt, outcome in ledger.history(records_of(name, connect()), name):
+    for attempt, outcome in ledger.history(open_ledger_store(name, connect()), name):
         version = "" if attempt.version is None else str(attempt.version)
         said = f"[{COLOURS[outcome]}]{outcome}[/]"
         why = escape(attempt.refused or attempt.reason)

@@ -11,8 +11,9 @@ import pytest
 from star.config.experiment import Config
 from star.errors import InputError
 from star.registry.download import fetch_model
+from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import S3Records, records_of, s3_client, split_s3
+from star.registry.promotion.ledger_store import S3LedgerStore, open_ledger_store
 from star.registry.promotion.promote import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
@@ -54,16 +55,16 @@ def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[s
     assert {metric.key for metric in mine.metrics} >= {"exact_match", "format_errors"}
     runs = connect().search_runs([mine.experiment_id], filter_string="tags.`star.gate` = 'passed'")
     assert [run.info.run_id for run in runs] == [found.run_id]
-    records = records_of("star", connect())
-    assert isinstance(records, S3Records)
-    assert [outcome for _, outcome in ledger.history(records, "star")] == ["won"] * 4
+    store = open_ledger_store("star", connect())
+    assert isinstance(store, S3LedgerStore)
+    assert [outcome for _, outcome in ledger.history(store, "star")] == ["won"] * 4
 
 
 def test_a_version_outlives_its_runs_and_experiments(team, model: Path, tmp_path: Path) -> None:
     register_model(model, name="kept", scores={}, lineage={}, model_digest="d1")
     promote("kept", 1)
     for key in _keys("mlflow/"):  # what the most thorough gc could delete
-        s3_client().delete_object(Bucket="models", Key=key)
+        registry_s3_client().delete_object(Bucket="models", Key=key)
     assert (fetch_model("kept", tmp_path / "models") / "model.safetensors").read_bytes() == (
         model / "model.safetensors"
     ).read_bytes()
@@ -81,9 +82,9 @@ def test_a_damaged_bucket_is_refused(team, model: Path, tmp_path: Path, damage: 
     content[-1] ^= 1
     if damage == "all gone":
         for key in _keys(prefix):
-            s3_client().delete_object(Bucket=bucket, Key=key)
+            registry_s3_client().delete_object(Bucket=bucket, Key=key)
     else:
-        s3_client().put_object(Bucket=bucket, Key=prefix + file, Body=bytes(content))
+        registry_s3_client().put_object(Bucket=bucket, Key=prefix + file, Body=bytes(content))
     with pytest.raises(InputError, match=rf"{name} version 1 .*{file if damage != 'all gone' else ''}"):
         fetch_model(name, tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())
@@ -94,13 +95,13 @@ def test_killed_promotions_and_moved_aliases_over_the_network(team, model: Path)
         (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "for": digest}))
         register_model(model, name="repaired", scores={}, lineage={}, model_digest=digest)
     promote("repaired", 1)
-    records, before = records_of("repaired", connect()), 1
+    store, before = open_ledger_store("repaired", connect()), 1
     attempt = ledger.Attempt("promote", 2, before, "killed")
-    ledger.write_attempt(records, "repaired", attempt)
-    head = ledger.head(records, "repaired")
-    assert ledger.decide(records, "repaired", attempt, over=head, aliases={"champion": 2, "previous-champion": 1})
+    ledger.write_attempt(store, "repaired", attempt)
+    head = ledger.newest_decision(store, "repaired")
+    assert ledger.write_decision(store, "repaired", attempt, over=head, aliases={"champion": 2, "previous-champion": 1})
     other = ledger.Attempt("promote", 3, before, "late")
-    assert ledger.decide(records, "repaired", other, over=head, aliases={"champion": 3}) is None
+    assert ledger.write_decision(store, "repaired", other, over=head, aliases={"champion": 3}) is None
     done, wrong = reconcile("repaired")
     assert (
         done == ["the aliases show decision 2 now: champion is version 2, previous-champion is version 1"] and not wrong
@@ -142,10 +143,10 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
         assert {path: (folder / path).read_bytes() for path in there.files} == {
             path: (model / path).read_bytes() for path in there.files
         }
-        [(attempt, outcome)] = ledger.history(records_of("travel", connect()), "travel")
+        [(attempt, outcome)] = ledger.history(open_ledger_store("travel", connect()), "travel")
         assert (attempt.reason, outcome) == ("it is good", "won")
     bucket, prefix = split_s3(there.source)
-    s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"damaged on the way")
+    registry_s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"damaged on the way")
     done = send()
     assert done.returncode == 2 and "travel version 1 are not those registered (model.safetensors)" in done.stderr
 
@@ -158,5 +159,5 @@ def test_a_server_alone_cannot_decide(team, model: Path, environment: pytest.Mon
 
 
 def _keys(prefix: str) -> list[str]:
-    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket="models", Prefix=prefix)
+    pages = registry_s3_client().get_paginator("list_objects_v2").paginate(Bucket="models", Prefix=prefix)
     return [entry["Key"] for page in pages for entry in page.get("Contents", ())]

@@ -1,8 +1,21 @@
-"""Who is the champion: promotions, the way back, and MLflow's aliases as their picture.
+"""Promotes versions and rolls back. The ledger decides; MLflow's aliases are a projection of its newest decision.
 
-A promotion is decided by one conditional write to the ledger (ledger.py). The aliases `champion`, `challenger` and
-`previous-champion` are written afterwards; a kill in between leaves the old picture, which `star registry reconcile` or the
-next promotion completes. An alias that somebody moved in MLflow is taken into the ledger before anything is done over it.
+Example: versions 1, 2 and 3 of the model `star` are registered.
+
+    command                    newest decision in the ledger        champion   previous-champion   (MLflow's aliases)
+    -                          0: none                              -          -
+    star promote 1             1: promote of version 1              1          -
+    star promote 3             2: promote of version 3              3          1
+    star rollback              3: rollback of version 1             1          3
+
+A promotion has two steps. First one conditional write makes it the next decision (ledger.py); of several promotions at the same
+time one wins, and the others raise `Overtaken`. Then the aliases are written. A kill between the two steps leaves the older
+aliases (after `star promote 3`: champion 1, though the ledger says 3); `star registry reconcile` or the next promotion completes
+them.
+
+Aliases can also be moved by hand in MLflow's pages. `adopt_moved_aliases` makes such a move a decision of its own, so that it is
+in the ledger before anything is decided over it. Two kinds of tags on the registered model tell a move by hand from a projection
+that is under way: the number of the last decision whose aliases were written completely, and one tag per writer at work.
 """
 
 import logging
@@ -12,16 +25,17 @@ from typing import TYPE_CHECKING
 from star.errors import InputError
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
-from star.registry.promotion.ledger_store import Records, records_of
+from star.registry.promotion.ledger_store import LedgerStore, open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect, insist
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-PROJECTED, PROJECTING = "star.projected", "star.projecting."  # tags: the decision that the aliases show; who is at it
+WRITTEN_TAG = "star.projected"  # number of the last decision whose aliases were written completely
+WRITER_TAG = "star.projecting."  # and an attempt's id: a process that is writing aliases
 
 
 class Overtaken(RuntimeError):
@@ -29,176 +43,193 @@ class Overtaken(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """What MLflow shows of a registered model at one moment."""
+class MlflowAliases:
+    """The aliases that MLflow shows of a registered model at one moment."""
 
     aliases: dict[str, int]
-    projected: int  # the last decision that was shown completely
+    written: int  # number of the last decision whose aliases were written completely
     writers: tuple[str, ...]  # attempts that are writing aliases, or were killed while they did
 
 
 def champion(name: str) -> Version | None:
-    """The version of `name` that was decided to be the champion, if any."""
+    """The version of `name` that is the champion by the ledger, if any."""
     if not list_versions(name):
         return None
-    number = standing(name).aliases.get(CHAMPION)
+    number = current_decision(name).aliases.get(CHAMPION)
     return find_version(name, version=number) if number else None
 
 
-def standing(name: str) -> Decision:
-    """The newest decision, after an alias that was moved in MLflow has been taken into the ledger.
+def current_decision(name: str) -> Decision:
+    """The newest decision, after aliases that were moved in MLflow have been taken into the ledger.
 
     Raises:
         InputError: MLflow does not answer, or has no model of that name.
     """
     client = connect()
-    records = records_of(name, client)
-    return adopt_moved_aliases(name, client=client, records=records) or ledger.head(records, name)
+    store = open_ledger_store(name, client)
+    return adopt_moved_aliases(name, client=client, store=store) or ledger.newest_decision(store, name)
 
 
 def promote(
     name: str, version: int, *, to: str = CHAMPION, reason: str = "", over: int | None = None, action: str = "promote"
 ) -> Version:
-    """Makes a version the champion (the old one is `previous-champion` then) or the challenger.
+    """Makes a version the champion (the old one becomes `previous-champion`) or the challenger.
 
     Args:
-        over: the number of the decision that this one was weighed against; the newest one when not given.
+        to: `champion` or `challenger`.
+        reason: why, for the ledger.
+        over: number of the decision that the caller has seen and wants to replace; the newest one when None.
+        action: what the ledger calls it.
 
     Raises:
-        InputError: there is no such version.
-        Overtaken: somebody else's attempt was decided first.
+        InputError: there is no such version, or it cannot be promoted to that alias.
+        Overtaken: another attempt was decided first.
     """
     client = connect()
     candidate = find_version(name, version=version)
-    records = records_of(name, client)
-    before = adopt_moved_aliases(name, client=client, records=records) or ledger.head(records, name)
+    store = open_ledger_store(name, client)
+    before = adopt_moved_aliases(name, client=client, store=store) or ledger.newest_decision(store, name)
     aliases = _aliases_after(before.aliases, version, to=to, name=name)
     if aliases == before.aliases and over in (None, before.seq):
-        project(name, client=client, records=records, attempt="again")
+        # Nothing to decide, but a killed promotion may have left older aliases.
+        write_aliases(name, client=client, store=store, writer="again")
         return find_version(name, version=version)
     attempt = Attempt(action, version, before.seq if over is None else over, reason)
-    ledger.write_attempt(records, name, attempt)
+    ledger.write_attempt(store, name, attempt)
     made = None
     if attempt.over == before.seq:
-        made = ledger.decide(records, name, attempt, over=before, aliases=aliases)
+        made = ledger.write_decision(store, name, attempt, over=before, aliases=aliases)
     if made is None:
-        now = ledger.head(records, name)
+        first = _describe(ledger.newest_decision(store, name))
         raise Overtaken(
-            f"{candidate} was not promoted: {_said(now)} came first; look at it with `star models`, then promote again"
+            f"{candidate} was not promoted: {first} came first; look at it with `star models`, then promote again"
         )
-    project(name, client=client, records=records, attempt=attempt.attempt)
+    write_aliases(name, client=client, store=store, writer=attempt.attempt)
     return find_version(name, version=version)
 
 
 def rollback(name: str, *, reason: str = "") -> Version:
-    """Makes `previous-champion` the champion again; the one that steps down is the previous one then: a second rollback undoes it.
+    """Makes `previous-champion` the champion again. The two change places, so a second rollback undoes the first.
 
     Raises:
         InputError: there is no previous champion.
-        Overtaken: somebody else's attempt was decided first.
+        Overtaken: another attempt was decided first.
     """
     if not list_versions(name):
-        find_version(name)  # says what is missing
-    before = standing(name)
+        find_version(name)  # raises the error that says what is missing
+    before = current_decision(name)
     if PREVIOUS not in before.aliases:
         raise InputError(f"{name} has no {PREVIOUS} to go back to: `star promote` a version")
     return promote(name, before.aliases[PREVIOUS], reason=reason, over=before.seq, action="rollback")
 
 
-def refuse(name: str, version: int, *, over: int, why: str) -> None:
-    """Writes into the ledger that a version was not promoted, and why."""
-    records = records_of(name, connect())
-    ledger.write_attempt(records, name, Attempt("promote", version, over, "", refused=why))
+def record_refusal(name: str, version: int, *, over: int, why: str) -> None:
+    """Writes into the ledger that a version was not promoted over decision `over`, and why."""
+    store = open_ledger_store(name, connect())
+    ledger.write_attempt(store, name, Attempt("promote", version, over, "", refused=why))
 
 
 def delete_version(name: str, version: int) -> None:
-    """Deletes a version that nobody uses.
+    """Deletes a version that has no alias.
 
     Raises:
-        InputError: there is no such version, or it bears an alias.
+        InputError: there is no such version, or it has an alias.
     """
     client = connect()
     found = find_version(name, version=version)
-    borne = {alias for alias, number in standing(name).aliases.items() if number == version} | set(found.aliases)
-    if borne:
-        raise InputError(f"{found} is the {' and '.join(sorted(borne))}: promote another version before you delete it")
+    aliases = {alias for alias, number in current_decision(name).aliases.items() if number == version}
+    aliases |= set(found.aliases)
+    if aliases:
+        raise InputError(
+            f"{found} is the {' and '.join(sorted(aliases))}: promote another version before you delete it"
+        )
     client.delete_model_version(name, str(version))
 
 
-def adopt_moved_aliases(name: str, *, client: "MlflowClient", records: Records) -> Decision | None:
-    """Takes aliases that somebody moved in MLflow into the ledger as a decision; None when they are as decided.
+def adopt_moved_aliases(name: str, *, client: "MlflowClient", store: LedgerStore) -> Decision | None:
+    """Makes aliases that somebody moved in MLflow a decision of the ledger; None when they are as decided.
 
-    Aliases that differ because a promotion is under way, or was killed, are not somebody's move: `project` completes them.
+    Aliases that differ because a promotion is under way or was killed were not moved by hand: `write_aliases` completes them.
     """
-    before = ledger.head(records, name)
-    seen = picture(name, client)
-    if not _moved(seen, before):
+    before = ledger.newest_decision(store, name)
+    seen = read_aliases(name, client)
+    if not _moved_by_hand(seen, before):
         return None
-    # Only what two looks in a row show, with no decision between them, is not a promotion that is just under way.
-    if ledger.head(records, name).seq != before.seq or picture(name, client) != seen:
+    # A promotion that starts now would look the same. So the aliases must be the same at a second look, and there must be no new
+    # decision before it or after it.
+    if ledger.newest_decision(store, name).seq != before.seq or read_aliases(name, client) != seen:
         return None
-    if ledger.head(records, name).seq != before.seq:
+    if ledger.newest_decision(store, name).seq != before.seq:
         return None
     reason = f"moved in MLflow: {_difference(before.aliases, seen.aliases)}"
     attempt = Attempt("adopt", seen.aliases.get(CHAMPION), before.seq, reason)
-    ledger.write_attempt(records, name, attempt)
-    made = ledger.decide(records, name, attempt, over=before, aliases=seen.aliases)
+    ledger.write_attempt(store, name, attempt)
+    made = ledger.write_decision(store, name, attempt, over=before, aliases=seen.aliases)
     if made is None:
         return None
-    log.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)
-    project(name, client=client, records=records, attempt=attempt.attempt)
+    logger.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)
+    write_aliases(name, client=client, store=store, writer=attempt.attempt)
     return made
 
 
-def project(name: str, *, client: "MlflowClient", records: Records, attempt: str) -> None:
-    """Writes the newest decision's aliases to MLflow, until no newer decision was made meanwhile."""
-    head = ledger.head(records, name)
-    if picture(name, client) == Picture(head.aliases, head.seq, ()):
+def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writer: str) -> None:
+    """Writes the newest decision's aliases to MLflow, again if a newer decision was made meanwhile.
+
+    Args:
+        writer: id of the attempt, for the tag that says that aliases are being written.
+    """
+    decision = ledger.newest_decision(store, name)
+    if read_aliases(name, client) == MlflowAliases(decision.aliases, decision.seq, ()):
         return
-    client.set_registered_model_tag(name, PROJECTING + attempt, str(head.seq))
+    client.set_registered_model_tag(name, WRITER_TAG + writer, str(decision.seq))
     while True:
-        seen = picture(name, client)
-        _note_strangers(name, seen, head, records=records)
+        seen = read_aliases(name, client)
+        _record_overwritten_moves(name, seen, decision, store=store)
         for alias in ALIASES:
-            if head.aliases.get(alias) != seen.aliases.get(alias):
-                _write_alias(client, name, alias, head.aliases.get(alias))
-        shown = str(head.seq)
-        insist(lambda: client.set_registered_model_tag(name, PROJECTED, shown))  # noqa: B023  called here
-        # Whoever writes last looks once more: a decision made meanwhile is shown, not the one it replaced.
-        newest = ledger.head(records, name)
-        if newest.seq == head.seq:
+            if decision.aliases.get(alias) != seen.aliases.get(alias):
+                _write_alias(client, name, alias, decision.aliases.get(alias))
+        written = str(decision.seq)
+        insist(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
+        # Of several writers the last one must not leave the aliases of an older decision, so each reads the ledger once more.
+        newest = ledger.newest_decision(store, name)
+        if newest.seq == decision.seq:
             break
-        head = newest
-    client.delete_registered_model_tag(name, PROJECTING + attempt)
+        decision = newest
+    client.delete_registered_model_tag(name, WRITER_TAG + writer)
 
 
-def picture(name: str, client: "MlflowClient") -> Picture:
-    """What MLflow shows now."""
+def read_aliases(name: str, client: "MlflowClient") -> MlflowAliases:
+    """The aliases that MLflow shows now."""
     model = client.get_registered_model(name)
-    return Picture(
+    return MlflowAliases(
         {alias: int(number) for alias, number in model.aliases.items() if alias in ALIASES},
-        int(model.tags.get(PROJECTED, 0)),
-        tuple(sorted(key.removeprefix(PROJECTING) for key in model.tags if key.startswith(PROJECTING))),
+        int(model.tags.get(WRITTEN_TAG, 0)),
+        tuple(sorted(key.removeprefix(WRITER_TAG) for key in model.tags if key.startswith(WRITER_TAG))),
     )
 
 
-def _moved(seen: Picture, decided: Decision) -> bool:
-    return seen.aliases != decided.aliases and seen.projected == decided.seq and not seen.writers
+def _moved_by_hand(seen: MlflowAliases, newest: Decision) -> bool:
+    """Whether the aliases differ from the newest decision though they were written completely and nobody is writing them."""
+    return seen.aliases != newest.aliases and seen.written == newest.seq and not seen.writers
 
 
-def _note_strangers(name: str, seen: Picture, head: Decision, *, records: Records) -> None:
-    """An alias on a version that no decision since the last complete picture put it on was moved by hand: that is written down."""
-    since = [ledger.decision(records, name, seq).aliases for seq in range(seen.projected, head.seq + 1)]
+def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, *, store: LedgerStore) -> None:
+    """Writes into the ledger which aliases somebody moved by hand during a promotion, before they are overwritten.
+
+    Such an alias is on a version that no decision has put it on since the aliases were last written completely.
+    """
+    decided = [ledger.read_decision(store, name, seq).aliases for seq in range(seen.written, newest.seq + 1)]
     for alias, number in seen.aliases.items():
-        if all(aliases.get(alias) != number for aliases in since):
+        if all(aliases.get(alias) != number for aliases in decided):
             reason = (
-                f"{alias} was moved in MLflow to {number} during a promotion, and is {head.aliases.get(alias)} again"
+                f"{alias} was moved in MLflow to {number} during a promotion, and is {newest.aliases.get(alias)} again"
             )
-            log.warning("%s: %s", name, reason)
-            ledger.write_attempt(records, name, Attempt("repair", number, head.seq, reason, refused=reason))
+            logger.warning("%s: %s", name, reason)
+            ledger.write_attempt(store, name, Attempt("repair", number, newest.seq, reason, refused=reason))
 
 
 def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str) -> dict[str, int]:
+    """The aliases after a version is promoted, from the aliases before."""
     old = aliases.get(CHAMPION)
     if to == CHALLENGER:
         if version == old:
@@ -219,10 +250,11 @@ def _write_alias(client: "MlflowClient", name: str, alias: str, version: int | N
         insist(lambda: client.set_registered_model_alias(name, alias, str(version)))
 
 
-def _said(made: Decision) -> str:
-    if made.attempt is None:
+def _describe(decision: Decision) -> str:
+    attempt = decision.attempt
+    if attempt is None:
         return "nothing"
-    return f"{made.attempt.action} of version {made.attempt.version} by {made.attempt.actor} (decision {made.seq})"
+    return f"{attempt.action} of version {attempt.version} by {attempt.actor} (decision {decision.seq})"
 
 
 def _difference(before: dict[str, int], after: dict[str, int]) -> str:

@@ -1,48 +1,50 @@
-"""Puts right what a kill left: aliases that do not show the last decision, publications that were not finished.
+"""Completes what a kill left unfinished: aliases that do not show the newest decision, and publications without a version.
 
-Nothing is decided here. What the ledger says holds; what contradicts it without a reason is reported, not overwritten.
+Decides nothing. The ledger is right; what contradicts it without an explanation is reported for a person to look at.
 """
 
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt, Decision
-from star.registry.promotion.ledger_store import records_of
-from star.registry.promotion.promote import PROJECTING, adopt_moved_aliases, picture, project
+from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.promote import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
 from star.registry.publish import unfinished_publications
 from star.registry.versions import find_version, list_versions
 from star.tracking.server import connect
 
 
 def reconcile(name: str) -> tuple[list[str], list[str]]:
-    """Completes promotions and publications that were cut short.
+    """Completes promotions and publications that were cut short, and checks the ledger.
 
     Returns:
-        what was put right, and what a person must look at: a sentence each.
+        What was repaired, and what a person must look at: one sentence each.
 
     Raises:
         InputError: MLflow does not answer, or has no model of that name.
     """
-    versions = {version.version: version for version in list_versions(name)}
+    versions = {version.version for version in list_versions(name)}
     if not versions:
-        find_version(name)  # says what is missing
+        find_version(name)  # raises the error that says what is missing
     client = connect()
-    records = records_of(name, client)
+    store = open_ledger_store(name, client)
     done: list[str] = []
-    if adopted := adopt_moved_aliases(name, client=client, records=records):
+    adopted = adopt_moved_aliases(name, client=client, store=store)
+    if adopted and adopted.attempt:
         done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
-    head, before = ledger.head(records, name), picture(name, client)
-    attempt = Attempt("repair", None, head.seq, "reconcile")
-    project(name, client=client, records=records, attempt=attempt.attempt)
-    for writer in before.writers:  # of the promotions that were seen under way, all is shown now
-        client.delete_registered_model_tag(name, PROJECTING + writer)
-    if before.aliases != picture(name, client).aliases:
-        done.append(f"the aliases show decision {head.seq} now: {_shown(head)}")
+    newest, before = ledger.newest_decision(store, name), read_aliases(name, client)
+    attempt = Attempt("repair", None, newest.seq, "reconcile")
+    write_aliases(name, client=client, store=store, writer=attempt.attempt)
+    # Whatever these writers had still to write is written now. The tags of killed ones would stay for ever.
+    for writer in before.writers:
+        client.delete_registered_model_tag(name, WRITER_TAG + writer)
+    if before.aliases != read_aliases(name, client).aliases:
+        done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in unfinished_publications(name, remove=True)]
-    wrong = ledger.broken_links(records, name)
-    for alias, number in head.aliases.items():
+    wrong = ledger.broken_links(store, name)
+    for alias, number in newest.aliases.items():
         if number not in versions:
             wrong.append(f"the {alias} of {name}, version {number}, was deleted in MLflow: promote another version")
     return done, wrong
 
 
-def _shown(head: Decision) -> str:
-    return ", ".join(f"{alias} is version {number}" for alias, number in sorted(head.aliases.items())) or "none"
+def _describe_aliases(decision: Decision) -> str:
+    return ", ".join(f"{alias} is version {number}" for alias, number in sorted(decision.aliases.items())) or "none"

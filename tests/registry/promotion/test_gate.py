@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config.evaluation import Gate
-from star.registry.promotion.gate import Measured, decide, judge
+from star.registry.promotion.gate import Measurements, check_gate, check_scores
 
 GATE = Gate(min_exact_match=0.5, max_format_errors=0.1, max_regression=0.1)
 GOOD = {"exact_match": 0.8, "mean_reward": 0.9, "format_errors": 0.02}
@@ -15,7 +15,7 @@ gates = st.builds(Gate, min_exact_match=share, max_format_errors=share, max_regr
 
 
 def test_a_first_candidate_needs_only_the_bars() -> None:
-    decision = decide(GOOD, None, GATE)
+    decision = check_scores(GOOD, None, GATE)
     assert decision.passed
     assert decision.reasons == [
         "exact match 0.8000 reaches 0.5000 (the gate's minimum)",
@@ -36,22 +36,22 @@ def test_a_first_candidate_needs_only_the_bars() -> None:
 )
 def test_each_bar_can_fail(changed: dict[str, float], reason: str) -> None:
     best = {"exact_match": 0.9, "mean_reward": 0.95, "format_errors": 0.0}
-    assert decide(GOOD, best, GATE).passed
-    decision = decide(GOOD | changed, best, GATE)
+    assert check_scores(GOOD, best, GATE).passed
+    decision = check_scores(GOOD | changed, best, GATE)
     assert not decision.passed
     assert reason in decision.reasons
 
 
 @pytest.mark.parametrize("missing", ["exact_match", "mean_reward", "format_errors"])
 def test_a_score_that_was_not_measured_does_not_pass(missing: str) -> None:
-    decision = decide({score: value for score, value in GOOD.items() if score != missing}, GOOD, GATE)
+    decision = check_scores({score: value for score, value in GOOD.items() if score != missing}, GOOD, GATE)
     assert not decision.passed
     assert any(missing.replace("_", " ") in reason and "not measured" in reason for reason in decision.reasons)
 
 
 def test_a_fall_of_just_what_is_allowed_passes() -> None:
     gate = Gate(min_exact_match=0, max_format_errors=1, max_regression=0.1)
-    assert decide(GOOD | {"exact_match": 0.3}, GOOD | {"exact_match": 0.4}, gate).passed
+    assert check_scores(GOOD | {"exact_match": 0.3}, GOOD | {"exact_match": 0.4}, gate).passed
 
 
 @given(candidate=scores, best=st.none() | scores, gate=gates, better=scores)
@@ -60,18 +60,18 @@ def test_a_better_score_never_turns_a_pass_into_a_fail(
 ) -> None:
     improved = {score: max(candidate[score], better[score]) for score in ("exact_match", "mean_reward")}
     improved["format_errors"] = min(candidate["format_errors"], better["format_errors"])
-    if decide(candidate, best, gate).passed:
-        assert decide(improved, best, gate).passed
+    if check_scores(candidate, best, gate).passed:
+        assert check_scores(improved, best, gate).passed
 
 
 @given(candidate=scores, best=scores, gate=gates)
 def test_the_champion_only_raises_the_bar(candidate: dict, best: dict, gate: Gate) -> None:
-    if decide(candidate, best, gate).passed:
-        assert decide(candidate, None, gate).passed
+    if check_scores(candidate, best, gate).passed:
+        assert check_scores(candidate, None, gate).passed
 
 
-def measured(right: dict[str, tuple[str, float]], **more) -> Measured:
-    return Measured(GOOD, benchmark="rows", decoding="greedy", outcomes=right, **more)
+def measured(right: dict[str, tuple[str, float]], **more) -> Measurements:
+    return Measurements(GOOD, benchmark="rows", decoding="greedy", outcomes=right, **more)
 
 
 def answers(wrong_dates: int, rows: int = 40) -> dict[str, tuple[str, float]]:
@@ -80,7 +80,7 @@ def answers(wrong_dates: int, rows: int = 40) -> dict[str, tuple[str, float]]:
 
 
 def test_a_category_that_falls_behind_for_certain_stops_a_candidate() -> None:
-    verdict = judge(measured(answers(wrong_dates=12)), measured(answers(wrong_dates=0)), GATE)
+    verdict = check_gate(measured(answers(wrong_dates=12)), measured(answers(wrong_dates=0)), GATE)
     assert not verdict.passed
     checks = {check.name: check for check in verdict.checks}
     assert not checks["category dates"].passed and checks["category places"].passed
@@ -88,21 +88,23 @@ def test_a_category_that_falls_behind_for_certain_stops_a_candidate() -> None:
         "dates: -0.6000" in checks["category dates"].reason and "worse by more than" in checks["category dates"].reason
     )
     # One wrong row of twenty could be chance; an improvement is none the worse for its size.
-    assert judge(measured(answers(wrong_dates=1)), measured(answers(wrong_dates=0)), GATE).passed
-    assert judge(measured(answers(wrong_dates=0)), measured(answers(wrong_dates=12)), GATE).passed
+    assert check_gate(measured(answers(wrong_dates=1)), measured(answers(wrong_dates=0)), GATE).passed
+    assert check_gate(measured(answers(wrong_dates=0)), measured(answers(wrong_dates=12)), GATE).passed
 
 
 def test_what_was_measured_otherwise_is_not_compared_and_that_is_said() -> None:
-    rival = Measured({"exact_match": 1.0}, benchmark="other rows", decoding="greedy", outcomes=answers(0))
-    verdict = judge(measured(answers(wrong_dates=12)), rival, GATE)
+    rival = Measurements({"exact_match": 1.0}, benchmark="other rows", decoding="greedy", outcomes=answers(0))
+    verdict = check_gate(measured(answers(wrong_dates=12)), rival, GATE)
     assert verdict.passed
     assert verdict.reasons[-1] == "the champion was measured on other rows or with other decoding, and is not compared"
-    assert not judge(measured({}), Measured({"exact_match": 1.0}, benchmark="rows", decoding="greedy"), GATE).passed
+    assert not check_gate(
+        measured({}), Measurements({"exact_match": 1.0}, benchmark="rows", decoding="greedy"), GATE
+    ).passed
 
 
 def test_size_and_speed_have_limits_where_they_are_set() -> None:
     gate = GATE.model_copy(update={"max_parameters": 1000, "min_tokens_per_second": 50.0})
-    assert judge(measured({}, parameters=1000, tokens_per_second=50.0), None, gate).passed
-    large = judge(measured({}, parameters=1001, tokens_per_second=49.0), None, gate)
+    assert check_gate(measured({}, parameters=1000, tokens_per_second=50.0), None, gate).passed
+    large = check_gate(measured({}, parameters=1001, tokens_per_second=49.0), None, gate)
     assert [check.name for check in large.checks if not check.passed] == ["size", "speed"]
-    assert [check.passed for check in judge(measured({}), None, gate).checks[-2:]] == [False, False]
+    assert [check.passed for check in check_gate(measured({}), None, gate).checks[-2:]] == [False, False]

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
+from star.registry.location import split_s3
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt
-from star.registry.promotion.ledger_store import SqlRecords, records_of, split_s3
-from star.registry.promotion.promote import Overtaken, champion, delete_version, promote, rollback, standing
+from star.registry.promotion.ledger_store import SqlLedgerStore, open_ledger_store
+from star.registry.promotion.promote import Overtaken, champion, current_decision, delete_version, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.registry.versions import list_versions
@@ -23,7 +24,7 @@ def aliases() -> dict[int, tuple[str, ...]]:
 
 
 def outcomes() -> list[tuple[str, int | None, str]]:
-    history = ledger.history(SqlRecords(tracking_uri()), "tiny")
+    history = ledger.history(SqlLedgerStore(tracking_uri()), "tiny")
     return [(attempt.action, attempt.version, outcome) for attempt, outcome in history]
 
 
@@ -51,7 +52,7 @@ def test_promotion_and_the_way_back(three_versions: None) -> None:
         ("rollback", 1, "won"),
         ("rollback", 3, "won"),
     ]
-    attempts = [attempt for attempt, _ in ledger.history(SqlRecords(tracking_uri()), "tiny")]
+    attempts = [attempt for attempt, _ in ledger.history(SqlLedgerStore(tracking_uri()), "tiny")]
     assert [attempt.reason for attempt in attempts] == ["", "fewer wrong dates", "more refusals", ""]
     assert all("@" in attempt.actor for attempt in attempts)
     assert [attempt.at for attempt in attempts] == sorted(attempt.at for attempt in attempts)
@@ -83,7 +84,7 @@ def test_what_cannot_be_promoted(three_versions: None) -> None:
 
 
 def test_of_two_that_weighed_the_same_champion_one_wins(three_versions: None) -> None:
-    before = standing("tiny").seq
+    before = current_decision("tiny").seq
     promote("tiny", 2, over=before)
     with pytest.raises(Overtaken, match="tiny version 3 was not promoted: promote of version 2 by .* came first"):
         promote("tiny", 3, over=before)
@@ -92,9 +93,9 @@ def test_of_two_that_weighed_the_same_champion_one_wins(three_versions: None) ->
 
 
 def test_a_decision_whose_answer_was_lost_is_not_lost(three_versions: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = SqlRecords.create
+    create = SqlLedgerStore.create
     # The write arrives, the answer does not, and the client library tries again.
-    monkeypatch.setattr(SqlRecords, "create", lambda *arguments: create(*arguments) and create(*arguments))
+    monkeypatch.setattr(SqlLedgerStore, "create", lambda *arguments: create(*arguments) and create(*arguments))
     assert promote("tiny", 2).aliases == ("champion",)
     assert outcomes() == [("promote", 2, "won")]
 
@@ -102,10 +103,10 @@ def test_a_decision_whose_answer_was_lost_is_not_lost(three_versions: None, monk
 @pytest.mark.parametrize("cure", ["reconcile", "promote"])
 def test_a_promotion_killed_before_the_aliases_is_completed(three_versions: None, cure: str) -> None:
     promote("tiny", 1)
-    records, attempt = SqlRecords(tracking_uri()), Attempt("promote", 2, 1, "")
-    ledger.write_attempt(records, "tiny", attempt)
-    before = ledger.head(records, "tiny")
-    ledger.decide(records, "tiny", attempt, over=before, aliases={"champion": 2, "previous-champion": 1})
+    store, attempt = SqlLedgerStore(tracking_uri()), Attempt("promote", 2, 1, "")
+    ledger.write_attempt(store, "tiny", attempt)
+    before = ledger.newest_decision(store, "tiny")
+    ledger.write_decision(store, "tiny", attempt, over=before, aliases={"champion": 2, "previous-champion": 1})
     connect().set_registered_model_alias("tiny", "previous-champion", "1")  # and no further
     assert aliases()[1] == ("champion", "previous-champion")
     if cure == "reconcile":
@@ -123,7 +124,7 @@ def test_a_promotion_killed_before_the_aliases_is_completed(three_versions: None
 
 def test_an_attempt_killed_before_its_decision_changed_nothing(three_versions: None) -> None:
     promote("tiny", 1)
-    ledger.write_attempt(SqlRecords(tracking_uri()), "tiny", Attempt("promote", 2, 1, ""))
+    ledger.write_attempt(SqlLedgerStore(tracking_uri()), "tiny", Attempt("promote", 2, 1, ""))
     assert outcomes()[-1] == ("promote", 2, "cut short")
     assert reconcile("tiny") == ([], [])
     assert champion("tiny").version == 1
@@ -159,13 +160,13 @@ def test_an_alias_moved_during_a_promotion_is_not_overwritten_unseen(
     three_versions: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote("tiny", 1)
-    decide = ledger.decide
+    write_decision = ledger.write_decision
 
-    def decide_while_somebody_clicks(*arguments, **keywords):
+    def write_decision_while_somebody_clicks(*arguments, **keywords):
         connect().set_registered_model_alias("tiny", "champion", "3")
-        return decide(*arguments, **keywords)
+        return write_decision(*arguments, **keywords)
 
-    monkeypatch.setattr(ledger, "decide", decide_while_somebody_clicks)
+    monkeypatch.setattr(ledger, "write_decision", write_decision_while_somebody_clicks)
     promote("tiny", 2)
     assert aliases()[2] == ("champion",)
     assert outcomes()[-1] == ("repair", 3, "refused")
@@ -194,18 +195,18 @@ def test_a_champion_deleted_in_mlflow_is_reported(three_versions: None) -> None:
 def test_a_changed_ledger_is_noticed(three_versions: None) -> None:
     for version in (1, 2, 3):
         promote("tiny", version)
-    records = SqlRecords(tracking_uri())
+    store = SqlLedgerStore(tracking_uri())
     from sqlalchemy import text
 
-    with records.engine.begin() as connection:
-        content = json.loads(records.read("tiny/decisions", "00000002"))
+    with store.engine.begin() as connection:
+        content = json.loads(store.read("tiny/decisions", "00000002"))
         content["attempt"]["actor"] = "somebody else"
         change = text(
             "UPDATE star_records SET content = :content WHERE folder = 'tiny/decisions' AND name = '00000002'"
         )
         connection.execute(change, {"content": json.dumps(content)})
     assert reconcile("tiny")[1] == ["decision 2 about tiny was changed after it was made"]
-    with records.engine.begin() as connection:
+    with store.engine.begin() as connection:
         connection.execute(text("DELETE FROM star_records WHERE folder = 'tiny/decisions' AND name = '00000002'"))
     assert "decision 2 about tiny is missing from the ledger" in reconcile("tiny")[1]
 
@@ -217,6 +218,6 @@ def test_there_is_one_place_for_decisions(three_versions: None, environment: pyt
         promote("tiny", 2)
     environment.setenv("STAR_REGISTRY", "elsewhere")
     with pytest.raises(InputError, match="STAR_REGISTRY must be s3://BUCKET/PREFIX"):
-        records_of("tiny", connect())
+        open_ledger_store("tiny", connect())
     assert split_s3("s3://bucket") == ("bucket", "")
     assert split_s3("s3://bucket/a/b/") == ("bucket", "a/b/")

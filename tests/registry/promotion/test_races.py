@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from star.registry.download import fetch_model
-from star.registry.promotion.ledger_store import records_of
-from star.registry.promotion.promote import ledger, promote, standing
+from star.registry.promotion import ledger
+from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.promote import current_decision, promote
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.registry.versions import list_versions
@@ -70,13 +71,13 @@ def race(model: Path, *, rounds: int) -> None:
     assert told["codes"] == [0] * PROMOTERS, done.stderr[-3000:]
     assert sorted(number for number, _ in told["winners"]) == list(range(rounds))  # exactly one a round
 
-    records = records_of("raced", connect())
-    history = ledger.history(records, "raced")
+    store = open_ledger_store("raced", connect())
+    history = ledger.history(store, "raced")
     assert Counter(outcome for _, outcome in history) == {"won": rounds, "lost": (PROMOTERS - 1) * rounds}
     assert {attempt.reason for attempt, outcome in history if outcome == "won"} == {
         f"{number}/{me}" for number, me in told["winners"]
     }
-    head = ledger.head(records, "raced")
+    head = ledger.newest_decision(store, "raced")
     assert head.seq == rounds
     shown = {alias: version.version for version in list_versions("raced") for alias in version.aliases}
     assert shown == head.aliases == {"champion": (rounds - 1) % 2 + 1, "previous-champion": rounds % 2 + 1}
@@ -177,12 +178,12 @@ def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(home: Path, mo
         two_versions(model, name=name)
         killed = killed_at(step, "promote", name, model)
         before = shown(name)["champion"]
-        decided = ledger.head(records_of(name, connect()), name).aliases["champion"]
+        decided = ledger.newest_decision(open_ledger_store(name, connect()), name).aliases["champion"]
         seen.add((before, decided))
         assert (fetch_model(name, home / "cache") / "model.safetensors").is_file()
         assert reconcile(name)[1] == []
         assert reconcile(name) == ([], [])
-        assert shown(name) == standing(name).aliases
+        assert shown(name) == current_decision(name).aliases
         assert shown(name)["champion"] == decided
         if not killed:
             break
