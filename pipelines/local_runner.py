@@ -1,7 +1,13 @@
-"""Runs the pipeline on this machine with kfp.local: the DAG that compiles for a cluster, its tasks as processes, results cached.
+"""Runs the pipeline on this machine with kfp.local: each task is a process, and results are cached.
 
-All of it lives in one home folder (STAR_HOME, `./runs`): `latest/<stage>` links to each stage's folder, `mlflow.db` holds runs and
-models, `logs/` what the stages printed, `cache/`, `pipeline/` and `work/` belong to the runner.
+Everything is in one home folder, STAR_HOME or `./runs`:
+
+    latest/<stage>   link to the newest folder of each stage
+    mlflow.db        MLflow runs and registered models
+    logs/            output of the stages, and their progress events
+    pipeline/        folders that the stages wrote
+    cache/           kfp's cache keys
+    work/            unfinished work, from which a killed run resumes
 """
 
 import contextlib
@@ -17,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
 from star.errors import PipelineError
@@ -26,12 +33,26 @@ from star.progress import listening_to
 from star.stages import STAGES
 from star.tracking.runs import pipeline_run
 
-FULL = 1 << 20  # bytes left below which a disk is full
+if TYPE_CHECKING:
+    from kfp import dsl
+
+    from star.pipelines.progress_display import ProgressDisplay
+
+FULL_DISK_BYTES = 1 << 20  # with less free space a disk counts as full
+SIGTERM_EXIT_STATUS = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """Where each stage's folder is, and what ran."""
+    """The result of `run_local`.
+
+    Attributes:
+        folders: Stage -> folder that it wrote, now or in an earlier run.
+        ran: Names of the stages that ran; the others were cached.
+        seconds: Duration of the run.
+        log: File with the output of the stages.
+        run_id: ID of the pipeline's MLflow run, if the tracking server answered.
+    """
 
     folders: dict[str, Path]
     ran: list[str]
@@ -40,6 +61,7 @@ class PipelineResult:
     run_id: str | None
 
     def metrics(self, stage: str) -> dict[str, float]:
+        """The metrics that a stage returned."""
         return json.loads((self.folders[stage] / METRICS).read_text(encoding="utf-8"))
 
 
@@ -47,48 +69,49 @@ def run_local(config: Config) -> PipelineResult:
     """Runs the pipeline, shows its progress, and links the results under `latest/`.
 
     Raises:
-        PipelineError: a stage failed; the message names it and where its log is.
+        PipelineError: a stage failed. The message names the stage and the log.
     """
-    from star.pipelines.progress_display import Display
+    from star.pipelines.progress_display import ProgressDisplay
 
     root = home()
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     log = root / "logs" / f"{stamp}.log"
     events = root / "logs" / f"{stamp}.events.jsonl"
-    # The limits are for the cluster; that a local process has none is known.
+    # kfp warns that CPU and memory limits do not apply to local processes. They are meant for the cluster.
     warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
     log.parent.mkdir(parents=True, exist_ok=True)
     events.touch()
-    began = time.monotonic()
+    start = time.monotonic()
     work_before = os.environ.get("STAR_WORK")
     os.environ["STAR_HOME"] = str(root)
     os.environ.setdefault("STAR_WORK", str(root / "work"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         parent = pipeline_run(config.name, params={"config": config.name, "seed": config.seed})
-        with _sigterm_ends_stages(), parent as run, listening_to(str(events)), Display(events) as display:
-            outputs = _execute(config, root=root, log=log, display=display)
+        with _sigterm_terminates_stages(), parent as run, listening_to(str(events)), ProgressDisplay(events) as display:
+            outputs = _run_pipeline(config, root=root, log=log, display=display)
     finally:
         if work_before is None:
             os.environ.pop("STAR_WORK", None)
     folders = {stage.name: Path(outputs[name].path) for stage, name in zip(STAGES, outputs, strict=True)}
     _link_latest(root / "latest", folders)
-    return PipelineResult(folders, display.ran, time.monotonic() - began, log, run.run_id)
+    return PipelineResult(folders, display.ran, time.monotonic() - start, log, run.run_id)
 
 
 @contextlib.contextmanager
-def _sigterm_ends_stages() -> Iterator[None]:
-    """SIGTERM ends the running stage too: kfp would wait for it to finish before anything else happens."""
+def _sigterm_terminates_stages() -> Iterator[None]:
+    """Inside this block SIGTERM terminates the running stage too. kfp alone would wait until the stage has finished."""
     import psutil
 
-    def end(*_: object) -> None:
+    def terminate_children_and_exit(*_: object) -> None:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.terminate()
-        sys.exit(143)
+        sys.exit(SIGTERM_EXIT_STATUS)
 
+    # Python allows signal handlers in the main thread only.
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, end) if in_main else None
+    before = signal.signal(signal.SIGTERM, terminate_children_and_exit) if in_main else None
     try:
         yield
     finally:
@@ -96,7 +119,8 @@ def _sigterm_ends_stages() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _execute(config: Config, *, root: Path, log: Path, display) -> dict:
+def _run_pipeline(config: Config, *, root: Path, log: Path, display: "ProgressDisplay") -> dict[str, "dsl.Artifact"]:
+    """Runs the DAG with kfp.local. Returns the output artifact of each stage, by the names of star_pipeline.Folders."""
     from kfp import local
 
     from star.pipelines.star_pipeline import Folders, build_pipeline
@@ -114,7 +138,7 @@ def _execute(config: Config, *, root: Path, log: Path, display) -> dict:
             outputs = pipeline().outputs
     except RuntimeError as error:
         failed = display.failure()
-        if failed is None and shutil.disk_usage(root).free < FULL:
+        if failed is None and shutil.disk_usage(root).free < FULL_DISK_BYTES:
             message = f"no space left on the disk at {root}: free some and run again, finished work is kept"
             raise PipelineError(message, input_fault=True) from error
         if failed is None:
@@ -129,8 +153,8 @@ def _execute(config: Config, *, root: Path, log: Path, display) -> dict:
 def _link_latest(latest: Path, folders: dict[str, Path]) -> None:
     latest.mkdir(exist_ok=True)
     for stage, folder in folders.items():
-        link = latest / stage
-        fresh = latest / f".{stage}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(folder, latest))
-        fresh.replace(link)
+        # A link is created beside the old one and renamed over it, so that `latest/<stage>` exists at any moment.
+        new_link = latest / f".{stage}"
+        new_link.unlink(missing_ok=True)
+        new_link.symlink_to(os.path.relpath(folder, latest))
+        new_link.replace(latest / stage)

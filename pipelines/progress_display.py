@@ -1,37 +1,52 @@
-"""What `star run` shows while the pipeline runs: a row a stage with its bar and the time left, or plain lines where no one watches."""
+"""Shows the progress of `star run`: a bar with the time left per step of work on a terminal, plain lines elsewhere.
+
+The stages run in other processes and append one JSON object per line to an event file (star/progress.py); a thread here reads it:
+
+    {"time": 1.0, "kind": "started", "stage": "distill"}
+    {"time": 2.5, "kind": "progress", "label": "distil the student (CKD)", "done": 20, "total": 270}
+    {"time": 9.0, "kind": "finished", "stage": "distill", "cached": false}
+    {"time": 9.0, "kind": "failed", "stage": "distill", "error": "...", "input_fault": true}     (instead of finished)
+"""
 
 import json
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from star.number_format import format_seconds
 from star.stages import STAGES
 
-LINE_SECONDS = 15.0
+LINE_SECONDS = 15.0  # between two progress lines where there is no terminal
 POLL_SECONDS = 0.25
 
 
-class Display:
-    """Follows the event stream of the stages in a thread of its own."""
+class ProgressDisplay:
+    """Context manager that draws the events of the stages until the block ends.
+
+    Attributes:
+        ran: Names of the stages that started, so far.
+    """
 
     def __init__(self, events: Path) -> None:
-        # The console keeps today's stdout: kfp's own output is redirected to the log while it draws.
+        # stderr, because kfp prints to stdout, which is redirected to the log meanwhile.
         self.console = Console(file=sys.stderr)
         self.events = events
-        self.position = 0
+        self.position = 0  # in the event file, in bytes
         self.ran: list[str] = []
-        self.failed: dict | None = None
-        self.stage, self.began = "", 0.0
-        self.line_at = 0.0
-        self.bar_began: dict[str, tuple[float, int]] = {}
+        self.failed: dict[str, Any] | None = None
+        self.stage, self.stage_start = "", 0.0
+        self.last_line_time = 0.0
+        self.bars: dict[str, TaskID] = {}  # label -> bar
+        self.first_progress: dict[str, tuple[float, int]] = {}  # label -> time and steps done of its first event
+        # The reading thread and `failure` read the event file, one at a time.
         self.reading = threading.Lock()
         self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread = threading.Thread(target=self._poll_events, daemon=True)
         self.progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description:<42}"),
@@ -43,74 +58,76 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.tasks: dict[str, int] = {}
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> "ProgressDisplay":
         self.progress.start()
         self.thread.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stopping.set()
         self.thread.join()
-        self._read()
+        self._read_events()
         for stage in STAGES:
-            if exc[0] is None and stage.name not in self.ran:
-                self._say(f"{stage.name:<16} unchanged, taken from the cache")
+            if error[0] is None and stage.name not in self.ran:
+                self._print(f"{stage.name:<16} unchanged, taken from the cache")
         self.progress.stop()
 
-    def failure(self) -> dict | None:
-        """The event of the stage that failed, once all events are read."""
-        self._read()
+    def failure(self) -> dict[str, Any] | None:
+        """Reads the remaining events and returns that of the stage that failed, or None."""
+        self._read_events()
         return self.failed
 
-    def _follow(self) -> None:
+    def _poll_events(self) -> None:
         while not self.stopping.wait(POLL_SECONDS):
-            self._read()
+            self._read_events()
 
-    def _read(self) -> None:
+    def _read_events(self) -> None:
         with self.reading, self.events.open(encoding="utf-8") as file:
             file.seek(self.position)
+            # A line without its newline is still being written. It is read again next time.
             while (line := file.readline()).endswith("\n"):
                 self.position = file.tell()
                 self._handle(json.loads(line))
 
-    def _handle(self, event: dict) -> None:
+    def _handle(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "started":
-            self.stage, self.began = event["stage"], event["time"]
+            self.stage, self.stage_start = event["stage"], event["time"]
             self.ran.append(self.stage)
             number = [stage.name for stage in STAGES].index(self.stage) + 1
-            self._say(f"[{number}/{len(STAGES)}] {self.stage}", only_lines=True)
+            self._print(f"[{number}/{len(STAGES)}] {self.stage}", not_on_terminal=True)
         elif kind == "progress":
-            self._show_bar(event)
+            self._show_progress(event)
         elif kind == "finished" and not event["cached"]:
-            self._finish_bars()
-            self._say(f"{event['stage']:<16} done in {format_seconds(round(event['time'] - self.began))}")
+            self._hide_bars()
+            self._print(f"{event['stage']:<16} done in {format_seconds(round(event['time'] - self.stage_start))}")
         elif kind == "failed":
-            self._finish_bars()
+            self._hide_bars()
             self.failed = event
 
-    def _show_bar(self, event: dict) -> None:
+    def _show_progress(self, event: dict[str, Any]) -> None:
         label, done, total = event["label"], event["done"], event["total"]
-        if label not in self.tasks:
-            self._finish_bars()
-            self.tasks[label] = self.progress.add_task(f"{self.stage:<16} {label}", total=total)
-            self.bar_began[label] = (event["time"], done)
-        self.progress.update(self.tasks[label], completed=done)
+        if label not in self.bars:
+            self._hide_bars()
+            self.bars[label] = self.progress.add_task(f"{self.stage:<16} {label}", total=total)
+            self.first_progress[label] = (event["time"], done)
+        self.progress.update(self.bars[label], completed=done)
         now = time.monotonic()
-        if now - self.line_at >= LINE_SECONDS and 0 < done < (total or 0):
-            self.line_at = now
-            since, first = self.bar_began[label]
-            left = (event["time"] - since) / max(1, done - first) * (total - done)
-            self._say(
-                f"{self.stage:<16} {label}: {done}/{total}, about {format_seconds(round(left))} left", only_lines=True
+        if now - self.last_line_time >= LINE_SECONDS and 0 < done < (total or 0):
+            self.last_line_time = now
+            # The pace is measured since the first event, so that the steps of an earlier, killed run do not count.
+            first_time, first_done = self.first_progress[label]
+            left = (event["time"] - first_time) / max(1, done - first_done) * (total - done)
+            self._print(
+                f"{self.stage:<16} {label}: {done}/{total}, about {format_seconds(round(left))} left",
+                not_on_terminal=True,
             )
 
-    def _finish_bars(self) -> None:
-        for task in self.tasks.values():
-            self.progress.update(task, visible=False)
+    def _hide_bars(self) -> None:
+        for bar in self.bars.values():
+            self.progress.update(bar, visible=False)
 
-    def _say(self, text: str, *, only_lines: bool = False) -> None:
-        if not (only_lines and self.console.is_terminal):
+    def _print(self, text: str, *, not_on_terminal: bool = False) -> None:
+        if not (not_on_terminal and self.console.is_terminal):
             self.progress.console.print(text, highlight=False, markup=False)

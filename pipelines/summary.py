@@ -1,4 +1,4 @@
-"""What `star run` prints at the end: one table of the three models, and where everything is."""
+"""Prints the end of `star run`: a table of the three models' scores, and where model, report and log are."""
 
 import json
 
@@ -11,8 +11,8 @@ from star.number_format import format_seconds
 from star.pipelines.local_runner import PipelineResult
 from star.tracking.server import shown_uri, tracking_uri
 
-MODELS = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
-SCORES = {
+STAGE_OF_MODEL = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
+HEADINGS = {
     "exact_match": "exact match",
     "mean_reward": "mean reward",
     "format_errors": "format errors",
@@ -21,28 +21,28 @@ SCORES = {
 
 
 def print_summary(result: PipelineResult, *, tools: FileRef) -> None:
-    """Prints the table, the places, and how to call a model of these tools."""
+    """Prints the table of scores, the paths of the results, and an example call of the champion with these tools."""
     evaluation = result.metrics("evaluate")
     table = Table(title="Held-out rows")
     table.add_column("model")
-    for heading in (*SCORES.values(), "seconds"):
+    for heading in (*HEADINGS.values(), "seconds"):
         table.add_column(heading, justify="right")
-    for model, stage in MODELS.items():
-        scores = [f"{evaluation[f'{model}_{key}']:.3f}" if f"{model}_{key}" in evaluation else "" for key in SCORES]
+    for model, stage in STAGE_OF_MODEL.items():
+        scores = [f"{evaluation[f'{model}_{key}']:.3f}" if f"{model}_{key}" in evaluation else "" for key in HEADINGS]
         table.add_row(model, *scores, f"{result.metrics(stage)['seconds']:.0f}")
     registration = json.loads((result.folders["register"] / "registration.json").read_text(encoding="utf-8"))
     console = Console()
     console.print(table)
-    for line in _places(result, registration, tools):
+    for line in _result_lines(result, registration, tools):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _places(result: PipelineResult, registration: dict, tools: FileRef) -> list[str]:
+def _result_lines(result: PipelineResult, registration: dict, tools: FileRef) -> list[str]:
     name, version = registration["model"], registration["version"]
-    verdict = _verdict(version, registration["champion"])
+    status = _champion_status(version, registration["champion"])
     latest = home() / "latest"
     lines = [
-        f"model     {name} version {version} {verdict}",
+        f"model     {name} version {version} {status}",
         *(f"          {reason}" for reason in registration["reasons"]),
         f"folder    {latest / 'refine'}",
         f"report    {latest / 'evaluate' / 'report.html'}",
@@ -51,17 +51,17 @@ def _places(result: PipelineResult, registration: dict, tools: FileRef) -> list[
         f"time      {format_seconds(round(result.seconds))}, stages run: {', '.join(result.ran) or 'none'}",
     ]
     if registration["champion"] is not None:
-        lines.append(f"try       star call {_example(tools)}{'' if name == 'star' else f' --name {name}'}")
+        lines.append(f"try       star call {_example_arguments(tools)}{'' if name == 'star' else f' --name {name}'}")
     return lines
 
 
-def _example(tools: FileRef) -> str:
+def _example_arguments(tools: FileRef) -> str:
     if tools.is_local:
         return f'"what you would ask of them" --tools {tools.path}'
     return f'"Book a flight from Oslo to Rome" --tools {packaged_file("travel.json")}'
 
 
-def _verdict(version: int, champion: int | None) -> str:
+def _champion_status(version: int, champion: int | None) -> str:
     if champion == version:
         return "is the champion"
     return "is not the champion: " + ("there is none yet" if champion is None else f"version {champion} stays")
