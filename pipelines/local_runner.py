@@ -14,12 +14,8 @@ import contextlib
 import json
 import os
 import shutil
-import signal
-import sys
-import threading
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +26,7 @@ from star.errors import PipelineError
 from star.folders.manifest import METRICS
 from star.home import home
 from star.progress import listening_to
+from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
 from star.tracking.runs import pipeline_run
 
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
     from star.pipelines.progress_display import ProgressDisplay
 
 FULL_DISK_BYTES = 1 << 20  # with less free space a disk counts as full
-SIGTERM_EXIT_STATUS = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,12 @@ def run_local(config: Config) -> PipelineResult:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         parent = pipeline_run(config.name, params={"config": config.name, "seed": config.seed})
-        with _sigterm_terminates_stages(), parent as run, listening_to(str(events)), ProgressDisplay(events) as display:
+        with (
+            sigterm_raises_system_exit(before_exit=_terminate_stages),
+            parent as run,
+            listening_to(str(events)),
+            ProgressDisplay(events) as display,
+        ):
             outputs = _run_pipeline(config, root=root, log=log, display=display)
     finally:
         if work_before is None:
@@ -98,25 +99,13 @@ def run_local(config: Config) -> PipelineResult:
     return PipelineResult(folders, display.ran, time.monotonic() - start, log, run.run_id)
 
 
-@contextlib.contextmanager
-def _sigterm_terminates_stages() -> Iterator[None]:
-    """Inside this block SIGTERM terminates the running stage too. kfp alone would wait until the stage has finished."""
+def _terminate_stages() -> None:
+    """Sends SIGTERM to the running stage. kfp alone would wait until the stage has finished."""
     import psutil
 
-    def terminate_children_and_exit(*_: object) -> None:
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        sys.exit(SIGTERM_EXIT_STATUS)
-
-    # Python allows signal handlers in the main thread only.
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminate_children_and_exit) if in_main else None
-    try:
-        yield
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
 
 
 def _run_pipeline(config: Config, *, root: Path, log: Path, display: "ProgressDisplay") -> dict[str, "dsl.Artifact"]:

@@ -17,10 +17,11 @@ import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from star.cluster.torchrun import sigterm_raises_system_exit, stage_command, torchrun_command, write_settings
+from star.cluster.torchrun import stage_command, torchrun_command, write_settings
 from star.config.cluster import Cluster, TrainingStage
 from star.config.experiment import Config
 from star.folders.manifest import METRICS
+from star.sigterm import sigterm_raises_system_exit
 from star.stages import Metrics, stage_named
 
 PROCESSES_VARIABLE = "STAR_PROCESSES"
@@ -52,7 +53,7 @@ def train(stage: TrainingStage, config: Config, *, out: Path, **inputs: Path) ->
 
 def _run_torchrun(command: list[str], *, stage: str) -> None:
     process = subprocess.Popen(command)
-    with sigterm_raises_system_exit():
+    with sigterm_raises_system_exit(ignore_repeats=True):
         try:
             status = process.wait()
         except SystemExit:

@@ -1,16 +1,12 @@
-"""Builds the torchrun command that every process of a training runs, and turns SIGTERM into SystemExit."""
+"""Builds the torchrun command that every process of a training runs."""
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from star.config.experiment import Config
 from star.stages import stage_named
 
 SETTINGS_FILE = "settings.json"
-SIGTERM_EXIT_STATUS = 128 + signal.SIGTERM
 
 
 def write_settings(stage: str, config: Config, folder: Path) -> Path:
@@ -29,18 +25,3 @@ def stage_command(stage: str, *, settings: Path, inputs: dict[str, Path], out: P
     """The module and its arguments that torchrun starts in every process: `star <stage>` with these folders."""
     folders = [f"--{key}={folder}" for key, folder in inputs.items()]
     return ["-m", "star.cli", stage, f"--config={settings}", *folders, f"--out={out}"]
-
-
-@contextmanager
-def sigterm_raises_system_exit() -> Iterator[None]:
-    """Inside this block SIGTERM raises SystemExit, so that the caller can end the processes or jobs it started."""
-
-    def raise_system_exit(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the clean-up
-        raise SystemExit(SIGTERM_EXIT_STATUS)
-
-    before = signal.signal(signal.SIGTERM, raise_system_exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -47,7 +47,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star.cluster.torchrun import sigterm_raises_system_exit, stage_command, torchrun_command, write_settings
+from star.cluster.torchrun import stage_command, torchrun_command, write_settings
 from star.config.cluster import Cluster, Node, TrainingStage
 from star.config.experiment import Config
 from star.errors import InputError
@@ -55,6 +55,7 @@ from star.folders.manifest import METRICS, open_input, read_manifest
 from star.folders.workspace import copy_whole, exchange_folder
 from star.hashing import digest_of
 from star.progress import say
+from star.sigterm import sigterm_raises_system_exit
 from star.stages import Metrics, stage_named
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def run_train_job(
     result = exchange / "out"
     if not _is_finished(result, stage):
         job = RetriedJob(name, runtime=cluster.train_jobs[stage].runtime)
-        with sigterm_raises_system_exit():
+        with sigterm_raises_system_exit(ignore_repeats=True):
             try:
                 copies = _copy_inputs(stage, inputs, exchange)
                 settings = write_settings(stage, config, exchange)

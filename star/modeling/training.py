@@ -7,9 +7,7 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from star.config.training import Training
 from star.errors import InputError
 from star.folders import checkpoints_s3
 from star.progress import Bar, say
+from star.sigterm import EXIT_STATUS, SigtermFlag
 
 # TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -158,7 +157,12 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkComplete(state))
-    trainer.add_callback(stopper := _StopWithCheckpoint())
+    sigterm = SigtermFlag(
+        on_first=lambda: say("told to end: saving a checkpoint first"),
+        # A rank receives it twice: from whoever ends all ranks, and from torchrun, which kills a rank that stays too long.
+        ignore_repeats=distributed.world_size() > 1,
+    )
+    trainer.add_callback(_StopWithCheckpoint(sigterm))
     if distributed.is_rank0():
         trainer.add_callback(
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
@@ -171,10 +175,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
-        with stopper:
+        with sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)
-    if stopper.told and trainer.state.global_step < trainer.args.max_steps:
-        sys.exit(128 + signal.SIGTERM)
+    if sigterm.received and trainer.state.global_step < trainer.args.max_steps:
+        sys.exit(EXIT_STATUS)
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
@@ -228,34 +232,19 @@ class _MarkComplete(TrainerCallback):
 
 
 class _StopWithCheckpoint(TrainerCallback):
-    """SIGTERM (a pod that must leave its node) ends the training with a checkpoint; a second one ends it at once.
+    """After SIGTERM, saves a checkpoint at the next logged step and stops the training there.
 
-    It ends after a step that is logged, where no half-summed figure is lost: a resumed run then logs what one left alone would. There
-    all processes of a training ask each other, and stop together when one of them was told: the node that must go may be one of many.
+    At each logged step the ranks agree whether any of them received SIGTERM, and stop together: only one of several nodes may be leaving.
+    The stop waits for a logged step because the sums of the logged metrics are empty there. So a resumed run logs the same values as an
+    uninterrupted one.
     """
 
-    def __init__(self) -> None:
-        self.told = False
-        self.listens = threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> None:
-        self.before = signal.getsignal(signal.SIGTERM)
-        if self.listens:
-            signal.signal(signal.SIGTERM, self._tell)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.listens:
-            signal.signal(signal.SIGTERM, self.before)
-
-    def _tell(self, *_: object) -> None:
-        self.told = True
-        # Of several processes each hears it twice: from whoever ends them all, and from torchrun, which kills those that stay too long.
-        signal.signal(signal.SIGTERM, self.before if distributed.world_size() == 1 else signal.SIG_IGN)
-        say("told to end: saving a checkpoint first")
+    def __init__(self, sigterm: SigtermFlag) -> None:
+        self.sigterm = sigterm
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if state.global_step % args.logging_steps == 0 and (told := distributed.any_rank(self.told)):
-            self.told = told
+        if state.global_step % args.logging_steps == 0 and distributed.any_rank(self.sigterm.received):
+            self.sigterm.received = True
             control.should_save = control.should_training_stop = True
 
 

@@ -8,9 +8,6 @@ leaves its end to whoever made it. What the server does not take now waits on di
 
 import logging
 import os
-import signal
-import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from star import distributed
 from star.home import spools
+from star.sigterm import sigterm_raises_system_exit_by_default
 from star.tracking.parent_run import PARENT_VARIABLE, Above, shared_parent
 from star.tracking.server import connect, mlflow_key, reason_of, shown_uri, tracking_uri
 from star.tracking.spool import Sender, Spool, deliver, replay
@@ -175,7 +173,7 @@ def _tracked(name: str, *, parent: str | None, params: Mapping[str, object], tag
     try:
         run = _start(name, lent=lent, parent=parent, tags=tags)
         _open_runs.append(run)
-        with _sigterm_raises():
+        with sigterm_raises_system_exit_by_default():
             try:
                 if params:
                     run.log_params(params)
@@ -265,16 +263,3 @@ def _end(run: Run, *, status: str, leave_open: bool) -> None:
     log.warning(
         "events of run %s wait in %s (%s): `star tracking replay` sends them", run.handle, run.spool.folder, reason
     )
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM (a pod's eviction) becomes SystemExit(143), so that the run can be closed; another handler stays."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
