@@ -1,4 +1,4 @@
-"""Chooses how a chunk is computed: Triton kernels or plain torch."""
+"""Chooses which backend turns a chunk of logits into its gradient: Triton kernels or plain torch."""
 
 import importlib.util
 import logging
@@ -14,8 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 @cache
-def choose_path(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The Triton kernels on CUDA where Triton runs, else the plain path; said once in the log."""
+def choose_backend(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function `logits_to_gradient_` for a device: kernel.py's on CUDA where Triton runs, else gradient.py's.
+
+    The choice is made once per process and device, and logged.
+    """
     fault = find_triton_fault(device_type) if device_type == "cuda" else None
     if device_type == "cuda" and not fault:
         from star.ckd import kernel
@@ -28,7 +31,7 @@ def choose_path(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def find_triton_fault(device_type: str) -> str | None:
-    """Why the kernels cannot run there, found by running them on a few numbers; None where they can."""
+    """Why the kernels cannot run on a device, found by running them on a few numbers; None where they can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install 'star-distill[gpu]')"
     try:
@@ -36,7 +39,8 @@ def find_triton_fault(device_type: str) -> str | None:
 
         logits_CV = torch.zeros(1, 32, device=device_type)
         log_sum_C1, _, _ = kernel.read_rows(logits_CV)
+        # .item() waits for the kernel, so that its error is raised here.
         kernel.write_gradient_(logits_CV, log_sum_C1, log_sum_C1, dtype=torch.bfloat16).sum().item()
-    except Exception as error:  # a card, a driver or a C compiler that Triton cannot work with, of whatever type
+    except Exception as error:  # Triton fails with any type: for the GPU, the driver, or a missing C compiler
         return f"Triton does not run here: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
     return None
