@@ -1,6 +1,6 @@
-"""A Kubeflow Pipelines server: submit a pipeline to it, follow a run, read its logs, cancel it (API v2beta1, kfp.Client underneath).
+"""Talks to a Kubeflow Pipelines server: submits a pipeline, follows a run, reads its logs, cancels it (API v2beta1, through kfp.Client).
 
-A server that is away for a moment (502, 503, a cut connection) is asked again; one that refuses says what to do about it.
+Requests are retried while the server is unavailable (502, 503, a broken connection). A refused request raises InputError with the cure.
 """
 
 import contextlib
@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from star.config.experiment import Config
 from star.errors import InputError, PipelineError
+
+if TYPE_CHECKING:
+    import kfp
+    from kfp_server_api.models import GoogleRpcStatus, V2beta1PipelineTaskDetail
 
 Answer = TypeVar("Answer")
 ATTEMPTS = 6  # of one request
@@ -33,7 +37,7 @@ NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a run: a shard is a task of its own."""
+    """One task of a run. Each shard is a task of its own, and each attempt of a task has its own pod."""
 
     name: str
     state: str
@@ -43,6 +47,8 @@ class Task:
 
 @dataclass(frozen=True)
 class RunStatus:
+    """The state of a run and of its tasks at one moment."""
+
     run_id: str
     state: str
     error: str
@@ -54,18 +60,21 @@ class RunStatus:
 
 
 @dataclass(frozen=True)
-class Server:
-    """Where the server is and as whom to talk to it. Without a host: from inside the cluster, with the pod's own account."""
+class KfpClient:
+    """A client of one KFP server.
+
+    Attributes:
+        host: Address of the server, such as http://localhost:8080. None inside the cluster, where kfp finds server and account.
+        token: Bearer token, if the server wants one.
+        namespace: Namespace of the user, if the server has several.
+    """
 
     host: str | None
     token: str | None = None
     namespace: str | None = None
 
     def submit(self, config: Config, *, image: str, experiment: str) -> str:
-        """Compiles the configuration's pipeline for that image and starts a run; returns its id.
-
-        A request that failed on the way may have arrived: a run of that name is looked for before another one is started.
-        """
+        """Compiles the configuration's pipeline for an image, starts a run in an experiment (a group of runs) and returns its ID."""
         from star.pipelines.star_pipeline import compile_pipeline
 
         client = self._client
@@ -75,7 +84,9 @@ class Server:
             compile_pipeline(config, package, image=image)
             group = self._ask(lambda: client.create_experiment(experiment, namespace=self.namespace))
 
-            def create() -> str:
+            def find_or_create() -> str:
+                # The request before this retry may have reached the server although its answer was lost. The run's name is unique, so a
+                # run of that name is ours, and creating another one would run the pipeline twice.
                 found = client.list_runs(
                     page_size=100, sort_by="created_at desc", experiment_id=group.experiment_id
                 ).runs
@@ -85,15 +96,16 @@ class Server:
                 account = config.cluster.service_account
                 return client.run_pipeline(group.experiment_id, name, str(package), service_account=account).run_id
 
-            return self._ask(create)
+            return self._ask(find_or_create)
 
     def status(self, run_id: str) -> RunStatus:
-        """The state of a run and of its tasks, in the order in which they were created."""
+        """The state of a run and of its tasks, in the order of their creation."""
         run = self._ask(lambda: self._client.get_run(run_id), run_id=run_id)
         details = sorted(
             (run.run_details and run.run_details.task_details) or [], key=lambda task: str(task.create_time)
         )
         by_node = {detail.pod_name: detail for detail in details}
+        # The API lists the nodes of the Argo workflow. Root, drivers and executors belong to the tasks and are not shown on their own.
         tasks = [
             Task(detail.display_name, detail.state or "PENDING", _message(detail.error), tuple(_pods(detail, by_node)))
             for detail in details
@@ -102,7 +114,7 @@ class Server:
         return RunStatus(run.run_id, run.state or "PENDING", _message(run.error), tuple(tasks))
 
     def follow(self, run_id: str, *, poll_seconds: float) -> Iterator[RunStatus]:
-        """Yields the run's status whenever it changed, until the run has ended."""
+        """Yields the status of a run whenever it has changed, until the run has ended."""
         last = None
         while last is None or not last.ended:
             if last is not None:
@@ -113,58 +125,61 @@ class Server:
             last = status
 
     def logs(self, run_id: str, *, task: str | None = None) -> Iterator[tuple[str, str]]:
-        """Yields (task, log) of every pod of a run, or of the tasks with that name.
+        """Yields (task name, log) for every pod of a run, or of the tasks with the given name.
 
         Raises:
-            InputError: the run has no such task, or the server does not have the logs any more.
+            InputError: the run has no such task, or the server no longer has the log.
         """
         status = self.status(run_id)
-        chosen = [entry for entry in status.tasks if task in (None, entry.name)]
-        if not chosen:
+        selected = [entry for entry in status.tasks if task in (None, entry.name)]
+        if not selected:
             raise InputError(
                 f"run {run_id} has no task {task}: it has {', '.join(sorted({t.name for t in status.tasks}))}"
             )
-        for entry in chosen:
+        for entry in selected:
             for pod in entry.pods:
-                yield entry.name, self._log(run_id, pod)
+                yield entry.name, self._pod_log(run_id, pod)
 
     def cancel(self, run_id: str) -> None:
+        """Stops a run. Finished tasks stay cached."""
         self._ask(lambda: self._client.terminate_run(run_id), run_id=run_id)
 
-    def page(self, run_id: str) -> str:
-        """The address of a run in the user interface."""
+    def run_url(self, run_id: str) -> str:
+        """The address of a run in KFP's user interface."""
         return f"{(self.host or '').rstrip('/')}/#/runs/details/{run_id}"
 
-    def _log(self, run_id: str, pod: str) -> str:
-        """The one route of the API for logs, which has no v2beta1 form."""
+    def _pod_log(self, run_id: str, pod: str) -> str:
+        # The API has logs in v1alpha1 only, and kfp.Client has no method for them.
         url = f"{(self.host or '').rstrip('/')}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
 
         def get() -> str:
             response = requests.get(url, headers=self._headers(), timeout=TIMEOUT)
             if response.status_code == 404:
-                raise InputError(f"the log of {pod} is gone: kubectl logs, or the cluster's log archive, may have it")
+                raise InputError(
+                    f"the log of {pod} no longer exists: kubectl logs, or the cluster's log archive, may have it"
+                )
             response.raise_for_status()
             return response.text
 
         return self._ask(get, run_id=run_id)
 
     @cached_property
-    def _client(self):
-        """A kfp client, made after the server was seen to answer: kfp itself would wait half a minute and not say why."""
+    def _client(self) -> "kfp.Client":
+        """kfp's client, created after the server has answered once: kfp alone would wait half a minute and not say why."""
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
-            raise InputError("no Kubeflow Pipelines server: give --host or KFP_HOST, like http://localhost:8080")
+            raise InputError("no Kubeflow Pipelines server: give --host or KFP_HOST, such as http://localhost:8080")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import kfp
 
             if self.host:
-                self._ask(self._is_there)
+                self._ask(self._request_health)
             with contextlib.redirect_stdout(io.StringIO()):
                 return kfp.Client(host=self.host, existing_token=self.token, namespace=self.namespace or "kubeflow")
 
-    def _is_there(self) -> None:
-        address = f"{self.host.rstrip('/')}/apis/v2beta1/healthz"
-        requests.get(address, headers=self._headers(), timeout=TIMEOUT).raise_for_status()
+    def _request_health(self) -> None:
+        url = f"{(self.host or '').rstrip('/')}/apis/v2beta1/healthz"
+        requests.get(url, headers=self._headers(), timeout=TIMEOUT).raise_for_status()
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -198,22 +213,25 @@ class Server:
 
     def _refusal(self, status: int | None, error: Exception, run_id: str | None) -> str:
         if status == 401:
-            kept = f"; run {run_id} is not touched by that" if run_id else ""
-            return f"{self.host} does not take the token, it has expired or is another server's: {NEW_TOKEN}{kept}"
-        if status == 403:
-            return f"{self.host} refuses: this account may not do that in namespace {self.namespace or 'of its own'}; {NEW_TOKEN}"
-        if status == 404:
+            unaffected = f"; run {run_id} is not affected" if run_id else ""
             return (
-                f"{self.host} knows no run {run_id}: check the id and the host"
-                if run_id
-                else f"{self.host} is no KFP server"
+                f"{self.host} does not accept the token, which has expired or belongs to another server: "
+                f"{NEW_TOKEN}{unaffected}"
             )
-        said = (getattr(error, "body", None) or str(error)).strip().partition("\n")[0][:300]
-        return f"{self.host} refuses with HTTP {status}: {said}"
+        if status == 403:
+            return (
+                f"{self.host}: this account may not do this in namespace {self.namespace or 'of its own'}; {NEW_TOKEN}"
+            )
+        if status == 404 and run_id:
+            return f"{self.host} has no run {run_id}: check the ID and the host"
+        if status == 404:
+            return f"{self.host} is not a KFP server: check --host"
+        reason = (getattr(error, "body", None) or str(error)).strip().partition("\n")[0][:300]
+        return f"{self.host} refuses with HTTP {status}: {reason}"
 
 
-def _pods(detail, by_node: dict) -> Iterator[str]:
-    """The pods that did a task's work: the executors below its node, one a try."""
+def _pods(detail: "V2beta1PipelineTaskDetail", by_node: dict[str, "V2beta1PipelineTaskDetail"]) -> Iterator[str]:
+    """Yields the pods that ran a task: the executors below its node, one per attempt."""
     children = [by_node[child.pod_name] for child in detail.child_tasks or [] if child.pod_name in by_node]
     executors = [child for child in children if child.display_name.startswith("executor")]
     for child in executors:
@@ -222,5 +240,5 @@ def _pods(detail, by_node: dict) -> Iterator[str]:
         yield detail.pod_name
 
 
-def _message(error) -> str:
+def _message(error: "GoogleRpcStatus | None") -> str:
     return (error.message or "") if error else ""

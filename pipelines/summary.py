@@ -57,7 +57,7 @@ def _result_lines(result: PipelineResult, registration: dict, tools: FileRef) ->
 
 def _example_arguments(tools: FileRef) -> str:
     if tools.is_local:
-        return f'"what you would ask of them" --tools {tools.path}'
+        return f'"your request to these tools" --tools {tools.path}'
     return f'"Book a flight from Oslo to Rome" --tools {packaged_file("travel.json")}'
 
 

@@ -1,9 +1,12 @@
 """`star pipeline`: the pipeline compiled for Kubeflow Pipelines, and its runs on a server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from star.pipelines.kfp_client import KfpClient
 
 pipeline_app = typer.Typer(help="The pipeline on Kubeflow Pipelines.", no_args_is_help=True)
 
@@ -59,14 +62,14 @@ def submit_command(
     Example: `star pipeline submit --config my.yaml --image registry.example.com/star-python:1 --host http://localhost:8080 --wait`
     """
     from star.config.load import load_config
-    from star.pipelines.kfp_client import Server
+    from star.pipelines.kfp_client import KfpClient
 
-    server = Server(host, token, namespace)
-    run_id = server.submit(load_config(config), image=image, experiment=experiment)
+    client = KfpClient(host, token, namespace)
+    run_id = client.submit(load_config(config), image=image, experiment=experiment)
     typer.echo(run_id)
-    typer.echo(server.page(run_id), err=True)
+    typer.echo(client.run_url(run_id), err=True)
     if wait:
-        _follow(server, run_id, poll)
+        _follow(client, run_id, poll)
 
 
 @pipeline_app.command("status")
@@ -82,13 +85,13 @@ def status_command(
 
     Example: `star pipeline status 5a1c... --wait`
     """
-    from star.pipelines.kfp_client import Server
+    from star.pipelines.kfp_client import KfpClient
 
-    server = Server(host, token, namespace)
+    client = KfpClient(host, token, namespace)
     if wait:
-        _follow(server, run_id, poll)
+        _follow(client, run_id, poll)
         return
-    status = server.status(run_id)
+    status = client.status(run_id)
     for task in status.tasks:
         typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip())
     typer.echo(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip())
@@ -107,9 +110,9 @@ def logs_command(
     Example: `star pipeline logs 5a1c... --task rollout`
     """
     from star.html_kit import visible
-    from star.pipelines.kfp_client import Server
+    from star.pipelines.kfp_client import KfpClient
 
-    for name, log in Server(host, token, namespace).logs(run_id, task=task):
+    for name, log in KfpClient(host, token, namespace).logs(run_id, task=task):
         # A log may hold what a model wrote: a terminal gets only what it can show.
         for line in log.splitlines():
             typer.echo(f"{name}: {visible(line)}")
@@ -123,21 +126,21 @@ def cancel_command(
 
     Example: `star pipeline cancel 5a1c...`
     """
-    from star.pipelines.kfp_client import Server
+    from star.pipelines.kfp_client import KfpClient
 
-    Server(host, token, namespace).cancel(run_id)
+    KfpClient(host, token, namespace).cancel(run_id)
     typer.echo(f"run {run_id} is being cancelled")
 
 
-def _follow(server, run_id: str, poll: float) -> None:
+def _follow(client: "KfpClient", run_id: str, poll: float) -> None:
     """Prints every change of a run's state and of its tasks' states; raises Exit(1) unless the run succeeds."""
     seen: dict[int, str] = {}
-    for status in server.follow(run_id, poll_seconds=poll):
+    for status in client.follow(run_id, poll_seconds=poll):
         for number, task in enumerate(status.tasks):
             if seen.get(number) != task.state:
                 seen[number] = task.state
                 typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip(), err=True)
     typer.echo(f"{status.state:<10} run {run_id}  {status.error}".rstrip(), err=True)
-    typer.echo(server.page(run_id), err=True)
+    typer.echo(client.run_url(run_id), err=True)
     if status.state != "SUCCEEDED":
         raise typer.Exit(1)

@@ -28,7 +28,7 @@ def topk_store_bytes(config: Config) -> tuple[int, float]:
 
 
 def memory_needed(config: Config, stage: str) -> float:
-    """Bytes of GPU memory that a stage needs at the very least: weights, gradients and optimizer state of its model on one GPU.
+    """Bytes of GPU memory that a stage needs at the very least: weights, gradients and optimiser state of its model on one GPU.
 
     Activations and the cache of generated tokens come on top.
     """

@@ -43,11 +43,11 @@ def check_tokenizers(config: Config) -> str:
 
 
 def check_accelerator_memory(config: Config, stage: str) -> str:
-    """Checks that the stage's model and optimizer fit one accelerator of its node, which must state `accelerator_memory`."""
+    """Checks that the stage's model and optimiser fit one accelerator of its node, which must state `accelerator_memory`."""
     node = config.cluster.node_of(stage)
     assert node.accelerator_memory is not None, f"the node of {stage} does not state accelerator_memory"
     needed = memory_needed(config, stage) / GIB
-    text = f"at least {needed:.3g} GiB for weights and optimizer, {node.accelerator} has {node.accelerator_memory:g}"
+    text = f"at least {needed:.3g} GiB for weights and optimiser, {node.accelerator} has {node.accelerator_memory:g}"
     if needed > node.accelerator_memory:
         raise InputError(f"{text}: place {stage} on a larger node, or train adapters (`lora`)")
     return text

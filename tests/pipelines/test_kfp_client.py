@@ -1,4 +1,4 @@
-"""`star pipeline submit|status|logs|cancel` against a server over loopback that answers as the KFP API v2beta1 does."""
+"""`star pipeline submit|status|logs|cancel` against a fake server on this machine that speaks the KFP API v2beta1."""
 
 import json
 import re
@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 from star.cli.pipeline import pipeline_app
 from star.errors import InputError, PipelineError
 from star.pipelines import kfp_client as module
-from star.pipelines.kfp_client import Server
+from star.pipelines.kfp_client import KfpClient
 
 EXPERIMENT = {"experiment_id": "e-1", "display_name": "star", "storage_state": "AVAILABLE"}
 
 
 def node(name: str, pod: str, state: str, *children: str, minute: int = 0, error: str | None = None) -> dict:
-    """A task as the API shows a node of the workflow."""
+    """A node of the workflow, as the API returns it among the tasks."""
     detail = {
         "run_id": "r-1",
         "task_id": pod,
@@ -35,7 +35,7 @@ def node(name: str, pod: str, state: str, *children: str, minute: int = 0, error
 
 
 class KFP(ThreadingHTTPServer):
-    """Runs it was asked to create, the states it will show of them one after another, and what goes wrong."""
+    """A fake KFP server: the runs it created, the states to report for them in turn, and the faults to answer with."""
 
     daemon_threads = True
 
@@ -48,8 +48,8 @@ class KFP(ThreadingHTTPServer):
         self.tasks: list[dict] = []
         self.token = "good"
         self.faults: dict[str, list[int]] = {}  # "METHOD path" -> statuses of the next answers
-        self.arrives = True  # whether a request that is answered with a fault took effect all the same
-        self.asked: list[str] = []
+        self.arrives = True  # whether a request that is answered with a fault took effect nevertheless
+        self.requests: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_request(self, method: str, body: dict) -> None:
         kfp, url = self.server, urlsplit(self.path)
-        kfp.asked.append(f"{method} {url.path}")
+        kfp.requests.append(f"{method} {url.path}")
         if self.headers.get("Authorization") != f"Bearer {kfp.token}":
             return self.answer(401, {"code": 16, "message": "Request header error: there is no user identity header."})
         faults = kfp.faults.get(f"{method} {url.path}", [])
@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KFP]:
-    monkeypatch.setenv("HOME", str(tmp_path))  # kfp keeps a context there
+    monkeypatch.setenv("HOME", str(tmp_path))  # kfp writes its context there
     monkeypatch.setattr(module, "PAUSE", 0.001)
     server = KFP()
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -150,7 +150,7 @@ def test_a_submitted_run_is_followed_to_its_end(kfp: KFP) -> None:
     assert "platforms" in spec["platform_spec"]
 
 
-def test_a_failed_run_ends_with_status_1_and_says_which_task(kfp: KFP) -> None:
+def test_a_failed_run_exits_with_status_1_and_names_the_task(kfp: KFP) -> None:
     kfp.states = ["RUNNING", "FAILED"]
     kfp.tasks = [node("rollout", "w-1", "FAILED", error="row 17 cannot be rendered")]
     done = star(kfp, "submit", "--wait", "--poll", "0")
@@ -158,25 +158,25 @@ def test_a_failed_run_ends_with_status_1_and_says_which_task(kfp: KFP) -> None:
     assert "FAILED     rollout  row 17 cannot be rendered" in done.stderr
 
 
-def test_the_account_of_the_configuration_runs_the_tasks(kfp: KFP, tmp_path: Path) -> None:
+def test_the_service_account_of_the_configuration_runs_the_tasks(kfp: KFP, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("extends: tiny\nname: mine\ncluster: {service_account: star}\n")
     assert star(kfp, "submit", "--config", str(profile)).exit_code == 0
     assert kfp.runs[0]["service_account"] == "star"
 
 
-def test_an_expired_token_says_where_a_new_one_goes(kfp: KFP) -> None:
+def test_an_expired_token_is_an_error_that_says_where_a_new_one_goes(kfp: KFP) -> None:
     done = star(kfp, "status", "r-1", token="expired")
     assert isinstance(done.exception, InputError)
-    assert "does not take the token" in str(done.exception) and "KFP_TOKEN" in str(done.exception)
+    assert "does not accept the token" in str(done.exception) and "KFP_TOKEN" in str(done.exception)
 
 
-def test_a_token_that_expires_while_following_leaves_the_run_alone(kfp: KFP) -> None:
+def test_a_token_that_expires_while_following_does_not_affect_the_run(kfp: KFP) -> None:
     run_id = _submitted(kfp)
-    following = Server(kfp.host, "good").follow(run_id, poll_seconds=0)
+    following = KfpClient(kfp.host, "good").follow(run_id, poll_seconds=0)
     assert next(following).state == "PENDING"
     kfp.token = "another"
-    with pytest.raises(InputError, match="run r-1 is not touched"):
+    with pytest.raises(InputError, match="run r-1 is not affected"):
         next(following)
 
 
@@ -184,13 +184,13 @@ def _submitted(kfp: KFP) -> str:
     return star(kfp, "submit").stdout.strip()
 
 
-def test_a_server_that_is_away_for_a_moment_is_asked_again(kfp: KFP) -> None:
+def test_requests_are_retried_while_the_server_is_unavailable(kfp: KFP) -> None:
     kfp.faults = {"GET /apis/v2beta1/healthz": [503, 502], "GET /apis/v2beta1/experiments": [503]}
     assert _submitted(kfp) == "r-1"
     assert len(kfp.runs) == 1
 
 
-def test_a_server_that_stays_away_ends_the_work_not_the_run(kfp: KFP) -> None:
+def test_a_server_that_stays_unavailable_ends_the_command_but_not_the_run(kfp: KFP) -> None:
     run_id = _submitted(kfp)
     kfp.faults = {f"GET /apis/v2beta1/runs/{run_id}": [503] * 100}
     done = star(kfp, "status", run_id)
@@ -199,34 +199,34 @@ def test_a_server_that_stays_away_ends_the_work_not_the_run(kfp: KFP) -> None:
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_cut_submission_starts_one_run(kfp: KFP, arrives: bool) -> None:
+def test_a_submission_whose_connection_breaks_starts_one_run(kfp: KFP, arrives: bool) -> None:
     kfp.faults, kfp.arrives = {"POST /apis/v2beta1/runs": [503]}, arrives
     assert _submitted(kfp) == "r-1"
     assert len(kfp.runs) == 1
 
 
-def test_a_refused_submission_is_said_as_the_server_said_it(kfp: KFP) -> None:
+def test_a_refused_submission_shows_the_reason_of_the_server(kfp: KFP) -> None:
     kfp.faults, kfp.arrives = {"POST /apis/v2beta1/runs": [400]}, False
     done = star(kfp, "submit")
     assert isinstance(done.exception, InputError) and "HTTP 400" in str(done.exception)
     kfp.faults = {"POST /apis/v2beta1/runs": [403]}
-    assert "may not do that in namespace" in str(star(kfp, "submit").exception)
+    assert "may not do this in namespace" in str(star(kfp, "submit").exception)
 
 
 def test_a_cancelled_run_ends(kfp: KFP) -> None:
     run_id = _submitted(kfp)
     kfp.states = ["RUNNING"]
     assert star(kfp, "cancel", run_id).exit_code == 0
-    assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.asked
+    assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.requests
     done = star(kfp, "status", run_id, "--wait", "--poll", "0")
     assert done.exit_code == 1 and "CANCELED   run r-1" in done.stderr
 
 
-def test_an_unknown_run_is_named(kfp: KFP) -> None:
-    assert "knows no run r-7" in str(star(kfp, "status", "r-7").exception)
+def test_an_unknown_run_is_an_error_with_its_id(kfp: KFP) -> None:
+    assert "has no run r-7" in str(star(kfp, "status", "r-7").exception)
 
 
-def test_logs_are_those_of_every_try_of_every_shard(kfp: KFP) -> None:
+def test_logs_contain_every_attempt_of_every_shard(kfp: KFP) -> None:
     run_id = _submitted(kfp)
     kfp.tasks = [
         node("rollout", "w-1", "FAILED", "w-2", minute=1),
@@ -247,7 +247,7 @@ def test_logs_are_those_of_every_try_of_every_shard(kfp: KFP) -> None:
     assert "has no task refine: it has distill, rollout" in str(star(kfp, "logs", run_id, "--task", "refine").exception)
 
 
-def test_without_a_host_the_cure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_host_is_an_error_that_names_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KFP_HOST", raising=False)
     with pytest.raises(InputError, match="give --host or KFP_HOST"):
-        Server(None).status("r-1")
+        KfpClient(None).status("r-1")
