@@ -106,7 +106,7 @@ def _put_together(
         )
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
-        from star.registry.lineage import input_datasets, origin
+        from star.registry.lineage import collect_origin, input_datasets
 
         with tracked as run:
             run.set_tags({"star.fingerprint": manifest.fingerprint})
@@ -115,7 +115,7 @@ def _put_together(
             run.log_metrics(metrics)
             for report in workspace.out.glob("report.*"):
                 run.log_artifact(report)
-            return Result(metrics, {**manifest.origin, **origin()})
+            return Result(metrics, {**manifest.origin, **collect_origin()})
 
     return run_once(describe, tracked_work, out=Path(out).absolute(), resume=False).metrics
 

@@ -235,13 +235,13 @@ def evaluate(
         _fail("--model is one model alone: leave out --teacher, --distilled and --refined", status=2)
     from star.config.load import load_config
     from star.evaluation.one_model import evaluate_one
-    from star.registry.download import model_source
+    from star.registry.download import get_model_folder_or_hub_id
 
     suites, categories = (
         tuple(part.strip() for part in given.split(",")) if given else None for given in (suite, category)
     )
     evaluate_one(
-        model_source(model, name=name), title=model, config=load_config(config), suites=suites, limit=limit,
+        get_model_folder_or_hub_id(model, name=name), title=model, config=load_config(config), suites=suites, limit=limit,
         categories=categories, acebench=acebench, data=data, out=out, resume=resume,
     )  # fmt: skip
 
@@ -291,10 +291,10 @@ def call(
     from star.chat import FormatError
     from star.html_kit import visible
     from star.modeling.inference import answer
-    from star.registry.download import resolve_model
+    from star.registry.download import get_model_folder
 
     try:
-        completion = answer(query, tools=tools, folder=resolve_model(model, name=name))
+        completion = answer(query, tools=tools, folder=get_model_folder(model, name=name))
     except FormatError as error:
         _fail(str(error), status=1)
     # What a model wrote may hold escape sequences: a terminal gets only what it can show.
@@ -324,9 +324,9 @@ def models_diff(
     Example: `star models diff champion previous-champion`
     """
     from star.registry.tables import print_difference
-    from star.registry.versions import resolve
+    from star.registry.versions import find_by_reference
 
-    print_difference(resolve(first, name=name), resolve(second, name=name))
+    print_difference(find_by_reference(first, name=name), find_by_reference(second, name=name))
 
 
 @models_app.command("delete")
@@ -359,19 +359,19 @@ def promote(
     `star promote champion --to-registry https://mlflow.prod.example.com`
     """
     from star.home import home
-    from star.registry.copy_version import copy_to
-    from star.registry.download import fetch_version
+    from star.registry.copy_version import copy_version
+    from star.registry.download import download_version
     from star.registry.promotion.promote import promote as decide
-    from star.registry.versions import resolve
+    from star.registry.versions import find_by_reference
     from star.tracking.server import pointed_at
 
-    version = resolve(model, name=name)
-    folder = fetch_version(version, home() / "models")
+    version = find_by_reference(model, name=name)
+    folder = download_version(version, home() / "models")
     if to_registry is None:
         typer.echo(f"{decide(version.name, version.version, to=to, reason=reason)} is the {to}")
         return
     with pointed_at(to_registry):
-        copied = copy_to(version, folder)
+        copied = copy_version(version, folder)
         typer.echo(f"{decide(copied.name, copied.version, to=to, reason=reason)} is the {to} there")
 
 

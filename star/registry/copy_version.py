@@ -1,28 +1,32 @@
-"""A version from one registry into another: its weights copied, proven to be the same, its tags with it."""
+"""Copies a version from one registry to another, with its tags, and checks every file of the copy."""
 
 import tempfile
 from pathlib import Path
 
-from star.registry.download import fetch_version
-from star.registry.publish import annotate, register_model
+from star.registry.download import download_version
+from star.registry.publish import register_model, update_tags
 from star.registry.versions import Version
 
 
-def copy_to(version: Version, folder: Path) -> Version:
-    """Registers a fetched version under the same name in the MLflow of the environment, and fetches it back to compare every file.
+def copy_version(version: Version, folder: Path) -> Version:
+    """Registers a downloaded version under the same name in the MLflow of the environment, and downloads it again to compare every file.
 
     Args:
-        folder: the version's files, as `fetch_version` gave them.
+        version: the version in the registry that it comes from.
+        folder: its files, as `download_version` returned them.
+
+    Returns:
+        The version in the registry that it was copied to.
 
     Raises:
-        InputError: the other MLflow does not answer, or what it stored is not what was sent.
+        InputError: the other MLflow does not answer, or it stored other files than those sent.
     """
-    origin = {**version.lineage, "copied_from": str(version)}
+    lineage = {**version.lineage, "copied_from": str(version)}
     copied = register_model(
-        folder, name=version.name, scores=version.scores, lineage=origin, model_digest=version.model_digest
+        folder, name=version.name, scores=version.scores, lineage=lineage, model_digest=version.model_digest
     )
-    if copied.lineage != origin:  # it was there before: what it says may be older
-        copied = annotate(copied, scores=version.scores, lineage=origin)
+    if copied.lineage != lineage:  # the model was registered there before, perhaps with older scores
+        copied = update_tags(copied, scores=version.scores, lineage=lineage)
     with tempfile.TemporaryDirectory(prefix="star-copy-") as scratch:
-        fetch_version(copied, Path(scratch))
+        download_version(copied, Path(scratch))
     return copied

@@ -1,7 +1,7 @@
-"""Where a model comes from: every stage above it, by digests that can be checked, down to the commit and the image.
+"""Collects and checks the lineage of a model: every stage it was made by, with digests, commit, image and runs.
 
-A stage's manifest carries the summaries of all stages above it, so the refined model's own manifest is the whole tree. Publishing
-turns it into `lineage.json` inside the model.
+A stage's manifest holds the summaries of all stages above it, so the refined model's manifest holds the whole tree. Publishing
+writes it to `lineage.json` inside the model. `star lineage` (lineage_tree.py) checks each part that is within reach.
 """
 
 import os
@@ -16,25 +16,28 @@ from star.home import home
 from star.tracking.runs import current_run
 
 LINEAGE_FILE = "lineage.json"
-OK, MISMATCH, UNREACHED = "ok", "mismatch", "not here"
+OK, MISMATCH, UNREACHED = "ok", "mismatch", "not here"  # results of a check
 
 
-def origin(*, seed: int | None = None) -> dict[str, str]:
-    """What this process is: commit, image, runs. Part of a manifest, not of what it is compared by."""
+def collect_origin(*, seed: int | None = None) -> dict[str, str]:
+    """Collects commit, image, runs and seed of this process, for the manifest.
+
+    They are not part of the content digest: two identical runs may differ in them.
+    """
     run = current_run()
-    said = {
+    found = {
         **git_state(),
         "image": os.environ.get("STAR_IMAGE", ""),
         "kfp_run": os.environ.get("KFP_RUN_ID", ""),
         "mlflow_run": (run.run_id if run else None) or "",
         "seed": "" if seed is None else str(seed),
     }
-    return {key: value for key, value in said.items() if value}
+    return {key: value for key, value in found.items() if value}
 
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, str]:
-    """Commit of the checkout that the package runs from, and whether it was changed; of an image what its build noted."""
+    """Commit of the checkout that the package runs from, and whether it has changes; in an image, the commit it was built from."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         commit = os.environ.get("STAR_COMMIT", "unknown")
@@ -50,11 +53,13 @@ def git_state() -> dict[str, str]:
 
 
 def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) -> dict:
-    """The lineage of a refined model, as it is written into it.
+    """Builds the content of a refined model's lineage.json.
 
     Args:
-        report: the content of evaluation.json.
-        model: the digest of the refined folder.
+        refined: folder of the stage `refine`.
+        evaluation: folder of the stage `evaluate`.
+        report: content of its evaluation.json.
+        model: digest of the refined folder.
     """
     manifest, measured = read_manifest(refined), read_manifest(evaluation)
     stages = {model: manifest.summary(), **manifest.ancestors}
@@ -70,12 +75,12 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
         "stages": {digest: {**summary, **tracked.get(digest, {})} for digest, summary in stages.items()},
         "evaluation": {"digest": measured.digest, **measured.summary(), **tracked.get(measured.digest, {})},
         "benchmarks": report["suite"],
-        "published": origin(),
+        "published": collect_origin(),
     }
 
 
 def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str, str]]:
-    """Of the wanted digests those whose folder DVC keeps: its path and DVC's own digest of it."""
+    """Looks up which of the wanted digests are folders that DVC tracks: digest -> the folder's path and DVC's digest of it."""
     import yaml
 
     lock = root / "dvc.lock"
@@ -93,16 +98,16 @@ def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str,
 
 
 def input_datasets(folders: dict[str, Path]) -> dict[str, tuple[str, str, str]]:
-    """What a stage reads, for its run: name -> digest, place, and whose digest it is.
+    """Describes the folders that a stage reads, for its MLflow run: name -> digest, path, and whose digest it is (dvc or star).
 
-    DVC's where DVC keeps the folder, and for the data set always: the same, whoever ran the stage.
+    DVC's digest is taken where DVC tracks the folder, and always for the data set, so that every runner logs the same data set.
     """
     manifests = {key: read_manifest(folder) for key, folder in folders.items()}
     tracked = dvc_digests({manifest.digest for manifest in manifests.values()})
     found = {}
     for key, manifest in manifests.items():
-        if kept := tracked.get(manifest.digest):
-            found[key] = (kept["dvc"], kept["dvc_path"], "dvc")
+        if entry := tracked.get(manifest.digest):
+            found[key] = (entry["dvc"], entry["dvc_path"], "dvc")
         elif manifest.stage == "synthesize":
             found[key] = (dvc_digest(folders[key]), str(folders[key]), "dvc")
         else:
@@ -111,38 +116,38 @@ def input_datasets(folders: dict[str, Path]) -> dict[str, tuple[str, str, str]]:
 
 
 def check_stage(digest: str, summary: dict) -> tuple[str, str]:
-    """Whether a stage's folder, where one is on this machine, still holds what its digest says."""
-    place = find_folder(digest, summary["stage"])
-    if place is None:
+    """Checks whether a stage's folder, where this machine has one, still holds the content of that digest."""
+    folder = find_folder(digest, summary["stage"])
+    if folder is None:
         return UNREACHED, "no folder on this machine"
     try:
-        found = open_input(place, stage=summary["stage"])
+        found = open_input(folder, stage=summary["stage"])
     except Exception as error:
         return MISMATCH, str(error)
     if found.digest != digest:
-        return MISMATCH, f"{place} holds {found.digest[:12]}, not {digest[:12]}"
+        return MISMATCH, f"{folder} holds {found.digest[:12]}, not {digest[:12]}"
     recorded = {key: summary[key] for key in ("config_digest", "code_digest", "inputs")}
     if {key: value for key, value in found.summary().items() if key in recorded} != recorded:
-        return MISMATCH, f"the manifest of {place} names other settings, code or inputs than the model's lineage"
-    return OK, str(place)
+        return MISMATCH, f"the manifest of {folder} names other settings, code or inputs than the model's lineage"
+    return OK, str(folder)
 
 
 def find_folder(digest: str, stage: str) -> Path | None:
-    """The folder of a stage with that digest: among the latest run's, or below `runs/` of this directory.
+    """Finds the folder of a stage with that digest: among the latest run's, or below `runs/` of this directory.
 
-    A folder whose manifest claims the digest counts as found whatever its files hold.
+    The manifest's digest counts; the files are not checked here.
     """
-    places = [home() / "latest" / stage, *sorted(Path("runs").glob("*/*/")), *sorted(home().glob("*/"))]
-    for place in places:
-        if (place / MANIFEST).is_file():
-            manifest = read_manifest(place)
+    candidates = [home() / "latest" / stage, *sorted(Path("runs").glob("*/*/")), *sorted(home().glob("*/"))]
+    for folder in candidates:
+        if (folder / MANIFEST).is_file():
+            manifest = read_manifest(folder)
             if manifest.stage == stage and manifest.digest == digest:
-                return place
+                return folder
     return None
 
 
 def check_dvc(summary: dict) -> tuple[str, str]:
-    """Whether DVC still keeps the digest that was noted for a stage."""
+    """Checks whether dvc.lock still holds the digest that the lineage names for a stage."""
     import yaml
 
     lock = Path("dvc.lock")
@@ -159,7 +164,7 @@ def check_dvc(summary: dict) -> tuple[str, str]:
 
 
 def check_commit(commit: str) -> tuple[str, str]:
-    """Whether the commit is in the checkout that the package runs from."""
+    """Checks whether the commit is in the checkout that the package runs from."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return UNREACHED, "no checkout here"
@@ -173,7 +178,7 @@ def check_commit(commit: str) -> tuple[str, str]:
 
 
 def check_run(run_id: str) -> tuple[str, str]:
-    """Whether MLflow still has a run."""
+    """Checks whether MLflow still has a run."""
     from mlflow.exceptions import MlflowException
 
     from star.tracking.server import connect

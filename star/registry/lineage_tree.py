@@ -1,4 +1,12 @@
-"""`star lineage`: the tree above a model, each digest with a mark that says whether it was checked."""
+"""Prints the lineage of a model as a tree (`star lineage`); each digest has a mark that says whether it was checked.
+
+Example, shortened: the weights and the data are as recorded, the folder of `distill` was changed, DVC is not used here.
+
+    star version 3
+    ├── model.safetensors 0d2f1a9c88e1 ok model.safetensors
+    └── refine c2adf6160b1d ok runs/latest/refine
+        └── distill b21550dd97a0 MISMATCH weights of runs/latest/distill differ ...
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +18,7 @@ from rich.tree import Tree
 from star.errors import InputError
 from star.hashing import sha256_of
 from star.home import home
-from star.registry.download import fetch_version
+from star.registry.download import download_version
 from star.registry.lineage import (
     LINEAGE_FILE,
     MISMATCH,
@@ -21,13 +29,29 @@ from star.registry.lineage import (
     check_run,
     check_stage,
 )
-from star.registry.versions import Version, resolve
+from star.registry.versions import Version, find_by_reference
 
 MARKS = {OK: "[green]ok[/]", MISMATCH: "[red]MISMATCH[/]", UNREACHED: "[dim]not checked[/]"}
 
 
+class LineageTree:
+    """The tree to print, and the mismatches found while it is built."""
+
+    def __init__(self, title: str) -> None:
+        self.root = Tree(f"[bold]{escape(title)}[/]")
+        self.mismatches: list[str] = []
+
+    def add(self, branch: Tree, label: str, digest: str, checked: tuple[str, str]) -> Tree:
+        """Adds a digest with the result of its check: a key of MARKS and an explanation."""
+        result, explanation = checked
+        if result == MISMATCH:
+            self.mismatches.append(f"{label} {digest[:12]}: {explanation}")
+        mark = MARKS[result]
+        return branch.add(f"{escape(label)} [cyan]{escape(digest[:12])}[/] {mark} [dim]{escape(explanation)}[/]")
+
+
 def print_lineage(model: str, *, name: str) -> list[str]:
-    """Prints the tree of a registered version or of a model folder, and returns what does not match.
+    """Prints the tree of a registered version or of a model folder, and returns one sentence per mismatch.
 
     Raises:
         InputError: there is no such model, its stored files are not those registered, or it has no lineage.
@@ -35,66 +59,61 @@ def print_lineage(model: str, *, name: str) -> list[str]:
     if Path(model).is_dir():
         version, folder, title = None, Path(model), model
     else:
-        version = resolve(model, name=name)
-        folder, title = fetch_version(version, home() / "models"), str(version)
+        version = find_by_reference(model, name=name)
+        folder, title = download_version(version, home() / "models"), str(version)
     file = folder / LINEAGE_FILE
     if not file.is_file():
         raise InputError(f"{title} has no {LINEAGE_FILE}: it was published by an older star, publish it again")
     lineage = json.loads(file.read_text(encoding="utf-8"))
-    tree, mismatches = Tree(f"[bold]{escape(title)}[/]"), []
-
-    def leaf(branch: Tree, label: str, digest: str, checked: tuple[str, str]) -> Tree:
-        state, said = checked
-        if state == MISMATCH:
-            mismatches.append(f"{label} {digest[:12]}: {said}")
-        return branch.add(f"{escape(label)} [cyan]{escape(digest[:12])}[/] {MARKS[state]} [dim]{escape(said)}[/]")
-
-    _model_leaves(tree, leaf, lineage, folder, version)
+    tree = LineageTree(title)
+    _add_model(tree, lineage, folder, version)
     evaluation = lineage["evaluation"]
-    leaf(tree, "evaluation", evaluation["digest"], check_stage(evaluation["digest"], evaluation))
-    _stage_branches(tree, leaf, lineage["model"], lineage["stages"], shown=set())
-    Console().print(tree)
-    return mismatches
+    tree.add(tree.root, "evaluation", evaluation["digest"], check_stage(evaluation["digest"], evaluation))
+    _add_stage(tree, tree.root, lineage["model"], lineage["stages"], shown=set())
+    Console().print(tree.root)
+    return tree.mismatches
 
 
-def _model_leaves(tree: Tree, leaf, lineage: dict, folder: Path, version: Version | None) -> None:
-    """The files of the model itself, and whether the registry's tags say the same as the lineage inside it."""
+def _add_model(tree: LineageTree, lineage: dict, folder: Path, version: Version | None) -> None:
+    """Adds the files of the model, and whether the registry's tags name the same digest as the lineage inside the model."""
     for path, digest in lineage["weights"].items():
-        leaf(tree, path, digest, _check_file(folder / path, digest))
-    leaf(tree, "tokenizer", lineage["tokenizer"], _check_file(folder / "tokenizer.json", lineage["tokenizer"]))
+        tree.add(tree.root, path, digest, _check_file(folder / path, digest))
+    tokenizer = lineage["tokenizer"]
+    tree.add(tree.root, "tokenizer", tokenizer, _check_file(folder / "tokenizer.json", tokenizer))
     if version is not None:
         same = version.model_digest == lineage["model"]
-        said = "as registered" if same else f"registered as {version.model_digest[:12]}"
-        leaf(tree, "model", lineage["model"], (OK if same else MISMATCH, said))
-    _origin_leaves(tree, leaf, "published", lineage["published"])
+        explanation = "as registered" if same else f"registered as {version.model_digest[:12]}"
+        tree.add(tree.root, "model", lineage["model"], (OK if same else MISMATCH, explanation))
+    _add_origin(tree, tree.root, "published", lineage["published"])
 
 
-def _stage_branches(branch: Tree, leaf, digest: str, stages: dict[str, dict], *, shown: set[str]) -> None:
-    """A stage with what made it; one that feeds several is told once."""
+def _add_stage(tree: LineageTree, branch: Tree, digest: str, stages: dict[str, dict], *, shown: set[str]) -> None:
+    """Adds a stage with the stages that it read. A stage that several others read is shown once."""
     summary = stages.get(digest)
     if summary is None:
-        leaf(branch, "stage", digest, (MISMATCH, "the lineage does not describe it"))
+        tree.add(branch, "stage", digest, (MISMATCH, "the lineage does not describe it"))
         return
     if digest in shown:
         branch.add(f"{summary['stage']} [cyan]{digest[:12]}[/] [dim]above[/]")
         return
     shown.add(digest)
-    below = leaf(branch, summary["stage"], digest, check_stage(digest, summary))
+    below = tree.add(branch, summary["stage"], digest, check_stage(digest, summary))
     made_of = f"settings {summary['config_digest'][:12]}, code {summary['code_digest'][:12]}"
     below.add(f"[dim]{made_of}, star {escape(summary['code_version'])}[/]")
     if "dvc" in summary:
-        leaf(below, "dvc", summary["dvc"], check_dvc(summary))
-    _origin_leaves(below, leaf, "made", summary["origin"])
+        tree.add(below, "dvc", summary["dvc"], check_dvc(summary))
+    _add_origin(tree, below, "made", summary["origin"])
     for source in summary["inputs"].values():
-        _stage_branches(below, leaf, source, stages, shown=shown)
+        _add_stage(tree, below, source, stages, shown=shown)
 
 
-def _origin_leaves(branch: Tree, leaf, label: str, origin: dict[str, str]) -> None:
+def _add_origin(tree: LineageTree, branch: Tree, label: str, origin: dict[str, str]) -> None:
+    """Adds commit, run, image and seed of the process that made the folder (`made`) or published the model (`published`)."""
     if commit := origin.get("commit"):
         changed = ", changed" if origin.get("dirty") == "yes" else ""
-        leaf(branch, f"{label} at commit{changed}", commit, check_commit(commit))
+        tree.add(branch, f"{label} at commit{changed}", commit, check_commit(commit))
     if run := origin.get("mlflow_run"):
-        leaf(branch, f"{label} in run", run, check_run(run))
+        tree.add(branch, f"{label} in run", run, check_run(run))
     for key in ("image", "kfp_run", "seed"):
         if key in origin:
             branch.add(f"[dim]{label} with {key.replace('_', ' ')} {escape(origin[key])}[/]")

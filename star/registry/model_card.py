@@ -1,4 +1,4 @@
-"""The model card: what the model is, how it scored, what it is for, where it comes from. README.md of the published folder."""
+"""Writes the model card, README.md of the published folder: scores, intended use, how to load it, where it comes from."""
 
 from star.html_kit import markdown
 
@@ -22,7 +22,9 @@ def model_card(name: str, *, license: str, entry: dict, evaluation: dict, lineag
     """Markdown with the metadata block that the Hugging Face hub reads.
 
     Args:
-        entry: the model's entry of `evaluation`.
+        entry: the model's entry of the report.
+        evaluation: the report, content of evaluation.json.
+        lineage: content of lineage.json.
     """
     rows = "".join(_score_row(score, value) for score, value in entry["scores"].items())
     kinds = "".join(_kind_row(kind, found) for kind, found in (entry.get("by_kind") or {}).items())

@@ -1,8 +1,10 @@
-"""Models into MLflow's registry: a plain Hugging Face folder becomes the next version, every file's sha256 on it.
+"""Publishes models in MLflow's registry: a Hugging Face folder becomes the next version, with the sha256 of every file in its tags.
 
-A version is config, tokenizer and safetensors, not an MLflow flavour: those drop the tools from a chat and split the tokenizer
-from the model. Where STAR_REGISTRY names a bucket the files lie there under the digest of their content, the list of them written
-last, and no cleaning up of runs or experiments can reach them; else they are artifacts of the LoggedModel.
+A version is config, tokenizer and safetensors, not one of MLflow's model flavours, because those drop the tools from a chat and
+separate the tokenizer from the model.
+
+Where STAR_REGISTRY names a bucket, the files are uploaded to it under the digest of their content, and the list of them is written
+last. Deleting runs or experiments does not delete them. Without STAR_REGISTRY they are artifacts of MLflow's LoggedModel.
 """
 
 import hashlib
@@ -19,11 +21,11 @@ from star.errors import InputError
 from star.hashing import digest_of
 from star.registry.location import registry_location, registry_s3_client, split_s3
 from star.registry.versions import (
-    DIGEST,
-    FILES,
-    LINEAGE,
-    NAME,
-    SCORE,
+    DIGEST_TAG,
+    FILES_TAG,
+    LINEAGE_TAG,
+    NAME_PATTERN,
+    SCORE_TAG,
     Version,
     find_version,
     list_versions,
@@ -36,56 +38,61 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-MODEL_TAG = "star.name"  # of a LoggedModel: the registered model that it is meant for
+MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
-UNFINISHED_SECONDS = 3600  # after which a publication that did not end was killed
+UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
 
 
 def register_model(
     folder: Path, *, name: str, scores: Mapping[str, float], lineage: Mapping[str, str], model_digest: str
 ) -> Version:
-    """Registers a Hugging Face folder as the next version of `name`; or returns the one with that digest.
+    """Registers a Hugging Face folder as the next version of `name`, or returns the version that has that digest already.
+
+    Args:
+        scores: name of a score -> its value; tags of the version and metrics of the LoggedModel.
+        lineage: tags that say where the model comes from.
+        model_digest: digest of the model's content; two versions of one model never have the same.
 
     Raises:
         InputError: the folder holds no model, the name cannot be used, or MLflow does not answer.
     """
-    if not re.fullmatch(NAME, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"a model cannot be named {name!r}: leave out / : @ and quotes")
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
         return found
-    files = hashes(folder)
-    tags = {DIGEST: model_digest, FILES: json.dumps(files)} | _tags(scores, lineage)
+    files = hash_files(folder)
+    tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(files)} | _tags(scores, lineage)
     client = connect()
     location = registry_location()
     if location and location.startswith("s3://"):
         source = _upload_to_bucket(folder, files, location=location)
-        model = _logged_model(client, name, tags={DIGEST: model_digest}, external=source)
+        model = _logged_model(client, name, tags={DIGEST_TAG: model_digest}, external=source)
     else:
-        model = _logged_model(client, name, tags={DIGEST: model_digest})
-        with time_for_weights():
+        model = _logged_model(client, name, tags={DIGEST_TAG: model_digest})
+        with transfer_timeout():
             client.log_model_artifacts(model.model_id, str(folder))
         client.finalize_logged_model(model.model_id, "READY")
         source = model.model_uri
     _log_scores(client, model, scores)
     _ensure_registered_model(client, name)
     entry = client.create_model_version(
-        name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=None
+        name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
     return read_version(entry, aliases={})
 
 
-def annotate(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
-    """Writes newer scores and lineage to a version's tags and returns the version as it is then."""
+def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
+    """Writes newer scores and lineage to a version's tags, and returns the version with them."""
     client = connect()
     for key, value in _tags(scores, lineage).items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
     return find_version(version.name, version=version.version)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file below the folder, by relative path."""
+def hash_files(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below the folder, by relative path."""
     found = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
@@ -93,8 +100,8 @@ def hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def unfinished_publications(name: str, *, remove: bool) -> list[str]:
-    """LoggedModels of publications that were killed before their version was there: their names, once `remove`d."""
+def remove_unfinished_publications(name: str) -> list[str]:
+    """Deletes the LoggedModels of publications that were killed before they had created a version, and returns their names."""
     client = connect()
     known = {version.model_digest for version in list_versions(name)}
     old = (time.time() - UNFINISHED_SECONDS) * 1000
@@ -103,16 +110,16 @@ def unfinished_publications(name: str, *, remove: bool) -> list[str]:
         for model in client.search_logged_models(
             [experiment_id(client)], filter_string=f"tags.`{MODEL_TAG}` = '{name}'"
         )
-        if model.creation_timestamp < old and (model.status != "READY" or model.tags.get(DIGEST) not in known)
+        if model.creation_timestamp < old and (model.status != "READY" or model.tags.get(DIGEST_TAG) not in known)
     ]
-    for model in found if remove else ():
+    for model in found:
         client.delete_logged_model(model.model_id)
     return [f"{model.name} ({model.model_id})" for model in found]
 
 
 @contextmanager
-def time_for_weights() -> Iterator[None]:
-    """The few seconds that `connect` allows a call are for metrics: a transfer of weights gets more."""
+def transfer_timeout() -> Iterator[None]:
+    """Gives calls to MLflow more time: the few seconds that `connect` allows are meant for metrics, not for weights."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ[key]
     os.environ[key] = str(max(int(before), TRANSFER_SECONDS))
@@ -123,29 +130,29 @@ def time_for_weights() -> Iterator[None]:
 
 
 def _tags(scores: Mapping[str, float], lineage: Mapping[str, str]) -> dict[str, str]:
-    tags = {mlflow_key(SCORE + key): repr(float(value)) for key, value in scores.items()}
-    return tags | {mlflow_key(LINEAGE + key): value for key, value in lineage.items()}
+    tags = {mlflow_key(SCORE_TAG + key): repr(float(value)) for key, value in scores.items()}
+    return tags | {mlflow_key(LINEAGE_TAG + key): value for key, value in lineage.items()}
 
 
 def _logged_model(
     client: "MlflowClient", name: str, *, tags: dict[str, str], external: str | None = None
 ) -> "LoggedModel":
+    """Creates the LoggedModel of a version; `external` is the address of files that are not its artifacts."""
     run = current_run()
-    arguments = {
-        "name": re.sub(r"[^\w-]", "-", name),  # stricter rules than for the registered model: no dots
-        "tags": {**tags, MODEL_TAG: name, **({"star.source": external} if external else {})},
-        "source_run_id": run.run_id if run else None,
-        "experiment_id": run.experiment if run and run.run_id else experiment_id(client),
-    }
+    run_id = run.run_id if run else None
+    experiment = run.experiment if run and run.run_id and run.experiment else experiment_id(client)
+    model_name = re.sub(r"[^\w-]", "-", name)  # stricter rules than for the registered model: no dots
+    tags = {**tags, MODEL_TAG: name}
     if external is None:
-        return client.create_logged_model(**arguments)
+        return client.create_logged_model(experiment, name=model_name, source_run_id=run_id, tags=tags)
     import mlflow
 
-    return mlflow.create_external_model(**arguments)
+    tags["star.source"] = external
+    return mlflow.create_external_model(name=model_name, source_run_id=run_id, tags=tags, experiment_id=experiment)
 
 
 def _log_scores(client: "MlflowClient", model: "LoggedModel", scores: Mapping[str, float]) -> None:
-    """The scores as metrics of the LoggedModel, where MLflow's pages compare models by them."""
+    """Logs the scores as metrics of the LoggedModel, because MLflow's pages compare models by those."""
     if not model.source_run_id:  # a server says "" where a database says None
         return
     for key, value in scores.items():
@@ -158,16 +165,17 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
     try:
         client.create_registered_model(name)
     except MlflowException:
-        client.get_registered_model(name)  # it is there; anything else is an error here too
+        client.get_registered_model(name)  # it exists already; any other failure is raised here again
 
 
 def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) -> str:
-    """Puts a model's files under the digest of their content, the list of them last, and returns the folder's address."""
+    """Uploads a model's files under the digest of their content, the list of them last, and returns the folder's address."""
     from botocore.exceptions import ClientError
 
     bucket, prefix = split_s3(location)
     address = f"{prefix}models/{digest_of(dict(files))}"
     client = registry_s3_client()
+    # The list is written last, so where it exists all files do.
     try:
         client.head_object(Bucket=bucket, Key=f"{address}.json")
     except ClientError as error:

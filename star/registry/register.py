@@ -29,14 +29,14 @@ from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest
 from star.home import home
 from star.html_kit import markdown
 from star.json_file import write_json
-from star.registry.download import fetch_file, fetch_version
+from star.registry.download import download_file, download_version
 from star.registry.lineage import LINEAGE_FILE, build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.ledger import CHAMPION, Decision
 from star.registry.promotion.promote import Overtaken, current_decision, promote, record_refusal
-from star.registry.publish import annotate, register_model
-from star.registry.smoke_test import smoke_call
+from star.registry.publish import register_model, update_tags
+from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import Version, find_version
 from star.tracking.runs import current_run
 
@@ -152,7 +152,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
         )
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
-        version = annotate(version, scores=evaluation.scores, lineage=tags)
+        version = update_tags(version, scores=evaluation.scores, lineage=tags)
     return Candidate(version, evaluation.measurements())
 
 
@@ -211,7 +211,7 @@ def _read_champion(candidate: Version, number: int | None) -> Measurements | Non
     outcomes: Mapping[str, tuple[str, float]] = {}
     # Without outcomes (an older version has none, or they cannot be downloaded) the scores alone are compared.
     with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
-        outcomes = _read_outcomes(fetch_file(champion, OUTCOMES, Path(scratch) / "files"))
+        outcomes = _read_outcomes(download_file(champion, OUTCOMES, Path(scratch) / "files"))
     return Measurements(
         champion.scores,
         benchmark=champion.lineage.get("data", ""),
@@ -234,7 +234,7 @@ def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
 def _smoke_check(version: Version) -> Check:
     """Downloads the published files and has them answer one request with tools."""
     try:
-        return Check("smoke", True, smoke_call(fetch_version(version, home() / "models")))
+        return Check("smoke", True, run_smoke_test(download_version(version, home() / "models")))
     except Exception as error:  # whatever stops it from answering is a reason not to promote it
         return Check("smoke", False, f"the published model does not answer a call with tools: {error}")
 
@@ -249,7 +249,7 @@ def _decide(candidate: Candidate, result: GateResult) -> Outcome:
     if not candidate.decided_before:
         verdict = _promote_or_refuse(version, result)
         tags = {DECIDED: version.lineage["evaluation"], "gate": _passed_or_refused(verdict)}
-        annotate(version, scores={}, lineage=tags)
+        update_tags(version, scores={}, lineage=tags)
     champion = current_decision(version.name).aliases.get(CHAMPION)
     if candidate.decided_before and champion != version.version:
         cure = f"`star promote {version.version} --name {version.name}` makes it the champion all the same"

@@ -1,4 +1,4 @@
-"""One request with tools, answered by a published folder as it was downloaded: the proof that it loads and runs."""
+"""Runs the smoke test of a published model: loads the downloaded folder and has it answer one request with tools."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ QUERY = "Book a flight from Oslo to Rome"
 NEW_TOKENS = 72
 
 
-def smoke_call(folder: Path) -> str:
-    """Loads a model folder, asks it for a flight with the packaged tools, and says what came back.
+def run_smoke_test(folder: Path) -> str:
+    """Loads a model folder, asks it for a flight with the packaged tools, and returns a sentence with its answer.
 
-    A broken format is said and not judged: how often it may happen is the gate's `max_format_errors`.
+    An answer in a broken format passes: how often that may happen is the gate's `max_format_errors`.
 
     Raises:
         InputError: the folder cannot be loaded.
@@ -32,8 +32,9 @@ def smoke_call(folder: Path) -> str:
     if not sample.token_ids:
         raise RuntimeError("it generates nothing")
     try:
-        made = parse_completion(sample.text).tool_calls
+        tool_calls = parse_completion(sample.text).tool_calls
     except FormatError:
         return "the published model loads and answers a request with tools, though not in the format"
-    calls = ", ".join(json.dumps(call["name"], ensure_ascii=False) for call in made)
-    return f"the published model loads and answers a request with tools ({f'calls {calls}' if made else 'in words'})"
+    names = ", ".join(json.dumps(call["name"], ensure_ascii=False) for call in tool_calls)
+    answer = f"calls {names}" if tool_calls else "in words"
+    return f"the published model loads and answers a request with tools ({answer})"

@@ -1,4 +1,4 @@
-"""The registered versions, two of them side by side, and the ledger, as tables for the terminal."""
+"""Prints tables for the terminal: the registered versions, the difference of two, and the ledger."""
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -11,13 +11,14 @@ from star.registry.promotion.ledger_store import open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect
 
-SCORES = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
-LINEAGE = {"data": "data", "teacher": "teacher", "refined": "model"}
-COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
+# Tags of a version -> headings and labels that fit into 80 columns.
+SCORE_HEADINGS = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
+LINEAGE_LABELS = {"data": "data", "teacher": "teacher", "refined": "model"}
+OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
 
 
 def print_versions(name: str) -> None:
-    """Prints one row a version, the newest first, in 80 columns; lineage as the first digits of the folders' digests.
+    """Prints one row per version, the newest first, in 80 columns; the lineage as the first digits of the folders' digests.
 
     Raises:
         InputError: nothing is registered under that name.
@@ -30,12 +31,12 @@ def print_versions(name: str) -> None:
     table = Table(title=f"Registered versions of {name}", box=SIMPLE)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("alias", style="green", no_wrap=True)
-    for heading in SCORES.values():
+    for heading in SCORE_HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("lineage", no_wrap=True)
     for version in versions:
-        scores = [f"{version.scores[key]:.3f}" if key in version.scores else "" for key in SCORES]
-        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE.items()]
+        scores = [f"{version.scores[key]:.3f}" if key in version.scores else "" for key in SCORE_HEADINGS]
+        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
         made = f"{'made':<8}{version.created:%y-%m-%d}"
         table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
     Console().print(table)
@@ -47,9 +48,9 @@ def print_difference(first: Version, second: Version) -> None:
     for heading in ("", str(first.version), str(second.version), "difference"):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for score in sorted(first.scores.keys() | second.scores.keys()):
-        a, b = first.scores.get(score), second.scores.get(score)
-        change = f"{b - a:+.4f}" if a is not None and b is not None else ""
-        table.add_row(score, *("" if value is None else f"{value:.4f}" for value in (a, b)), change)
+        before, after = first.scores.get(score), second.scores.get(score)
+        change = f"{after - before:+.4f}" if before is not None and after is not None else ""
+        table.add_row(score, *("" if value is None else f"{value:.4f}" for value in (before, after)), change)
     table.add_section()
     for title, mine, theirs in (("", first.lineage, second.lineage), ("file ", first.files, second.files)):
         for key in sorted(mine.keys() | theirs.keys()):
@@ -62,19 +63,19 @@ def print_difference(first: Version, second: Version) -> None:
 
 
 def print_ledger(name: str) -> None:
-    """Prints every attempt, the oldest first.
+    """Prints every attempt of the ledger, the oldest first.
 
     Raises:
         InputError: nothing is registered under that name.
     """
     if not list_versions(name):
-        find_version(name)
+        find_version(name)  # raises the error that says what is missing
     table = Table(title=f"Attempts to promote a version of {name}")
     for heading in ("when", "who", "what", "version", "outcome", "why"):
         table.add_column(heading, overflow="fold")
     for attempt, outcome in ledger.history(open_ledger_store(name, connect()), name):
         version = "" if attempt.version is None else str(attempt.version)
-        said = f"[{COLOURS[outcome]}]{outcome}[/]"
+        coloured = f"[{OUTCOME_COLOURS[outcome]}]{outcome}[/]"
         why = escape(attempt.refused or attempt.reason)
-        table.add_row(attempt.at[:19].replace("T", " "), escape(attempt.actor), attempt.action, version, said, why)
+        table.add_row(attempt.at[:19].replace("T", " "), escape(attempt.actor), attempt.action, version, coloured, why)
     Console().print(table)

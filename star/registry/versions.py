@@ -1,4 +1,4 @@
-"""The registered versions of a model, and how a user names one of them."""
+"""Lists the registered versions of a model, and finds the one that a user names: `3`, `champion`, `star/3` or `star@champion`."""
 
 import json
 import re
@@ -13,9 +13,11 @@ from star.tracking.server import connect
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-DIGEST, FILES, SCORE, LINEAGE = "star.model_digest", "star.files", "star.score.", "star.lineage."
-NAME = r"[^/:@'\"]+"
-REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
+# Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
+DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
+SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
+NAME_PATTERN = r"[^/:@'\"]+"
+REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME_PATTERN})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,16 @@ class Version:
     lineage: dict[str, str]
     created: datetime
     model_digest: str
-    files: dict[str, str]  # relative path -> sha256; empty for a version that something else registered
-    source: str = ""  # where its files are
-    run_id: str | None = None  # that registered it
+    files: dict[str, str]  # relative path -> sha256; empty for a version that `star` did not register
+    source: str = ""  # address of its files
+    run_id: str | None = None  # the MLflow run that registered it
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
 
 
 def list_versions(name: str) -> list[Version]:
-    """All versions of a model, newest first; none when nothing was registered under that name.
+    """All versions of a model, newest first; an empty list when nothing was registered under that name.
 
     Raises:
         InputError: MLflow does not answer.
@@ -52,7 +54,8 @@ def list_versions(name: str) -> list[Version]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return []
         raise
-    found, token = [], None
+    found: list[ModelVersion] = []
+    token = None
     while token != "":
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
         found, token = [*found, *page], page.token or ""
@@ -60,10 +63,10 @@ def list_versions(name: str) -> list[Version]:
 
 
 def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
-    """The version of that number, else the one that bears the alias.
+    """The version of that number, or without a number the one that has the alias.
 
     Raises:
-        InputError: there is none; the message says which there are.
+        InputError: there is no such version; the message lists those that exist.
     """
     versions = list_versions(name)
     if not versions:
@@ -79,24 +82,24 @@ def find_version(name: str, *, version: int | None = None, alias: str = "champio
     raise InputError(f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first")
 
 
-def resolve(reference: str, *, name: str) -> Version:
-    """The version that a user means: `3` or `champion` of the model `name`, or `NAME/3`, `NAME@champion` in full.
+def find_by_reference(reference: str, *, name: str) -> Version:
+    """The version that a user names: `3` or `champion` of the model `name`, or `NAME/3`, `NAME@champion` in full.
 
     Raises:
-        InputError: it names no version.
+        InputError: there is no such version.
     """
     if reference.isdecimal():
         return find_version(name, version=int(reference))
     if re.fullmatch(r"[\w-]+", reference):
         return find_version(name, alias=reference)
-    return referenced(reference)
+    return find_by_full_reference(reference)
 
 
-def referenced(reference: str) -> Version:
-    """The version that `name` (its champion), `name@alias` or `name/3` means, with or without `models:/` before it.
+def find_by_full_reference(reference: str) -> Version:
+    """The version that `name` (its champion), `name@alias` or `name/3` names, with or without `models:/` before it.
 
     Raises:
-        InputError: it names no version.
+        InputError: the reference has another form, or there is no such version.
     """
     parts = REFERENCE.fullmatch(reference)
     if not parts:
@@ -106,26 +109,30 @@ def referenced(reference: str) -> Version:
 
 
 def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> Version:
-    """MLflow's entry of a version as STAR sees it."""
+    """Reads MLflow's entry of a version.
+
+    Args:
+        aliases: all aliases of the registered model, because a searched entry does not hold its own.
+    """
     number = int(entry.version)
 
-    def under(prefix: str) -> dict[str, str]:
+    def tags_with_prefix(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in entry.tags.items() if key.startswith(prefix)}
 
     return Version(
         name=entry.name,
         version=number,
-        aliases=tuple(sorted(alias for alias, bearer in aliases.items() if int(bearer) == number)),
-        scores={key: float(value) for key, value in under(SCORE).items()},
-        lineage=under(LINEAGE),
+        aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == number)),
+        scores={key: float(value) for key, value in tags_with_prefix(SCORE_TAG).items()},
+        lineage=tags_with_prefix(LINEAGE_TAG),
         created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
-        model_digest=entry.tags.get(DIGEST, ""),
-        files=json.loads(entry.tags.get(FILES, "{}")),
+        model_digest=entry.tags.get(DIGEST_TAG, ""),
+        files=json.loads(entry.tags.get(FILES_TAG, "{}")),
         source=entry.source or "",
         run_id=entry.run_id or None,
     )
 
 
-def names_version(model: str) -> bool:
-    """Whether it is NAME/3 of the registry: no hub id ends in a number alone."""
+def is_version_reference(model: str) -> bool:
+    """Whether `model` is NAME/3 of the registry. A hub id has the same form, but none ends in a number alone."""
     return re.fullmatch(r"[^/]+/\d+", model) is not None

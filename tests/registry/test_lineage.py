@@ -13,8 +13,8 @@ import yaml
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
-from star.registry.copy_version import copy_to
-from star.registry.download import fetch_model
+from star.registry.copy_version import copy_version
+from star.registry.download import download_model
 from star.registry.lineage import dvc_digests
 from star.registry.lineage_tree import print_lineage
 from star.registry.model_card import model_card
@@ -35,7 +35,7 @@ def published(
     inputs = {"refined": home / "latest" / "refine", "evaluation": home / "latest" / "evaluate"}
     environment.chdir(tmp_path)
     register(micro, **inputs, out=tmp_path / "registration")
-    return fetch_model("star", home / "models")
+    return download_model("star", home / "models")
 
 
 def test_the_whole_tree_is_in_the_model_and_holds(
@@ -86,7 +86,7 @@ def test_a_changed_file_in_the_store_is_refused_by_its_name(published: Path, hom
     stored.write_bytes(content)
     shutil.rmtree(home / "models")
     with pytest.raises(InputError, match=rf"star version 1 are not those registered \({file}\)"):
-        fetch_model("star@champion", home / "models")
+        download_model("star@champion", home / "models")
 
 
 def test_a_deleted_run_does_not_take_the_champion_and_a_deleted_model_is_named(published: Path, home: Path) -> None:
@@ -96,12 +96,12 @@ def test_a_deleted_run_does_not_take_the_champion_and_a_deleted_model_is_named(p
     tracking = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}"}
     subprocess.run(gc, check=True, capture_output=True, env=tracking)
     shutil.rmtree(home / "models")
-    assert fetch_model("star", home / "models").is_dir()
+    assert download_model("star", home / "models").is_dir()
     client.delete_logged_model(version.source.removeprefix("models:/"))
     subprocess.run(gc, check=True, capture_output=True, env=tracking)
     shutil.rmtree(home / "models")
     with pytest.raises(InputError, match="star version 1"):
-        fetch_model("star", home / "models")
+        download_model("star", home / "models")
 
 
 def test_the_card_says_what_it_is_for(published: Path) -> None:
@@ -129,11 +129,11 @@ def test_a_version_goes_from_one_registry_to_another(home: Path, model: Path, em
     version = register_model(
         model, name="tiny", scores={"exact_match": 0.5}, lineage={"data": "5eed"}, model_digest="d1"
     )
-    folder = fetch_model("tiny/1", home / "models")
+    folder = download_model("tiny/1", home / "models")
     production = home / "production.db"
     shutil.copy(empty_database, production)
     with pointed_at(f"sqlite:///{production}"):
-        copied = copy_to(version, folder)
+        copied = copy_version(version, folder)
         promote(copied.name, copied.version)
         there = find_version("tiny")
         assert (there.files, there.scores) == (version.files, version.scores)

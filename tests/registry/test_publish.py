@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.registry.download import fetch_model, resolve_model
+from star.registry.download import download_model, get_model_folder
 from star.registry.promotion.promote import promote
 from star.registry.publish import register_model
 from star.registry.versions import Version, find_version, list_versions
@@ -32,16 +32,16 @@ def test_what_is_registered_comes_back(home: Path, model: Path) -> None:
     promote("qwen3-0.6b", registered.version)
     original = content(model)
     shutil.rmtree(model)  # the registry has a copy of its own
-    fetched = fetch_model("qwen3-0.6b", home / "cache")
+    fetched = download_model("qwen3-0.6b", home / "cache")
     assert content(fetched) == original
     assert fetched == home / "cache" / "d1"
     for reference in ("qwen3-0.6b@champion", "models:/qwen3-0.6b@champion", "qwen3-0.6b/1", "models:/qwen3-0.6b/1"):
-        assert fetch_model(reference, home / "cache") == fetched
+        assert download_model(reference, home / "cache") == fetched
     assert [path.name for path in (home / "cache").iterdir()] == ["d1"]
     for reference, name in (("champion", "qwen3-0.6b"), ("1", "qwen3-0.6b"), ("qwen3-0.6b/1", "star")):
-        assert content(resolve_model(reference, name=name)) == original
+        assert content(get_model_folder(reference, name=name)) == original
     with pytest.raises(InputError, match="no model folder at Qwen/Qwen3"):
-        resolve_model("Qwen/Qwen3", name="star")
+        get_model_folder("Qwen/Qwen3", name="star")
 
 
 def test_a_version_tells_where_it_comes_from(home: Path, model: Path) -> None:
@@ -65,9 +65,9 @@ def test_the_same_model_is_registered_once(home: Path, model: Path) -> None:
 
 def test_a_damaged_cache_is_mended(home: Path, model: Path) -> None:
     register(model)
-    fetched = fetch_model("tiny/1", home / "cache")
+    fetched = download_model("tiny/1", home / "cache")
     (fetched / "model.safetensors").write_bytes(b"damaged")
-    assert content(fetch_model("tiny/1", home / "cache")) == content(model)
+    assert content(download_model("tiny/1", home / "cache")) == content(model)
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "empty"])
@@ -82,22 +82,22 @@ def test_a_damaged_store_is_refused(home: Path, model: Path, damage: str) -> Non
         shutil.rmtree(stored.parent)
         stored.parent.mkdir()
     with pytest.raises(InputError, match=r"tiny version 1 .*model\.safetensors"):
-        fetch_model("tiny/1", home / "cache")
+        download_model("tiny/1", home / "cache")
     assert list((home / "cache").iterdir()) == []
 
 
 def test_what_is_missing_is_named(home: Path, model: Path) -> None:
     assert list_versions("tiny") == []
     with pytest.raises(InputError, match=r"no model 'tiny' is registered: run `star run` first"):
-        fetch_model("tiny", home / "cache")
+        download_model("tiny", home / "cache")
     register(model)
     with pytest.raises(InputError, match=r"no version of tiny is called 'champion'.*\(1\)"):
-        fetch_model("tiny", home / "cache")
+        download_model("tiny", home / "cache")
     with pytest.raises(InputError, match=r"tiny has no version 9: choose one of 1"):
         find_version("tiny", version=9)
     for reference in ("", "tiny/latest", "a/b/c", "it's", "tiny@"):
         with pytest.raises(InputError, match="names no model"):
-            fetch_model(reference, home / "cache")
+            download_model(reference, home / "cache")
 
 
 def test_what_cannot_be_registered_is_refused(home: Path, model: Path) -> None:
@@ -115,4 +115,4 @@ def test_a_foreign_version_is_listed_and_not_fetched(home: Path, model: Path) ->
     client.create_model_version("tiny", source=model.as_uri())
     assert list_versions("tiny")[0].files == {}
     with pytest.raises(InputError, match="was not registered by `star`"):
-        fetch_model("tiny/1", home / "cache")
+        download_model("tiny/1", home / "cache")

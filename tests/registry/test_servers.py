@@ -10,14 +10,14 @@ import pytest
 
 from star.config.experiment import Config
 from star.errors import InputError
-from star.registry.download import fetch_model
+from star.registry.download import download_model
 from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger_store import S3LedgerStore, open_ledger_store
 from star.registry.promotion.promote import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
-from star.registry.smoke_test import smoke_call
+from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import find_version, list_versions
 from star.stages import register
 from star.tracking.server import connect, pointed_at
@@ -38,7 +38,7 @@ def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[s
     assert rollback("star", reason="to see").version == 1
     assert rollback("star").version == 2
 
-    folder = fetch_model("star@champion", tmp_path / "models")
+    folder = download_model("star@champion", tmp_path / "models")
     assert {"README.md", "lineage.json", "config.json", "generation_config.json", "tokenizer.json"} <= {
         path.name for path in folder.iterdir()
     }
@@ -46,7 +46,7 @@ def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[s
 
     AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
     assert "tool_call" in AutoTokenizer.from_pretrained(folder).chat_template
-    assert "loads and answers a request with tools" in smoke_call(folder)
+    assert "loads and answers a request with tools" in run_smoke_test(folder)
 
     found = find_version("star", version=2)
     assert found.source.startswith("s3://models/star/models/")
@@ -65,7 +65,7 @@ def test_a_version_outlives_its_runs_and_experiments(team, model: Path, tmp_path
     promote("kept", 1)
     for key in _keys("mlflow/"):  # what the most thorough gc could delete
         registry_s3_client().delete_object(Bucket="models", Key=key)
-    assert (fetch_model("kept", tmp_path / "models") / "model.safetensors").read_bytes() == (
+    assert (download_model("kept", tmp_path / "models") / "model.safetensors").read_bytes() == (
         model / "model.safetensors"
     ).read_bytes()
 
@@ -86,7 +86,7 @@ def test_a_damaged_bucket_is_refused(team, model: Path, tmp_path: Path, damage: 
     else:
         registry_s3_client().put_object(Bucket=bucket, Key=prefix + file, Body=bytes(content))
     with pytest.raises(InputError, match=rf"{name} version 1 .*{file if damage != 'all gone' else ''}"):
-        fetch_model(name, tmp_path / "models")
+        download_model(name, tmp_path / "models")
     assert not list((tmp_path / "models").iterdir())
 
 
@@ -139,7 +139,7 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
         [there] = list_versions("travel")
         assert (there.aliases, there.scores) == (("champion",), {"exact_match": 0.5})
         assert there.lineage == {"data": "5eed", "copied_from": "travel version 1"}
-        folder = fetch_model("travel", tmp_path / "team")
+        folder = download_model("travel", tmp_path / "team")
         assert {path: (folder / path).read_bytes() for path in there.files} == {
             path: (model / path).read_bytes() for path in there.files
         }

@@ -7,7 +7,7 @@ from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt, Decision
 from star.registry.promotion.ledger_store import open_ledger_store
 from star.registry.promotion.promote import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
-from star.registry.publish import unfinished_publications
+from star.registry.publish import remove_unfinished_publications
 from star.registry.versions import find_version, list_versions
 from star.tracking.server import connect
 
@@ -38,7 +38,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         client.delete_registered_model_tag(name, WRITER_TAG + writer)
     if before.aliases != read_aliases(name, client).aliases:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
-    done += [f"{model} was not published to its end: removed" for model in unfinished_publications(name, remove=True)]
+    done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
     wrong = ledger.broken_links(store, name)
     for alias, number in newest.aliases.items():
         if number not in versions:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from star.registry.download import fetch_model
+from star.registry.download import download_model
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger_store import open_ledger_store
 from star.registry.promotion.promote import current_decision, promote
@@ -180,7 +180,7 @@ def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(home: Path, mo
         before = shown(name)["champion"]
         decided = ledger.newest_decision(open_ledger_store(name, connect()), name).aliases["champion"]
         seen.add((before, decided))
-        assert (fetch_model(name, home / "cache") / "model.safetensors").is_file()
+        assert (download_model(name, home / "cache") / "model.safetensors").is_file()
         assert reconcile(name)[1] == []
         assert reconcile(name) == ([], [])
         assert shown(name) == current_decision(name).aliases
@@ -202,11 +202,11 @@ def test_a_publication_killed_at_any_step_leaves_the_champion_and_can_be_repeate
         killed = killed_at(step, "publish", name, model)
         assert shown(name) == {"champion": 1}
         for version in list_versions(name):  # whatever is listed is whole
-            assert fetch_model(f"{name}/{version.version}", home / "cache").is_dir()
+            assert download_model(f"{name}/{version.version}", home / "cache").is_dir()
         assert reconcile(name) == ([], [])
         register_model(model, name=name, scores={}, lineage={}, model_digest="d3")
         assert [version.model_digest for version in list_versions(name)] == ["d3", "d2", "d1"]
-        assert fetch_model(f"{name}/3", home / "cache").is_dir()
+        assert download_model(f"{name}/3", home / "cache").is_dir()
         if not killed:
             break
     assert step > 5
