@@ -1,11 +1,11 @@
 """Prints the lineage of a model as a tree (`star lineage`); each digest has a mark that says whether it was checked.
 
-Example, shortened: the weights and the data are as recorded, the folder of `distill` was changed, DVC is not used here.
+Example, shortened. A file of the folder of `distill` was changed after the model was published:
 
     star version 3
     ├── model.safetensors 0d2f1a9c88e1 ok model.safetensors
     └── refine c2adf6160b1d ok runs/latest/refine
-        └── distill b21550dd97a0 MISMATCH weights of runs/latest/distill differ ...
+        └── distill b21550dd97a0 MISMATCH runs/latest/distill/model.safetensors is missing or was changed since ...
 """
 
 import json
