@@ -1,23 +1,24 @@
-# The images of the pipeline's tasks: one venv in /opt/star on a plain base, run as a user without rights, without a compiler.
+# Images for the pipeline's tasks: a virtual environment in /opt/star, an unprivileged user, no compiler.
 #   docker build --target cpu  -t star-python:cpu  --build-arg COMMIT=$(git rev-parse HEAD) .
-#   docker build --target cuda -t star-python:cuda --build-arg COMMIT=$(git rev-parse HEAD) .   (CUDA's libraries come with torch)
-#   docker build --target bfcl -t star-python:bfcl ...   (cuda with the environment of the Berkeley harness, for `evaluate.suites`)
-# BASE is any image with Python 3.11 or newer as python3, its venv module and pip.
+#   docker build --target cuda -t star-python:cuda --build-arg COMMIT=$(git rev-parse HEAD) .   (torch brings the CUDA libraries)
+#   docker build --target bfcl -t star-python:bfcl ...   (cuda plus the environment of the BFCL harness, for `evaluate.suites`)
+# BASE may be any image that has Python 3.11 or newer as python3, with its venv module and pip.
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/star
 COPY constraints.txt pyproject.toml ./
-# The dependencies have layers of their own: a change of the code does not install them again. With PostgreSQL's driver the same
-# image serves MLflow (deploy/base/mlflow.yaml), with Kubeflow Trainer's client it starts trainings on several nodes.
+# The dependencies are installed in layers of their own, so that an edit of the code does not install them again. Two extras are part of
+# the image: PostgreSQL's driver, because the MLflow server runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client, because
+# tasks start TrainJobs.
 RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
     print(*project['dependencies'], *extras['mlflow'], *extras['kubernetes'], sep='\n')" > requirements.txt
 
 FROM build AS build-cpu
-# Builds of torch without CUDA are a tenth of the size; they have an index of their own. Empty: the default index.
+# CPU builds of torch are a tenth of the size and have their own index. An empty value uses the default index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# torch first, alone: resolved together with the rest it would come as the newest build.
+# torch is installed first and alone. Resolved together with the other packages, pip would choose the newest build, which has CUDA.
 RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} torch
 RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
 COPY . .

@@ -1,1 +1,1 @@
-"""The packaged profiles and example tools."""
+"""Profiles (one YAML file per experiment) and example tools, packaged with the library."""

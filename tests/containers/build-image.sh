@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a target of the Dockerfile without a Docker daemon, as root: build-image.sh TARGET TAG
-# BASE names an image that is there; without it a Debian is made with debootstrap. BUILDAH_OPTIONS go to buildah (mounts, arguments).
+# BASE names an existing image; without it debootstrap creates a Debian image. BUILDAH_OPTIONS are passed to buildah (mounts, arguments).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source tests/containers/storage.sh

@@ -1,4 +1,4 @@
-# Images and containers of the tests live in build/containers, apart from the machine's own. Sourced at the root of the checkout.
+# Keeps the images and containers of the tests in build/containers, apart from the machine's own. Source it at the root of the checkout.
 store=$(pwd)/build/containers
 mkdir -p "$store"
 cat >"$store/containers.conf" <<END

@@ -1,6 +1,6 @@
-"""The pipeline with every task in a container of the image, as the image's own user, without network and rights.
+"""The pipeline with every task in a container: as the image's unprivileged user, without network and capabilities.
 
-`make test-containers` builds the image and runs this. kfp.local's DockerRunner talks to podman's socket, which speaks Docker's API.
+`make test-containers` builds the image and runs this. kfp.local's DockerRunner uses podman's socket, which speaks Docker's API.
 """
 
 import json
@@ -26,7 +26,7 @@ USER = 10001
 
 
 def podman(*words: str) -> list[str]:
-    """A podman command on the store of these images."""
+    """A podman command that uses the storage of these tests."""
     script = 'cd "$1"; source tests/containers/storage.sh; shift; exec podman "${place[@]}" "$@"'
     return ["bash", "-c", script, "podman", str(ROOT), *words]
 
@@ -38,7 +38,7 @@ def in_container(*command: str, network: str = "none") -> subprocess.CompletedPr
 
 @pytest.fixture(scope="module")
 def socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Docker API that runs containers of the tests' store."""
+    """The address of a Docker API that runs containers from the storage of these tests."""
     address = f"unix://{tmp_path_factory.mktemp('podman')}/podman.sock"
     service = subprocess.Popen(podman("system", "service", "--time=0", address))
     deadline = time.monotonic() + 30
@@ -55,7 +55,7 @@ def test_the_image_runs_as_its_own_user_without_build_tools() -> None:
     assert done.stdout == f"{USER}\n", done.stderr
 
 
-def test_the_image_says_what_it_was_built_from() -> None:
+def test_the_image_has_the_commit_as_a_label() -> None:
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
@@ -63,12 +63,12 @@ def test_the_image_says_what_it_was_built_from() -> None:
     assert json.loads(labels.stdout)[0]["Labels"]["org.opencontainers.image.revision"] == commit
 
 
-def test_the_command_is_there() -> None:
+def test_the_star_command_runs() -> None:
     assert "distil" in in_container("star", "--help").stdout.lower()
 
 
 def test_every_task_runs_in_a_container(socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """STAR_TEST_PROFILE, `tiny` when not set, in the shape for a cluster: pre-flight, stages, closing task."""
+    """Runs the cluster pipeline of STAR_TEST_PROFILE (default: tiny): pre-flight, stages, exit handler."""
     for folder in ("pipeline", "shared"):
         (tmp_path / folder).mkdir()
         os.chown(tmp_path / folder, USER, USER)
@@ -93,7 +93,7 @@ def test_every_task_runs_in_a_container(socket: str, tmp_path: Path, monkeypatch
     config = load_config(os.environ.get("STAR_TEST_PROFILE", "tiny"))
     build_cluster_pipeline(config, image=IMAGE)()
 
-    # A container that is gone before it is waited for counts as a success: what counts here is what the tasks wrote.
+    # kfp counts a container that has ended before it is waited for as a success, so the folders that the tasks wrote are checked.
     folders = {read_manifest(file.parent).stage: file.parent for file in (tmp_path / "pipeline").rglob(MANIFEST)}
     assert set(folders) == {stage.name for stage in STAGES}
     for name, folder in folders.items():
@@ -107,7 +107,7 @@ def test_every_task_runs_in_a_container(socket: str, tmp_path: Path, monkeypatch
 
 
 def _the_serving_pod_fetches_the_champion(shared: Path, model: Path) -> None:
-    """The command of deploy/serving's init container, in the image, finds the registered weights by the alias."""
+    """The command of deploy/serving's init container downloads the registered weights by their alias."""
     import yaml
 
     service = yaml.safe_load((ROOT / "deploy" / "serving" / "champion.yaml").read_text())

@@ -1,4 +1,4 @@
-"""The pipeline in a cluster's shape, with real parts and real processes: shards, retries, a poisoned row, the closing task in each case."""
+"""The cluster pipeline on this machine, with real processes: shards, retries, an invalid row, and the exit handler in each case."""
 
 import json
 import os
@@ -27,16 +27,16 @@ SHARDS = {"rollout": 2, "extract-topk": 2, "evaluate": 2}
 
 
 class Webhook(HTTPServer):
-    """Keeps what it is told."""
+    """A webhook that keeps the summaries it receives."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Listener)
-        self.told: list[dict] = []
+        self.received: list[dict] = []
 
 
 class Listener(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
-        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
 
@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(place: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs a configuration's cluster pipeline on this machine; what earlier runs of the module did is cached."""
+    """Runs the cluster pipeline of a configuration on this machine. Results of earlier tests of this module are cached."""
     monkeypatch.setenv("STAR_HOME", str(place / "home"))
     monkeypatch.setenv("STAR_WORK", str(place / "work"))
 
@@ -79,7 +79,7 @@ def run(place: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def sharded(micro: Config) -> Config:
-    """The micro profile over two shards, tried again at once."""
+    """The micro profile with two shards per stage, and retries without a pause."""
     retry = micro.cluster.retry.model_copy(update={"backoff_seconds": 0})
     cluster = micro.cluster.model_copy(update={"shards": SHARDS, "retry": retry})
     return micro.model_copy(update={"cluster": cluster})
@@ -90,7 +90,7 @@ def with_rollout(config: Config, **settings: object) -> Config:
 
 
 def results(place: Path) -> dict[tuple[str, str | None], Path]:
-    """The folders in the pipeline's root: (stage, part) -> folder."""
+    """The finished folders in the pipeline's root: (stage, shard or None) -> folder."""
     found = {}
     for manifest in sorted((place / "pipeline").rglob(MANIFEST), key=lambda file: file.stat().st_mtime):
         content = read_manifest(manifest.parent)
@@ -99,7 +99,7 @@ def results(place: Path) -> dict[tuple[str, str | None], Path]:
 
 
 def assert_same_signal(merged: Path, whole: Path) -> None:
-    """The store's files are those of the shards, its rows those of one task."""
+    """The merged store has the files of the shards, and the rows of the store that one task wrote."""
     stores = TopKStore(merged), TopKStore(whole)
     names = pq.read_table(whole / "sequences.parquet", columns=["id"])["id"].to_pylist()
     assert pq.read_table(merged / "sequences.parquet", columns=["id"])["id"].to_pylist() == sorted(names)
@@ -114,7 +114,7 @@ def evaluated(folder: Path) -> tuple[dict, bytes]:
     return evaluation, (folder / "outcomes.jsonl").read_bytes()
 
 
-def test_shards_give_what_one_task_gives(
+def test_merged_shards_equal_the_result_of_one_task(
     run, sharded: Config, finished: dict[str, Path], place: Path, webhook: Webhook
 ) -> None:
     run(sharded)
@@ -122,16 +122,18 @@ def test_shards_give_what_one_task_gives(
     for stage in SHARDS:
         assert {part for name, part in folders if name == stage} == {"1/2", "2/2", None}
     assert_same_signal(folders["extract-topk", None], finished["extract-topk"])
-    # All that comes of the signal is the same to the byte; the evaluation says what it came from, and there the stores differ.
+    # Everything after the store is equal to the byte. The evaluation also records its inputs, and there the stores differ.
     for stage in ("rollout", "distill", "refine"):
         assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
     assert evaluated(folders["evaluate", None]) == evaluated(finished["evaluate"])
     assert (folders["register", None] / "registration.json").is_file()
-    [told] = webhook.told
-    assert told["state"] == "SUCCEEDED" and told["kept"] == []
+    [summary] = webhook.received
+    assert summary["state"] == "SUCCEEDED" and summary["kept"] == []
 
 
-def test_a_shard_that_dies_twice_succeeds_on_the_third_try(run, sharded: Config, place: Path, webhook: Webhook) -> None:
+def test_a_shard_that_is_killed_twice_succeeds_on_the_third_attempt(
+    run, sharded: Config, place: Path, webhook: Webhook
+) -> None:
     killed: list[int] = []
     over = threading.Event()
 
@@ -145,7 +147,7 @@ def test_a_shard_that_dies_twice_succeeds_on_the_third_try(run, sharded: Config,
                 is_shard = (
                     name.startswith("python") and '"2/2"' in words and words.endswith("--function_to_execute rollout")
                 )
-                # Once a partial folder is there the shards are at work.
+                # The partial folder shows that the shards have started.
                 if is_shard and child.pid not in killed and at_work():
                     os.kill(child.pid, signal.SIGKILL)
                     killed.append(child.pid)
@@ -162,22 +164,22 @@ def test_a_shard_that_dies_twice_succeeds_on_the_third_try(run, sharded: Config,
         over.set()
         killer.join()
     assert len(killed) == 2
-    assert webhook.told[-1]["state"] == "SUCCEEDED"
+    assert webhook.received[-1]["state"] == "SUCCEEDED"
 
 
-def test_a_poisoned_row_fails_the_run_by_its_name(
+def test_an_invalid_row_fails_the_run_and_is_named(
     run, sharded: Config, place: Path, webhook: Webhook, capfd: pytest.CaptureFixture
 ) -> None:
     data = results(place)["synthesize", None]
-    poisoned = place / "poisoned"
-    shutil.copytree(data, poisoned)
-    rows = [json.loads(line) for line in (poisoned / "train.jsonl").read_text().splitlines()]
+    invalid = place / "invalid"
+    shutil.copytree(data, invalid)
+    rows = [json.loads(line) for line in (invalid / "train.jsonl").read_text().splitlines()]
     rows[3]["messages"][-1]["tool_calls"] = [{"arguments": {}}]
-    (poisoned / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    publish(poisoned, out=data, manifest=replace(read_manifest(data), files=[]))
+    (invalid / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    publish(invalid, out=data, manifest=replace(read_manifest(data), files=[]))
     with pytest.raises(RuntimeError, match="rollout"):
         run(with_rollout(sharded, temperature=0.32))
     assert f"{data / 'train.jsonl'}, line 4: not a row: messages.1.tool_calls.0.name" in capfd.readouterr().out
-    told = webhook.told[-1]
-    assert told["state"] == "FAILED"
-    assert [name.split("-")[0] for name in told["kept"]] == ["rollout", "rollout"]
+    summary = webhook.received[-1]
+    assert summary["state"] == "FAILED"
+    assert [name.split("-")[0] for name in summary["kept"]] == ["rollout", "rollout"]

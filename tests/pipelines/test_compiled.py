@@ -1,4 +1,4 @@
-"""What a cluster is given: every task's image, command, node, secrets, volumes, retries and cache, as deploy/pipelines holds them."""
+"""The compiled pipelines in deploy/pipelines: image, command, node, secrets, volumes, retries and caching of every task."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tasks_of(profile: str) -> dict[str, dict]:
-    """Every task that runs a container: its specification, its container, its part of the platform's, by display name."""
+    """Display name -> specification, container and Kubernetes settings of every task that runs a container."""
     spec, *platform = yaml.safe_load_all((FOLDER / f"{profile}.yaml").read_text())
     [kubernetes] = [document["platforms"]["kubernetes"]["deploymentSpec"]["executors"] for document in platform]
     graphs = [spec["root"], *spec["components"].values()]
@@ -73,12 +73,12 @@ def node_of(task: dict) -> dict:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_files_are_what_the_profiles_compile_to(name: str) -> None:
+def test_the_snapshots_are_up_to_date(name: str) -> None:
     assert (FOLDER / f"{name}.yaml").read_text() == snapshot(PROFILES[name]), "run: make compile"
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_files_are_valid_for_kfp(profile: str) -> None:
+def test_the_snapshots_are_valid_for_kfp(profile: str) -> None:
     spec, platform = yaml.safe_load_all((FOLDER / f"{profile}.yaml").read_text())
     json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     json_format.ParseDict(spec["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig())
@@ -87,19 +87,19 @@ def test_the_files_are_valid_for_kfp(profile: str) -> None:
         json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
 
 
-def test_a_profile_of_one_shard_has_no_loop_and_no_gpu() -> None:
+def test_the_tiny_profile_has_no_shards_and_no_gpu() -> None:
     tasks = tasks_of("tiny")
     assert set(tasks) == set(TASKS) - {f"merge-{stage}" for stage in SHARDED}
     assert all(node_of(task) == SMALL for task in tasks.values())
 
 
 @pytest.mark.parametrize("profile", ["qwen3-0.6b", "h100"])
-def test_there_is_no_task_beside_these(profile: str) -> None:
+def test_the_pipeline_has_exactly_these_tasks(profile: str) -> None:
     assert set(tasks_of(profile)) == set(TASKS)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_is_as_the_h100_profile_says(name: str) -> None:
+def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     function, node, cached = TASKS[name]
     task = tasks_of("h100")[name]
     container, pod = task["container"], task["pod"]
@@ -147,7 +147,7 @@ def test_every_task_is_as_the_h100_profile_says(name: str) -> None:
     assert pod["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
 
 
-def test_the_loops_have_the_shards_and_the_bound_of_the_configuration() -> None:
+def test_the_loops_have_the_configured_shards_and_parallelism() -> None:
     spec = next(yaml.safe_load_all((FOLDER / "h100.yaml").read_text()))
     loops = [
         task
@@ -162,7 +162,7 @@ def test_the_loops_have_the_shards_and_the_bound_of_the_configuration() -> None:
         assert loop["iteratorPolicy"]["parallelismLimit"] == 8
 
 
-def test_everything_runs_after_the_preflight_and_before_the_end() -> None:
+def test_the_preflight_runs_first_and_the_exit_handler_last() -> None:
     spec = next(yaml.safe_load_all((FOLDER / "h100.yaml").read_text()))
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     first = {name for name, task in tasks.items() if not task.get("dependentTasks")}
@@ -170,7 +170,7 @@ def test_everything_runs_after_the_preflight_and_before_the_end() -> None:
     assert spec["root"]["dag"]["tasks"]["finish"]["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
 
 
-def test_another_accelerator_is_a_line(tmp_path: Path) -> None:
+def test_another_accelerator_is_a_change_of_one_line(tmp_path: Path) -> None:
     profile = tmp_path / "mig.yaml"
     profile.write_text(
         f"extends: {ROOT}/deploy/profiles/h100.yaml\n"
@@ -195,12 +195,12 @@ def test_another_accelerator_is_a_line(tmp_path: Path) -> None:
         ({"train_jobs": {"rollout": {}}, "work_claim": "star-work"}, "train_jobs.rollout"),
     ],
 )
-def test_a_wrong_cluster_is_refused_by_name(cluster: dict, said: str) -> None:
+def test_an_invalid_cluster_section_is_an_error_that_names_the_setting(cluster: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said.replace("`", "`")):
         Config.model_validate({"cluster": cluster})
 
 
-def test_a_stage_without_a_place_runs_on_the_cpu_node() -> None:
+def test_a_stage_without_placement_runs_on_the_cpu_node() -> None:
     assert Cluster().node_of("evaluate") == Node()
 
 
@@ -211,7 +211,7 @@ def test_a_stage_without_a_place_runs_on_the_cpu_node() -> None:
         ("topk: {vllm: {tensor_parallel_size: 4}}", "`accelerators` of the node"),
     ],
 )
-def test_a_node_that_does_not_suit_its_teacher_is_refused(setting: str, cure: str, tmp_path: Path) -> None:
+def test_a_node_that_cannot_run_its_teacher_is_refused(setting: str, cure: str, tmp_path: Path) -> None:
     profile = tmp_path / "profile.yaml"
     profile.write_text(f"extends: qwen3-0.6b\n{setting}\n")
     with pytest.raises(InputError, match=cure):
@@ -219,20 +219,20 @@ def test_a_node_that_does_not_suit_its_teacher_is_refused(setting: str, cure: st
     assert not (tmp_path / "star.yaml").exists()
 
 
-def test_compiled_yaml_holds_no_secret() -> None:
+def test_compiled_yaml_contains_no_secret() -> None:
     text = (FOLDER / "h100.yaml").read_text()
     assert str(ROOT) not in text
     assert "password" not in text.lower()
 
 
-def test_trainings_take_all_accelerators_of_their_node_or_of_several() -> None:
+def test_trainings_use_all_accelerators_of_their_nodes() -> None:
     tasks = tasks_of("multinode")
     given = {
         name: {entry["name"]: entry["value"] for entry in task["container"]["env"]} for name, task in tasks.items()
     }
     eight = {"cpu": 64, "memory": 900, "accelerator": ("nvidia.com/gpu", "8"), "shm": "64Gi"}
     assert node_of(tasks["refine"]) == eight and given["refine"]["STAR_PROCESSES"] == "8"
-    # A task that waits for a TrainJob holds no accelerator itself.
+    # A task that waits for a TrainJob requests no accelerator itself.
     for name in ("refine-teacher", "distill"):
         assert node_of(tasks[name]) == SMALL and "nodeSelector" not in tasks[name]["pod"]
         cluster = Cluster.model_validate_json(given[name]["STAR_TRAIN_JOB"])
@@ -259,7 +259,7 @@ def test_trainings_take_all_accelerators_of_their_node_or_of_several() -> None:
         ),
     ],
 )
-def test_a_batch_that_the_processes_cannot_share_is_refused(
+def test_a_batch_that_cannot_be_divided_among_the_processes_is_refused(
     stage: str, settings: str, said: str, tmp_path: Path
 ) -> None:
     profile = tmp_path / "profile.yaml"

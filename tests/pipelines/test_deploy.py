@@ -1,4 +1,4 @@
-"""The manifests of deploy/: valid for Kubernetes, without rights that nobody uses, and named as the profiles name them."""
+"""The manifests of deploy/: valid for Kubernetes, without unused rights, and consistent with the profiles."""
 
 import re
 import socket
@@ -28,15 +28,15 @@ MANIFESTS = [
     for document in yaml.safe_load_all(file.read_text())
 ]
 IDS = [f"{file}-{document['kind']}-{document['metadata']['name']}" for file, document in MANIFESTS]
-OF_KSERVE = ("minReplicas",)  # what KServe's predictor has beside the fields of a pod
+KSERVE_FIELDS = ("minReplicas",)  # fields of KServe's predictor that a pod does not have
 
 
 def pod_of(document: dict) -> dict | None:
-    """The pod that a manifest makes, as a Pod."""
+    """The pod that a manifest creates, as a manifest of kind Pod; None for other kinds."""
     if document["kind"] in ("Deployment", "StatefulSet", "Job"):
         spec = document["spec"]["template"]["spec"]
     elif document["kind"] == "InferenceService":
-        spec = {key: value for key, value in document["spec"]["predictor"].items() if key not in OF_KSERVE}
+        spec = {key: value for key, value in document["spec"]["predictor"].items() if key not in KSERVE_FIELDS}
     else:
         return None
     return {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": spec}
@@ -55,7 +55,7 @@ def test_a_manifest_is_valid(file: str, document: dict) -> None:
         kubernetes_validate.validate(pod, VERSION, strict=True)
 
 
-def test_the_validation_sees_a_wrong_field() -> None:
+def test_the_validation_detects_an_unknown_field() -> None:
     document = next(document for _, document in MANIFESTS if document["kind"] == "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**document, "spec": {**document["spec"], "replica": 1}}, VERSION, strict=True)
@@ -68,7 +68,7 @@ def test_the_kustomization_lists_every_file(folder: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "document"), MANIFESTS, ids=IDS)
-def test_a_container_gains_no_rights(file: str, document: dict) -> None:
+def test_no_container_can_gain_privileges(file: str, document: dict) -> None:
     pod = pod_of(document)
     for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]) if pod else ():
         rights = container["securityContext"]
@@ -77,7 +77,7 @@ def test_a_container_gains_no_rights(file: str, document: dict) -> None:
         assert not re.search(r":latest$", container["image"])
 
 
-def test_the_profile_names_what_is_deployed() -> None:
+def test_the_profile_refers_to_deployed_resources() -> None:
     cluster = load_config(DEPLOY / "profiles" / "h100.yaml").cluster
     secrets = {
         document["metadata"]["name"]: document["stringData"]
@@ -102,7 +102,7 @@ def test_the_profile_names_what_is_deployed() -> None:
     assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
 
 
-def test_the_account_may_do_what_a_training_on_several_nodes_asks_for() -> None:
+def test_the_account_has_the_rights_that_a_train_job_needs() -> None:
     """What tests/cluster/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
     rights = {
         (resource, verb)
@@ -117,7 +117,7 @@ def test_the_account_may_do_what_a_training_on_several_nodes_asks_for() -> None:
     assert {("pods", "list"), ("pods/log", "get")} <= rights
 
 
-def test_manifests_take_secrets_by_reference_from_the_template() -> None:
+def test_manifests_refer_to_secrets_of_the_template() -> None:
     secrets = {
         document["metadata"]["name"]: document["stringData"]
         for _, document in MANIFESTS
@@ -133,7 +133,7 @@ def test_manifests_take_secrets_by_reference_from_the_template() -> None:
                     assert not re.search("PASSWORD|SECRET|ACCESS_KEY", entry["name"])
 
 
-def test_the_network_policy_selects_the_label_of_the_evaluation() -> None:
+def test_the_network_policy_selects_the_pods_of_the_evaluation() -> None:
     policy = next(document for _, document in MANIFESTS if document["metadata"]["name"] == "evaluate")
     spec, platform = yaml.safe_load_all((DEPLOY / "pipelines" / "h100.yaml").read_text())
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-evaluate"]
@@ -142,8 +142,8 @@ def test_the_network_policy_selects_the_label_of_the_evaluation() -> None:
 
 
 @pytest.mark.slow
-def test_the_tracking_server_answers_to_the_name_of_its_service(tmp_path: Path) -> None:
-    """Started as the manifest says, but for its database, its store and its port: another name is refused."""
+def test_the_tracking_server_accepts_only_the_host_of_its_service(tmp_path: Path) -> None:
+    """Starts the server with the manifest's arguments, except database, store and port. Another host name is refused."""
     server = next(
         pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
     )

@@ -1,4 +1,4 @@
-"""The three runners walk the same graph: star.stages.STAGES, the compiled KFP pipeline, dvc.yaml."""
+"""The three runners have the same graph: star.stages.STAGES, the compiled KFP pipeline, dvc.yaml."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def tasks(compiled: dict) -> dict[str, dict]:
-    """The stages' tasks; those that a cluster has beside them are test_compiled's."""
+    """The tasks of the stages. test_compiled.py checks the other tasks that a cluster has."""
     return {
         name: task
         for name, task in compiled["components"]["comp-exit-handler-1"]["dag"]["tasks"].items()
@@ -47,7 +47,7 @@ def test_kfp_has_the_same_stages_and_inputs(tasks: dict) -> None:
     assert graph == INPUTS
 
 
-def test_kfp_gives_every_stage_its_own_sections_and_its_code(tasks: dict) -> None:
+def test_kfp_passes_every_stage_its_own_sections_and_code_digest(tasks: dict) -> None:
     config = load_config("tiny")
     for stage in STAGES:
         given = tasks[stage.name]["inputs"]["parameters"]
@@ -80,13 +80,13 @@ def test_dvc_has_the_same_stages_and_inputs(dvc: dict) -> None:
     assert graph == INPUTS
 
 
-def test_dvc_watches_the_code_and_leaves_the_rest_to_the_stage(dvc: dict) -> None:
+def test_dvc_depends_on_all_code_and_keeps_outputs_for_the_stage(dvc: dict) -> None:
     for stage in dvc["stages"].values():
         assert {"star", "configs"} <= set(stage["deps"])
         assert all(options == {"persist": True} for out in stage["outs"] for options in out.values())
 
 
-def test_compiled_yaml_names_no_secret_and_no_local_path(compiled: dict) -> None:
+def test_compiled_yaml_contains_no_secret_and_no_local_path(compiled: dict) -> None:
     text = json.dumps(compiled)
     assert str(ROOT) not in text
     assert not re.search(r"(?i)password|secret_key|token\"\s*:", text)

@@ -1,4 +1,4 @@
-"""`star run` from end to end with real parts: killed, gone on with, cached, changed; and `dvc repro` beside it."""
+"""`star run` from end to end with real parts: killed, resumed, cached, changed. `dvc repro` gives the same metrics."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 def started(place: Path, *, until: str) -> subprocess.Popen:
-    """A run of the micro profile that has just come as far as a file of that pattern."""
+    """Starts a run of the micro profile and returns once a file matches the pattern."""
     command = [sys.executable, "-m", "star.cli", "run", "--config", str(MICRO)]
     process = subprocess.Popen(
         command, cwd=place, env=environment(place), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -60,7 +60,7 @@ def started(place: Path, *, until: str) -> subprocess.Popen:
     return process
 
 
-def test_a_run_told_to_end_takes_its_stage_along(place: Path) -> None:
+def test_sigterm_ends_the_run_and_its_stage(place: Path) -> None:
     process = started(place, until="work/refine-teacher-*/state/warmup/checkpoint-2/complete")
     [stage] = psutil.Process(process.pid).children()
     process.terminate()
@@ -68,12 +68,12 @@ def test_a_run_told_to_end_takes_its_stage_along(place: Path) -> None:
     assert not stage.is_running()
 
 
-def test_a_killed_run_goes_on(place: Path, finished: dict[str, Path]) -> None:
+def test_a_killed_run_resumes(place: Path, finished: dict[str, Path]) -> None:
     process = started(place, until="work/distill-*/state/ckd/checkpoint-2/complete")
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = star(place, "run", "--config", MICRO)
-    # The stage that was killed may just have ended; what came before it is not done again.
+    # The killed stage may just have finished. The stages before it do not run again.
     assert ran(done) in (["distill", "refine", "evaluate", "register"], ["refine", "evaluate", "register"])
     for stage in STAGES[:6]:
         assert (
@@ -91,7 +91,7 @@ def test_a_second_run_recomputes_nothing(place: Path) -> None:
     assert listed.returncode == 0 and "champion" in listed.stdout
 
 
-def test_a_changed_setting_runs_its_stage_and_what_follows(place: Path) -> None:
+def test_a_changed_setting_reruns_its_stage_and_the_following_ones(place: Path) -> None:
     changed = place / "changed.yaml"
     changed.write_text(f"extends: {MICRO}\nevaluate: {{samples: 4}}\n")
     assert ran(star(place, "run", "--config", changed)) == ["evaluate", "register"]
@@ -99,7 +99,7 @@ def test_a_changed_setting_runs_its_stage_and_what_follows(place: Path) -> None:
     assert "pass_at_8" not in evaluation["models"][0]["scores"]
 
 
-def test_a_damaged_result_is_named_and_made_again(place: Path) -> None:
+def test_a_damaged_result_is_reported_and_computed_again(place: Path) -> None:
     changed = place / "once_more.yaml"
     changed.write_text(f"extends: {MICRO}\nevaluate: {{samples: 2}}\n")
     folder = (place / "runs" / "latest" / "distill").resolve()
@@ -115,7 +115,7 @@ def test_a_damaged_result_is_named_and_made_again(place: Path) -> None:
     assert read_manifest(place / "runs" / "latest" / "distill").digest == before
 
 
-def test_a_failing_stage_is_one_line(place: Path) -> None:
+def test_a_failed_stage_is_reported_in_one_line(place: Path) -> None:
     broken = place / "broken.yaml"
     broken.write_text(f"extends: {MICRO}\nmax_prompt_tokens: 16\n")
     done = star(place, "run", "--config", broken)
