@@ -8,7 +8,7 @@ Models of random weights with the Qwen3 architecture, and rollouts of random tok
 
 - `model()`: the bare forward pass, logits at every position, as `model(input_ids, attention_mask)` makes them.
 - `at completions`: the least a forward pass can do: the body, and logits at the completions' positions alone, kept nowhere.
-- `extraction`: what `star extract-topk` does: `store_scores` into a store on disk.
+- `extraction`: what `star extract-topk` does: `store_top_k` into a store on disk.
 - `training`: forward, CKD loss and backward of a student of the same size on the batches, without an optimiser.
 - `reading`: every sequence of the store, decoded and checked.
 
@@ -32,7 +32,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden
-from star.teacher.extract import scorer, store_scores
+from star.teacher.extract import model_top_k, store_top_k
 from star.topk.store import TopKStore, TopKWriter
 
 
@@ -107,9 +107,9 @@ def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
 
 def extract(model, sequences: list[Sequence], numbered: list[list[int]], *, case: Case, folder: Path) -> None:
     ids = [f"row-{number}#0" for number in range(len(sequences))]
-    score = scorer(model, pad_id=0, k=case.top_k)
+    top_k = model_top_k(model, pad_id=0, k=case.top_k)
     with TopKWriter(folder, case.top_k, vocab_size=case.vocab_size) as writer:
-        store_scores(score, ids, sequences, numbered, writer=writer)
+        store_top_k(top_k, ids, sequences, numbered, writer=writer)
 
 
 def read(folder: Path) -> None:

@@ -87,7 +87,7 @@ def rollout(
         from star.teacher.rollout import roll_out_rows
 
         rows = list(read_rows(data / "train.jsonl"))
-        return roll_out_rows(teacher, rows, config=config, part=part, work=workspace)
+        return roll_out_rows(teacher, rows, config=config, shard=part, workspace=workspace)
 
     return _run("rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume, part=part)
 
@@ -103,9 +103,9 @@ def extract_topk(
     part = Part.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
-        from star.teacher.extract import extract_folder
+        from star.teacher.extract import extract_top_k
 
-        return extract_folder(teacher, rollouts, settings=config.topk, part=part, out=workspace.out)
+        return extract_top_k(teacher, rollouts, settings=config.topk, shard=part, out=workspace.out)
 
     inputs = {"rollouts": rollouts, "teacher": teacher}
     return _run("extract-topk", work, config, inputs=inputs, out=out, resume=resume, part=part)

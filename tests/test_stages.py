@@ -188,10 +188,10 @@ def test_seed_rows_reach_training_and_evaluation(micro: Config, tmp_path: Path) 
 
 def chosen_ids(config: Config, data: Path) -> list[str]:
     """The rows that a rollout of half of them would take."""
-    from star.teacher.rollout import choose
+    from star.teacher.rollout import choose_prompts
 
     prompts = [Prompt(row["id"], "", "", []) for row in read_rows(data / "train.jsonl")]
-    return [prompt.row_id for prompt in choose(prompts, count=len(prompts) // 2, seed=config.seed)]
+    return [prompt.row_id for prompt in choose_prompts(prompts, count=len(prompts) // 2, seed=config.seed)]
 
 
 def test_registration_promotes_once_behind_the_gate(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:

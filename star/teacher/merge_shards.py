@@ -1,4 +1,4 @@
-"""Makes one result of the parts that `--shard 1/n` to `n/n` wrote: rows are put together, shards of the store are linked as they are."""
+"""Merges the shards 1/n to n/n of a rollout or an extraction: concatenates rows, links the files of the store."""
 
 import json
 import shutil
@@ -14,13 +14,14 @@ from star.topk.store import merge_stores
 
 
 def merge_parts(folders: list[Path], *, stage: str, out: Path) -> dict[str, float]:
-    """Writes the whole result to `out`.
+    """Writes the merged result to `out`.
 
     Args:
-        folders: the parts of a rollout or an extraction, in their order.
+        folders: the shards' folders, in the order of their numbers.
+        stage: `rollout` or `extract-topk`.
 
     Returns:
-        the sums of the parts' figures; a rollout's prompts are those of all its parts, so they are not summed.
+        the sums of the shards' metrics. Prompts are not summed, because each shard of a rollout counts those of all.
     """
     for name in (SEQUENCES, PROMPTS):
         if all((folder / name).is_file() for folder in folders):
@@ -34,5 +35,5 @@ def merge_parts(folders: list[Path], *, stage: str, out: Path) -> dict[str, floa
 
 def _sum_metrics(files: list[Path]) -> dict[str, float]:
     metrics = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    shared = {"prompts", "too_long"}
+    shared = {"prompts", "too_long"}  # the same in all shards
     return {name: metrics[0][name] if name in shared else sum(m[name] for m in metrics) for name in metrics[0]}

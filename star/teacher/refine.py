@@ -1,9 +1,13 @@
-"""The teacher: a base, trained on the rows where it has to be (a base from scratch), then refined with Sim-RL."""
+"""Makes the teacher: trains a base from scratch on the rows, where the settings say so, then refines it with Sim-RL.
+
+base (Qwen3, or from scratch) ─► fine-tuning, with teacher.sft ─► state/trained ─► Sim-RL, with teacher.refine ─► out
+"""
 
 import shutil
 from functools import partial
+from typing import Any
 
-from transformers import Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from star import distributed
 from star.config.experiment import Config
@@ -27,12 +31,22 @@ from star.simrl.refine import SIMRL_METRICS, LogArtifact, refine_model
 
 
 def make_teacher(
-    config: Config, rows: list[dict], *, workspace: Workspace, log_metrics: LogMetrics, log_artifact: LogArtifact
+    config: Config,
+    rows: list[dict[str, Any]],
+    *,
+    workspace: Workspace,
+    log_metrics: LogMetrics,
+    log_artifact: LogArtifact,
 ) -> dict[str, float]:
-    """Writes the teacher's model folder to `workspace.out`. Every step that was finished before a kill is taken from `workspace.state`.
+    """Writes the teacher's model folder to `workspace.out`. Finished steps of a killed run are read from its state.
+
+    Args:
+        rows: the training rows.
+        log_metrics: called with the metrics and the step whenever a trainer logs.
+        log_artifact: called with Sim-RL's page of completions whenever it has grown.
 
     Returns:
-        the last training values by phase, and too_long: rows left out because of their length.
+        the last training metrics by phase; prompts: their number; too_long: rows left out because of their length.
     """
     tokenizer = _tokenizer(config, rows)
     prompts = render_rows(rows, tokenizer)
@@ -52,7 +66,6 @@ def make_teacher(
             )
         save_model_atomically(model, tokenizer, trained)
     if config.teacher.refine:
-        label = "refine the teacher (Sim-RL)"
         refine_model(
             trained,
             tokenizer,
@@ -60,7 +73,7 @@ def make_teacher(
             settings=config.teacher.refine,
             seed=config.seed,
             workspace=workspace,
-            label=label,
+            label="refine the teacher (Sim-RL)",
             log_metrics=log_metrics,
             log_artifact=log_artifact,
         )
@@ -70,16 +83,23 @@ def make_teacher(
     return counts | copy_learning_curves(workspace.state, out=workspace.out, metrics=SIMRL_METRICS)
 
 
-def _tokenizer(config: Config, rows: list[dict]):
-    if not isinstance(config.teacher.base, Architecture):
-        return load_tokenizer(base_source(config.teacher.base), revision=config.teacher.revision)
+def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenizerBase:
+    """Loads the base's tokenizer, or trains one on the rows for a base from scratch."""
+    base = config.teacher.base
+    if not isinstance(base, Architecture):
+        return load_tokenizer(base_source(base), revision=config.teacher.revision)
+    assert config.scratch is not None  # the configuration requires it for an Architecture
     rendered = render_rows(rows, bootstrap_tokenizer())
     return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
 
 
-def _base(config: Config, tokenizer, *, workspace: Workspace, log_metrics: LogMetrics):
+def _base(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, workspace: Workspace, log_metrics: LogMetrics
+) -> PreTrainedModel:
+    """Loads the base's model, or trains one from scratch to copy (see star/modeling/scratch.py)."""
     base = config.teacher.base
     if isinstance(base, Architecture):
+        assert config.scratch is not None  # the configuration requires it for an Architecture
         return build_base(
             base,
             config.scratch,
@@ -93,8 +113,8 @@ def _base(config: Config, tokenizer, *, workspace: Workspace, log_metrics: LogMe
 
 
 def _fine_tune(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[Prompt],
     *,
     settings: Training,
@@ -102,6 +122,7 @@ def _fine_tune(
     workspace: Workspace,
     log_metrics: LogMetrics,
 ) -> None:
+    """Trains on the targets of the rows; the loss is over the target's tokens only."""
     seed_everything(seed)
     trainer = Trainer(
         model=model,
@@ -112,7 +133,7 @@ def _fine_tune(
     train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
 
 
-def _supervised_row(prompt: Prompt, tokenizer) -> dict[str, list[int]]:
+def _supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     target_ids = tokenizer(prompt.target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}

@@ -1,7 +1,15 @@
-"""The teacher answers the training prompts; what survives the format check, de-duplication and the reward is what the student learns from.
+"""Samples the teacher on the training prompts and keeps the completions that the student will learn from.
 
-Work is cut into batches of prompts. Each batch is written whole before the next begins and is sampled from its own seed, so a killed
-rollout goes on and ends with the same sequences, and the parts of a rollout together are the whole one.
+A sample is kept when it ended before the limit, has a valid format, reaches the reward of the settings, and repeats no
+earlier sample of its prompt. The prompts are split into batches:
+
+    prompts ─┬► batch 0 ─► sample, seed 0 ─► assign verdicts ─► state/part-00000.parquet ─┐
+    by       ├► batch 1 ─► sample, seed 1 ─► assign verdicts ─► state/part-00001.parquet ─┼► sequences.parquet
+    length   └► ...                                                                       ┘
+
+A batch's file is complete before the next batch begins, and each batch has its own seed. Therefore a killed rollout
+continues with the next batch and ends with the same sequences, and the shards of a rollout have together the sequences
+of the whole rollout.
 """
 
 import time
@@ -9,10 +17,12 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
 
 from star.chat import FormatError, parse_completion, validate_calls
 from star.config.experiment import Config
@@ -44,21 +54,37 @@ SCHEMA = pa.schema(
     ]
 )
 VERDICTS = ("kept", "truncated", "format_errors", "low_reward", "duplicates")
-FAILURES = ("truncated", "format_errors", "low_reward")  # what is sampled again
-ROUND_SEED = 7_368_787  # between the seeds of one round of samples and the next
+FAILURES = ("truncated", "format_errors", "low_reward")  # samples with these verdicts are drawn again
+BATCH_SEED_STEP = 1_000_003  # between the seeds of two values of config.seed; a batch adds its number
+RETRY_SEED_STEP = 7_368_787  # between the seeds of a batch's samples and of its retries
 
 Sampler = Callable[..., list[list[Sample]]]
 
 
-def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, part: Part, work: Workspace) -> dict[str, float]:
-    """Rolls the teacher of a folder out on the rows' prompts; `rollout.prompts` bounds how many, drawn by the seed."""
+def roll_out_rows(
+    teacher: Path, rows: list[dict[str, Any]], *, config: Config, shard: Part, workspace: Workspace
+) -> dict[str, float]:
+    """Rolls out the teacher on the prompts of the rows, on at most `rollout.prompts` of them, chosen by the seed.
+
+    Returns:
+        prompts: how many were chosen; too_long: how many were left out because of their length; samples per verdict.
+
+    Raises:
+        InputError: the teacher gave no valid completion, or the disk is too small.
+    """
     tokenizer = load_tokenizer(teacher)
     rendered = render_rows(rows, tokenizer)
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    chosen = choose(prompts, count=config.rollout.prompts, seed=config.seed)
+    chosen = choose_prompts(prompts, count=config.rollout.prompts, seed=config.seed)
     settings = config.rollout
     counts = roll_out(
-        _sampler(teacher, settings), tokenizer, chosen, settings=settings, seed=config.seed, part=part, work=work
+        _sampler(teacher, settings),
+        tokenizer,
+        chosen,
+        settings=settings,
+        seed=config.seed,
+        shard=shard,
+        workspace=workspace,
     )
     if sum(counts.values()) and not counts["kept"]:
         raise InputError(
@@ -69,86 +95,113 @@ def roll_out_rows(teacher: Path, rows: list[dict], *, config: Config, part: Part
 
 
 def _sampler(teacher: Path, settings: Rollout) -> Sampler:
+    """Starts the back end of the settings; returns its function that samples."""
     if settings.server:
         return TeacherServer(settings.server).generate
     return TeacherEngine(teacher, settings.vllm).generate if settings.vllm else partial(generate, load_model(teacher))
 
 
-def choose(prompts: list[Prompt], *, count: int | None, seed: int) -> list[Prompt]:
-    """`count` of the prompts, drawn by their ids and the seed, so that every source of rows has its share."""
+def choose_prompts(prompts: list[Prompt], *, count: int | None, seed: int) -> list[Prompt]:
+    """Chooses `count` of the prompts (None: all) by a hash of seed and row id, so that every source keeps its share."""
     return sorted(prompts, key=lambda prompt: digest_of([seed, prompt.row_id]))[:count]
 
 
 def roll_out(
-    sample: Sampler, tokenizer, prompts: list[Prompt], *, settings: Rollout, seed: int, part: Part, work: Workspace
+    sample: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    settings: Rollout,
+    seed: int,
+    shard: Part,
+    workspace: Workspace,
 ) -> dict[str, int]:
-    """Samples, filters and writes `sequences.parquet`; finished batches are kept when the work is killed.
+    """Samples the prompts, filters the samples and writes `sequences.parquet` and `prompts.parquet`.
 
-    `prompts.parquet` tells what became of every prompt's samples.
+    `sequences.parquet` has the kept samples, `prompts.parquet` the number of samples per verdict for every prompt.
+
+    Args:
+        prompts: the prompts of all shards.
+        shard: which batches to do.
+        workspace: finished batches are in its state folder and are not sampled again.
 
     Returns:
-        how many samples were kept and how many were dropped, by reason: truncated, format_errors, low_reward, duplicates.
+        the number of samples per verdict: kept, truncated, format_errors, low_reward, duplicates.
     """
     by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.row_id))
     starts = range(0, len(by_length), settings.batch_size)
-    batches = part.of([(number, by_length[start : start + settings.batch_size]) for number, start in enumerate(starts)])
-    files = [work.state / f"part-{number:05d}.parquet" for number, _ in batches]
+    batches = shard.of(
+        [(number, by_length[start : start + settings.batch_size]) for number, start in enumerate(starts)]
+    )
+    files = [workspace.state / f"part-{number:05d}.parquet" for number, _ in batches]
     done = sum(file.exists() for file in files)
     samples = sum(len(batch) for _, batch in batches) * settings.samples
-    # Ids of four bytes and the text, about as much again.
-    needed = samples * settings.max_new_tokens * 8
-    require_disk_space(work.out, needed, what=f"a rollout of {samples:,} samples")
-    say(
-        f"rollout: {samples:,} samples of at most {settings.max_new_tokens} tokens; {format_bytes(needed)} to write at most"
-    )
+    # Four bytes per id, and about as much again for the text.
+    needed_bytes = samples * settings.max_new_tokens * 8
+    require_disk_space(workspace.out, needed_bytes, what=f"a rollout of {samples:,} samples")
+    limit = f"at most {settings.max_new_tokens} tokens each, {format_bytes(needed_bytes)} to write"
+    say(f"rollout: {samples:,} samples, {limit}")
     began = time.monotonic()
     with Bar("roll out the teacher", len(batches), start=done) as bar:
         for (number, batch), file in zip(batches, files, strict=True):
             if file.exists():
                 continue
-            rows = sample_batch(sample, tokenizer, batch, settings=settings, seed=seed * 1_000_003 + number)
-            _write_part(file, rows)
+            rows = sample_batch(sample, tokenizer, batch, settings=settings, seed=seed * BATCH_SEED_STEP + number)
+            _write_batch(file, rows)
             if bar.done == done:
                 seconds = time.monotonic() - began
                 rate = sum(len(row["completion_ids"]) for row in rows) / seconds
-                left = format_seconds(round(seconds * (len(batches) - done)))
-                say(f"rollout: about {left} at {rate:,.0f} sampled tokens a second")
+                time_left = format_seconds(round(seconds * (len(batches) - done)))
+                say(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
             bar.advance()
     table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])
     kept = table.filter(pc.equal(table["verdict"], "kept")).drop(["verdict"]).sort_by("id")
-    pq.write_table(kept, work.out / SEQUENCES)
-    pq.write_table(account(table), work.out / PROMPTS)
+    pq.write_table(kept, workspace.out / SEQUENCES)
+    pq.write_table(count_verdicts(table), workspace.out / PROMPTS)
     counts = Counter(table["verdict"].to_pylist())
     return {name: counts[name] for name in VERDICTS}
 
 
-def sample_batch(sample: Sampler, tokenizer, batch: list[Prompt], *, settings: Rollout, seed: int) -> list[dict]:
-    """The judged samples of a batch of prompts; what failed is sampled again, `settings.retries` times at most."""
+def sample_batch(
+    sample: Sampler, tokenizer: PreTrainedTokenizerBase, batch: list[Prompt], *, settings: Rollout, seed: int
+) -> list[dict[str, Any]]:
+    """Samples a batch of prompts and assigns verdicts. Failed samples are drawn again, at most `retries` times."""
     sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens}
     texts = [prompt.text for prompt in batch]
     groups = sample(tokenizer, texts, samples=settings.samples, seed=seed, **sampling)
-    rows = [judge(*pair, tokenizer, min_reward=settings.min_reward) for pair in zip(batch, groups, strict=True)]
+    rows_by_prompt = [
+        assign_verdicts(prompt, group, tokenizer, min_reward=settings.min_reward)
+        for prompt, group in zip(batch, groups, strict=True)
+    ]
     for retry in range(1, settings.retries + 1):
-        # A prompt stands there once for every sample it still lacks.
-        again = [index for index, made in enumerate(rows) for _ in range(_lacking(made, settings.samples))]
+        # The index of a prompt once for every sample that failed.
+        again = [index for index, rows in enumerate(rows_by_prompt) for _ in range(_missing(rows, settings.samples))]
         if not again:
             break
         more = sample(
-            tokenizer, [texts[index] for index in again], samples=1, seed=seed + retry * ROUND_SEED, **sampling
+            tokenizer, [texts[index] for index in again], samples=1, seed=seed + retry * RETRY_SEED_STEP, **sampling
         )
-        for index, [made] in zip(again, more, strict=True):
-            groups[index].append(made)
+        for index, [retried] in zip(again, more, strict=True):
+            groups[index].append(retried)
         for index in set(again):
-            rows[index] = judge(batch[index], groups[index], tokenizer, min_reward=settings.min_reward)
-    return [row for made in rows for row in made]
+            rows_by_prompt[index] = assign_verdicts(
+                batch[index], groups[index], tokenizer, min_reward=settings.min_reward
+            )
+    return [row for rows in rows_by_prompt for row in rows]
 
 
-def _lacking(rows: list[dict], samples: int) -> int:
+def _missing(rows: list[dict[str, Any]], samples: int) -> int:
+    """How many of `samples` samples have failed. Duplicates have not."""
     return samples - sum(row["verdict"] not in FAILURES for row in rows)
 
 
-def judge(prompt: Prompt, samples: list[Sample], tokenizer, *, min_reward: float | None = None) -> list[dict]:
-    """One row a sample with its verdict, the first that holds: truncated, format_errors, low_reward, duplicates, kept."""
+def assign_verdicts(
+    prompt: Prompt, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, *, min_reward: float | None = None
+) -> list[dict[str, Any]]:
+    """Makes one row per sample with its verdict, the first that applies.
+
+    The order is truncated, format_errors, low_reward, duplicates (of an earlier sample), kept.
+    """
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     seen: set[str] = set()
     rows = []
@@ -156,7 +209,7 @@ def judge(prompt: Prompt, samples: list[Sample], tokenizer, *, min_reward: float
         reward = similarity_reward(sample.text, prompt.target, prompt.tools).total
         if not sample.finished:
             verdict = "truncated"
-        elif not _is_valid(sample.text, prompt.tools):
+        elif not _has_valid_format(sample.text, prompt.tools):
             verdict = "format_errors"
         elif min_reward is not None and reward < min_reward:
             verdict = "low_reward"
@@ -177,16 +230,16 @@ def judge(prompt: Prompt, samples: list[Sample], tokenizer, *, min_reward: float
     return rows
 
 
-def account(table: pa.Table) -> pa.Table:
-    """One row a prompt: its samples, how many of them have each verdict, and the mean reward."""
-    counted = [pc.cast(pc.equal(table["verdict"], verdict), pa.int64()) for verdict in VERDICTS]
-    columns = {"row_id": table["row_id"], "reward": table["reward"], **dict(zip(VERDICTS, counted, strict=True))}
+def count_verdicts(table: pa.Table) -> pa.Table:
+    """Makes one row per prompt: its number of samples, how many of them have each verdict, and their mean reward."""
+    is_verdict = [pc.cast(pc.equal(table["verdict"], verdict), pa.int64()) for verdict in VERDICTS]
+    columns = {"row_id": table["row_id"], "reward": table["reward"], **dict(zip(VERDICTS, is_verdict, strict=True))}
     sums = [(verdict, "sum") for verdict in VERDICTS]
     grouped = pa.table(columns).group_by("row_id").aggregate([("reward", "count"), *sums, ("reward", "mean")])
     return grouped.rename_columns(["row_id", "samples", *VERDICTS, "mean_reward"]).sort_by("row_id")
 
 
-def _is_valid(text: str, tools: list[dict]) -> bool:
+def _has_valid_format(text: str, tools: list[dict[str, Any]]) -> bool:
     try:
         validate_calls(parse_completion(text), tools)
     except FormatError:
@@ -194,11 +247,11 @@ def _is_valid(text: str, tools: list[dict]) -> bool:
     return True
 
 
-def _table(rows: list[dict]) -> pa.Table:
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("verdict", pa.string())))
 
 
-def _write_part(part: Path, rows: list[dict]) -> None:
-    temporary = part.with_suffix(".tmp")
+def _write_batch(file: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = file.with_suffix(".tmp")
     pq.write_table(_table(rows), temporary)
-    temporary.replace(part)
+    temporary.replace(file)

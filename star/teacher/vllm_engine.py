@@ -1,23 +1,25 @@
-"""The teacher under vLLM in this process, on a GPU node that has it: sampling, and the top-k of given completions.
+"""Runs the teacher with vLLM in this process, on a GPU node that has it, for samples and for top-k log-probs.
 
-T completion tokens, K teacher ids a token.
+Shapes: T completion tokens, K teacher ids per token.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from star.config.teacher_signal import Engine
 from star.errors import InputError
 from star.modeling.generation import Sample, Sequence
-from star.teacher.openai_server import ended_sample, top_of_completion
+from star.teacher.openai_server import completion_top_k, sample_with_end_token
 
 
 class TeacherEngine:
     """vLLM with the model of a folder.
 
     Args:
-        max_logprobs: of a prompt's token, at most; what `top_k` may be asked for.
+        max_logprobs: the largest k that `top_k` may be called with.
 
     Raises:
         InputError: vLLM is not installed.
@@ -36,40 +38,50 @@ class TeacherEngine:
         )
 
     def generate(
-        self, tokenizer, prompts: list[str], *, samples: int, temperature: float, max_new_tokens: int, seed: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[str],
+        *,
+        samples: int,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
     ) -> list[list[Sample]]:
-        """What `star.modeling.generation.generate` does: `samples` completions for each prompt."""
+        """Samples `samples` completions per prompt, like `star.modeling.generation.generate`."""
         settings = [
             self._sampling(
                 n=samples,
                 temperature=temperature,
                 max_tokens=max_new_tokens,
-                seed=seed + place * samples,  # a prompt that stands there twice is drawn twice
+                seed=seed + index * samples,  # so that a repeated prompt gets different samples
                 top_p=1.0,
                 top_k=-1,
                 stop_token_ids=[tokenizer.eos_token_id],
                 skip_special_tokens=False,
             )
-            for place in range(len(prompts))
+            for index in range(len(prompts))
         ]
-        answers = self._ask(tokenizer(prompts, add_special_tokens=False)["input_ids"], settings)
+        outputs = self._run(tokenizer(prompts, add_special_tokens=False)["input_ids"], settings)
         return [
-            [ended_sample(made.token_ids, tokenizer, finished=made.finish_reason == "stop") for made in answer.outputs]
-            for answer in answers
+            [
+                sample_with_end_token(completion.token_ids, tokenizer, finished=completion.finish_reason == "stop")
+                for completion in output.outputs
+            ]
+            for output in outputs
         ]
 
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The k most probable ids of each completion position, [T, K], and their log-probabilities, falling."""
+        """Returns per sequence the k likeliest ids of each completion token and their log-probs, [T, K], falling."""
         settings = self._sampling(temperature=0.0, max_tokens=1, prompt_logprobs=k)
-        answers = self._ask([sequence.prompt_ids + sequence.completion_ids for sequence in sequences], settings)
-        found = []
-        for sequence, answer in zip(sequences, answers, strict=True):
+        outputs = self._run([sequence.prompt_ids + sequence.completion_ids for sequence in sequences], settings)
+        results = []
+        for sequence, output in zip(sequences, outputs, strict=True):
             positions = [
                 {token: entry.logprob for token, entry in (position or {}).items()}
-                for position in answer.prompt_logprobs
+                for position in output.prompt_logprobs
             ]
-            found.append(top_of_completion(positions, sequence, k=k, source="vLLM"))
-        return found
+            results.append(completion_top_k(positions, sequence, k=k, source="vLLM"))
+        return results
 
-    def _ask(self, prompts: list[list[int]], settings) -> list:
+    def _run(self, prompts: list[list[int]], settings: Any) -> list[Any]:
         return self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)

@@ -6,7 +6,7 @@
 
 A store is a folder:
 
-    topk-00000.safetensors ...   shard files, see star.topk.shard_file; sequences are in the order in which they were added
+    topk-00000.safetensors ...   shard files, see star.topk.shard_file; sequences in the order of adding
     lookup.npy                   [2, S] uint64: 64-bit hashes of the sequence ids, ascending, and the place of each
                                  sequence: number of the file << 32 | row in it
     index.json                   the header (k, vocabulary, digests of tokenizer and teacher), counts, and for every

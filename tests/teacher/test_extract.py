@@ -23,7 +23,7 @@ from star.errors import InputError
 from star.folders.manifest import Part, read_manifest
 from star.modeling.generation import Sequence
 from star.modeling.models import load_model
-from star.teacher.extract import scorer, store_scores, top_k_logprobs
+from star.teacher.extract import model_top_k, store_top_k, top_k_logprobs
 from star.topk.inspection import inspect_store, print_inspection
 from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore, TopKWriter
@@ -203,18 +203,18 @@ def test_a_disk_without_room_is_refused_before_the_teacher_works(tmp_path: Path,
         raise AssertionError("the teacher was asked")
 
     with pytest.raises(InputError, match="the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
-        store_scores(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
+        store_top_k(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
 
 
 def test_the_estimate_is_said_first(finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     model = load_model(finished["refine-teacher"]).eval()
     sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
     with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
-        score = scorer(model, pad_id=0, k=4)
-        assert store_scores(score, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
+        top_k = model_top_k(model, pad_id=0, k=4)
+        assert store_top_k(top_k, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("top-k: 2 sequences, 4 tokens; ")
-    assert any("completion tokens a second" in line for line in said)
+    assert any("completion tokens per second" in line for line in said)
 
 
 def test_inspection_tells_what_the_store_holds(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:

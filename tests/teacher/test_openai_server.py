@@ -20,7 +20,7 @@ from star.errors import InputError
 from star.folders.manifest import open_input
 from star.modeling.models import load_model, load_tokenizer
 from star.teacher import openai_server as server_module
-from star.teacher.openai_server import TeacherServer, occurrences
+from star.teacher.openai_server import TeacherServer, split_by_occurrence
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.store import TopKStore
 
@@ -168,7 +168,7 @@ def test_samples_end_with_the_end_token(served: Served) -> None:
 
 
 def test_a_prompt_that_is_asked_twice_is_drawn_twice(served: Served) -> None:
-    assert occurrences(["a", "b", "a", "a", "b"]) == [[0, 1], [2, 4], [3]]
+    assert split_by_occurrence(["a", "b", "a", "a", "b"]) == [[0, 1], [2, 4], [3]]
     prompts = ["<|im_start|>user\nHi", "x", "<|im_start|>user\nHi"]
     groups = TeacherServer(served.url).generate(
         served.teacher.tokenizer, prompts, samples=2, temperature=1.5, max_new_tokens=12, seed=1
@@ -186,7 +186,7 @@ def test_a_server_that_gives_too_few_logprobs_is_named(served: Served, micro: Co
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "ATTEMPTS", 1)
+    monkeypatch.setattr(server_module, "RETRIES", 1)
     with pytest.raises(InputError, match="server at http://127.0.0.1:9/v1 does not answer .*: start it"):
         TeacherServer("http://127.0.0.1:9/v1/")
 

@@ -10,7 +10,7 @@ from star.config.teacher_signal import Rollout
 from star.modeling.generation import Sample
 from star.modeling.models import load_tokenizer
 from star.modeling.prompts import Prompt
-from star.teacher.rollout import VERDICTS, _table, account, judge, sample_batch
+from star.teacher.rollout import VERDICTS, _table, assign_verdicts, count_verdicts, sample_batch
 
 TOOLS = [
     {"name": "ping", "description": "", "parameters": {"type": "object", "properties": {"host": {"type": "string"}}}}
@@ -38,7 +38,7 @@ def test_every_sample_has_its_verdict(tokenizer) -> None:
         sample(CALL, finished=False),
         sample("<think>\n\n</think>\n\nNo."),
     ]
-    rows = judge(Prompt("r", "a prompt", CALL, TOOLS), samples, tokenizer)
+    rows = assign_verdicts(Prompt("r", "a prompt", CALL, TOOLS), samples, tokenizer)
     verdicts = [row["verdict"] for row in rows]
     errors = ["format_errors"] * 3
     assert verdicts == ["kept", "duplicates", "kept", *errors, "truncated", "kept"]
@@ -47,7 +47,9 @@ def test_every_sample_has_its_verdict(tokenizer) -> None:
 
 
 def test_a_truncated_sample_does_not_make_a_whole_one_a_duplicate(tokenizer) -> None:
-    rows = judge(Prompt("r", "a prompt", CALL, TOOLS), [sample(CALL, finished=False), sample(CALL)], tokenizer)
+    rows = assign_verdicts(
+        Prompt("r", "a prompt", CALL, TOOLS), [sample(CALL, finished=False), sample(CALL)], tokenizer
+    )
     assert [row["verdict"] for row in rows] == ["truncated", "kept"]
 
 
@@ -60,9 +62,9 @@ def test_low_rewards_are_dropped_and_counted_by_prompt(tokenizer) -> None:
         sample("?"),
         sample(CALL, finished=False),
     ]
-    rows = judge(prompt, samples, tokenizer, min_reward=0.5)
+    rows = assign_verdicts(prompt, samples, tokenizer, min_reward=0.5)
     assert [row["verdict"] for row in rows] == ["kept", "duplicates", "low_reward", "format_errors", "truncated"]
-    [counted] = account(_table(rows)).to_pylist()
+    [counted] = count_verdicts(_table(rows)).to_pylist()
     assert counted.pop("mean_reward") == pytest.approx((1 + 1 + 0 - 1 + 1) / 5)
     verdicts = {"kept": 1, "duplicates": 1, "low_reward": 1, "format_errors": 1, "truncated": 1}
     assert counted == {"row_id": "r", "samples": 5, **verdicts}
