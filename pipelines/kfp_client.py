@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 import requests
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError
 
 from star.config.experiment import Config
@@ -30,7 +31,7 @@ Answer = TypeVar("Answer")
 ATTEMPTS = 6  # of one request
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
 TIMEOUT = 30.0
-AWAY = (429, 500, 502, 503, 504)
+UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"
 
@@ -185,31 +186,37 @@ class KfpClient:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def _ask(self, request: Callable[[], Answer], *, run_id: str | None = None) -> Answer:
-        """The answer to a request, asked again while the server is away.
+        """Returns the answer to a request, which is retried while the server is unavailable.
 
         Raises:
-            InputError: the server refuses (the message has the cure).
-            PipelineError: it stayed away.
+            InputError: The server refuses the request; the message has the cure.
+            PipelineError: The server is still unavailable after the last attempt.
         """
         import kfp_server_api
 
-        for attempt in range(ATTEMPTS):
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
-                    return request()
-            except (kfp_server_api.ApiException, requests.RequestException, HTTPError) as error:
-                status = getattr(error, "status", None) or getattr(
-                    getattr(error, "response", None), "status_code", None
-                )
-                if isinstance(error, kfp_server_api.ApiException | requests.HTTPError) and status not in AWAY:
-                    raise InputError(self._refusal(status, error, run_id)) from error
-                if attempt == ATTEMPTS - 1:
-                    reason = f"HTTP {status}" if status else type(error).__name__
-                    again = f"; run {run_id} goes on without us: `star pipeline status {run_id}`" if run_id else ""
-                    message = f"{self.host} stays away ({reason}): try again later{again}"
-                    raise PipelineError(message, input_fault=False) from error
-                time.sleep(PAUSE * 2**attempt)
-        raise AssertionError("unreachable")
+        request_errors = (kfp_server_api.ApiException, requests.RequestException, HTTPError)
+
+        def is_refusal(error: BaseException) -> bool:
+            answered = isinstance(error, kfp_server_api.ApiException | requests.HTTPError)
+            return answered and _http_status(error) not in UNAVAILABLE_STATUSES
+
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, request_errors) and not is_refusal(error)),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_exponential(multiplier=PAUSE),
+            reraise=True,
+        )
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
+                return retrying(request)
+        except request_errors as error:
+            status = _http_status(error)
+            if is_refusal(error):
+                raise InputError(self._refusal(status, error, run_id)) from error
+            reason = f"HTTP {status}" if status else type(error).__name__
+            again = f"; run {run_id} goes on: `star pipeline status {run_id}`" if run_id else ""
+            message = f"{self.host} is unavailable ({reason}): try again later{again}"
+            raise PipelineError(message, input_fault=False) from error
 
     def _refusal(self, status: int | None, error: Exception, run_id: str | None) -> str:
         if status == 401:
@@ -242,3 +249,8 @@ def _pods(detail: "V2beta1PipelineTaskDetail", by_node: dict[str, "V2beta1Pipeli
 
 def _message(error: "GoogleRpcStatus | None") -> str:
     return (error.message or "") if error else ""
+
+
+def _http_status(error: BaseException) -> int | None:
+    """The HTTP status that an error of kfp's client or of requests carries, or None without an answer."""
+    return getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)

@@ -261,18 +261,25 @@ class RetriedJob:
 
     def _delete_attempt(self, attempt: int) -> bool:
         """Returns whether a job was deleted. A job that cannot be deleted is a line in the log: the training itself is not affected."""
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_incrementing
+
+        def is_missing(error: BaseException) -> bool:
+            return getattr(error, "status", None) == 404
+
         name = self._name_of(attempt)
-        for retry in range(DELETE_ATTEMPTS):
-            try:
-                self.api.delete_namespaced_custom_object(*self.path, name)
-                return True
-            except self.request_errors as error:
-                if getattr(error, "status", None) == 404:
-                    return False
-                reason = str(error)
-                time.sleep(0.2 * retry)
-        say(f"TrainJob {name} could not be deleted ({reason}): kubectl delete trainjob {name}")
-        return False
+        retrying = Retrying(
+            retry=retry_if_exception(lambda error: isinstance(error, self.request_errors) and not is_missing(error)),
+            stop=stop_after_attempt(DELETE_ATTEMPTS),
+            wait=wait_incrementing(start=0.0, increment=0.2),
+            reraise=True,
+        )
+        try:
+            retrying(self.api.delete_namespaced_custom_object, *self.path, name)
+            return True
+        except self.request_errors as error:
+            if not is_missing(error):
+                say(f"TrainJob {name} could not be deleted ({error}): kubectl delete trainjob {name}")
+            return False
 
     def _name_of(self, attempt: int) -> str:
         return f"{self.name}-{attempt}"

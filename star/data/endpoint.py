@@ -13,11 +13,14 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
+
 from star.errors import InputError
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
 LONGEST_PAUSE = 60.0  # seconds, whatever Retry-After says
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+TRANSIENT_ERRORS = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
 
 
 class EndpointError(Exception):
@@ -60,22 +63,25 @@ class Endpoint:
             "max_tokens": max_tokens,
         }
         jitter = random.Random(seed)
-        problem = ""
-        for attempt in range(1, self.attempts + 1):
-            pause = self.first_pause * 2 ** (attempt - 1) * (1 + jitter.random())
-            try:
-                return _answer(self._post(body), attempts=attempt)
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {_start(error)}"
-                if error.code not in RETRIED:
-                    raise InputError(
-                        f"{self.url} refuses the request ({problem}): check address, key and model"
-                    ) from error
-                pause = max(pause, _retry_after(error))
-            except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-                problem = f"{type(error).__name__}: {str(error)[:200]}"
-            if attempt < self.attempts:
-                time.sleep(min(pause, LONGEST_PAUSE))
+
+        def pause(state: RetryCallState) -> float:
+            seconds = self.first_pause * 2 ** (state.attempt_number - 1) * (1 + jitter.random())
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, urllib.error.HTTPError):
+                seconds = max(seconds, _retry_after(error))
+            return min(seconds, LONGEST_PAUSE)
+
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient), stop=stop_after_attempt(self.attempts), wait=pause, reraise=True
+        )
+        try:
+            return retrying(lambda: _answer(self._post(body), attempts=retrying.statistics["attempt_number"]))
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code}: {_start(error)}"
+            if not _is_transient(error):
+                raise InputError(f"{self.url} refuses the request ({problem}): check address, key and model") from error
+        except TRANSIENT_ERRORS as error:
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
         raise EndpointError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {problem}")
 
     def _post(self, body: dict) -> bytes:
@@ -100,6 +106,13 @@ class Endpoint:
             if response.length:
                 raise http.client.IncompleteRead(bytes(content), response.length)
         return bytes(content)
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later: an HTTP status of TRANSIENT_STATUSES, a cut connection, an answer without text."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in TRANSIENT_STATUSES
+    return isinstance(error, TRANSIENT_ERRORS)
 
 
 def _answer(content: bytes, *, attempts: int) -> Answer:

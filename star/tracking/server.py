@@ -22,7 +22,8 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # ten small files are no progress to watch
 }
-WRITES = 5  # tries of one write
+WRITE_ATTEMPTS = 5
+WRITE_PAUSE_SECONDS = 0.05
 
 
 def tracking_uri() -> str:
@@ -79,18 +80,21 @@ def connect() -> "MlflowClient":
     return client
 
 
-def insist(write: Callable[[], object]) -> None:
-    """Writes to MLflow again when it failed: of two that make the same tag or alias at once it answers one with an error."""
-    from mlflow.exceptions import MlflowException
+def retry_write(write: Callable[[], object]) -> None:
+    """Calls `write`, up to WRITE_ATTEMPTS times while MLflow answers with an error.
 
-    for left in reversed(range(WRITES)):
-        try:
-            write()
-            return
-        except MlflowException:
-            if not left:
-                raise
-            time.sleep(0.05)
+    Of two processes that create the same tag or alias at once, MLflow answers one with an error; its second attempt succeeds.
+    """
+    from mlflow.exceptions import MlflowException
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(MlflowException),
+        stop=stop_after_attempt(WRITE_ATTEMPTS),
+        wait=wait_fixed(WRITE_PAUSE_SECONDS),
+        reraise=True,
+    )
+    retrying(write)
 
 
 @contextmanager

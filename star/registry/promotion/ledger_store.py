@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from star.errors import InputError
 from star.registry.location import DATABASE, registry_location, registry_s3_client, split_s3
-from star.tracking.server import insist, shown_uri, tracking_uri
+from star.tracking.server import retry_write, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -153,7 +153,7 @@ def open_ledger_store(name: str, client: "MlflowClient") -> LedgerStore:
                 f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, which has "
                 "no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
             )
-        insist(lambda: client.set_registered_model_tag(name, LOCATION_TAG, here))
+        retry_write(lambda: client.set_registered_model_tag(name, LOCATION_TAG, here))
         noted = here
     if os.environ.get("STAR_REGISTRY") and here != noted:
         raise InputError(

@@ -27,7 +27,7 @@ from star.registry.promotion import ledger
 from star.registry.promotion.ledger import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.promotion.ledger_store import LedgerStore, open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
-from star.tracking.server import connect, insist
+from star.tracking.server import connect, retry_write
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -189,7 +189,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
             if decision.aliases.get(alias) != seen.aliases.get(alias):
                 _write_alias(client, name, alias, decision.aliases.get(alias))
         written = str(decision.seq)
-        insist(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
+        retry_write(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
         # Of several writers the last one must not leave the aliases of an older decision, so each reads the ledger once more.
         newest = ledger.newest_decision(store, name)
         if newest.seq == decision.seq:
@@ -245,9 +245,9 @@ def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str)
 
 def _write_alias(client: "MlflowClient", name: str, alias: str, version: int | None) -> None:
     if version is None:
-        insist(lambda: client.delete_registered_model_alias(name, alias))
+        retry_write(lambda: client.delete_registered_model_alias(name, alias))
     else:
-        insist(lambda: client.set_registered_model_alias(name, alias, str(version)))
+        retry_write(lambda: client.set_registered_model_alias(name, alias, str(version)))
 
 
 def _describe(decision: Decision) -> str:
