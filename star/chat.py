@@ -1,11 +1,39 @@
-"""The Qwen3 tool-call format: the one renderer and the one parser that training, rollout, reward and evaluation share.
+"""Renders and parses the Qwen3 tool-call format, for training, rollout, reward and evaluation alike.
 
-A prompt is everything up to and including `<|im_start|>assistant\\n`; it comes from the tokenizer's own chat
-template, which is `CHAT_TEMPLATE` for tokenizers made here and the official one for Qwen3's. A completion is what
-follows: one `<think>` block, then either a reply or `<tool_call>` blocks with one JSON object each.
+A prompt is everything up to and including `<|im_start|>assistant\\n`. The tokenizer's chat template renders it: the
+official one of Qwen3's tokenizers, or `CHAT_TEMPLATE` for tokenizers trained here. The question "What time is it in
+Oslo?" with one tool becomes this prompt:
 
-Completions are a model's text and may be anything. `parse_completion` answers each of them with a `Completion` or a
-`FormatError`, in time linear in its length.
+    <|im_start|>system
+    # Tools
+
+    You may call one or more functions to assist with the user query.
+
+    You are provided with function signatures within <tools></tools> XML tags:
+    <tools>
+    {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {"city": {"type": "string"}}}}
+    </tools>
+
+    For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+    <tool_call>
+    {"name": <function-name>, "arguments": <args-json-object>}
+    </tool_call><|im_end|>
+    <|im_start|>user
+    What time is it in Oslo?<|im_end|>
+    <|im_start|>assistant
+
+A completion is what follows: one `<think>` block, then a reply or `<tool_call>` blocks with one JSON object each. A
+target is the completion that a row asks for. Here it is, and what the parser reads from it:
+
+    >>> from star.chat import parse_completion, render_target
+    >>> target = render_target({"tool_calls": [{"name": "get_time", "arguments": {"city": "Oslo"}}]})
+    >>> target
+    '<think>\\n\\n</think>\\n\\n<tool_call>\\n{"name": "get_time", "arguments": {"city": "Oslo"}}\\n</tool_call>'
+    >>> parse_completion(target)
+    Completion(reasoning='', tool_calls=[{'name': 'get_time', 'arguments': {'city': 'Oslo'}}], content='')
+
+Completions are a model's text and may be anything. For each of them `parse_completion` returns a `Completion` or raises
+a `FormatError`, in time linear in its length.
 """
 
 import json
@@ -26,13 +54,14 @@ FORMAT_TOKENS = (
 THINK_OPEN, THINK_CLOSE, CALL_OPEN, CALL_CLOSE = FORMAT_TOKENS[:4]
 IM_END = SPECIAL_TOKENS[2]
 
-# Arguments nested deeper than this are refused, so that what was parsed can be written, copied and compared without a
-# RecursionError.
+# Arguments nested deeper than this are a format error, so that all later code can write, copy and compare them without
+# a RecursionError.
 MAX_DEPTH = 100
 JSON_SPACE = " \t\n\r"
-_scan = json.JSONDecoder().scan_once
-# Most completions: one call or a reply, and no other tag anywhere. Read here at once; nothing is ever given back to try again.
-_PLAIN = re.compile(r"\s*+<think>([^<]*+)</think>\s*+(?:<tool_call>([^<]*+)</tool_call>\s*+|([^<]*+))")
+_decode_json = json.JSONDecoder().raw_decode
+# Most completions have one call or a reply, and no other tag. This expression matches them at once; its quantifiers are
+# possessive, so it never backtracks.
+_SIMPLE_COMPLETION = re.compile(r"\s*+<think>([^<]*+)</think>\s*+(?:<tool_call>([^<]*+)</tool_call>\s*+|([^<]*+))")
 
 TOOLS_HEADER = """# Tools
 
@@ -50,8 +79,8 @@ For each function call, return a json object with function name and arguments wi
 {"name": <function-name>, "arguments": <args-json-object>}
 </tool_call>"""
 
-# As in Qwen3: reasoning is kept only in the turns after the user's last question, and there only where it is not
-# empty or ends the chat.
+# As in Qwen3, the reasoning of an assistant turn is rendered only after the user's last question, and there only where
+# it is not empty or the turn is the last one.
 _TEMPLATE = r"""
 {%- set first_system = messages[0].content if messages[0].role == 'system' else none %}
 {%- if tools %}
@@ -112,7 +141,7 @@ _TEMPLATE = r"""
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
 {%- endif %}"""
 
-# A JSON string is also a jinja string, so the two constants stand in the template as literals.
+# A JSON string is also a valid jinja string, so the two constants become literals of the template.
 CHAT_TEMPLATE: str = _TEMPLATE.replace("@TOOLS_HEADER@", json.dumps(TOOLS_HEADER)).replace(
     "@TOOLS_FOOTER@", json.dumps(TOOLS_FOOTER)
 )
@@ -126,10 +155,10 @@ class Completion(NamedTuple):
     """A parsed completion.
 
     Attributes:
-        reasoning: the text of the think block, stripped.
+        reasoning: text of the think block, stripped.
         tool_calls: dicts with exactly the keys `name` (str) and `arguments` (dict of JSON values), in the order of
             the text.
-        content: the text outside of the calls, stripped: the reply when there are no calls.
+        content: text outside of the calls, stripped. Without calls it is the reply.
     """
 
     reasoning: str
@@ -141,7 +170,7 @@ def render_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]], t
     """Renders the prompt for the next assistant turn with the tokenizer's chat template.
 
     Args:
-        messages: the conversation without its target, in the row form or in OpenAI's (`content` may be None).
+        messages: the conversation without its target, in the form of the rows or of OpenAI (`content` may be None).
         tools: bare (`{"name", "description", "parameters"}`) or wrapped (`{"type": "function", "function": {...}}`).
         tokenizer: anything with transformers' `apply_chat_template`.
     """
@@ -152,14 +181,14 @@ def render_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]], t
 
 
 def render_target(message: dict[str, Any]) -> str:
-    """Renders an assistant message as the completion text a model should give, without the closing `<|im_end|>`.
+    """Renders an assistant message as the completion that a model should write, without the closing `<|im_end|>`.
 
-    The think block is always written, empty where the message has no reasoning. Prompt + target + `<|im_end|>\\n` is
-    what the chat template gives for the whole conversation.
+    There is always a think block, empty where the message has no reasoning. Prompt + target + `<|im_end|>\\n` equals
+    what the chat template renders for the whole conversation.
     """
     reasoning = (message.get("reasoning_content") or "").strip("\n")
     calls = [
-        f'{CALL_OPEN}\n{{"name": {_dumps(call["name"])}, "arguments": {_dumps(call["arguments"])}}}\n{CALL_CLOSE}'
+        f'{CALL_OPEN}\n{{"name": {_to_json(call["name"])}, "arguments": {_to_json(call["arguments"])}}}\n{CALL_CLOSE}'
         for call in message.get("tool_calls") or []
     ]
     content = (message.get("content") or "").lstrip("\n")
@@ -168,23 +197,22 @@ def render_target(message: dict[str, Any]) -> str:
 
 
 def parse_completion(text: str, *, strict: bool = True) -> Completion:
-    """Parses what a model gave after `<|im_start|>assistant\\n`; one trailing `<|im_end|>` is accepted.
+    """Parses what a model wrote after `<|im_start|>assistant\\n`, with or without a trailing `<|im_end|>`.
 
-    The text is one `<think>...</think>`, then a reply or `<tool_call>` blocks, each of one JSON object with a string
-    `name` and an object `arguments` (other keys are dropped; of a repeated key the last one counts).
+    The text must be one `<think>...</think>`, then a reply or `<tool_call>` blocks, each of one JSON object with a
+    string `name` and an object `arguments`. Other keys are dropped; of a repeated key the last one counts.
 
     Args:
-        strict: what comes back can be written as UTF-8 JSON and has no stray tag. False is the reading of the
-            official reward, which is more lenient: it overlooks text before the think block, stray think tags, calls
-            that are never closed, NaN, infinities and lone surrogates. A call that is never closed is then left in
-            `content`.
+        strict: whether the result must be writable as UTF-8 JSON and free of stray tags. False follows the official
+            reward, which accepts more: text before the think block, stray think tags, calls that are never closed, NaN,
+            infinities and lone surrogates. A call that is never closed then stays in `content`.
 
     Raises:
-        FormatError: and nothing else, whatever the argument.
+        FormatError: the text breaks the format. No other exception is raised, whatever the argument.
     """
     if not isinstance(text, str):
         raise FormatError("a completion is a string")
-    if plain := _PLAIN.fullmatch(text):
+    if plain := _SIMPLE_COMPLETION.fullmatch(text):
         reasoning, block, reply = plain.groups()
         calls = [] if block is None else [_parse_call(block)]
         completion = Completion(reasoning.strip(), calls, (reply or "").strip())
@@ -198,7 +226,7 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
             raise FormatError("a <tool_call> tag has no partner")
         if IM_END in completion.content:
             raise FormatError("a completion goes on after its <|im_end|>")
-        _require_portable(completion)
+        _require_utf8_json(completion)
     return completion
 
 
@@ -206,7 +234,8 @@ def parse_target(text: str, *, strict: bool = True) -> Completion:
     """Parses a target: a completion whose opening `<think>` may be missing.
 
     Raises:
-        FormatError: and nothing else; also for a call that is never closed, strict or not.
+        FormatError: the text breaks the format or has a call that is never closed, strict or not. No other exception
+            is raised.
     """
     if not isinstance(text, str) or text.count(THINK_CLOSE) != 1:
         raise FormatError("a target is a string with exactly one </think>")
@@ -219,37 +248,37 @@ def parse_target(text: str, *, strict: bool = True) -> Completion:
 def validate_calls(completion: Completion, tools: list[dict[str, Any]]) -> None:
     """Checks that every call names a tool of the prompt and passes only parameters that this tool has.
 
-    Values are not checked against their types, and required parameters may be missing: that is for a score to judge.
+    Types of values and missing required parameters are not checked, because they lower the score of a well-formed call.
 
     Raises:
-        FormatError: for a call that is not allowed, and for tools that are not a list of dicts with a name.
+        FormatError: a call is not allowed, or `tools` is not a list of dicts with a name.
     """
-    given = _given_parameters(tools)
+    raw = _raw_parameters(tools)
     for call in completion.tool_calls:
-        parameters = given.get(call["name"])
+        parameters = raw.get(call["name"])
         if parameters is None:
             raise FormatError("a call names no tool of the prompt")
-        if not call["arguments"].keys() <= _by_name(parameters).keys():
+        if not call["arguments"].keys() <= _parameters_by_name(parameters).keys():
             raise FormatError("a call passes an argument that its tool does not have")
 
 
 def tool_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Maps each tool's name to its parameters by name; a tool without `parameters` has none.
 
-    `parameters` comes in two dialects: JSON Schema, and a flat map of the parameters themselves, of which one may be
-    called `type` or `properties`. It is read as a schema when `properties` is a dict and `type` is present, the
-    official code's rule.
+    `parameters` is JSON Schema or a flat map of the parameters, of which one may be called `type` or `properties`. As
+    in the official code it counts as a schema when `properties` is a dict and `type` is present.
 
     Raises:
-        FormatError: for tools that are not a list of dicts with a name.
+        FormatError: `tools` is not a list of dicts with a name.
     """
-    return {name: _by_name(parameters) for name, parameters in _given_parameters(tools).items()}
+    return {name: _parameters_by_name(parameters) for name, parameters in _raw_parameters(tools).items()}
 
 
-def _given_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _raw_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Maps each tool's name to its `parameters`, whichever form these have."""
     if not isinstance(tools, list):
         raise FormatError("tools are not a list")
-    given = {}
+    raw: dict[str, dict[str, Any]] = {}
     try:
         for tool in tools:
             function = tool.get("function", tool)
@@ -258,18 +287,20 @@ def _given_parameters(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 raise FormatError("a tool of the prompt has no name")
             if not isinstance(parameters, dict):
                 raise FormatError("the parameters of a tool of the prompt are not an object")
-            given[name] = parameters
+            raw[name] = parameters
     except AttributeError:
         raise FormatError("a tool of the prompt is not an object") from None
-    return given
+    return raw
 
 
-def _by_name(parameters: dict[str, Any]) -> dict[str, Any]:
+def _parameters_by_name(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a JSON Schema or of a flat map."""
     is_schema = isinstance(parameters.get("properties"), dict) and parameters.get("type") is not None
     return parameters["properties"] if is_schema else parameters
 
 
 def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
+    """Splits a completion into the text of its think block and the answer after it."""
     start = text.find(THINK_OPEN)
     end = text.find(THINK_CLOSE, start + len(THINK_OPEN))
     last = text.rfind(THINK_CLOSE)
@@ -281,9 +312,9 @@ def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
 
 
 def _split_calls(text: str) -> tuple[list[str], list[str]]:
-    """The texts inside the `<tool_call>` blocks, and the texts around them (one more).
+    """Returns the texts inside the `<tool_call>` blocks, and the texts around them, of which there is one more.
 
-    Linear, where a lazy regular expression is quadratic in the number of tags that are never closed.
+    The time is linear. A lazy regular expression would be quadratic in the number of tags that are never closed.
     """
     inside, around, position = [], [], 0
     while (start := text.find(CALL_OPEN, position)) >= 0 and (end := text.find(CALL_CLOSE, start)) >= 0:
@@ -295,23 +326,25 @@ def _split_calls(text: str) -> tuple[list[str], list[str]]:
 
 
 def _parse_call(block: str) -> dict[str, Any]:
+    """Parses the text inside a `<tool_call>` block."""
     block = block.strip(JSON_SPACE)
     try:
-        call, end = _scan(block, 0)
-    except (StopIteration, ValueError, RecursionError):
-        call, end = None, -1  # no JSON, nested too deep, or an integer of more digits than python reads
+        call, end = _decode_json(block)
+    except (ValueError, RecursionError):
+        call, end = None, -1  # not JSON, nested too deep, or an integer with more digits than Python accepts
     if end != len(block):
         raise FormatError("a <tool_call> block is not JSON")
     if not isinstance(call, dict) or not isinstance(name := call.get("name"), str):
         raise FormatError("a <tool_call> block is not an object with a name")
     if not isinstance(arguments := call.get("arguments"), dict):
         raise FormatError("the arguments of a call are not an object")
-    if len(block) > 2 * MAX_DEPTH:  # a shorter text cannot be too deep
-        _require_shallow(arguments)
+    if len(block) > 2 * MAX_DEPTH:  # a shorter text cannot be nested so deep
+        _require_max_depth(arguments)
     return {"name": name, "arguments": arguments}
 
 
-def _require_shallow(arguments: dict[str, Any]) -> None:
+def _require_max_depth(arguments: dict[str, Any]) -> None:
+    """Raises FormatError for arguments nested deeper than MAX_DEPTH. Goes level by level, without recursion."""
     level: list[Any] = [arguments]
     for _ in range(MAX_DEPTH):
         nodes = [node.values() if isinstance(node, dict) else node for node in level]
@@ -321,13 +354,14 @@ def _require_shallow(arguments: dict[str, Any]) -> None:
     raise FormatError(f"the arguments of a call are nested deeper than {MAX_DEPTH}")
 
 
-def _require_portable(completion: Completion) -> None:
+def _require_utf8_json(completion: Completion) -> None:
+    """Raises FormatError for a completion that cannot be written as UTF-8 JSON."""
     try:
         calls = json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False)
         (completion.reasoning + completion.content + calls).encode()
-    except ValueError:  # of json for NaN and infinities, of encode for lone surrogates
+    except ValueError:  # from json for NaN and infinities, from encode for lone surrogates
         raise FormatError("a completion holds a number or a character that cannot be written as UTF-8 JSON") from None
 
 
-def _dumps(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

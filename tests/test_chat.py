@@ -1,6 +1,8 @@
 """The Qwen3 format: the template letter for letter, the parser against whatever a model may write."""
 
+import doctest
 import json
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import star.chat
 from star.chat import (
     CHAT_TEMPLATE,
     FORMAT_TOKENS,
@@ -81,6 +84,14 @@ def call_text(name: str, arguments: Any) -> str:
 
 def completion_text(answer: str, reasoning: str = "ok") -> str:
     return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+
+
+def test_the_examples_of_the_docstring_are_true(tokenizer):
+    tool = {"name": "get_time", "description": "", "parameters": {"city": {"type": "string"}}}
+    prompt = render_prompt([{"role": "user", "content": "What time is it in Oslo?"}], [tool], tokenizer)
+    assert textwrap.indent(prompt, "    ") in star.chat.__doc__
+    result = doctest.testmod(star.chat)
+    assert result.attempted >= 4 and result.failed == 0
 
 
 def test_prompt_is_qwen3s_letter_for_letter(tokenizer):
@@ -279,7 +290,7 @@ def test_an_end_token_changes_nothing(text, strict):
 
 
 @pytest.mark.parametrize("value", [None, 3, b"<think></think>", ["<think></think>"], {}])
-def test_what_is_no_string_is_a_format_error(value):
+def test_a_value_that_is_not_a_string_is_a_format_error(value):
     for parse in (parse_completion, parse_target):
         with pytest.raises(FormatError):
             parse(value)
