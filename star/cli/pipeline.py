@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from star.cli.options import ConfigOption
+
 if TYPE_CHECKING:
     from star.pipelines.kfp_client import KfpClient
 
 pipeline_app = typer.Typer(help="The pipeline on Kubeflow Pipelines.", no_args_is_help=True)
 
-ConfigOption = Annotated[
-    str,
-    typer.Option("--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b."),
-]
 ImageOption = Annotated[str, typer.Option(help="Container image of the tasks.")]
 HostOption = Annotated[
     str | None,

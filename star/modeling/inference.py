@@ -4,23 +4,22 @@ from pathlib import Path
 
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
 from star.data.generate import public_tool
-from star.data.tool_files import load_tools
 
 MAX_NEW_TOKENS = 512
 
 
-def answer(query: str, *, tools: Path, folder: Path) -> Completion:
+def answer(query: str, *, tools: list[dict], folder: Path) -> Completion:
     """Greedy answer of a model to `query`, parsed and checked against the tools.
 
     Args:
-        tools: JSON file with tools in any dialect of star.data.tools.
+        tools: the tools in normal form, as `load_tools` reads them.
         folder: the model's folder.
 
     Raises:
-        InputError: the tools or the model cannot be read.
+        InputError: the model cannot be read.
         FormatError: the model's text breaks the format; the message carries the text, made printable.
     """
-    shown = [public_tool(tool) for tool in load_tools(tools)]
+    shown = [public_tool(tool) for tool in tools]
     from star.modeling.generation import generate
     from star.modeling.models import load_model, load_tokenizer
 

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from star.cli.main import app
 from star.stages import STAGES
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
@@ -31,6 +35,20 @@ def test_help_names_every_stage_and_imports_nothing_heavy(tmp_path: Path) -> Non
 @pytest.mark.parametrize("stage", [stage.name for stage in STAGES] + ["run", "call", "promote", "compare"])
 def test_every_command_shows_an_example(stage: str, tmp_path: Path) -> None:
     assert f"star {stage}" in star(stage, "--help", cwd=tmp_path, TERMINAL_WIDTH="200", COLUMNS="200").stdout
+
+
+def commands(group: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(name as the user types it, help) of every command below a group."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command.help
+
+
+def test_every_command_has_an_example_of_itself() -> None:
+    without = [name for name, text in commands(typer.main.get_command(app), "star") if f"`{name}" not in text]
+    assert without == []
 
 
 @pytest.mark.parametrize(

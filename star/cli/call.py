@@ -1,0 +1,39 @@
+"""Defines `star call`: asks a model for function calls."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from star.cli.fail import fail
+from star.cli.options import NameOption
+
+
+def call(
+    query: Annotated[str, typer.Argument(help="What the user asks for.")],
+    tools: Annotated[Path, typer.Option(help="JSON file with the tools that may be called.")],
+    model: Annotated[
+        str, typer.Option(help="Alias or version of the registered model, or the folder of a model.")
+    ] = "champion",
+    name: NameOption = "star",
+) -> None:
+    """Ask a model for the calls that answer a request. Prints one call per line, as JSON.
+
+    Example: `star call "Book a flight from Oslo to Rome" --tools tools.json`
+    """
+    from star.chat import FormatError
+    from star.data.tool_files import load_tools
+    from star.html_kit import visible
+    from star.modeling.inference import answer
+    from star.registry.download import get_model_folder
+
+    try:
+        completion = answer(query, tools=load_tools(tools), folder=get_model_folder(model, name=name))
+    except FormatError as error:
+        fail(str(error), status=1)
+    # A model's text may contain escape sequences of the terminal: only their visible form is printed.
+    for tool_call in completion.tool_calls:
+        typer.echo(visible(json.dumps(tool_call, ensure_ascii=False)))
+    if completion.content:
+        typer.echo(visible(completion.content))

@@ -1,0 +1,98 @@
+"""Defines `star evaluate` (the stage, and one model alone) and `star compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from star.cli.options import ConfigOption, NameOption, ResumeOption, ShardOption
+from star.cli.stage import run_stage
+from star.errors import InputError
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Option(help="Score one model alone: a folder, an alias or version of the registry, a hub id.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="With --model: suites, separated by commas, of heldout, bfcl and acebench.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --model: entries per category of bfcl and acebench.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="With --model: categories of bfcl, separated by commas. Default: all.")
+    ] = None,
+    acebench: Annotated[Path | None, typer.Option(help="With --model: a checkout of ACEBench.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that `star synthesize` wrote.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Folder that `star refine-teacher` wrote.")] = None,
+    distilled: Annotated[Path | None, typer.Option(help="Folder that `star distill` wrote.")] = None,
+    refined: Annotated[Path | None, typer.Option(help="Folder that `star refine` wrote.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write.")] = None,
+    config: ConfigOption = "tiny",
+    name: NameOption = "star",
+    shard: ShardOption = "1/1",
+    resume: ResumeOption = True,
+) -> None:
+    """Compare teacher, distilled and refined student; or, with --model, score one model on any suites. Writes a report.
+
+    Examples:
+
+    `star evaluate --data D --teacher T --distilled S --refined R --out runs/hand/evaluation`
+
+    `star evaluate --model champion --suite heldout,bfcl --limit 20`
+
+    `star evaluate --model ./model --suite bfcl --category simple_python,irrelevance`
+    """
+    if model is None:
+        folders = {"data": data, "teacher": teacher, "distilled": distilled, "refined": refined}
+        if out is None or None in folders.values():
+            missing = [f"--{option}" for option, folder in {**folders, "out": out}.items() if folder is None]
+            raise InputError(f"evaluate needs {', '.join(missing)}, or --model for one model alone")
+        if suite or limit or category or acebench:
+            raise InputError("--suite, --limit, --category and --acebench go with --model; a stage reads `evaluate`")
+        run_stage("evaluate", config, **folders, out=out, shard=shard, resume=resume)
+        return
+    if shard != "1/1":
+        raise InputError("--shard is of the stage: leave it out with --model")
+    if teacher or distilled or refined:
+        raise InputError("--model is one model alone: leave out --teacher, --distilled and --refined")
+    from star.config.load import load_config
+    from star.evaluation.one_model import evaluate_one
+    from star.registry.download import get_model_folder_or_hub_id
+
+    evaluate_one(
+        get_model_folder_or_hub_id(model, name=name),
+        title=model,
+        config=load_config(config),
+        suites=_split_at_commas(suite),
+        limit=limit,
+        categories=_split_at_commas(category),
+        acebench=acebench,
+        data=data,
+        out=out,
+        resume=resume,
+    )
+
+
+def compare(
+    a: Annotated[
+        Path, typer.Argument(help="Folder that `star evaluate` wrote; FOLDER:MODEL where it holds several models.")
+    ],
+    b: Annotated[Path, typer.Argument(help="The evaluation to compare it with.")],
+) -> None:
+    """Compare two evaluated models on the rows that both answered: differences with intervals, and whether chance explains them.
+
+    Examples:
+
+    `star compare runs/evaluations/1 runs/evaluations/2`
+
+    `star compare runs/latest/evaluate:teacher runs/evaluations/base`
+    """
+    from star.evaluation.compare import print_comparison
+
+    print_comparison(a, b)
+
+
+def _split_at_commas(text: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in text.split(",")) if text else None

@@ -1,0 +1,173 @@
+"""Defines the commands on registered versions: models, promote, rollback, lineage, registry and tracking."""
+
+from typing import Annotated
+
+import typer
+
+from star.cli.fail import fail
+from star.cli.options import NameOption
+
+models_app = typer.Typer(invoke_without_command=True)
+registry_app = typer.Typer(help="Read and repair the ledger of promotions.", no_args_is_help=True)
+tracking_app = typer.Typer(help="Repair runs in MLflow.", no_args_is_help=True)
+
+MODEL_HELP = "A version or an alias of the registered model, or NAME/VERSION, or NAME@ALIAS."
+ReasonOption = Annotated[str, typer.Option(help="The reason, for the ledger.")]
+
+
+@models_app.callback()
+def models(context: typer.Context, name: NameOption = "star") -> None:
+    """List the registered versions with their scores, aliases and lineage; compare two, delete one.
+
+    Examples:
+
+    `star models`
+
+    `star models diff champion previous-champion`
+    """
+    if context.invoked_subcommand is None:
+        from star.registry.tables import print_versions
+
+        print_versions(name)
+
+
+@models_app.command("diff")
+def models_diff(
+    first: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    second: Annotated[str, typer.Argument(help="The version to compare it with.")],
+    name: NameOption = "star",
+) -> None:
+    """Compare two versions: scores, lineage, files.
+
+    Example: `star models diff champion previous-champion`
+    """
+    from star.registry.tables import print_difference
+    from star.registry.versions import find_by_reference
+
+    print_difference(find_by_reference(first, name=name), find_by_reference(second, name=name))
+
+
+@models_app.command("delete")
+def models_delete(
+    version: Annotated[int, typer.Argument(help="Version to delete.")], name: NameOption = "star"
+) -> None:
+    """Delete a version. A version with an alias is not deleted.
+
+    Example: `star models delete 2`
+    """
+    from star.registry.promotion.promote import delete_version
+
+    delete_version(name, version)
+    typer.echo(f"{name} version {version} is deleted")
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    to: Annotated[str, typer.Option(help="Alias to give: champion or challenger.")] = "champion",
+    reason: ReasonOption = "",
+    to_registry: Annotated[
+        str | None, typer.Option(help="Address of another MLflow: copy the version there first, and promote it there.")
+    ] = None,
+    name: NameOption = "star",
+) -> None:
+    """Make a registered version the champion, whatever the gate decided. Its files are checked first.
+
+    Examples:
+
+    `star promote 2 --reason "fewer wrong dates"`
+
+    `star promote 3 --to challenger`
+
+    `star promote challenger`
+
+    `star promote champion --to-registry https://mlflow.prod.example.com`
+    """
+    from star.registry.promotion.promote_model import promote_model
+
+    promoted = promote_model(model, name=name, to=to, reason=reason, to_registry=to_registry)
+    typer.echo(f"{promoted} is the {to}{' there' if to_registry is not None else ''}")
+
+
+def rollback(reason: ReasonOption = "", name: NameOption = "star") -> None:
+    """Make the previous champion the champion again. A second rollback undoes the first.
+
+    Example: `star rollback --reason "more refusals in production"`
+    """
+    from star.registry.promotion.promote import rollback as roll_back
+
+    typer.echo(f"{roll_back(name, reason=reason)} is the champion again")
+
+
+def lineage(
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or the folder of a model.")] = "champion",
+    name: NameOption = "star",
+) -> None:
+    """Print where a model comes from, and check every digest that can be reached. Exits with 1 when one does not match.
+
+    Examples:
+
+    `star lineage`
+
+    `star lineage star/3`
+
+    `star lineage ./downloaded`
+    """
+    from star.registry.lineage_tree import print_lineage
+
+    if mismatches := print_lineage(model, name=name):
+        fail(f"{len(mismatches)} of the lineage does not match: {'; '.join(mismatches)}", status=1)
+
+
+@registry_app.command("reconcile")
+def reconcile_command(name: NameOption = "star") -> None:
+    """Complete interrupted promotions, record aliases that were moved in MLflow, and check the ledger.
+
+    Example: `star registry reconcile --name star`
+    """
+    from star.registry.promotion.reconcile import reconcile
+
+    done, wrong = reconcile(name)
+    for line in done or ["nothing to put right"]:
+        typer.echo(line)
+    if wrong:
+        fail("; ".join(wrong), status=1)
+
+
+@registry_app.command("ledger")
+def ledger_command(name: NameOption = "star") -> None:
+    """List every attempt to promote a version: when, by whom, which version, the outcome and the reason.
+
+    Example: `star registry ledger`
+    """
+    from star.registry.tables import print_ledger
+
+    print_ledger(name)
+
+
+@tracking_app.command("replay")
+def replay_command() -> None:
+    """Send the tracking server what it could not receive earlier, and close the runs of killed processes.
+
+    Example: `star tracking replay`
+    """
+    from star.home import spools
+    from star.tracking.spool import replay
+
+    done, left = replay(spools())
+    typer.echo(f"{done} runs brought to their end" if done else "nothing was waiting")
+    if left:
+        fail(f"{left[0]}; start the server or correct MLFLOW_TRACKING_URI", status=2)
+
+
+@tracking_app.command("reap")
+def reap_command(
+    hours: Annotated[float, typer.Option(min=0, help="Close runs without a metric for this many hours.")] = 24.0,
+) -> None:
+    """Close runs that MLflow still shows as running although their machine has gone.
+
+    Example: `star tracking reap --hours 6`
+    """
+    from star.tracking.server import reap
+
+    for line in reap(hours) or ["no stale runs"]:
+        typer.echo(line)
