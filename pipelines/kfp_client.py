@@ -3,6 +3,8 @@
 Requests are retried while the server is unavailable (502, 503, a broken connection). A refused request raises InputError with the cure.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import os
@@ -165,7 +167,7 @@ class KfpClient:
         return self._ask(get, run_id=run_id)
 
     @cached_property
-    def _client(self) -> "kfp.Client":
+    def _client(self) -> kfp.Client:
         """kfp's client, created after the server has answered once: kfp alone would wait half a minute and not say why."""
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise InputError("no Kubeflow Pipelines server: give --host or KFP_HOST, such as http://localhost:8080")
@@ -237,7 +239,7 @@ class KfpClient:
         return f"{self.host} refuses with HTTP {status}: {reason}"
 
 
-def _pods(detail: "V2beta1PipelineTaskDetail", by_node: dict[str, "V2beta1PipelineTaskDetail"]) -> Iterator[str]:
+def _pods(detail: V2beta1PipelineTaskDetail, by_node: dict[str, V2beta1PipelineTaskDetail]) -> Iterator[str]:
     """Yields the pods that ran a task: the executors below its node, one per attempt."""
     children = [by_node[child.pod_name] for child in detail.child_tasks or [] if child.pod_name in by_node]
     executors = [child for child in children if child.display_name.startswith("executor")]
@@ -247,7 +249,7 @@ def _pods(detail: "V2beta1PipelineTaskDetail", by_node: dict[str, "V2beta1Pipeli
         yield detail.pod_name
 
 
-def _message(error: "GoogleRpcStatus | None") -> str:
+def _message(error: GoogleRpcStatus | None) -> str:
     return (error.message or "") if error else ""
 
 

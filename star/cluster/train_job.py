@@ -37,6 +37,8 @@ What happens on failure:
 - The cluster's API does not answer for MAX_FAILED_POLLS polls: the task fails, the job trains on, and KFP's retry waits for it.
 """
 
+from __future__ import annotations
+
 import itertools
 import json
 import os
@@ -305,7 +307,7 @@ class RetriedJob:
         self.lines_printed = len(lines)
 
 
-def trainer_client() -> "TrainerClient":
+def trainer_client() -> TrainerClient:
     """Connects Kubeflow Trainer's client to the cluster.
 
     Raises:
@@ -327,7 +329,7 @@ def trainer_client() -> "TrainerClient":
         ) from None
 
 
-def find_runtime(client: "TrainerClient", name: str) -> "Runtime":
+def find_runtime(client: TrainerClient, name: str) -> Runtime:
     """Reads a training runtime of the cluster (deploy/multinode/runtime.yaml is one).
 
     Raises:

@@ -35,7 +35,7 @@ def check_tracking_server() -> str:
         client.delete_run(run.info.run_id)
     except Exception as error:
         raise InputError(
-            f"{uri} answers and does not take a run with an artifact ({reason_of(error)}): check the rights of "
+            f"{uri} answers but does not accept a run with an artifact ({reason_of(error)}): check the rights of "
             "MLFLOW_TRACKING_USERNAME, and that the server's artifact store exists"
         ) from error
     return uri

@@ -207,7 +207,7 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (no_secret, "secrets", "HF_TOKEN (from Secret star-hub)", "fill the Secret"),
     (empty_secret, "secrets", "HF_TOKEN", "fill the Secret"),
     (tracking_down, "MLflow", "cannot be used", "start the server or correct MLFLOW_TRACKING_URI"),
-    (tracking_without_artifacts, "MLflow", "does not take a run with an artifact", "check the rights"),
+    (tracking_without_artifacts, "MLflow", "does not accept a run with an artifact", "check the rights"),
     (another_service, "registry", "cannot be used", "correct MLFLOW_TRACKING_URI"),
     (no_bucket, "checkpoints", "NoSuchBucket", "the bucket or a file is missing: make it"),
     (store_down, "checkpoints", "cannot be used", "check AWS_ENDPOINT_URL"),
