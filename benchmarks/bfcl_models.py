@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from star.config.load import load_config
-from star.evaluation.labels import show, show_range
-from star.evaluation.suite import EVALUATION, evaluate_models
+from star.evaluation.evaluate import EVALUATION, evaluate_models
+from star.evaluation.score_format import format_range, format_score
 from star.folders.workspace import Workspace
 from star.modeling.models import load_tokenizer, save_model
 
@@ -39,10 +39,10 @@ def main() -> None:
     config = load_config(given.config)
     chosen = {"suites": ("bfcl",), "bfcl_categories": tuple(given.categories)}
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update=chosen)})
-    work = Workspace(given.out, given.out / "state")
-    work.state.mkdir(parents=True, exist_ok=True)
+    workspace = Workspace(given.out, given.out / "state")
+    workspace.state.mkdir(parents=True, exist_ok=True)
     models = {"random weights": random_twin(given.model, given.out / "random"), "trained": given.model}
-    evaluate_models(models, None, config=config, work=work, title="BFCL categories")
+    evaluate_models(models, None, config=config, workspace=workspace, title="BFCL categories")
     print_table(json.loads((given.out / EVALUATION).read_text(encoding="utf-8")))
 
 
@@ -56,9 +56,9 @@ def print_table(evaluation: dict) -> None:
         cells = []
         for model in models:
             found = model["bfcl"]["categories"][name]
-            interval = show_range("bfcl", found["low"], found["high"])
-            cells.append(f"{show('bfcl', found['mean'])} [{interval}]")
-        floor = show("bfcl", part["floor"][name])
+            interval = format_range("bfcl", found["low"], found["high"])
+            cells.append(f"{format_score('bfcl', found['mean'])} [{interval}]")
+        floor = format_score("bfcl", part["floor"][name])
         print(f"| {name} | {whole['rows']} | {' | '.join(cells)} | {floor} |")
     for model in models:
         if unanswered := model["bfcl"]["unanswered"]:

@@ -1,7 +1,8 @@
-"""What the report's page is built from: safe text, tables, four kinds of SVG chart, and the style sheet.
+"""Builds the parts of HTML pages: safe text, tables, word diffs, SVG charts (intervals, bars, lines), and the style sheet.
 
-It knows nothing of models or scores; `report.py` does. Charts are drawn at about the size they are shown at on a phone,
-so that their text stays readable there; colours come from the style sheet, so they follow light, dark and print.
+The report, the data card and the page of Sim-RL's completions use it. It does not know what the values are. Charts are drawn at about the
+size that a phone shows them at, so that their text stays readable there. Colours come from the style sheet, so that they follow light,
+dark and print.
 """
 
 import difflib
@@ -13,8 +14,8 @@ from typing import NamedTuple
 
 Point = tuple[float, float]
 
-_COLOURS = 5  # series colours in STYLE
-_MAX_TEXT = 4000  # characters of one model text shown, which also bounds the time a diff takes
+_SERIES_COLOURS = 5  # the colours c0 to c4 in STYLE
+_MAX_TEXT_CHARACTERS = 4000  # shown of one model text; this also bounds the time that a diff takes
 # C0 and C1 controls, text direction, lone surrogates, noncharacters: shown by number, never passed on
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
@@ -22,7 +23,7 @@ _UNSAFE = re.compile(
 
 
 class Dot(NamedTuple):
-    """One row of an interval chart: colour number, label, value, its interval where known, the value as text."""
+    """One row of an interval chart: number of the colour, label, value, ends of its interval, the value as text."""
 
     colour: int
     label: str
@@ -33,7 +34,7 @@ class Dot(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One bar: colour number, what it stands for, value, the value as text, its interval where known."""
+    """One bar: number of the colour, label, value, the value as text, ends of its interval where known."""
 
     colour: int
     label: str
@@ -44,7 +45,7 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line: colour number, label ("" for none), points in order of x, (x, low, high) where an interval is known."""
+    """One line: number of the colour, label ("" for none), points by rising x, (x, low, high) where an interval is known."""
 
     colour: int
     label: str
@@ -77,7 +78,7 @@ def table(caption: str, head: str, body: str, *, label: str) -> str:
 
 def swatch(colour: int) -> str:
     """The small square that ties a name to its colour in the charts."""
-    return f'<i class="key c{colour % _COLOURS}"></i>'
+    return f'<i class="key c{colour % _SERIES_COLOURS}"></i>'
 
 
 def legend(names: list[str]) -> str:
@@ -87,16 +88,17 @@ def legend(names: list[str]) -> str:
 
 
 def cut(raw: str) -> str:
-    """`raw`, its end replaced by a count if it is too long to show."""
-    return raw if len(raw) <= _MAX_TEXT else f"{raw[:_MAX_TEXT]} … ({len(raw) - _MAX_TEXT:,} more characters)"
+    """`raw`; if it is too long to show, its end is replaced by the number of missing characters."""
+    missing = len(raw) - _MAX_TEXT_CHARACTERS
+    return raw if missing <= 0 else f"{raw[:_MAX_TEXT_CHARACTERS]} … ({missing:,} more characters)"
 
 
 def word_diff(expected: str, predicted: str) -> tuple[str, str]:
     """Both texts as HTML blocks, the words that only one of them has in a <mark>."""
-    words = [re.findall(r"\w+|\s+|[^\w\s]", visible(raw)) for raw in (expected, predicted)]
-    same = difflib.SequenceMatcher(None, *words).get_matching_blocks()
-    left = _marked(words[0], [(block.a, block.size) for block in same], "missing")
-    right = _marked(words[1], [(block.b, block.size) for block in same], "extra")
+    expected_words, predicted_words = (re.findall(r"\w+|\s+|[^\w\s]", visible(raw)) for raw in (expected, predicted))
+    same = difflib.SequenceMatcher(None, expected_words, predicted_words).get_matching_blocks()
+    left = _marked(expected_words, [(block.a, block.size) for block in same], "missing")
+    right = _marked(predicted_words, [(block.b, block.size) for block in same], "extra")
     return _block(left), _block(right)
 
 
@@ -116,13 +118,13 @@ def _block(body: str) -> str:
 
 
 def interval_chart(title: str, rows: list[Dot]) -> str:
-    """One line a row: label, dot with its interval on a shared scale, value."""
+    """One line per row: label, dot with its interval on a shared scale, value."""
     low, high = _padded(min(row.low for row in rows), max(row.high for row in rows))
     body = ""
     for i, row in enumerate(rows):
         y, (x, x_low, x_high) = 12 + 22 * i, (_scale(v, low, high, 70, 180) for v in (row.value, row.low, row.high))
         body += (
-            f'<g class="c{row.colour % _COLOURS}"><text x="0" y="{y + 4}">{text(_clip(row.label, 11))}</text>'
+            f'<g class="c{row.colour % _SERIES_COLOURS}"><text x="0" y="{y + 4}">{text(_clip(row.label, 11))}</text>'
             f'<path class="rule" d="M66 {y}H184"/><path class="whisker" d="M{x_low:.1f} {y}H{x_high:.1f}"/>'
             f'<circle class="dot" cx="{x:.1f}" cy="{y}" r="4.5"/>'
             f'<text class="end" x="236" y="{y + 4}">{text(row.shown)}</text></g>'
@@ -131,7 +133,7 @@ def interval_chart(title: str, rows: list[Dot]) -> str:
 
 
 def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0.0, high: float = 1.0) -> str:
-    """Groups of bars, each under its label, from 0 to the value, intervals as thin lines; the scale spans [low, high] and all values."""
+    """Groups of bars, each under its label, with intervals as thin lines. Bars start at 0; the scale spans [low, high] and all values."""
     values = [bar.value for _, bars in groups for bar in bars]
     low, high = min(low, *values), max(high, *values)
     body, y, zero = "", 0, _scale(0, low, high, 1, 352)
@@ -147,7 +149,7 @@ def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0
                 ends = [_scale(value, low, high, 1, 352) for value in (bar.low, bar.high)]
                 interval, right = f'<path class="error" d="M{ends[0]:.1f} {y + 5}H{ends[1]:.1f}"/>', max(right, ends[1])
             body += (
-                f'<g class="c{bar.colour % _COLOURS}"><rect class="bar" x="{left:.1f}" y="{y}" width="{width:.1f}" '
+                f'<g class="c{bar.colour % _SERIES_COLOURS}"><rect class="bar" x="{left:.1f}" y="{y}" width="{width:.1f}" '
                 f'height="10" rx="1"><title>{text(bar.label)}: {text(bar.shown)}</title></rect>{interval}'
                 f'<text class="small" x="{right + 5:.1f}" y="{y + 9}">{text(bar.shown)}</text></g>'
             )
@@ -165,7 +167,7 @@ def line_chart(
     width: int = 420,
     height: int = 240,
 ) -> str:
-    """Lines over a light grid, with their intervals as shade and their labels at the right end."""
+    """Lines over a light grid, with their intervals shaded and their labels at the right end."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for y in [*(y for _, y in line.points), *(y for band in line.band for y in band[1:])]]
     (y_low, y_high), right = _padded(min(ys), max(ys)), width - (70 if any(line.label for line in lines) else 8)
@@ -180,7 +182,7 @@ def line_chart(
     for x, label in x_ticks:
         body += f'<text class="small middle" transform="translate({at(x, y_low)})" y="16">{text(label)}</text>'
     for line in lines:
-        body += f'<g class="c{line.colour % _COLOURS}">'
+        body += f'<g class="c{line.colour % _SERIES_COLOURS}">'
         if line.band:
             edge = [at(x, high) for x, _, high in line.band] + [at(x, low) for x, low, _ in reversed(line.band)]
             body += f'<path class="band" d="M{"L".join(edge)}Z"/>'
@@ -196,7 +198,7 @@ def _end_labels(lines: list[Line], y_low: float, y_high: float, right: int, heig
     body, free = "", 0.0
     for line in sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1]):
         y = max(_scale(line.points[-1][1], y_low, y_high, height - 24, 8), free)
-        body += f'<text class="c{line.colour % _COLOURS} series" x="{right + 9}" y="{y + 4:.1f}">'
+        body += f'<text class="c{line.colour % _SERIES_COLOURS} series" x="{right + 9}" y="{y + 4:.1f}">'
         body += f"{text(_clip(line.label, 10))}</text>"
         free = y + 13
     return body
@@ -211,7 +213,7 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 
 def thin(points: list[Point], *, limit: int = 240) -> list[Point]:
-    """At most `limit` points that look the same when drawn: the lowest and the highest of every stretch are kept."""
+    """At most `limit` points that look the same when drawn: the lowest and the highest point of every stretch."""
     if len(points) <= limit:
         return points
     size = math.ceil(2 * len(points) / limit)

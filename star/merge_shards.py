@@ -46,16 +46,16 @@ def merge_evaluation(parts: list[Path], *, out: Path) -> Metrics:
     Raises:
         InputError: as `merge` does.
     """
-    from star.evaluation.shards import merge_parts, read_part
-    from star.evaluation.suite import log_models
+    from star.evaluation.evaluate import log_model_runs
+    from star.evaluation.shards import merge_shards, read_shard
     from star.tracking.runs import stage_run
 
     def work(manifests: dict[Path, Manifest], made: Path, run: "Run") -> Metrics:
         folders = list(manifests)
-        gathered = [read_part(folder) for folder in folders]
-        run.log_params(flat(gathered[0]["settings"]))
-        metrics = merge_parts(folders, gathered, out=made)
-        log_models(metrics, gathered[0])
+        gathered = [read_shard(folder) for folder in folders]
+        run.log_params(flat(gathered[0].settings))
+        metrics = merge_shards(folders, gathered, out=made)
+        log_model_runs(metrics, gathered[0])
         return metrics
 
     return _put_together(parts, work, out=out, code=code_digest(merge_evaluation), tracked=stage_run("evaluate"))

@@ -171,16 +171,16 @@ def evaluate(
     models, part = {"teacher": teacher, "distilled": distilled, "refined": refined}, Part.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
+        from star.evaluation.evaluate import log_model_runs, score_and_write
         from star.evaluation.gather import gather
-        from star.evaluation.shards import write_part
-        from star.evaluation.suite import complete, log_models
+        from star.evaluation.shards import write_shard
 
         title = "Teacher, distilled and refined student"
-        gathered = gather(models, data, config=config, state=workspace.state, title=title, part=part)
+        gathered = gather(models, data, config=config, state=workspace.state, title=title, shard=part)
         if part != WHOLE:
-            return write_part(gathered, out=workspace.out)
-        metrics = complete([gathered], out=workspace.out)
-        log_models(metrics, gathered)
+            return write_shard(gathered, out=workspace.out)
+        metrics = score_and_write([gathered], out=workspace.out)
+        log_model_runs(metrics, gathered)
         return metrics
 
     return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume, part=part)

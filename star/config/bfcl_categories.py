@@ -1,4 +1,7 @@
-"""Lists the categories of the Berkeley Function Calling Leaderboard (BFCL) that STAR runs, in the groups that its score formulas use."""
+"""Lists the categories of the Berkeley Function Calling Leaderboard (BFCL) that STAR runs, in the groups that its score formulas use.
+
+They are part of the configuration's room because the configuration validates `evaluate.bfcl_categories` against them.
+"""
 
 SIMPLE = ("simple_python", "simple_java", "simple_javascript")
 IRRELEVANCE = ("irrelevance", "live_irrelevance")

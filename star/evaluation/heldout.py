@@ -1,58 +1,111 @@
-"""Held-out evaluation: greedy exact match, reward and mistakes by kind, and sampled pass@k and policy entropy, with intervals."""
+"""Evaluates a model on the held-out rows: greedy exact match, reward and mistakes, sampled pass@k and policy entropy."""
 
 from collections import Counter, defaultdict
+from pathlib import Path
 from statistics import fmean
+from typing import Any, NotRequired, TypedDict
 
 from star.chat import FormatError, parse_completion, validate_calls
+from star.data.rows import read_rows
+from star.errors import InputError
 from star.evaluation.candidate import Candidate
-from star.evaluation.intervals import mean_interval, pass_at_k
-from star.evaluation.mistakes import KINDS, mistake
-from star.modeling.generation import Sequence, policy_entropy
-from star.modeling.prompts import Prompt
+from star.evaluation.intervals import mean_score, pass_at_k
+from star.evaluation.mistakes import MISTAKE_KINDS, classify_mistake
+from star.evaluation.suite_scores import Score, ScoringSettings, SuiteScores
+from star.modeling.prompts import Prompt, render_rows
 from star.progress import Bar
 from star.rewards.similarity import exact_match, similarity_reward
 
 PASS_K = (1, 4, 8)
+ENTROPY_BATCH_TOKENS = 8192
+FAILURE_KEYS = ("id", "kind", "query", "expected", "predicted", "reward", "mistake")
 
 
-def ask_heldout(candidate: Candidate, rows: list[dict], prompts: list[Prompt], *, seen_tools: set[str]) -> list[dict]:
-    """Answers the rows of the candidate's part, each once greedily and `settings.samples` times at temperature.
+class Answers(TypedDict):
+    """A model's answers to one prompt, as the journal keeps them: the greedy text, sampled texts, entropy over the first sample."""
+
+    greedy: str
+    samples: list[str]
+    entropy: float
+
+
+class HeldoutOutcome(TypedDict):
+    """What a model made of one held-out row. `row` is its place among all rows, `passes` the number of exactly right samples."""
+
+    row: NotRequired[int]
+    id: str
+    kind: str
+    source: str
+    query: str
+    expected: str
+    predicted: str
+    exact_match: float
+    reward: float
+    format_error: float
+    mistake: str | None
+    passes: int
+    entropy: float
+    unseen_tool: bool
+    expected_call: str
+    predicted_call: str
+
+
+def ask_suite(candidate: Candidate, data: Path | None) -> list[HeldoutOutcome]:
+    """Asks the candidate its shard of the held-out rows. `data` is the folder of `star synthesize`."""
+    if data is None:
+        raise InputError("the suite heldout needs rows: give the folder of `star synthesize`")
+    rows = list(read_rows(data / "heldout.jsonl"))
+    seen_tools = called_tools(list(read_rows(data / "train.jsonl")))
+    return ask_heldout(candidate, rows, render_rows(rows, candidate.tokenizer), seen_tools=seen_tools)
+
+
+def score_suite(shards: list[list[HeldoutOutcome]], settings: ScoringSettings) -> SuiteScores:
+    """Scores the outcomes of all shards, in the order of the rows."""
+    outcomes = sorted((outcome for shard in shards for outcome in shard), key=lambda outcome: outcome["row"])
+    return score_heldout(outcomes, samples=settings.samples, seed=settings.seed)
+
+
+def ask_heldout(
+    candidate: Candidate, rows: list[dict], prompts: list[Prompt], *, seen_tools: set[str]
+) -> list[HeldoutOutcome]:
+    """Answers the rows of the candidate's shard, each once greedily and `settings.samples` times at temperature.
 
     Args:
         rows: the held-out rows that `prompts` were rendered from, in the same order.
-        seen_tools: names of the tools that training rows call; rows that call another one are scored apart as well.
+        seen_tools: names of the tools that training rows call. Rows that call another tool are also scored apart.
 
     Returns:
-        the outcome on each of the part's rows, with its place among all rows as `row`.
+        The outcome on each row of the shard, in the order of the rows.
     """
     settings = candidate.settings
-    # Prompts of like length together: a long one must not stretch a whole batch of short ones.
+    # Prompts of similar length share a batch, because one long prompt pads all others to its length.
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
-    # Of all batches, so that each has the rows and the seed that it has when one process asks them all.
-    numbered = candidate.part.of(list(enumerate(batches)))
-    outcomes: list[dict] = []
+    # All batches are numbered before the shard takes its own: a batch has the same rows and seed in any number of shards.
+    numbered = candidate.shard.of(list(enumerate(batches)))
+    outcomes: list[HeldoutOutcome] = []
     with Bar(f"evaluate the {candidate.name} model", len(numbered)) as bar:
         for number, batch in numbered:
-            texts = [prompts[index].text for index in batch]
-            sampling = settings.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens"})
-            seed = candidate.seed * 1_000_003 + number
-            question = {"suite": "heldout", "prompts": texts, "seed": seed, **sampling}
-            answers = candidate.journal.once(question, lambda texts=texts, seed=seed: _ask(candidate, texts, seed=seed))
+            answers = _answer_batch(candidate, [prompts[index].text for index in batch], number=number)
             for index, answer in zip(batch, answers, strict=True):
                 outcomes.append({"row": index, **_outcome(rows[index], prompts[index], answer, seen_tools)})
             bar.advance()
     return sorted(outcomes, key=lambda outcome: outcome["row"])
 
 
-def score_heldout(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict]:
-    """`scores`, `by_kind`, `mistakes` and `call_confusion` of the outcomes on all rows, in their order."""
-    return {
-        "scores": _scores(outcomes, samples=samples, seed=seed),
-        "by_kind": _by_kind(outcomes, seed=seed),
-        "mistakes": _mistakes(outcomes),
+def score_heldout(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> SuiteScores:
+    """Scores the outcomes on all rows, in their order.
+
+    Returns:
+        Scores, failures, and as details `by_kind`, `mistakes` and `call_confusion`.
+    """
+    details = {
+        "by_kind": _scores_by_kind(outcomes, seed=seed),
+        "mistakes": _count_mistakes(outcomes),
         "call_confusion": dict(Counter(f"{o['expected_call']}_{o['predicted_call']}" for o in outcomes)),
     }
+    rows: list[dict[str, Any]] = [{**outcome} for outcome in outcomes]
+    return SuiteScores(_scores(outcomes, samples=samples, seed=seed), details, rows, _failures(rows))
 
 
 def called_tools(rows: list[dict]) -> set[str]:
@@ -60,24 +113,37 @@ def called_tools(rows: list[dict]) -> set[str]:
     return {call["name"] for row in rows for call in row["messages"][-1].get("tool_calls") or []}
 
 
-def _ask(candidate: Candidate, texts: list[str], *, seed: int) -> list[dict]:
-    """For each prompt its greedy text, its sampled texts, and the policy's entropy over the first sample."""
+def _answer_batch(candidate: Candidate, prompts: list[str], *, number: int) -> list[Answers]:
+    """The answers to a batch of prompts, from the journal where they are in it."""
+    sampling = candidate.settings.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens"})
+    seed = candidate.seed * 1_000_003 + number
+    question = {"suite": "heldout", "prompts": prompts, "seed": seed, **sampling}
+    return candidate.journal.once(question, lambda: _generate_answers(candidate, prompts, seed=seed))
+
+
+def _generate_answers(candidate: Candidate, prompts: list[str], *, seed: int) -> list[Answers]:
+    from star.modeling.generation import Sequence, policy_entropy
+
     settings, tokenizer = candidate.settings, candidate.tokenizer
-    limits = {"max_new_tokens": settings.max_new_tokens, "seed": seed}
-    greedy = candidate.generate(texts, samples=1, temperature=0.0, **limits)
-    sampled = candidate.generate(texts, samples=settings.samples, temperature=settings.temperature, **limits)
-    first = [
-        Sequence(tokenizer(text, add_special_tokens=False)["input_ids"], group[0].token_ids)
-        for text, group in zip(texts, sampled, strict=True)
+    limit = settings.max_new_tokens
+    greedy = candidate.generate(prompts, samples=1, temperature=0.0, seed=seed, max_new_tokens=limit)
+    sampled = candidate.generate(
+        prompts, samples=settings.samples, temperature=settings.temperature, seed=seed, max_new_tokens=limit
+    )
+    first_samples = [
+        Sequence(tokenizer(prompt, add_special_tokens=False)["input_ids"], group[0].token_ids)
+        for prompt, group in zip(prompts, sampled, strict=True)
     ]
-    entropies = policy_entropy(candidate.model, first, pad_id=tokenizer.pad_token_id, batch_tokens=8192)
+    entropies = policy_entropy(
+        candidate.model, first_samples, pad_id=tokenizer.pad_token_id, batch_tokens=ENTROPY_BATCH_TOKENS
+    )
     return [
         {"greedy": best[0].text, "samples": [sample.text for sample in group], "entropy": entropy}
         for best, group, entropy in zip(greedy, sampled, entropies, strict=True)
     ]
 
 
-def _outcome(row: dict, prompt: Prompt, answer: dict, seen_tools: set[str]) -> dict:
+def _outcome(row: dict, prompt: Prompt, answer: Answers, seen_tools: set[str]) -> HeldoutOutcome:
     greedy, target, tools = answer["greedy"], prompt.target, prompt.tools
     reward, exact = similarity_reward(greedy, target, tools), exact_match(greedy, target, tools)
     return {
@@ -90,16 +156,16 @@ def _outcome(row: dict, prompt: Prompt, answer: dict, seen_tools: set[str]) -> d
         "exact_match": float(exact),
         "reward": reward.total,
         "format_error": float(reward.format < 0),
-        "mistake": None if exact else mistake(greedy, target, tools) or KINDS[-1],
+        "mistake": None if exact else classify_mistake(greedy, target, tools) or MISTAKE_KINDS[-1],
         "passes": sum(exact_match(text, target, tools) for text in answer["samples"]),
         "entropy": answer["entropy"],
         "unseen_tool": bool(called_tools([row]) - seen_tools),
         "expected_call": "call" if row["messages"][-1].get("tool_calls") else "none",
-        "predicted_call": "call" if _calls(greedy, tools) else "none",
+        "predicted_call": "call" if _makes_valid_calls(greedy, tools) else "none",
     }
 
 
-def _calls(text: str, tools: list[dict]) -> bool:
+def _makes_valid_calls(text: str, tools: list[dict]) -> bool:
     try:
         completion = parse_completion(text)
         validate_calls(completion, tools)
@@ -108,7 +174,7 @@ def _calls(text: str, tools: list[dict]) -> bool:
     return bool(completion.tool_calls)
 
 
-def _scores(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict[str, float]]:
+def _scores(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> dict[str, Score]:
     values = {
         "exact_match": [o["exact_match"] for o in outcomes],
         "mean_reward": [o["reward"] for o in outcomes],
@@ -118,19 +184,17 @@ def _scores(outcomes: list[dict], *, samples: int, seed: int) -> dict[str, dict[
     for k in PASS_K:
         if k <= samples:
             values[f"pass_at_{k}"] = [pass_at_k(samples, o["passes"], k) for o in outcomes]
-    bounds = {"mean_reward": (-1.0, 1.0), "entropy": None}
-    return {name: scored(column, seed=seed, bounds=bounds.get(name, (0.0, 1.0))) for name, column in values.items()}
+    bounds: dict[str, tuple[float, float] | None] = {"mean_reward": (-1.0, 1.0), "entropy": None}
+    return {name: mean_score(column, seed=seed, bounds=bounds.get(name, (0.0, 1.0))) for name, column in values.items()}
 
 
-def scored(values: list[float], *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)) -> dict[str, float]:
-    """A column as its mean with the 95% interval: {"mean", "low", "high"}."""
-    low, high = mean_interval(values, seed=seed, bounds=bounds)
-    return {"mean": fmean(values), "low": low, "high": high}
+def _scores_by_kind(outcomes: list[HeldoutOutcome], *, seed: int) -> dict[str, dict[str, float]]:
+    """For each kind of row the number of rows, exact match with its interval, and mean reward.
 
-
-def _by_kind(outcomes: list[dict], *, seed: int) -> dict[str, dict[str, float]]:
-    """Rows, exact match with its interval and mean reward of every kind, and of the rows that call a tool unseen in training."""
-    groups = defaultdict(list)
+    Rows that the offline generator did not make are grouped by their source as well. The rows that call a tool unseen in training are
+    one more group.
+    """
+    groups: dict[str, list[HeldoutOutcome]] = defaultdict(list)
     for outcome in outcomes:
         kind = outcome["kind"] if outcome["source"] == "generated" else f"{outcome['source']}: {outcome['kind']}"
         groups[kind].append(outcome)
@@ -138,7 +202,7 @@ def _by_kind(outcomes: list[dict], *, seed: int) -> dict[str, dict[str, float]]:
         groups["tool unseen in training"] = unseen
     kinds = {}
     for kind, group in sorted(groups.items()):
-        exact = scored([o["exact_match"] for o in group], seed=seed)
+        exact = mean_score([o["exact_match"] for o in group], seed=seed)
         kinds[kind] = {
             "rows": len(group),
             "exact_match": exact["mean"],
@@ -149,10 +213,16 @@ def _by_kind(outcomes: list[dict], *, seed: int) -> dict[str, dict[str, float]]:
     return kinds
 
 
-def _mistakes(outcomes: list[dict]) -> dict[str, dict[str, int]]:
-    """Counts of every mistake, the most frequent first, by the kind of row it was made on."""
-    found: dict[str, Counter] = defaultdict(Counter)
+def _count_mistakes(outcomes: list[HeldoutOutcome]) -> dict[str, dict[str, int]]:
+    """Counts of every mistake by the kind of row, the most frequent mistake first."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         if outcome["mistake"]:
-            found[outcome["mistake"]][outcome["kind"]] += 1
-    return {kind: dict(sorted(found[kind].items())) for kind in sorted(found, key=lambda k: (-found[k].total(), k))}
+            counts[outcome["mistake"]][outcome["kind"]] += 1
+    most_frequent_first = sorted(counts, key=lambda mistake: (-counts[mistake].total(), mistake))
+    return {mistake: dict(sorted(counts[mistake].items())) for mistake in most_frequent_first}
+
+
+def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    wrong = sorted((row for row in rows if not row["exact_match"]), key=lambda row: (row["reward"], row["id"]))
+    return [{key: row[key] for key in FAILURE_KEYS} for row in wrong]

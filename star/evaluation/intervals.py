@@ -1,19 +1,21 @@
-"""The three statistics every evaluation reports: pass@k, the interval of a mean, and the difference of two models.
+"""Computes the statistics of an evaluation: pass@k, the interval of a mean, and the difference of two models.
 
-All are deterministic: the same values and the same seed give the same numbers. Memory stays flat in the number of rows,
-because resampling runs in blocks.
+All are deterministic: the same values and the same seed give the same numbers. Memory does not grow with the number of rows, because
+resampling runs in blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb, sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 2_000_000  # numbers held at once while resampling: 16 MB
-_FLIPS = 10_000  # sign flips a permutation test draws, so the smallest p value is about 1e-4
+from star.evaluation.suite_scores import Score
+
+_BLOCK_NUMBERS = 2_000_000  # numbers held at once while resampling: 16 MB
+_SIGN_FLIPS = 10_000  # sign flips a permutation test draws, so the smallest p value is about 1e-4
 
 
 class Difference(NamedTuple):
@@ -26,16 +28,18 @@ class Difference(NamedTuple):
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of `k` samples is right, estimated without bias from `n` samples of which `c` are right.
+    """Unbiased estimate of the chance that at least one of `k` samples is right, from `n` samples of which `c` are right.
 
     1 - C(n-c, k) / C(n, k), Chen et al. 2021 (arXiv 2107.03374, eq. 1). The binomials are whole numbers and Python
     rounds their quotient once, so the value is exact to the last digit for any n.
-    Raises ValueError unless 0 <= c <= n and 1 <= k <= n.
+
+    Raises:
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
     """
     if not 0 <= c <= n:
         raise ValueError(f"pass@k needs 0 <= c <= n, got n={n}, c={c}")
     if not 1 <= k <= n:
-        raise ValueError(f"pass@k needs 1 <= k <= n, got n={n}, k={k}: k draws cannot be judged from fewer samples")
+        raise ValueError(f"pass@k needs 1 <= k <= n, got n={n}, k={k}: k draws cannot be estimated from fewer samples")
     draws = comb(n, k)
     return (draws - comb(n - c, k)) / draws
 
@@ -47,13 +51,15 @@ def mean_interval(
     bounds: tuple[float, float] | None = None,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Interval (low, high) of the mean of `values`, one value a row, that covers the truth as often as it says.
+    """Confidence interval (low, high) of the mean of `values`, one value per row.
 
-    Values inside known `bounds` (the lowest and the highest a row can have) get Wilson's score interval (1927) with an effective number
-    of rows: how many rows that are all right or all wrong would say as much. For shares (all values 0 or 1, bounds or not) that is
-    Wilson's own: a bootstrap of them is too short near 0 and 1, and empty there. Values without bounds get the studentized bootstrap.
-    benchmarks/intervals.py measures the coverage of each.
-    Raises ValueError for no values, values that are not finite or out of bounds, or a level outside (0, 1).
+    Values with known `bounds` (the lowest and the highest value that a row can have) get Wilson's score interval (1927) with an effective
+    number of rows: the number of right-or-wrong rows that would carry as much information. For shares (all values 0 or 1, with bounds or
+    without) this is Wilson's interval itself, because a bootstrap of shares is too short near 0 and 1, and empty at them. Values without
+    bounds get the studentized bootstrap. benchmarks/intervals.py measures the coverage of each.
+
+    Raises:
+        ValueError: there are no values, some are not finite or out of bounds, or the level lies outside (0, 1).
     """
     rows = _rows(values)
     if np.isin(rows, (0.0, 1.0)).all():
@@ -67,17 +73,46 @@ def mean_interval(
     return lowest + (highest - lowest) * low, lowest + (highest - lowest) * high
 
 
+def mean_score(
+    values: Sequence[float] | NDArray, *, seed: int, bounds: tuple[float, float] | None = (0.0, 1.0)
+) -> Score:
+    """The mean of `values`, one value per row, with the 95% interval of `mean_interval`."""
+    low, high = mean_interval(values, seed=seed, bounds=bounds)
+    return {"mean": fmean(values), "low": low, "high": high}
+
+
+def weighted_score(weights: Mapping[str, float], categories: Mapping[str, Score]) -> Score:
+    """A weighted sum of independent shares with its 95% interval (MOVER, Zou & Donner 2008).
+
+    The distances of the shares to their own limits add up in squares.
+
+    Args:
+        weights: weight of each category's share, by its name.
+        categories: the share of each category with its interval, by its name.
+    """
+    mean = sum(weight * categories[name]["mean"] for name, weight in weights.items())
+    below = sqrt(
+        sum((weight * (categories[name]["mean"] - categories[name]["low"])) ** 2 for name, weight in weights.items())
+    )
+    above = sqrt(
+        sum((weight * (categories[name]["mean"] - categories[name]["high"])) ** 2 for name, weight in weights.items())
+    )
+    return {"mean": mean, "low": max(0.0, mean - below), "high": min(1.0, mean + above)}
+
+
 def bootstrap_interval(
     values: Sequence[float] | NDArray, *, seed: int, level: float = 0.95, draws: int = 2000
 ) -> tuple[float, float]:
-    """Studentized bootstrap interval (low, high) of the mean of `values`, one value a row (Efron 1981, Hall 1988).
+    """Studentized bootstrap interval (low, high) of the mean of `values`, one value per row (Efron 1981, Hall 1988).
 
-    The rows are resampled with replacement `draws` times; a resample's distance to the mean counts in its own standard errors, which
-    follows skewed values where the percentile bootstrap is too short. The interval stays within the values seen. Where many resamples
-    hold one value only, there is nothing to studentize, and the percentile interval stands in.
-    Raises ValueError as `mean_interval` does.
+    The rows are resampled with replacement `draws` times. The distance of a resample's mean to the mean is measured in the resample's own
+    standard errors, which follows skewed values where the percentile bootstrap is too short. The interval stays within the values seen.
+    Where many resamples hold one value only, there is no standard error to divide by, and the percentile interval is returned.
+
+    Raises:
+        ValueError: as `mean_interval` does.
     """
-    _z(level)
+    _z(level)  # refuses a level outside (0, 1)
     rows = _rows(values)
     mean = float(rows.mean())
     rng = np.random.default_rng([seed, 0])
@@ -95,17 +130,21 @@ def bootstrap_interval(
 
 
 def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray, *, seed: int) -> Difference:
-    """Compare two models on the same rows: `a[i]` and `b[i]` are their scores on row i.
+    """Compares two models on the same rows: `a[i]` and `b[i]` are their scores on row i.
 
-    The interval of mean(a - b) is Agresti and Min's (2005) where both score right or wrong, else the studentized bootstrap of the rows'
-    differences. The p value is of the sign-flip permutation test: if the models are alike, each row's difference is as likely to be its
-    negative; the share of 10 000 random flips at least as far from 0, the observed one counted among them (Phipson & Smyth 2010), so it
-    is never 0.
-    Raises ValueError when the lengths differ, and for whatever `mean_interval` refuses.
+    The interval of mean(a - b) is that of Agresti and Min (2005) where all scores are right or wrong, else the studentized bootstrap of
+    the rows' differences.
+
+    The p value is that of the sign-flip permutation test: if the models are equally good, each row's difference could as well have the
+    other sign. It is the share of 10 000 random sign flips whose mean is at least as far from 0 as the observed one. The observed mean
+    counts as one of the flips (Phipson & Smyth 2010), so the p value is never 0.
+
+    Raises:
+        ValueError: the lengths differ, or as `mean_interval` does.
     """
     first, second = _rows(a), _rows(b)
     if len(first) != len(second):
-        raise ValueError(f"a paired comparison needs one score a row from both: got {len(first)} and {len(second)}")
+        raise ValueError(f"a paired comparison needs one score per row from both: got {len(first)} and {len(second)}")
     differences = first - second
     if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
         low, high = _agresti_min(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
@@ -115,11 +154,11 @@ def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray
 
 
 def _bounded(shares: NDArray, level: float) -> tuple[float, float]:
-    """Wilson's interval of the mean of values in [0, 1], whose rows count by what their variance says.
+    """Wilson's interval of the mean of values in [0, 1], with an effective number of rows.
 
-    The largest variance that values of that mean can have is that of right-or-wrong ones, mean * (1 - mean); rows that vary less say
-    more, each as much as `possible / variance` of those (a design effect, Kish 1965, with Wilson as in Dean & Pagano 2015). Both
-    variances count one row more at 0 and one at 1 (Laplace), as a few equal rows do not prove that there are no others.
+    Values of a given mean vary most when each is 0 or 1: their variance is mean * (1 - mean). A row that varies less carries more
+    information, as much as `possible / variance` rows of 0 or 1 (a design effect, Kish 1965, with Wilson as in Dean & Pagano 2015). Both
+    variances count one more row at 0 and one at 1 (Laplace), because a few equal rows do not prove that there are no others.
     """
     seen = np.concatenate([shares, (0.0, 1.0)])
     possible = seen.mean() * (1 - seen.mean())
@@ -136,7 +175,13 @@ def _wilson(share: float, count: float, level: float) -> tuple[float, float]:
 
 
 def _agresti_min(gained: int, lost: int, count: int) -> tuple[float, float]:
-    """Wald's interval of (gained - lost) / count after half a row is added to each of the four cells of the paired table."""
+    """Wald's interval of (gained - lost) / count, with half a row added to each of the four cells of the paired table.
+
+    Args:
+        gained: rows that only the first model answered right.
+        lost: rows that only the second model answered right.
+        count: all rows.
+    """
     more, all_rows = gained + lost + 1, count + 2
     centre = (gained - lost) / all_rows
     spread = _z(0.95) * sqrt(more - (gained - lost) ** 2 / all_rows) / all_rows
@@ -145,7 +190,7 @@ def _agresti_min(gained: int, lost: int, count: int) -> tuple[float, float]:
 
 
 def _z(level: float) -> float:
-    """Standard normal quantile that leaves half of 1 - level on each side."""
+    """Standard normal quantile that leaves half of 1 - level on each side. Raises ValueError for a level outside (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     return NormalDist().inv_cdf((1 + level) / 2)
@@ -155,19 +200,21 @@ def _sign_flip_p_value(differences: NDArray, *, seed: int) -> float:
     """Two-sided p value of the hypothesis that the differences are symmetric about 0."""
     rng = np.random.default_rng([seed, 1])
     observed = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()  # equal sums may differ in their last digit
-    signs = (rng.integers(2, size=(n, len(differences)), dtype=np.int8) * 2 - 1 for n in _blocks(_FLIPS, differences))
+    signs = (
+        rng.integers(2, size=(n, len(differences)), dtype=np.int8) * 2 - 1 for n in _blocks(_SIGN_FLIPS, differences)
+    )
     as_far = sum(int((np.abs(block @ differences) >= observed).sum()) for block in signs)
-    return (as_far + 1) / (_FLIPS + 1)
+    return (as_far + 1) / (_SIGN_FLIPS + 1)
 
 
 def _blocks(draws: int, rows: NDArray) -> list[int]:
-    """`draws` cut into blocks whose resamples of `rows` fit in memory."""
-    size = max(1, _BLOCK // len(rows))
+    """Sizes of the blocks that `draws` resamples of `rows` are computed in, so that one block fits in memory."""
+    size = max(1, _BLOCK_NUMBERS // len(rows))
     return [min(size, draws - start) for start in range(0, draws, size)]
 
 
 def _rows(values: Sequence[float] | NDArray) -> NDArray:
-    """One finite float a row."""
+    """The values as one finite float per row. Raises ValueError where they are not."""
     rows = np.asarray(values, dtype=float)
     if rows.ndim != 1 or not rows.size:
         raise ValueError(f"statistics need a flat, non-empty list of scores, got shape {rows.shape}")

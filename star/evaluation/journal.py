@@ -1,4 +1,4 @@
-"""What a model answered, kept on disk as it comes, so that a killed evaluation does not ask the same twice."""
+"""Keeps a model's answers on disk as they come, so that a killed evaluation resumes without asking the same question twice."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from star.hashing import digest_of
 
 
 class Journal:
-    """JSON answers by the question they answer, one line each, appended and flushed; a line that a kill cut short counts as not written.
+    """JSON answers by the digest of their question, one per line. A line that a kill cut short is removed.
 
     Attributes:
         recalled: how many questions were answered from the file.
@@ -20,21 +20,15 @@ class Journal:
     def __init__(self, file: Path) -> None:
         self.file, self.recalled, self.asked = file, 0, 0
         self._answers: dict[str, Any] = {}
-        whole = 0
-        for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            self._answers[entry["question"]] = entry["answer"]
-            whole += len(line)
         if file.exists():
-            os.truncate(file, whole)
+            os.truncate(file, self._read_complete_lines())
 
     def once(self, question: object, answer: Callable[[], Any]) -> Any:
-        """The answer to `question` (any JSON value): the one on file, else `answer()`, which then goes on file."""
+        """Returns the answer on file, or calls `answer()` and appends its result.
+
+        Args:
+            question: any JSON value that names the question and all settings that change its answer.
+        """
         key = digest_of(question)
         if key in self._answers:
             self.recalled += 1
@@ -47,3 +41,18 @@ class Journal:
             os.fsync(lines.fileno())
         self._answers[key] = found
         return found
+
+    def _read_complete_lines(self) -> int:
+        """Reads the answers up to the first incomplete line, and returns how many bytes they take."""
+        size = 0
+        for line in self.file.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                break
+            # JSON may be complete where its line is not: only the line's end says that all of it was written.
+            if not line.endswith(b"\n"):
+                break
+            self._answers[entry["question"]] = entry["answer"]
+            size += len(line)
+        return size

@@ -1,10 +1,10 @@
-"""What is wrong with an answer, by kind: the first thing that keeps it from being an exact match."""
+"""Classifies a wrong answer by the first thing that keeps it from being an exact match."""
 
 from collections import Counter
 
 from star.chat import Completion, FormatError, parse_completion, parse_target, tool_parameters
 
-KINDS = (
+MISTAKE_KINDS = (
     "bad format",
     "unknown tool",
     "unknown argument",
@@ -22,23 +22,28 @@ KINDS = (
 )
 
 
-def mistake(text: str, target: str, tools: list[dict]) -> str | None:
-    """One of KINDS, or None where nothing is wrong. Calls are compared with those of the same name, in their order.
+def classify_mistake(completion: str, target: str, tools: list[dict]) -> str | None:
+    """The first mistake in a completion: one of MISTAKE_KINDS, or None where nothing is wrong.
+
+    Calls are compared with the expected calls of the same name, in their order.
 
     Args:
-        text: a completion, `target`: the text it should have been, `tools`: those of the prompt.
+        completion: what the model wrote.
+        target: what it should have written.
+        tools: the tools of the prompt.
     """
     expected = parse_target(target, strict=False)
     try:
-        predicted = parse_completion(text)
+        predicted = parse_completion(completion)
     except FormatError:
         return "bad format"
-    return _of_names(predicted, expected, tools) or _of_arguments(predicted, expected)
+    return _mistake_in_names(predicted, expected, tools) or _mistake_in_arguments(predicted, expected)
 
 
-def _of_names(predicted: Completion, expected: Completion, tools: list[dict]) -> str | None:
+def _mistake_in_names(predicted: Completion, expected: Completion, tools: list[dict]) -> str | None:
     parameters = tool_parameters(tools)
-    made, wanted = (Counter(call["name"] for call in completion.tool_calls) for completion in (predicted, expected))
+    made = Counter(call["name"] for call in predicted.tool_calls)
+    wanted = Counter(call["name"] for call in expected.tool_calls)
     if made.keys() - parameters.keys():
         return "unknown tool"
     if any(call["arguments"].keys() - parameters[call["name"]].keys() for call in predicted.tool_calls):
@@ -53,23 +58,27 @@ def _of_names(predicted: Completion, expected: Completion, tools: list[dict]) ->
     return None
 
 
-def _of_arguments(predicted: Completion, expected: Completion) -> str | None:
-    waiting = list(expected.tool_calls)
+def _mistake_in_arguments(predicted: Completion, expected: Completion) -> str | None:
+    unmatched = list(expected.tool_calls)
     for call in predicted.tool_calls:
-        same_name = [other for other in waiting if other["name"] == call["name"]]
-        match = next((o for o in same_name if _differs(call["arguments"], o["arguments"]) is None), same_name[0])
-        waiting.remove(match)
-        if found := _differs(call["arguments"], match["arguments"]):
+        same_name = [other for other in unmatched if other["name"] == call["name"]]
+        match = next(
+            (other for other in same_name if _differing_argument(call["arguments"], other["arguments"]) is None),
+            same_name[0],
+        )
+        unmatched.remove(match)
+        if found := _differing_argument(call["arguments"], match["arguments"]):
             return found
     return None
 
 
-def _differs(made: dict, wanted: dict) -> str | None:
+def _differing_argument(made: dict, wanted: dict) -> str | None:
     if wanted.keys() - made.keys():
         return "missing argument"
     if made.keys() - wanted.keys():
         return "extra argument"
     for key, value in wanted.items():
+        # True == 1 in Python, but not in JSON.
         if isinstance(value, bool) != isinstance(made[key], bool) or made[key] != value:
             kinds = {str: "wrong text", bool: "wrong boolean", int: "wrong number", float: "wrong number"}
             return kinds.get(type(value), "wrong list or object")

@@ -1,4 +1,4 @@
-"""One model on chosen suites: what `star evaluate --model` does. Under the storage's contract: whole or not there, resumed after a kill."""
+"""Evaluates one model on chosen suites: what `star evaluate --model` does. Resumes after a kill, like a stage."""
 
 import json
 import re
@@ -33,60 +33,65 @@ def evaluate_one(
     out: Path | None,
     resume: bool,
 ) -> None:
-    """Evaluates a model and prints its table; the same work again answers from the folder it wrote.
+    """Evaluates a model and prints its table. Run again with the same input, it prints the table of the folder it wrote.
 
     Args:
         source: the model's folder, or its hub id.
         title: the model as the user named it.
-        suites, limit, categories (of BFCL), acebench: instead of the configuration's.
-        data: the folder of `star synthesize`, else that of the last run.
-        out: the folder to write, else one under the home's `evaluations/`.
+        config: where the settings come from that are not given here.
+        suites: names of the suites; None for the configuration's. So are the next three.
+        limit: entries per category of a benchmark.
+        categories: categories of BFCL.
+        acebench: a checkout of ACEBench.
+        data: the folder of `star synthesize`; None for that of the last run.
+        out: the folder to write; None for one under the home's `evaluations/`.
+        resume: whether to go on from what an earlier, killed run left.
 
     Raises:
-        InputError: the model, the data or a suite is not there.
+        InputError: the model, the data or a suite does not exist.
     """
-    settings = _settings(config.evaluate, suites=suites, limit=limit, bfcl_categories=categories, acebench=acebench)
+    settings = _with_options(config.evaluate, suites=suites, limit=limit, bfcl_categories=categories, acebench=acebench)
     config = config.model_copy(update={"evaluate": settings})
-    data = _data(data) if "heldout" in settings.suites else None
+    data = _data_or_latest(data) if "heldout" in settings.suites else None
     out = (out or home() / "evaluations" / re.sub(r"[^\w.-]+", "_", title).strip("._")).absolute()
 
     def describe() -> Manifest:
-        inputs: dict[str, Manifest | str] = {"model": _content(source)}
+        inputs: dict[str, Manifest | str] = {"model": _digest_or_id(source)}
         if data:
             inputs["data"] = open_input(data, stage="synthesize")
         settled = json.dumps([title, config.slice(("seed", "evaluate"))])
-        return describe_work(STAGE, settings=settled, code=code_digest(evaluate_models_of), inputs=inputs)
+        return describe_work(STAGE, settings=settled, code=code_digest(_evaluate), inputs=inputs)
 
     def work(workspace: Workspace, manifest: Manifest) -> Result:
-        return Result(evaluate_models_of(source, data, config=config, work=workspace, title=title))
+        return Result(_evaluate(source, data, config=config, workspace=workspace, title=title))
 
     run_once(describe, work, out=out, resume=resume)
     print((out / "report.md").read_text(encoding="utf-8"))
     print(f"{out / 'report.html'}", file=sys.stderr)
 
 
-def evaluate_models_of(source: Path | str, data: Path | None, *, config: Config, work, title: str) -> dict[str, float]:
-    """evaluate_models of one model."""
-    from star.evaluation.suite import evaluate_models
+def _evaluate(
+    source: Path | str, data: Path | None, *, config: Config, workspace: Workspace, title: str
+) -> dict[str, float]:
+    # Imported in here, because the code digest is taken over what this function imports.
+    from star.evaluation.evaluate import evaluate_models
 
-    return evaluate_models({_label(title): source}, data, config=config, work=work, title=f"Evaluation of {title}")
+    models = {Path(title).name or title: source}
+    return evaluate_models(models, data, config=config, workspace=workspace, title=f"Evaluation of {title}")
 
 
-def _label(model: str) -> str:
-    return Path(model).name or model
-
-
-def _settings(settings: Evaluate, **given: object) -> Evaluate:
+def _with_options(settings: Evaluate, **given: object) -> Evaluate:
+    """The settings with the command's options in their place, validated like a configuration. An option that is None changes nothing."""
     changed = {key: str(value) if key == "acebench" else value for key, value in given.items() if value is not None}
     try:
         return Evaluate.model_validate({**settings.model_dump(), **changed})
     except ValidationError as error:
-        said = error.errors()[0]
-        option = "--suite: " if said["loc"] else ""  # a rule about several fields names them itself
-        raise InputError(option + said["msg"].removeprefix("Value error, ")) from None
+        first = error.errors()[0]
+        option = "--suite: " if first["loc"] else ""  # a rule about several fields names them itself
+        raise InputError(option + first["msg"].removeprefix("Value error, ")) from None
 
 
-def _data(data: Path | None) -> Path:
+def _data_or_latest(data: Path | None) -> Path:
     latest = home() / "latest" / "synthesize"
     if data is None and not latest.is_dir():
         raise InputError(
@@ -95,10 +100,10 @@ def _data(data: Path | None) -> Path:
     return data or latest
 
 
-def _content(source: Path | str) -> str:
-    """What the model is: a digest over its files, or its id."""
+def _digest_or_id(source: Path | str) -> str:
+    """What identifies the model: the digest of its files, or its hub id."""
     if isinstance(source, str):
         return source
     files = sorted(file for file in source.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
-    made = {METRICS, "manifest.json"}
-    return digest_of([(file.name, sha256_of(file)) for file in files if file.name not in made])
+    written_by_stages = {METRICS, "manifest.json"}
+    return digest_of([(file.name, sha256_of(file)) for file in files if file.name not in written_by_stages])

@@ -1,67 +1,100 @@
-"""The report's part on BFCL and ACEBench: a bar and an interval for every category of every model, and how to read them."""
+"""Draws the report's section on benchmarks such as BFCL: their categories as a chart and as a table, with notes on how to read them."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from star import html_kit
-from star.evaluation.labels import SUITE_NAMES, Evaluation, Model, models_of, show, show_range
+from star.evaluation.report_values import Evaluation, Model, models_of
+from star.evaluation.score_format import format_range, format_score
+from star.evaluation.suites import SUITES, Suite
 from star.html_kit import text
 
+# The share of right entries is formatted like exact match, in percent.
+_SHARE = "exact_match"
 
-def benchmarks(evaluation: Evaluation) -> str:
-    """The categories of BFCL and ACEBench, a bar a model, and what must be known to read them."""
+
+@dataclass(frozen=True)
+class _Result:
+    """One model's result on a benchmark. `series` is the model's place among all models, which gives its colour."""
+
+    series: int
+    name: str
+    details: dict[str, Any]
+
+    @property
+    def categories(self) -> dict[str, dict[str, float]]:
+        return self.details.get("categories") or {}
+
+
+def benchmarks_section(evaluation: Evaluation) -> str:
+    """The categories of every suite that has some, one bar per model, and what must be known to read them."""
     models = models_of(evaluation)
-    figures = "".join(_benchmark(suite, models) for suite in ("bfcl", "acebench"))
+    figures = "".join(_benchmark(suite, models) for suite in SUITES.values())
     return f"{html_kit.legend([model['name'] for model in models])}{figures}" if figures else ""
 
 
-def _benchmark(suite: str, models: list[Model]) -> str:
-    found = [(i, model, model[suite]) for i, model in enumerate(models) if model.get(suite)]
-    names = dict.fromkeys(name for _, _, part in found for name in part.get("categories") or {})
-    groups = []
-    for name in names:
-        scores = [(i, model, part["categories"][name]) for i, model, part in found if name in part["categories"]]
-        bars = [
-            html_kit.Bar(i, model["name"], s["mean"], show("exact_match", s["mean"]), s["low"], s["high"])
-            for i, model, s in scores
-        ]
-        groups.append((f"{name.replace('_', ' ')} · {scores[0][2]['rows']:,} entries", bars))
-    if not groups:
+def _benchmark(suite: Suite, models: list[Model]) -> str:
+    results = [_Result(i, model["name"], model[suite.name]) for i, model in enumerate(models) if model.get(suite.name)]
+    names = list(dict.fromkeys(name for result in results for name in result.categories))
+    if not names:
         return ""
-    label = SUITE_NAMES[suite]
-    chart = html_kit.bar_chart(f"{label}, share of entries right by category", groups)
-    notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _benchmark_notes(suite, found))
-    return f'<h3>{label}</h3>{notes}<div class="grid wide"><figure>{chart}</figure></div>{_categories(label, names, found)}'
+    chart = html_kit.bar_chart(
+        f"{suite.label}, share of entries right by category", [_category_bars(name, results) for name in names]
+    )
+    notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _notes(suite, results))
+    figure = f'<div class="grid wide"><figure>{chart}</figure></div>'
+    return f"<h3>{suite.label}</h3>{notes}{figure}{_categories_table(suite.label, names, results)}"
 
 
-def _categories(label: str, names: Iterable[str], found: list[tuple[int, Model, dict]]) -> str:
+def _category_bars(name: str, results: list[_Result]) -> tuple[str, list[html_kit.Bar]]:
+    """The label of a category and one bar per model that has it."""
+    scores = [(result, result.categories[name]) for result in results if name in result.categories]
+    bars = [
+        html_kit.Bar(
+            result.series,
+            result.name,
+            score["mean"],
+            format_score(_SHARE, score["mean"]),
+            score["low"],
+            score["high"],
+        )
+        for result, score in scores
+    ]
+    return f"{name.replace('_', ' ')} · {scores[0][1]['rows']:,} entries", bars
+
+
+def _categories_table(label: str, names: list[str], results: list[_Result]) -> str:
     """The same shares as a table, with their intervals."""
     body = ""
     for name in names:
-        scores = (part["categories"].get(name) for _, _, part in found)
-        cells = "".join(f"<td>{_share(score)}</td>" if score else "<td>–</td>" for score in scores)
+        scores = (result.categories.get(name) for result in results)
+        cells = "".join(f"<td>{_share_with_interval(score)}</td>" if score else "<td>–</td>" for score in scores)
         body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
-    heads = "".join(f'<th scope="col">{html_kit.swatch(i)}{text(model["name"])}</th>' for i, model, _ in found)
+    heads = "".join(f'<th scope="col">{html_kit.swatch(result.series)}{text(result.name)}</th>' for result in results)
     return html_kit.table(
         f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
     )
 
 
-def _share(score: dict) -> str:
-    interval = show_range("exact_match", score["low"], score["high"])
-    return f"{show('exact_match', score['mean'])}<small>{interval}</small>"
+def _share_with_interval(score: dict[str, float]) -> str:
+    interval = format_range(_SHARE, score["low"], score["high"])
+    return f"{format_score(_SHARE, score['mean'])}<small>{interval}</small>"
 
 
-def _benchmark_notes(suite: str, found: list[tuple[int, Model, dict]]) -> list[str]:
-    notes = []
-    if suite == "bfcl":
-        part = found[0][2]
-        floor = ", ".join(
-            f"{show(f'bfcl_{name}', value)} {name.replace('_', ' ')}" for name, value in part["floor"].items()
-        )
-        notes.append(f"Official harness {part['package']}, data {part['data']} ({part['data_sha256'][:12]}).")
-        notes.append(f"A model that never calls anything scores: {floor}." if floor else "")
-        notes.append("The ground truth itself scores 99.8% (v3): a few entries, most of them live, refuse it.")
-    for _, model, part in found:
-        if part.get("unanswered"):
-            notes.append(f"{model['name']} left {part['unanswered']:,} questions unanswered: longer than its context.")
-    return [note for note in notes if note]
+def _notes(suite: Suite, results: list[_Result]) -> list[str]:
+    notes = _bfcl_notes(results[0].details) if suite.name == "bfcl" else []
+    for result in results:
+        if unanswered := result.details.get("unanswered"):
+            notes.append(f"{result.name} left {unanswered:,} questions unanswered: longer than its context.")
+    return notes
+
+
+def _bfcl_notes(details: dict[str, Any]) -> list[str]:
+    floor = ", ".join(
+        f"{format_score(f'bfcl_{name}', value)} {name.replace('_', ' ')}" for name, value in details["floor"].items()
+    )
+    notes = [f"Official harness {details['package']}, data {details['data']} ({details['data_sha256'][:12]})."]
+    if floor:
+        notes.append(f"A model that never calls anything scores: {floor}.")
+    notes.append("The ground truth itself scores 99.8% (v3): a few entries, most of them live, refuse it.")
+    return notes

@@ -1,42 +1,50 @@
-"""The parts of an evaluation on disk: what `star evaluate --shard i/n` writes, and the evaluation that all of them make."""
+"""Writes and reads the shards of an evaluation, and merges them: what `star evaluate --shard i/n` leaves and `star merge` reads."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-from star.evaluation.gather import Gathered
-from star.evaluation.suite import TIMING, complete
+from star.evaluation.evaluate import TIMING, score_and_write
+from star.evaluation.gathered import Gathered, GatheredModel
 from star.folders.manifest import METRICS
 from star.json_file import write_json
 
-GATHERED = "gathered.json"  # what was asked and answered, not scored yet
+GATHERED = "gathered.json"  # questions and answers, not scored yet
 
 
-def write_part(gathered: Gathered, *, out: Path) -> dict[str, float]:
-    """Writes what a part gathered. How fast it went has a file of its own, as it does not belong to what a part is.
+def write_shard(gathered: Gathered, *, out: Path) -> dict[str, float]:
+    """Writes what a shard gathered.
+
+    The timing has a file of its own, because it varies between identical runs and is excluded from the content digest.
 
     Returns:
-        `asked`: the rows and entries of all suites and models.
+        `asked`: the number of rows and entries of all suites and models.
     """
-    models = [{key: value for key, value in model.items() if key != "timing"} for model in gathered["models"]]
-    write_json(out / GATHERED, {**gathered, "models": models})
-    write_json(out / TIMING, {model["name"]: model["timing"] for model in gathered["models"]})
-    suites = [found for model in models for found in model["suites"].values() if found]
-    return {"asked": sum(len(found if isinstance(found, list) else found["verdicts"]) for found in suites)}
+    models = [model.to_json() for model in gathered.models]
+    timing = {model["name"]: model.pop("timing") for model in models}
+    write_json(out / GATHERED, {**asdict(gathered), "models": models})
+    write_json(out / TIMING, timing)
+    answers = [answers for model in gathered.models for answers in model.suites.values() if answers]
+    return {"asked": sum(len(found if isinstance(found, list) else found["verdicts"]) for found in answers)}
 
 
-def read_part(folder: Path) -> Gathered:
-    """What `write_part` wrote."""
+def read_shard(folder: Path) -> Gathered:
+    """Reads what `write_shard` wrote."""
     gathered, timing = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (GATHERED, TIMING))
-    models = [{**model, "timing": timing[model["name"]]} for model in gathered["models"]]
-    return {**gathered, "models": models}
+    models = [GatheredModel.from_json({**model, "timing": timing[model["name"]]}) for model in gathered["models"]]
+    return Gathered(**{**gathered, "models": models})
 
 
-def merge_parts(folders: list[Path], parts: list[Gathered], *, out: Path) -> dict[str, float]:
-    """Writes the evaluation that one process would have made.
+def merge_shards(folders: list[Path], shards: list[Gathered], *, out: Path) -> dict[str, float]:
+    """Writes the evaluation that one process would have written.
+
+    Args:
+        folders: the folders of all shards, in the order of their numbers.
+        shards: what `read_shard` read from them.
 
     Returns:
-        what evaluate_models does, and the `seconds` of all parts.
+        The metrics of `score_and_write`, with the `seconds` of all shards together.
     """
-    metrics = complete(parts, out=out)
-    taken = [json.loads((folder / METRICS).read_text(encoding="utf-8"))["seconds"] for folder in folders]
-    return metrics | {"seconds": round(sum(taken), 1)}
+    metrics = score_and_write(shards, out=out)
+    seconds = [json.loads((folder / METRICS).read_text(encoding="utf-8"))["seconds"] for folder in folders]
+    return metrics | {"seconds": round(sum(seconds), 1)}

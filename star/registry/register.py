@@ -24,7 +24,8 @@ from pathlib import Path
 
 from star.config.evaluation import Gate, Registry
 from star.errors import InputError
-from star.evaluation.suite import EVALUATION, MEASURES, OUTCOMES, TIMING
+from star.evaluation.evaluate import EVALUATION, OUTCOMES, TIMING
+from star.evaluation.suites import SUITES
 from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest
 from star.home import home
 from star.html_kit import markdown
@@ -223,7 +224,7 @@ def _read_champion(candidate: Version, number: int | None) -> Measurements | Non
 def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
     """Category and score (1 for an exact match) of every row of the refined model, by `suite/row id`."""
     rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    first_measure = {suite: next(iter(measures.values())) for suite, measures in MEASURES.items()}
+    first_measure = {name: next(iter(suite.measures.values())) for name, suite in SUITES.items()}
     return {
         f"{row['suite']}/{row['id']}": (row["kind"], float(row[first_measure[row["suite"]]]))
         for row in rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.evaluation.acebench import CATEGORIES, check, read_category
+from star.evaluation.acebench import CATEGORIES, check_calls, read_category
 
 CHECKER = """
 def normal_checker(func_descriptions, model_output, possible_answer, question, test_category):
@@ -45,8 +45,8 @@ def test_the_checker_judges_and_its_faults_are_wrong_answers(checkout: Path) -> 
     rows = read_category(checkout, "atom_bool", None)
     rows[1]["question"] = "crash"
     right = {"lamp": {"on": True}}
-    assert check(rows, [[right], [right], []], checkout) == [True, False, False]
-    assert check(rows, [[{"lamp": {"on": False}}], [], [right]], checkout) == [False, False, True]
+    assert check_calls(rows, [[right], [right], []], checkout) == [True, False, False]
+    assert check_calls(rows, [[{"lamp": {"on": False}}], [], [right]], checkout) == [False, False, True]
 
 
 def test_what_is_no_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
@@ -55,15 +55,15 @@ def test_what_is_no_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
     rows = read_category(checkout, "atom_bool", 1)
     (checkout / "model_eval" / "checker.py").unlink()
     with pytest.raises(InputError, match="checker of"):
-        check(rows, [[{"lamp": {}}]], checkout)
+        check_calls(rows, [[{"lamp": {}}]], checkout)
 
 
 def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, Path], micro, tmp_path: Path) -> None:
     from star.evaluation.acebench import ask_acebench, score_acebench
     from star.evaluation.candidate import Candidate
+    from star.evaluation.evaluate import score_and_write
     from star.evaluation.gather import gather
     from star.evaluation.journal import Journal
-    from star.evaluation.suite import complete
     from star.folders.manifest import Part
     from star.modeling.models import load_model, load_tokenizer
 
@@ -80,9 +80,9 @@ def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, P
     gathered = []
     for number in range(1, 14):  # one shard more than there are categories
         (state := tmp_path / str(number)).mkdir()
-        gathered.append(gather({"small": folder}, None, config=config, state=state, title="", part=Part(number, 13)))
-    assert gathered[-1]["models"][0]["suites"]["acebench"] is None
-    complete(gathered, out=tmp_path)
+        gathered.append(gather({"small": folder}, None, config=config, state=state, title="", shard=Part(number, 13)))
+    assert gathered[-1].models[0].suites["acebench"] is None
+    score_and_write(gathered, out=tmp_path)
     [model] = json.loads((tmp_path / "evaluation.json").read_text())["models"]
     assert model["acebench"]["categories"] == found["categories"]
     lines = [json.loads(line) for line in (tmp_path / "outcomes.jsonl").read_text().splitlines()]

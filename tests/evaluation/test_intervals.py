@@ -65,7 +65,7 @@ def test_bootstrap_interval_is_deterministic_and_follows_level_and_seed() -> Non
 
 
 def test_bootstrap_interval_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("star.evaluation.intervals._BLOCK", 50)
+    monkeypatch.setattr("star.evaluation.intervals._BLOCK_NUMBERS", 50)
     assert bootstrap_interval([2.25] * 20, seed=0, draws=7) == (2.25, 2.25)
     assert paired_difference([1.0] * 20, [0.0] * 20, seed=0).p_value < 1e-3
 

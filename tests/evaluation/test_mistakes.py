@@ -3,7 +3,7 @@
 import pytest
 
 from star.chat import render_target
-from star.evaluation.mistakes import KINDS, mistake
+from star.evaluation.mistakes import MISTAKE_KINDS, classify_mistake
 
 TOOLS = [
     {"name": "book", "parameters": {"type": "object", "properties": {"city": {}, "seats": {}, "vip": {}, "tags": {}}}},
@@ -40,13 +40,16 @@ CASES = [
 
 @pytest.mark.parametrize(("text", "expected"), CASES)
 def test_a_mistake_has_its_name(text: str, expected: str | None) -> None:
-    assert mistake(text, calls(RIGHT), TOOLS) == expected
-    assert expected is None or expected in KINDS
+    assert classify_mistake(text, calls(RIGHT), TOOLS) == expected
+    assert expected is None or expected in MISTAKE_KINDS
 
 
 def test_mistakes_against_other_targets() -> None:
-    assert mistake(calls(RIGHT), render_target({"content": "No."}), TOOLS) == "call instead of reply"
-    assert mistake(calls(RIGHT), calls(RIGHT, {"name": "cancel", "arguments": {"id": 1}}), TOOLS) == "too few calls"
+    assert classify_mistake(calls(RIGHT), render_target({"content": "No."}), TOOLS) == "call instead of reply"
+    assert (
+        classify_mistake(calls(RIGHT), calls(RIGHT, {"name": "cancel", "arguments": {"id": 1}}), TOOLS)
+        == "too few calls"
+    )
     short = {"name": "book", "arguments": {"city": "Oslo"}}
-    assert mistake(calls(RIGHT), calls(short), TOOLS) == "extra argument"
-    assert mistake(calls(short, RIGHT), calls(RIGHT, short), TOOLS) is None
+    assert classify_mistake(calls(RIGHT), calls(short), TOOLS) == "extra argument"
+    assert classify_mistake(calls(short, RIGHT), calls(RIGHT, short), TOOLS) is None

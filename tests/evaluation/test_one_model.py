@@ -71,7 +71,7 @@ def test_what_was_answered_before_a_kill_is_not_generated_again(parts: tuple, tm
     assert 0 < second.tokens < first.tokens
     assert resumed == whole
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    by_kind = score_heldout(whole, samples=4, seed=7)["by_kind"]
+    by_kind = score_heldout(whole, samples=4, seed=7).details["by_kind"]
     assert by_kind["tool unseen in training"]["rows"] == sum(row["expected_call"] == "call" for row in whole)
 
 

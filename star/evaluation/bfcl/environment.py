@@ -1,6 +1,7 @@
-"""The python environment of the Berkeley harness: made on first use, kept in the user's cache, found again by its requirements.
+"""Makes the Python environment of the Berkeley harness on first use, and keeps it in the user's cache under the digest of its requirements.
 
-`python -m star.evaluation.bfcl.environment` makes it ahead of time (an image, a machine that will lose its network) and prints its python.
+`python -m star.evaluation.bfcl.environment` makes it ahead of time (for an image, or a machine that will be offline) and prints the path
+of its python.
 """
 
 import hashlib
@@ -13,26 +14,26 @@ from pathlib import Path
 from star.errors import InputError
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-LAST_PYTHON = (3, 12)  # the harness pins numpy 1.26.4, which has no build for a later one
+NEWEST_PYTHON = (3, 12)  # the harness pins numpy 1.26.4, which has no build for a newer one
 
 
 def harness_python() -> Path:
-    """The python of the harness's environment, which is made if it is not there.
+    """The path of the harness's python. Makes its environment if it does not exist.
 
     Raises:
-        InputError: it cannot be made: no fitting python, or no package index.
+        InputError: the environment could not be made, because there is no suitable python or no package index.
     """
     from filelock import FileLock
 
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
     folder = cache_folder() / f"bfcl-{digest}"
     python = folder / "bin" / "python"
-    if _is_whole(folder):
+    if _is_complete(folder):
         return python
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not _is_whole(folder):
-            _make(folder)
+        if not _is_complete(folder):
+            _make_environment(folder)
     return python
 
 
@@ -41,22 +42,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "star"
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / "complete").is_file() and (folder / "bin" / "python").exists()
 
 
-def _make(folder: Path) -> None:
+def _make_environment(folder: Path) -> None:
     print(f"bfcl: making the harness's environment in {folder} (once, about 200 MB)", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     limits = ["--retries=1", "--timeout=20", "--requirement", str(REQUIREMENTS)]
-    _call([_base_python(), "-m", "venv", str(folder)])
-    _call([str(folder / "bin" / "python"), *install, *limits])
+    _run([_base_python(), "-m", "venv", str(folder)])
+    _run([str(folder / "bin" / "python"), *install, *limits])
     (folder / "complete").touch()
 
 
 def _base_python() -> str:
-    if sys.version_info[:2] <= LAST_PYTHON:
+    if sys.version_info[:2] <= NEWEST_PYTHON:
         return sys.executable
     for name in ("python3.12", "python3.11"):
         if found := shutil.which(name):
@@ -66,12 +67,12 @@ def _base_python() -> str:
     )
 
 
-def _call(command: list[str]) -> None:
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        reason = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise InputError(
-            f"the BFCL harness's environment cannot be made ({said}): it needs the package index once; "
+            f"the BFCL harness's environment could not be made ({reason}): it needs the package index once; "
             "connect and run again, or leave out the suite bfcl"
         )
 

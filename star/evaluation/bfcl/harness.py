@@ -1,13 +1,20 @@
-"""The Berkeley harness in a process of its own: its data, its inference loop, its checkers; the model is asked through a pipe.
+"""Runs the Berkeley harness in a process of its own: its data, its inference loop and its checkers. Queries go through a pipe.
 
-Run by the python of the environment that star/evaluation/bfcl/environment.py makes, so it imports the standard library and bfcl_eval
-only. One JSON object a line: the job comes on stdin (`categories`, `limit`, `workers`); on stdout go `ask` (a list of `id`, `step`,
-`prompt`; the reply is a list of `text` or `error`), `done` (conversations finished so far) and, last, `report`.
+The python of the environment that star/evaluation/bfcl/environment.py makes runs this file, so it imports only the standard library and
+bfcl_eval. The other end of the pipe is star/evaluation/bfcl/run.py. Each message is one line of JSON:
 
-What a model wrote is hostile. The harness's multi-turn executor hands it to `eval`, so a call gets there only when it names a public
-method of the entry's simulated classes (what the entry's functions are) and all its arguments are literals. Behind that wall there is
-another: no network, an empty environment, an audit hook that refuses programs, sockets and writes outside of the scratch folder, and
-limits on memory and time. Every conversation has a forked process, so that no simulator lives on into another one.
+    stdin   {"categories": ["simple_python"], "limit": 2, "workers": 64}                            the job, once
+    stdout  {"entries": 2}                                                                          number of conversations, once
+    stdout  {"ask": [{"id": "simple_python_0", "step": 0, "prompt": "..."}, ...]}                   a batch of queries
+    stdin   [{"text": "..."}, {"error": "..."}]                                                     the replies, in the same order
+    stdout  {"done": 2}                                                                             conversations finished so far
+    stdout  {"report": {"verdicts": [...], ...}}                                                    the last message
+
+What a model wrote is hostile. The harness's multi-turn executor passes it to `eval`, so a call gets there only when it names a public
+method of the entry's simulated classes (which the entry's functions are) and all its arguments are literals. In case that check has a
+hole, there are further protections: no network, an empty environment, an audit hook that refuses programs, sockets and writes outside
+of the scratch folder, and limits on memory and time. Every conversation has a forked process, so that the state of its simulators
+cannot reach another conversation.
 """
 
 import ast
@@ -24,13 +31,14 @@ import sys
 import time
 import types
 from collections import deque
+from collections.abc import Callable
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-MODEL = "star"  # the name under which our handler is registered with the harness
+MODEL = "star"  # name under which our handler is registered with the harness
 MEMORY_BYTES = 8 << 30
-CPU_SECONDS = 60  # of one conversation outside of the model; a simulator needs milliseconds
+CPU_SECONDS = 60  # per conversation, without the model's time; a simulator needs milliseconds
 CLONE_NEWUSER, CLONE_NEWNET, PR_SET_PDEATHSIG = 0x10000000, 0x40000000, 1
 FORBIDDEN_EVENTS = (
     "os.system",
@@ -41,43 +49,45 @@ FORBIDDEN_EVENTS = (
     "socket.connect",
     "socket.bind",
 )
-METHOD_OF_NO_CLASS = "Error during execution: name {!r} is not defined"
+UNKNOWN_METHOD = "Error during execution: name {!r} is not defined"
 NOT_LITERAL = "Error during execution: not a call with literal arguments"
 
 
 def main() -> None:
-    """Reads the job, holds every conversation, scores them all, reports."""
+    """Reads the job, runs every conversation, scores them all, and reports."""
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the harness prints is a log, not the protocol
-    isolated = leave_network()
+    os.dup2(2, 1)  # what the harness prints goes to the log and not between the messages
+    isolated = isolate_network()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     job = json.loads(sys.stdin.readline())
     register_handler()
-    import bfcl_eval._llm_response_generation  # noqa: F401 - once here, not in every conversation
+    import bfcl_eval._llm_response_generation  # noqa: F401 - imported once here and not in every forked conversation
 
     refuse_side_effects(Path(os.environ["BFCL_PROJECT_ROOT"]))
     entries = {category: load_entries(category, job["limit"]) for category in job["categories"]}
 
-    def say(**message: object) -> None:
+    def send(**message: object) -> None:
         protocol.write(json.dumps(message) + "\n")
         protocol.flush()
 
     def ask(queries: list[dict]) -> list[dict]:
-        say(ask=queries)
+        send(ask=queries)
         return json.loads(sys.stdin.readline())
 
-    say(entries=sum(map(len, entries.values())))
+    send(entries=sum(map(len, entries.values())))
     everything = [entry for of_category in entries.values() for entry in of_category]
-    results = converse(everything, ask=ask, done=lambda count: say(done=count), workers=job["workers"])
-    verdicts = [verdict for category in entries for verdict in score(category, entries[category], results)]
-    say(report={"verdicts": verdicts, "isolated": isolated, **data_version(job["categories"])})
+    results = run_conversations(
+        everything, ask=ask, on_done=lambda finished: send(done=finished), workers=job["workers"]
+    )
+    verdicts = [verdict for category in entries for verdict in score_category(category, entries[category], results)]
+    send(report={"verdicts": verdicts, "isolated": isolated, **data_version(job["categories"])})
 
 
-# ---- walls
+# ---- protections against what a model wrote
 
 
-def leave_network() -> bool:
-    """Moves this process into a network namespace without interfaces; False where the system does not allow it."""
+def isolate_network() -> bool:
+    """Moves this process into a network namespace without interfaces. Returns False where the system does not allow it."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -87,7 +97,7 @@ def leave_network() -> bool:
 
 
 def refuse_side_effects(root: Path) -> None:
-    """Installs an audit hook, which cannot be removed: no programs, no sockets, no writing outside of `root`."""
+    """Installs an audit hook that refuses programs, sockets, and writes outside of `root`. A hook cannot be removed again."""
     allowed, null = str(root.resolve()) + os.sep, os.devnull
 
     def hook(event: str, arguments: tuple) -> None:
@@ -101,14 +111,24 @@ def refuse_side_effects(root: Path) -> None:
     sys.addaudithook(hook)
 
 
-def refusal(call: str, methods: set[str]) -> str | None:
-    """Why `call` must not reach the executor's `eval`, in its own words; None when it is a call of a method with literals."""
+def refuse_call(call: str, methods: set[str]) -> str | None:
+    """Checks a call that a model wrote before it reaches the executor's `eval`.
+
+    For example, `cd(folder='docs')` may pass, and `cd(folder=open('x'))` may not.
+
+    Args:
+        call: the call as Python source.
+        methods: names of the methods that the model may call.
+
+    Returns:
+        None for a call of such a method with literal arguments, else an error in the words of the executor.
+    """
     try:
         tree = ast.parse(call, mode="eval").body
         if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
             return NOT_LITERAL
         if tree.func.id not in methods:
-            return METHOD_OF_NO_CLASS.format(tree.func.id)
+            return UNKNOWN_METHOD.format(tree.func.id)
         for value in [*tree.args, *(keyword.value for keyword in tree.keywords)]:
             ast.literal_eval(value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -116,11 +136,12 @@ def refusal(call: str, methods: set[str]) -> str | None:
     return NOT_LITERAL if any(keyword.arg is None for keyword in tree.keywords) else None
 
 
-def guarded(execute):
-    """The harness's executor behind `refusal`: what is refused gets an error as its result, as an unknown name does there."""
+def guard_executor(execute: Callable[..., tuple[list[str], dict]]) -> Callable[..., tuple[list[str], dict]]:
+    """Wraps the harness's executor: a call that `refuse_call` refuses gets its error as the result and is not executed."""
 
-    def execute_guarded(func_call_list: list[str], *arguments, **named):
+    def execute_guarded(func_call_list: list[str], *arguments: object, **named: object) -> tuple[list[str], dict]:
         results: list[str] = []
+        # Executing no call returns the simulated classes' instances, whose methods are the allowed ones.
         _, instances = execute([], *arguments, **named)
         methods = {
             name
@@ -129,8 +150,8 @@ def guarded(execute):
             if not name.startswith("_")
         }
         for call in func_call_list:
-            refused = refusal(call, methods)
-            results.extend([refused] if refused else execute([call], *arguments, **named)[0])
+            error = refuse_call(call, methods)
+            results.extend([error] if error else execute([call], *arguments, **named)[0])
         return results, instances
 
     return execute_guarded
@@ -142,14 +163,15 @@ def guarded(execute):
 def register_handler() -> None:
     """Registers our handler as the harness's only model and puts the guard before its executor.
 
-    The harness's own registry imports the clients of twenty services; a registry of one takes its place, and the two clients that
-    the handler's base class names are absent on purpose.
+    The harness's own registry imports the clients of twenty services, which are not installed. A registry with one model takes its
+    place, and empty modules take the place of the two clients that the handler's base class imports.
     """
     for name in ("openai", "requests"):
         sys.modules[name] = types.ModuleType(name)
-    sys.modules["openai"].OpenAI = None
+    vars(sys.modules["openai"])["OpenAI"] = None
+    models: dict[str, object] = {}
     registry = types.ModuleType("bfcl_eval.constants.model_config")
-    registry.MODEL_CONFIG_MAPPING = {}
+    vars(registry)["MODEL_CONFIG_MAPPING"] = models
     sys.modules[registry.__name__] = registry
 
     from bfcl_eval.eval_checker import eval_runner, eval_runner_helper
@@ -157,26 +179,26 @@ def register_handler() -> None:
     from bfcl_eval.model_handler import base_handler
 
     for module in (base_handler, multi_turn_checker):
-        module.execute_multi_turn_func_call = guarded(module.execute_multi_turn_func_call)
+        module.execute_multi_turn_func_call = guard_executor(module.execute_multi_turn_func_call)
     for checker in ("ast_checker", "multi_turn_checker"):
-        setattr(eval_runner, checker, steadied(getattr(eval_runner, checker)))
+        setattr(eval_runner, checker, fail_instead_of_raise(getattr(eval_runner, checker)))
     eval_runner_helper.write_list_of_dicts_to_file = write_ascii
-    registry.MODEL_CONFIG_MAPPING[MODEL] = types.SimpleNamespace(
+    models[MODEL] = types.SimpleNamespace(
         model_handler=handler_class(), model_name=MODEL, is_fc_model=True, underscore_to_dot=False
     )
 
 
-def steadied(check):
-    """A checker of the harness that finds an answer wrong where it would raise on it and end the whole run."""
+def fail_instead_of_raise(check: Callable[..., dict]) -> Callable[..., dict]:
+    """Wraps a checker of the harness: an answer that it raises on is wrong, and does not end the whole run."""
 
-    def check_steadied(*arguments) -> dict:
+    def check_or_fail(*arguments: object) -> dict:
         try:
             return check(*arguments)
-        except Exception as error:  # its faults on strange answers are not known
-            said = f"{type(error).__name__}: {error}"
-            return {"valid": False, "error": [said], "error_message": said, "error_type": "checker_failed"}
+        except Exception as error:  # it may raise anything on answers that it does not expect
+            message = f"{type(error).__name__}: {error}"
+            return {"valid": False, "error": [message], "error_message": message, "error_type": "checker_failed"}
 
-    return check_steadied
+    return check_or_fail
 
 
 def write_ascii(filename: str, data: list[dict], subdir: Path) -> None:
@@ -185,17 +207,18 @@ def write_ascii(filename: str, data: list[dict], subdir: Path) -> None:
     (subdir / filename).write_text("".join(json.dumps(entry, default=str) + "\n" for entry in data), encoding="ascii")
 
 
-def handler_class():
-    """The harness's handler for Qwen3's tool-call format, its query going through a pipe instead of to a server."""
+def handler_class() -> type:
+    """The harness's handler for Qwen3's tool-call format, with queries through a pipe instead of to a server."""
     from bfcl_eval.constants.enums import ModelStyle
     from bfcl_eval.model_handler.base_handler import BaseHandler
     from bfcl_eval.model_handler.local_inference.qwen_fc import QwenFCHandler
 
     class PipedQwenHandler(QwenFCHandler):
+        ask: Callable[[str], dict]  # set by run_conversation; a handler that only scores needs none
+
         def __init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs) -> None:
             BaseHandler.__init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs)
             self.model_style = ModelStyle.OSSMODEL
-            self.ask = None
 
         def query(self, inference_data: dict):
             began = time.time()
@@ -206,7 +229,7 @@ def handler_class():
             usage = types.SimpleNamespace(prompt_tokens=0, completion_tokens=0)
             return types.SimpleNamespace(choices=[choice], usage=usage), time.time() - began
 
-    # Set afterwards: the base class wants a decorator that cannot look into a function.
+    # Set afterwards, because the base class's decorator for this method cannot handle a class inside a function.
     PipedQwenHandler._query_prompting = PipedQwenHandler.query
     return PipedQwenHandler
 
@@ -226,13 +249,29 @@ def load_entries(category: str, limit: int | None) -> list[dict]:
     return [entries[index * len(entries) // count] for index in range(count)]
 
 
-def converse(entries: list[dict], *, ask, done, workers: int) -> dict[str, object]:
-    """Runs the harness's inference on every entry and returns its result by id.
+def run_conversations(
+    entries: list[dict],
+    *,
+    ask: Callable[[list[dict]], list[dict]],
+    on_done: Callable[[int], None],
+    workers: int,
+) -> dict[str, object]:
+    """Runs the harness's inference on every entry.
 
-    At most `workers` conversations are open. All of them wait until each has asked or ended, so that the batches that `ask` gets
-    depend on the answers alone, not on timing.
+    All open conversations wait until each has asked or ended. This makes the batches that `ask` gets depend on the answers alone, and
+    not on timing.
+
+    Args:
+        ask: replies to a batch of queries.
+        on_done: called with the number of finished conversations.
+        workers: the largest number of open conversations.
+
+    Returns:
+        The harness's result by the entry's id.
     """
-    waiting, active, results = deque(entries), {}, {}
+    waiting = deque(entries)
+    active: dict[str, Conversation] = {}
+    results: dict[str, object] = {}
     try:
         while waiting or active:
             while waiting and len(active) < workers:
@@ -240,13 +279,13 @@ def converse(entries: list[dict], *, ask, done, workers: int) -> dict[str, objec
                 active[entry["id"]] = Conversation(entry)
             queries = []
             for key, conversation in list(active.items()):
-                message = conversation.next()
+                message = conversation.next_message()
                 if "prompt" in message:
                     queries.append({"id": key, **message})
                 else:
                     results[key] = message["result"]
                     active.pop(key).close()
-            done(len(results))
+            on_done(len(results))
             for query, answer in zip(queries, ask(queries) if queries else [], strict=True):
                 active[query["id"]].answer(answer)
     finally:
@@ -260,13 +299,13 @@ class Conversation:
 
     def __init__(self, entry: dict) -> None:
         context = multiprocessing.get_context("fork")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=hold, args=(entry, theirs), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=run_conversation, args=(entry, child_pipe), daemon=True)
         self.process.start()
-        theirs.close()
+        child_pipe.close()
 
-    def next(self) -> dict:
-        """Its next query, or its result; a process that died gives the harness's result for an error."""
+    def next_message(self) -> dict:
+        """Waits for the next query or the result. A process that died has the harness's result for an error."""
         try:
             return json.loads(self.pipe.recv_bytes())
         except (EOFError, ConnectionError):
@@ -274,7 +313,7 @@ class Conversation:
             return {"result": f"Error during inference: the conversation's process ended with {self.process.exitcode}"}
 
     def answer(self, answer: dict) -> None:
-        with contextlib.suppress(ConnectionError):  # a process that died says so in next()
+        with contextlib.suppress(ConnectionError):  # next_message reports a process that died
             self.pipe.send_bytes(json.dumps(answer).encode())
 
     def close(self) -> None:
@@ -282,11 +321,11 @@ class Conversation:
         self.pipe.close()
 
 
-def hold(entry: dict, pipe: Connection) -> None:
-    """In the forked process: runs the harness's inference on one entry, every query going through `pipe`."""
+def run_conversation(entry: dict, pipe: Connection) -> None:
+    """Runs the harness's inference on one entry, in the forked process. Queries and replies go through `pipe`."""
     from bfcl_eval._llm_response_generation import multi_threaded_inference
 
-    leave_with_parent()
+    end_with_parent()
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     handler, steps = new_handler(), iter(range(sys.maxsize))
 
@@ -299,12 +338,13 @@ def hold(entry: dict, pipe: Connection) -> None:
     pipe.send_bytes(json.dumps({"result": result["result"]}).encode())
 
 
-def leave_with_parent() -> None:
+def end_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends, also when the parent is killed."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def score(category: str, entries: list[dict], results: dict[str, object]) -> list[dict]:
+def score_category(category: str, entries: list[dict], results: dict[str, object]) -> list[dict]:
     """The verdict of the harness's own runner on every entry of a category."""
     from bfcl_eval.constants.eval_config import RESULT_PATH, SCORE_PATH
     from bfcl_eval.eval_checker.eval_runner import evaluate_task
@@ -318,14 +358,22 @@ def score(category: str, entries: list[dict], results: dict[str, object]) -> lis
     verdicts = []
     for item in given:
         failure = wrong.get(item["id"])
-        said = failure.get("error") if failure else None
-        kind = (said.get("error_type") if isinstance(said, dict) else failure.get("error_type")) if failure else None
-        verdicts.append({"id": item["id"], "category": category, "valid": failure is None, "error": kind})
+        verdicts.append(
+            {"id": item["id"], "category": category, "valid": failure is None, "error": error_type(failure)}
+        )
     return verdicts
 
 
+def error_type(failure: dict | None) -> str | None:
+    """The error type in an entry of the harness's score file: some of its checkers nest it, others do not."""
+    if failure is None:
+        return None
+    error = failure.get("error")
+    return error.get("error_type") if isinstance(error, dict) else failure.get("error_type")
+
+
 def data_version(categories: list[str]) -> dict[str, object]:
-    """Which data was used: the package's version, its name for the data, a digest over the files of each category, its size."""
+    """Which data was used: the package's version, its name for the data, and for each category a digest of its files and its size."""
     from bfcl_eval.constants.category_mapping import VERSION_PREFIX
     from bfcl_eval.constants.eval_config import POSSIBLE_ANSWER_PATH, PROMPT_PATH
 

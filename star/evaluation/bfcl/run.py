@@ -1,7 +1,7 @@
-"""BFCL: the official harness asks, the model answers, the harness's own checkers judge (star/evaluation/bfcl/harness.py).
+"""Evaluates a model on BFCL: runs the official harness in a process of its own, answers its queries, and scores its verdicts.
 
-The harness is bfcl-eval, unchanged and in an environment of its own; its prompts are those of its handler for Qwen3, so scores compare
-with published ones. Nothing of its data is in this package.
+The harness is bfcl-eval, unchanged, in an environment of its own (environment.py). Its prompts are those of its handler for Qwen3, so
+that scores compare with published ones. This package holds none of its data. The other end of the pipe is harness.py.
 """
 
 import json
@@ -11,52 +11,104 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO, Any, TypedDict
 
 from star.config.bfcl_categories import CATEGORIES
 from star.errors import InputError
 from star.evaluation.bfcl import harness
 from star.evaluation.bfcl.environment import harness_python
 from star.evaluation.bfcl.scores import bfcl_scores
+from star.evaluation.candidate import Candidate
+from star.evaluation.suite_scores import ScoringSettings, SuiteScores
 from star.hashing import digest_of
 from star.progress import Bar
 
-CONVERSATIONS = 64  # open at once: enough to fill batches; each is a process
+MAX_OPEN_CONVERSATIONS = 64  # enough to fill batches; each is a process
 
-Query = dict  # id of the entry, step of the conversation, prompt
-Reply = dict  # text, or error: why there is none
+Query = dict[str, Any]  # `id` of the entry, `step` of the conversation, `prompt`
+Reply = dict[str, str]  # `text`, or `error`: why there is no text
 Answer = Callable[[list[Query]], list[Reply]]
+
+
+class Verdict(TypedDict):
+    """The harness's verdict on one entry. `error` is the harness's error type where the entry is wrong."""
+
+    id: str
+    category: str
+    valid: bool
+    error: str | None
+
+
+class HarnessReport(TypedDict):
+    """What the harness found on whole categories.
+
+    `isolated` says whether it ran without a network, `package` and `data` which version it is. `digests` and `sizes` are those of the
+    data files, by category. `unanswered` counts the queries that were too long for the model's context.
+    """
+
+    verdicts: list[Verdict]
+    isolated: bool
+    package: str
+    data: str
+    digests: dict[str, str]
+    sizes: dict[str, int]
+    unanswered: int
+
+
+def ask_suite(candidate: Candidate, data: Path | None) -> HarnessReport | None:
+    """Asks the candidate its shard of the categories; None where the shard holds no category. `data` is not used."""
+    chosen = list(dict.fromkeys(candidate.settings.bfcl_categories or CATEGORIES))
+    categories = candidate.shard.of(chosen)
+    if not categories:
+        return None
+    return run_harness(
+        lambda queries: candidate.reply("bfcl", [query["prompt"] for query in queries]),
+        label=f"BFCL of the {candidate.name} model",
+        categories=tuple(categories),
+        limit=candidate.settings.limit,
+    )
+
+
+def score_suite(shards: list[HarnessReport], settings: ScoringSettings) -> SuiteScores:
+    """Scores the reports of all shards, each on other categories."""
+    found = score_bfcl(shards, order=settings.bfcl_categories or CATEGORIES)
+    verdicts = found.pop("verdicts")
+    return SuiteScores(
+        scores={f"bfcl_{name}": score for name, score in found["scores"].items()},
+        details={"bfcl": found},
+        outcomes=[{**verdict, "kind": verdict["category"]} for verdict in verdicts],
+    )
 
 
 def evaluate_bfcl(
     answer: Answer, *, label: str, categories: tuple[str, ...] = CATEGORIES, limit: int | None = None
-) -> dict:
-    """Holds every conversation of the categories with `answer` and scores them.
+) -> dict[str, Any]:
+    """Runs every conversation of the categories with `answer` as the model, and scores them.
 
     Args:
-        answer: the model: replies to a batch of queries, in their order.
-        limit: entries of each category, evenly spread; all of them when not given.
+        answer: replies to a batch of queries, in their order.
+        label: text of the progress bar.
+        limit: entries per category, evenly spread; None for all.
 
     Returns:
-        what score_bfcl does.
+        The result of `score_bfcl`.
     """
     return score_bfcl([run_harness(answer, label=label, categories=categories, limit=limit)], order=categories)
 
 
-def score_bfcl(reports: list[dict], *, order: Sequence[str]) -> dict:
-    """Scores what the harness reported of disjoint categories.
+def score_bfcl(reports: list[HarnessReport], *, order: Sequence[str]) -> dict[str, Any]:
+    """Scores the harness's reports on disjoint categories.
 
     Args:
-        order: the categories of all reports, as their verdicts are to be ordered.
+        order: the categories of all reports, in the order in which their verdicts are returned.
 
     Returns:
-        what bfcl_scores returns, and `verdicts` (id, category, valid, error), `package`, `data`, `data_sha256`, `isolated`, `unanswered`.
+        The result of `bfcl_scores`, with `verdicts`, `package`, `data`, `data_sha256`, `isolated`, `sizes` and `unanswered`.
     """
     verdicts = [verdict for report in reports for verdict in report["verdicts"]]
     verdicts.sort(key=lambda verdict: order.index(verdict["category"]))
-    sizes, digests = (
-        {category: value for report in reports for category, value in report[key].items()}
-        for key in ("sizes", "digests")
-    )
+    sizes = {category: size for report in reports for category, size in report["sizes"].items()}
+    digests = {category: digest for report in reports for category, digest in report["digests"].items()}
     return {
         "verdicts": verdicts,
         "isolated": all(report["isolated"] for report in reports),
@@ -69,46 +121,65 @@ def score_bfcl(reports: list[dict], *, order: Sequence[str]) -> dict:
     }
 
 
-def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limit: int | None) -> dict:
-    """The harness's report on the conversations of the categories, not scored yet.
+def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limit: int | None) -> HarnessReport:
+    """Runs every conversation of the categories with `answer` as the model, and returns the harness's report, not scored yet.
 
     Raises:
-        InputError: a category is not known, or the harness's environment cannot be made.
-        RuntimeError: the harness failed; the message has the end of its log.
+        InputError: a category is not known, or the harness's environment could not be made.
+        RuntimeError: the harness failed. The message has the end of its log.
     """
     if unknown := set(categories) - set(CATEGORIES):
         raise InputError(f"BFCL has no category {sorted(unknown)[0]}: choose from {', '.join(CATEGORIES)}")
-    python, unanswered = harness_python(), 0
+    python = harness_python()
     with tempfile.TemporaryDirectory(prefix="star-bfcl-") as scratch, tempfile.TemporaryFile("w+") as log:
-        process = _start(python, Path(scratch), log)
+        process = _start_harness(python, Path(scratch), log)
+        stdin, stdout = _pipes_of(process)
+        job = {"categories": categories, "limit": limit, "workers": MAX_OPEN_CONVERSATIONS}
         try:
-            process.stdin.write(json.dumps({"categories": categories, "limit": limit, "workers": CONVERSATIONS}) + "\n")
-            process.stdin.flush()
-            total = json.loads(process.stdout.readline() or "{}").get("entries", 0)
-            with Bar(label, total) as bar:
-                for message in map(json.loads, process.stdout):
-                    if "report" in message:
-                        warn_if_not_isolated(message["report"])
-                        return {**message["report"], "unanswered": unanswered}
-                    if "done" in message:
-                        bar.advance(message["done"] - bar.done)
-                    if "ask" in message:
-                        replies = answer([{**query, "prompt": _valid(query["prompt"])} for query in message["ask"]])
-                        unanswered += sum("error" in reply for reply in replies)
-                        process.stdin.write(json.dumps(replies) + "\n")
-                        process.stdin.flush()
+            if report := _answer_queries(stdin, stdout, answer, job=job, label=label):
+                _warn_if_not_isolated(report)
+                return report
         except (BrokenPipeError, json.JSONDecodeError):
             process.kill()
         finally:
-            process.stdin.close()
-            process.stdout.close()
+            stdin.close()
+            stdout.close()
             status = process.wait()
         log.seek(0)
         raise RuntimeError(f"the BFCL harness ended with status {status}:\n{log.read()[-2000:]}")
 
 
-def _start(python: Path, scratch: Path, log) -> subprocess.Popen:
-    """The harness's process: nothing of our environment reaches it, and its folder is fresh, as it reads it once at import."""
+def _answer_queries(
+    stdin: IO[str], stdout: IO[str], answer: Answer, *, job: dict[str, Any], label: str
+) -> HarnessReport | None:
+    """Sends the job to the harness and answers its queries until it reports; None where it ends without a report."""
+    unanswered = 0
+    _send(stdin, job)
+    total = json.loads(stdout.readline() or "{}").get("entries", 0)
+    with Bar(label, total) as bar:
+        for message in map(json.loads, stdout):
+            if "report" in message:
+                report: HarnessReport = message["report"]
+                return {**report, "unanswered": unanswered}
+            if "done" in message:
+                bar.advance(message["done"] - bar.done)
+            if "ask" in message:
+                replies = answer([{**query, "prompt": _valid_unicode(query["prompt"])} for query in message["ask"]])
+                unanswered += sum("error" in reply for reply in replies)
+                _send(stdin, replies)
+    return None
+
+
+def _send(stdin: IO[str], value: object) -> None:
+    stdin.write(json.dumps(value) + "\n")
+    stdin.flush()
+
+
+def _start_harness(python: Path, scratch: Path, log: IO[str]) -> subprocess.Popen[str]:
+    """Starts the harness with an environment and a working folder of its own.
+
+    None of our environment variables reach it. The folder is fresh because the harness reads it once, at import.
+    """
     environment = {
         "PATH": os.defpath,
         "HOME": str(scratch),
@@ -118,17 +189,33 @@ def _start(python: Path, scratch: Path, log) -> subprocess.Popen:
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
     command = [str(python), "-P", "-s", "-B", harness.__file__]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-    return subprocess.Popen(command, **pipes, env=environment, cwd=scratch, text=True, encoding="utf-8")
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        cwd=scratch,
+        text=True,
+        encoding="utf-8",
+    )
 
 
-def _valid(prompt: str) -> str:
-    """The prompt as UTF-8 can hold it: a simulator may give back half a surrogate pair that the model wrote."""
+def _pipes_of(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """The process's stdin and stdout, both of which were opened as pipes."""
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the BFCL harness was started without pipes")
+    return process.stdin, process.stdout
+
+
+def _valid_unicode(prompt: str) -> str:
+    """The prompt as UTF-8 can encode it: a simulator may return half a surrogate pair that the model wrote."""
     return prompt.encode("utf-8", "replace").decode()
 
 
-def warn_if_not_isolated(report: dict) -> None:
+def _warn_if_not_isolated(report: HarnessReport) -> None:
     if not report["isolated"]:
         print(
-            "bfcl: this system allows no network namespace; the harness ran with the other walls only", file=sys.stderr
+            "bfcl: this system allows no network namespace; the harness ran with its other protections only",
+            file=sys.stderr,
         )

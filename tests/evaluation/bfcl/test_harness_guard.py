@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.evaluation.bfcl.harness import guarded, refusal, steadied
+from star.evaluation.bfcl.harness import fail_instead_of_raise, guard_executor, refuse_call
 
 METHODS = {"cd", "post_tweet"}
 
@@ -22,7 +22,7 @@ METHODS = {"cd", "post_tweet"}
     ],
 )
 def test_plain_calls_pass(call: str) -> None:
-    assert refusal(call, METHODS) is None
+    assert refuse_call(call, METHODS) is None
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_plain_calls_pass(call: str) -> None:
     ],
 )
 def test_all_else_is_refused(call: str) -> None:
-    assert refusal(call, METHODS).startswith("Error during execution")
+    assert refuse_call(call, METHODS).startswith("Error during execution")
 
 
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text()), max_size=3))
 def test_whatever_a_model_writes_in_json_stays_data(name: str, arguments: dict) -> None:
     """The harness writes a call as name(key=repr(value), ...): what passes the guard evaluates to exactly these arguments."""
     call = f"{name}({','.join(f'{key}={value!r}' for key, value in arguments.items())})"
-    if refusal(call, METHODS) is None:
+    if refuse_call(call, METHODS) is None:
         got = eval(call, {"__builtins__": {}, **dict.fromkeys(METHODS, lambda **given: given)})
         assert list(got.values()) == list(arguments.values())
 
@@ -82,7 +82,7 @@ def test_the_executor_sees_only_what_passed(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     hostile = f"__import__('pathlib').Path({str(canary)!r}).touch()"
     calls = ["cd(folder='a')", hostile, "_secret()", f"cd(folder={hostile})", "cd(folder='b')"]
-    results, instances = guarded(execute)(calls, {})
+    results, instances = guard_executor(execute)(calls, {})
     assert seen == ["cd(folder='a')", "cd(folder='b')"]
     assert [result.startswith("ran") for result in results] == [True, False, False, False, True]
     assert list(instances) == ["FileSystem"] and not canary.exists()
@@ -90,6 +90,6 @@ def test_the_executor_sees_only_what_passed(tmp_path: Path) -> None:
 
 
 def test_a_checker_that_raises_finds_the_answer_wrong() -> None:
-    check = steadied(lambda answer: {"valid": answer["calls"].items() is not None})
+    check = fail_instead_of_raise(lambda answer: {"valid": answer["calls"].items() is not None})
     assert check({"calls": {}})["valid"] is True
     assert (check({"calls": ["a"]})["valid"], check({"calls": ["a"]})["error_type"]) == (False, "checker_failed")

@@ -1,0 +1,170 @@
+"""Evaluates one or more models on every configured suite, on the same rows, and writes the results side by side.
+
+It writes evaluation.json (scores with intervals, paired differences; the same bytes on every run), outcomes.jsonl (one line per row
+and model, for `star compare`), timing.json (speed), report.html and report.md.
+
+The way through the room: gather.py asks the models, here the answers are scored, and report.py draws them. For example, with teacher
+and refined on the suite heldout:
+
+1. `gather` returns a `Gathered` whose two models each hold the outcomes on all held-out rows. With `--shard 1/2` it holds every second
+   batch, and `score_and_write` runs when `star merge` has both shards.
+2. `SUITES["heldout"].score` turns a model's outcomes into `SuiteScores`: {"exact_match": {"mean": 0.74, "low": 0.70, "high": 0.78}, ...}.
+3. `paired_differences("refined", "teacher", outcomes)` compares both on the rows that both answered.
+4. `score_and_write` writes all of it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from star.config.experiment import Config
+from star.evaluation.gather import ModelSource, gather
+from star.evaluation.gathered import Gathered, GatheredModel
+from star.evaluation.paired_differences import Outcomes, paired_differences, paired_differences_by_kind
+from star.evaluation.report import markdown_table, write_report
+from star.evaluation.suite_scores import ScoringSettings, SuiteScores
+from star.evaluation.suites import SUITES
+from star.folders.workspace import Workspace
+from star.json_file import write_json
+from star.tracking.runs import child_run
+
+EVALUATION, OUTCOMES, TIMING = "evaluation.json", "outcomes.jsonl", "timing.json"
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One model's size, speed and scores on every suite.
+
+    Attributes:
+        memory: bytes of the weights.
+        timing: `seconds`, and where the model generated anything `tokens_per_second` and `latency`, as timing.json holds them.
+        suites: the scores by suite, in the order of the configuration.
+    """
+
+    name: str
+    parameters: int
+    memory: int
+    timing: dict[str, float]
+    suites: dict[str, SuiteScores]
+
+    @property
+    def outcomes(self) -> Outcomes:
+        return {suite: found.outcomes for suite, found in self.suites.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The model's entry in evaluation.json."""
+        entry: dict[str, Any] = {"name": self.name, "parameters": self.parameters, "memory": self.memory, "scores": {}}
+        for found in self.suites.values():
+            entry["scores"] |= found.scores
+            entry |= found.details
+        return entry
+
+
+def evaluate_models(
+    models: Mapping[str, ModelSource], data: Path | None, *, config: Config, workspace: Workspace, title: str
+) -> dict[str, float]:
+    """Asks and scores each model, and writes the files of this module. A model that was finished before a kill is not asked again.
+
+    Args:
+        models: folders or hub ids by the name they are shown under. The report is about the last one.
+        data: the folder of `star synthesize`; needed for the suite heldout only.
+
+    Returns:
+        `<model>_<score>` for every score of every model, and `<model>_<measure of speed>`.
+    """
+    gathered = gather(models, data, config=config, state=workspace.state, title=title)
+    return score_and_write([gathered], out=workspace.out)
+
+
+def score_and_write(shards: list[Gathered], *, out: Path) -> dict[str, float]:
+    """Scores what one process or several shards gathered, and writes the files of this module.
+
+    Returns:
+        The metrics of `evaluate_models`.
+    """
+    first = shards[0]
+    models = [
+        _score_model([shard.models[i] for shard in shards], first.scoring_settings) for i in range(len(first.models))
+    ]
+    last = models[-1]
+    outcomes = {model.name: model.outcomes for model in models}
+    # The last model is compared with each model before it, then the last but one, and so on.
+    pairs = list(combinations(reversed(outcomes), 2))
+    evaluation = {
+        "title": first.title,
+        "suite": {suite: {"rows": len(rows)} for suite, rows in last.outcomes.items()},
+        "models": [model.to_json() for model in models],
+        "comparisons": [found for a, b in pairs for found in paired_differences(a, b, outcomes)],
+        "comparisons_by_kind": [found for a, b in pairs for found in paired_differences_by_kind(a, b, outcomes)],
+        "curves": first.curves,
+        "failures": [{**row, "model": last.name} for found in last.suites.values() for row in found.failures],
+        "lineage": first.lineage,
+        "stages": first.stages,
+    }
+    _write(evaluation, outcomes, {model.name: model.timing for model in models}, out=out)
+    return _metrics(models)
+
+
+def log_model_runs(metrics: dict[str, float], gathered: Gathered) -> None:
+    """Logs each model's own metrics of `score_and_write` to a child run of the open MLflow run."""
+    suites = " ".join(gathered.scoring_settings.suites)
+    for model in gathered.models:
+        prefix = f"{model.name}_"
+        with child_run(model.name, tags={"star.suites": suites}) as child:
+            child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
+
+
+def _score_model(shards: list[GatheredModel], settings: ScoringSettings) -> EvaluatedModel:
+    """Scores one model from what each shard gathered of it."""
+    suites = {}
+    for suite in settings.suites:
+        answers = [found for shard in shards if (found := shard.suites[suite])]
+        suites[suite] = SUITES[suite].score(answers, settings)
+    first = shards[0]
+    return EvaluatedModel(first.name, first.parameters, first.memory, _timing_of(shards), suites)
+
+
+def _timing_of(shards: list[GatheredModel]) -> dict[str, float]:
+    """The time and speed of all shards together, without what was recalled after a kill."""
+    seconds = sum(shard.timing.seconds for shard in shards)
+    tokens = sum(shard.timing.tokens for shard in shards)
+    timing = {"seconds": round(seconds, 1)}
+    if seconds:
+        latencies = [shard.timing.latency for shard in shards if shard.timing.latency is not None]
+        timing |= {"tokens_per_second": round(tokens / seconds, 1), "latency": round(median(latencies), 3)}
+    return timing
+
+
+def _metrics(models: list[EvaluatedModel]) -> dict[str, float]:
+    scores = {
+        f"{model.name}_{name}": score["mean"]
+        for model in models
+        for found in model.suites.values()
+        for name, score in found.scores.items()
+    }
+    return scores | {f"{model.name}_{name}": value for model in models for name, value in model.timing.items()}
+
+
+def _write(
+    evaluation: dict[str, Any], outcomes: dict[str, Outcomes], timing: dict[str, dict[str, float]], *, out: Path
+) -> None:
+    write_json(out / EVALUATION, evaluation)
+    write_json(out / TIMING, timing)
+    with (out / OUTCOMES).open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(line) + "\n" for line in _outcome_lines(outcomes))
+    # The reports show the speed beside the scores; evaluation.json must not vary with it.
+    shown = {**evaluation, "models": [{**entry, **timing[entry["name"]]} for entry in evaluation["models"]]}
+    write_report(out / "report.html", shown)
+    (out / "report.md").write_text(markdown_table(shown), encoding="utf-8")
+
+
+def _outcome_lines(outcomes: dict[str, Outcomes]) -> Iterator[dict[str, Any]]:
+    for model, suites in outcomes.items():
+        for suite, rows in suites.items():
+            for row in rows:
+                measures = {key: row[key] for key in SUITES[suite].measures.values()}
+                yield {"model": model, "suite": suite, "id": row["id"], "kind": row["kind"], **measures}
