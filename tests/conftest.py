@@ -1,6 +1,7 @@
-"""Fixtures shared by all tests: reference values, a micro run of all stages, a home per test, and real servers over loopback.
+"""Fixtures shared by all tests: reference values, a micro run of all stages, a home per test, real servers on loopback.
 
-The servers (PostgreSQL, S3, MLflow) start once per session, for the tests of tracking and of the registry that ask for them.
+The servers (PostgreSQL, S3, MLflow) start once per session, for the tests of tracking and of the registry that ask for
+them.
 """
 
 import os
@@ -37,7 +38,7 @@ settings.load_profile("star")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference values beside a developer's checkout; a user's clone has none, and the test is skipped."""
+    """The folder of reference values beside a developer's checkout. A user's clone has none; the test is skipped then."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("needs the reference values of ../shared, which a clone does not carry")
@@ -54,7 +55,7 @@ def micro() -> "Config":
 
 @pytest.fixture(scope="session")
 def finished(micro: "Config", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of every stage but the registration, each run once by its function. Tests read them and never write there."""
+    """The folders of all stages but the registration, each run once by its function. Tests only read them."""
     from star.stages import STAGES
 
     root = tmp_path_factory.mktemp("finished")
@@ -158,7 +159,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(
+def run_server(
     command: list[str], *, port: int, log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
     """A server process in a session of its own, until it accepts connections; ended with all its workers."""
@@ -168,7 +169,7 @@ def running(
         )
     try:
         deadline = time.monotonic() + STARTING_SECONDS
-        while not answers(port):
+        while not accepts_connections(port):
             assert process.poll() is None, f"{command[:4]} ended:\n{log.read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"{command[:4]} does not answer:\n{log.read_text()[-2000:]}"
             time.sleep(0.1)
@@ -183,7 +184,7 @@ def running(
             process.wait()
 
 
-def answers(port: int) -> bool:
+def accepts_connections(port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(1)
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -207,7 +208,7 @@ def postgres() -> Iterator[str]:
         subprocess.run([*user, *make], check=True, capture_output=True, cwd="/")
         serve = [str(programs / "postgres"), "-D", str(cluster), "-p", str(port), "-k", str(folder)]
         quick = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"]
-        with running([*user, *serve, *quick], port=port, log=folder / "log"):
+        with run_server([*user, *serve, *quick], port=port, log=folder / "log"):
             _wait_for_database(programs, port)
             yield f"postgresql+psycopg2://star@127.0.0.1:{port}/postgres"
     finally:
@@ -229,18 +230,18 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     import boto3
 
     port = free_port()
-    reach = {
+    variables = {
         "AWS_ACCESS_KEY_ID": "loopback",
         "AWS_SECRET_ACCESS_KEY": "loopback-secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
-    with running([sys.executable, "-c", S3_SERVER, str(port)], port=port, log=folder / "s3.log"):
+    with run_server([sys.executable, "-c", S3_SERVER, str(port)], port=port, log=folder / "s3.log"):
         keys = {"aws_access_key_id": "loopback", "aws_secret_access_key": "loopback-secret"}
-        client = boto3.client("s3", endpoint_url=reach["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys)
+        client = boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name="us-east-1", **keys)
         client.create_bucket(Bucket=BUCKET)
-        yield reach
+        yield variables
 
 
 class TrackingServer:
@@ -256,11 +257,9 @@ class TrackingServer:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         places = ["--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination", self.artifacts]
         log = self.folder / "mlflow.log"
-        alone = {
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            **environment,
-        }  # eight workers for jobs that we have none of
-        server = running([*command, *places], port=self.port, log=log, environment=alone)
+        # Without MLflow's job workers: eight processes for jobs that STAR does not use.
+        variables = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
+        server = run_server([*command, *places], port=self.port, log=log, environment=variables)
         self.process = self.running.enter_context(server)
 
     def stop(self) -> None:
@@ -281,8 +280,8 @@ def postgres_database() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with s3(tmp_path_factory.mktemp("s3")) as reach:
-        yield reach
+    with s3(tmp_path_factory.mktemp("s3")) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from star.registry.versions import Version
 
 
 def copy_version(version: Version, folder: Path) -> Version:
-    """Registers a downloaded version under the same name in the MLflow of the environment, and downloads it again to compare every file.
+    """Registers a downloaded version in the MLflow of the environment, and downloads it again to compare every file.
 
     Args:
         version: the version in the registry that it comes from.

@@ -1,6 +1,7 @@
 """Downloads registered models and checks the sha256 of every file.
 
-The digests to compare with are tags of the version in the tracking database. Digests beside the files would change with them.
+The digests to compare with are tags of the version in the tracking database. Digests beside the files would change with
+them.
 """
 
 import re
@@ -24,7 +25,8 @@ def download_model(reference: str, out: Path) -> Path:
         reference: `name` (its champion), `name@alias` or `name/3`, with or without `models:/` before it.
 
     Raises:
-        InputError: no such model, version or alias; not registered by `star`; the stored files differ from those registered.
+        InputError: no such model, version or alias; not registered by `star`; the stored files differ from those
+        registered.
     """
     return download_version(find_by_full_reference(reference), out)
 
@@ -33,10 +35,11 @@ def download_version(version: Version, out: Path) -> Path:
     """`download_model` for a version that was looked up already."""
     if not version.files or not version.model_digest:
         raise InputError(f"{version} was not registered by `star`: it has no list of files to check a download against")
-    folder = out / re.sub(r"[^\w-]", "-", version.model_digest)
+    folder = out / re.sub(r"[^\w-]", "-", version.model_digest)  # a digest may hold a colon or a slash
     if folder.is_dir() and hash_files(folder) == version.files:
         return folder
     out.mkdir(parents=True, exist_ok=True)
+    # Downloaded beside its place and renamed once checked, so that a kill leaves no folder that looks complete.
     with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as scratch:
         model = Path(scratch) / "model"
         _download_artifacts(version, "", to=model)

@@ -1,7 +1,8 @@
 """Collects and checks the lineage of a model: every stage it was made by, with digests, commit, image and runs.
 
-A stage's manifest holds the summaries of all stages above it, so the refined model's manifest holds the whole tree. Publishing
-writes it to `lineage.json` inside the model. `star lineage` (lineage_tree.py) checks each part that is within reach.
+A stage's manifest holds the summaries of all stages above it, so the refined model's manifest holds the whole tree.
+Publishing writes it to `lineage.json` inside the model. `star lineage` (lineage_tree.py) checks each part that is
+within reach.
 """
 
 import os
@@ -37,13 +38,14 @@ def collect_origin(*, seed: int | None = None) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def git_state() -> dict[str, str]:
-    """Commit of the checkout that the package runs from, and whether it has changes; in an image, the commit it was built from."""
+    """Commit of the checkout that the package runs from, and whether it has changes; in an image, the commit of its build."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
+    if not (root / ".git").exists():  # an installed package; an image names the commit that it was built from
         commit = os.environ.get("STAR_COMMIT", "unknown")
         return {} if commit == "unknown" else {"commit": commit}
     try:
         commit = _git(root, "rev-parse", "HEAD")
+        # Only files that a stage runs or reads: notes beside them do not make its result another one.
         return {
             "commit": commit,
             "dirty": "yes" if _git(root, "status", "--porcelain", "--", "star", "configs") else "no",
@@ -80,7 +82,7 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
 
 
 def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str, str]]:
-    """Looks up which of the wanted digests are folders that DVC tracks: digest -> the folder's path and DVC's digest of it."""
+    """Looks up which of the wanted digests are of folders that DVC tracks: digest -> path and DVC's own digest."""
     import yaml
 
     lock = root / "dvc.lock"
@@ -98,9 +100,10 @@ def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str,
 
 
 def input_datasets(folders: dict[str, Path]) -> dict[str, tuple[str, str, str]]:
-    """Describes the folders that a stage reads, for its MLflow run: name -> digest, path, and whose digest it is (dvc or star).
+    """Describes the folders that a stage reads, for its MLflow run: name -> digest, path, and who computed it (dvc or star).
 
-    DVC's digest is taken where DVC tracks the folder, and always for the data set, so that every runner logs the same data set.
+    DVC's digest is taken where DVC tracks the folder, and always for the data set, so that every runner logs the same
+    data set.
     """
     manifests = {key: read_manifest(folder) for key, folder in folders.items()}
     tracked = dvc_digests({manifest.digest for manifest in manifests.values()})
@@ -122,10 +125,11 @@ def check_stage(digest: str, summary: dict) -> tuple[str, str]:
         return UNREACHED, "no folder on this machine"
     try:
         found = open_input(folder, stage=summary["stage"])
-    except Exception as error:
+    except Exception as error:  # a missing file, a damaged manifest, a changed sha256: all are mismatches
         return MISMATCH, str(error)
     if found.digest != digest:
         return MISMATCH, f"{folder} holds {found.digest[:12]}, not {digest[:12]}"
+    # The digest covers the files only, so settings, code and inputs are compared on their own.
     recorded = {key: summary[key] for key in ("config_digest", "code_digest", "inputs")}
     if {key: value for key, value in found.summary().items() if key in recorded} != recorded:
         return MISMATCH, f"the manifest of {folder} names other settings, code or inputs than the model's lineage"

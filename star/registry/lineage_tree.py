@@ -5,7 +5,7 @@ Example, shortened. A file of the folder of `distill` was changed after the mode
     star version 3
     ├── model.safetensors 0d2f1a9c88e1 ok model.safetensors
     └── refine c2adf6160b1d ok runs/latest/refine
-        └── distill b21550dd97a0 MISMATCH runs/latest/distill/model.safetensors is missing or was changed since ...
+        └── distill b21550dd97a0 MISMATCH runs/latest/distill/model.safetensors is missing or was changed ...
 """
 
 import json
@@ -75,7 +75,7 @@ def print_lineage(model: str, *, name: str) -> list[str]:
 
 
 def _add_model(tree: LineageTree, lineage: dict, folder: Path, version: Version | None) -> None:
-    """Adds the files of the model, and whether the registry's tags name the same digest as the lineage inside the model."""
+    """Adds the model's files, and whether the registry's tags name the same digest as the lineage inside the model."""
     for path, digest in lineage["weights"].items():
         tree.add(tree.root, path, digest, _check_file(folder / path, digest))
     tokenizer = lineage["tokenizer"]
@@ -108,7 +108,7 @@ def _add_stage(tree: LineageTree, branch: Tree, digest: str, stages: dict[str, d
 
 
 def _add_origin(tree: LineageTree, branch: Tree, label: str, origin: dict[str, str]) -> None:
-    """Adds commit, run, image and seed of the process that made the folder (`made`) or published the model (`published`)."""
+    """Adds commit, run, image and seed of the process that made a folder (`made`) or published the model (`published`)."""
     if commit := origin.get("commit"):
         changed = ", changed" if origin.get("dirty") == "yes" else ""
         tree.add(branch, f"{label} at commit{changed}", commit, check_commit(commit))

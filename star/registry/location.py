@@ -1,4 +1,4 @@
-"""Says where this environment keeps ledgers and published weights: in the bucket of STAR_REGISTRY, or with the tracking database."""
+"""Says where ledgers and published weights are kept: in the bucket of STAR_REGISTRY, or with the tracking database."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Writes the model card, README.md of the published folder: scores, intended use, how to load it, where it comes from."""
+"""Writes the model card, README.md of the published folder: scores, intended use, how to load it, its origin."""
 
 from star.html_kit import markdown
 

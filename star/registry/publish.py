@@ -1,10 +1,11 @@
-"""Publishes models in MLflow's registry: a Hugging Face folder becomes the next version, with the sha256 of every file in its tags.
+"""Publishes models in MLflow's registry: a Hugging Face folder becomes the next version, its files' sha256 become tags.
 
-A version is config, tokenizer and safetensors, not one of MLflow's model flavours, because those drop the tools from a chat and
-separate the tokenizer from the model.
+A version is config, tokenizer and safetensors, not one of MLflow's model flavours, because those drop the tools from a
+chat and separate the tokenizer from the model.
 
-Where STAR_REGISTRY names a bucket, the files are uploaded to it under the digest of their content, and the list of them is written
-last. Deleting runs or experiments does not delete them. Without STAR_REGISTRY they are artifacts of MLflow's LoggedModel.
+Where STAR_REGISTRY names a bucket, the files are uploaded to it under the digest of their content, and the list of them
+is written last. Deleting runs or experiments does not delete them. Without STAR_REGISTRY they are artifacts of MLflow's
+LoggedModel.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was kil
 def register_model(
     folder: Path, *, name: str, scores: Mapping[str, float], lineage: Mapping[str, str], model_digest: str
 ) -> Version:
-    """Registers a Hugging Face folder as the next version of `name`, or returns the version that has that digest already.
+    """Registers a Hugging Face folder as the next version of `name`, or returns the version that has that digest.
 
     Args:
         scores: name of a score -> its value; tags of the version and metrics of the LoggedModel.
@@ -62,6 +63,7 @@ def register_model(
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
         return found
+    # The hashes are taken before anything is sent, so a damaged upload is noticed at the first download.
     files = hash_files(folder)
     tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(files)} | _tags(scores, lineage)
     client = connect()
@@ -77,6 +79,7 @@ def register_model(
         source = model.model_uri
     _log_scores(client, model, scores)
     _ensure_registered_model(client, name)
+    # Last, so that whatever is listed as a version is complete; a kill before leaves a LoggedModel that `reconcile` removes.
     entry = client.create_model_version(
         name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
@@ -101,7 +104,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def remove_unfinished_publications(name: str) -> list[str]:
-    """Deletes the LoggedModels of publications that were killed before they had created a version, and returns their names."""
+    """Deletes the LoggedModels of publications that were killed before they created a version, and returns their names."""
     client = connect()
     known = {version.model_digest for version in list_versions(name)}
     old = (time.time() - UNFINISHED_SECONDS) * 1000
@@ -169,7 +172,7 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
 
 
 def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) -> str:
-    """Uploads a model's files under the digest of their content, the list of them last, and returns the folder's address."""
+    """Uploads a model's files under the digest of their content, the list of them last. Returns the folder's address."""
     from botocore.exceptions import ClientError
 
     bucket, prefix = split_s3(location)

@@ -7,9 +7,9 @@ The last stage of the pipeline, in four steps that run once each, in this order:
     decide    Candidate, GateResult -> Outcome             promotes, or writes the refusal into the ledger
     report    Outcome -> gate.json, gate.md, registration.json, tags and artifacts of the run
 
-Example: version 3 passes the gate while version 1 is the champion. Its gate.json has `"against": 1, "passed": true`, its
-registration.json `"version": 3, "champion": 3`. The same stage run again registers nothing new (the model's digest is known) and
-decides nothing (the version was decided on with this evaluation); it only reports.
+Example: version 3 passes the gate while version 1 is the champion. Its gate.json has `"against": 1, "passed": true`,
+its registration.json `"version": 3, "champion": 3`. The same stage run again registers nothing new (the model's digest
+is known) and decides nothing (the version was decided on with this evaluation); it only reports.
 """
 
 import json
@@ -92,7 +92,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The gate's verdict, and the ledger's newest decision at that time: its champion is what the candidate was compared with."""
+    """The gate's verdict, and the ledger's newest decision then: its champion is what the candidate was compared with."""
 
     verdict: Verdict
     over: Decision
@@ -109,7 +109,7 @@ class Outcome:
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
-    """Publishes the model once per content, decides whether it becomes champion, and writes the decision with its reasons to `out`.
+    """Publishes the model once per content, decides whether it becomes champion, and writes the decision to `out`.
 
     Args:
         refined: folder of the stage `refine`.
@@ -134,7 +134,7 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
 
 
 def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
-    """Registers the refined model, or finds the version that has the same content, and writes this evaluation's scores to its tags."""
+    """Registers the refined model, or finds the version with that content, and writes this evaluation's scores to its tags."""
     manifest, evaluation = read_manifest(refined), _read_evaluation(folder)
     lineage = build_lineage(refined, folder, report=evaluation.report, model=manifest.digest)
     tags = _lineage_tags(manifest, evaluation, lineage)
@@ -177,7 +177,7 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
 
 
 def assemble(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path) -> None:
-    """Fills the folder that is published: the model as `from_pretrained` reads it, its card, its lineage, its outcome on every row."""
+    """Fills the folder that is published: the model as `from_pretrained` reads it, card, lineage, outcome on every row."""
     shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
@@ -259,7 +259,7 @@ def _decide(candidate: Candidate, result: GateResult) -> Outcome:
 
 
 def _promote_or_refuse(version: Version, result: GateResult) -> Verdict:
-    """Writes the attempt to the ledger, and returns the verdict; it has one failed check more when another promotion came first."""
+    """Writes the attempt to the ledger. Adds a failed check to the verdict when another promotion came first."""
     verdict, over = result.verdict, result.over.seq
     if not verdict.passed:
         failed = "; ".join(check.reason for check in verdict.checks if not check.passed)

@@ -18,7 +18,7 @@ OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "
 
 
 def print_versions(name: str) -> None:
-    """Prints one row per version, the newest first, in 80 columns; the lineage as the first digits of the folders' digests.
+    """Prints one row per version, the newest first, in 80 columns; of the folders' digests the first digits.
 
     Raises:
         InputError: nothing is registered under that name.

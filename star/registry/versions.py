@@ -1,4 +1,4 @@
-"""Lists the registered versions of a model, and finds the one that a user names: `3`, `champion`, `star/3` or `star@champion`."""
+"""Lists a model's registered versions, and finds the one that a user names: `3`, `champion`, `star/3`, `star@champion`."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def list_versions(name: str) -> list[Version]:
         raise
     found: list[ModelVersion] = []
     token = None
-    while token != "":
+    while token != "":  # MLflow answers in pages
         page = client.search_model_versions(f"name = '{name}'", page_token=token)
         found, token = [*found, *page], page.token or ""
     return sorted((read_version(entry, aliases=aliases) for entry in found), key=lambda version: -version.version)

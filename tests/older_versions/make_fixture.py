@@ -1,26 +1,29 @@
-"""Made star-ab22758.tar.xz: what STAR at commit ab22758 left on a disk, which later versions must still read.
+"""Makes star-ab22758.tar.xz: what STAR at commit ab22758 left on a disk, which later versions must still read.
 
     CHECKOUT/.venv/bin/python make_fixture.py CHECKOUT OUT
 
-It calls the commands and the Python API of that commit, so it runs with that commit only; a fixture of a later version needs a copy
-of it that calls that version's API. CHECKOUT is a clone of ab22758 with its virtual environment in `.venv`; nothing is written there.
-star-ab22758.tar.xz is written into the folder OUT. profile.yaml must lie beside this script. It takes about five minutes on one core.
-Everything is made below /tmp/star-fixture, which is removed first and kept afterwards, so no other path of the machine gets into the
-archive. As root on Linux, the host's name does not either.
+It calls the commands and the Python API of that commit, so it runs with that commit only; a fixture of a later version
+needs a copy of it that calls that version's API. CHECKOUT is a clone of ab22758 with its virtual environment in
+`.venv`; nothing is written there. star-ab22758.tar.xz is written into the folder OUT. profile.yaml must lie beside this
+script. It takes about five minutes on one core. Everything is made below /tmp/star-fixture, which is removed first and
+kept afterwards, so no other path of the machine gets into the archive. As root on Linux, the host's name does not
+either.
 
 What it does:
 
-1.  `star run` three times: the profile (version 1, passes the gate: first promotion), with another learning rate and a gate that
-    it cannot pass (version 2, refused), with a third learning rate (version 3, passes: second promotion).
+1.  `star run` three times: the profile (version 1, passes the gate: first promotion), with another learning rate and a
+    gate that it cannot pass (version 2, refused), with a third learning rate (version 3, passes: second promotion).
 2.  `star promote 2 --to challenger`, then `star rollback`: version 1 is the champion again, 3 the previous one.
-3.  Ends `star refine` by SIGTERM and `star distill` by SIGKILL, each after a complete checkpoint. Without that, both would have made
-    the folders of the first run. Events of the killed run that were not sent yet remain in `home/spool`.
+3.  Ends `star refine` by SIGTERM and `star distill` by SIGKILL, each after a complete checkpoint. Without that, both
+    would have made the folders of the first run. Events of the killed run that were not sent yet remain in
+    `home/spool`.
 4.  Writes expected.json: what the API of that commit reads from all this.
 5.  Vacuums mlflow.db, leaves out `home/logs` and the `mlruns` of the working directory, and packs the rest.
 
-The archive's only folder is `star-fixture`. Its root.txt names the folder that absolute paths in it start with (`/tmp/star-fixture`).
-A test that unpacks it elsewhere replaces that start, in tables of `home/mlflow.db` and in text files below `home` that no manifest
-covers. It must not replace anything in the table `star_records`, because the decisions are chained by digests.
+The archive's only folder is `star-fixture`. Its root.txt names the folder that absolute paths in it start with
+(`/tmp/star-fixture`). A test that unpacks it elsewhere replaces that start, in tables of `home/mlflow.db` and in text
+files below `home` that no manifest covers. It must not replace anything in the table `star_records`, because the
+decisions are chained by digests.
 """
 
 import json
@@ -130,7 +133,7 @@ def interrupt(checkout: Path, stage: str, sign: signal.Signals, checkpoint: str,
 
 
 def hide_checkout(checkout: Path) -> None:
-    """Removes the checkout's path from what MLflow noted about the runs, and shrinks the database. Leaves the ledger's table alone."""
+    """Removes the checkout's path from what MLflow noted about the runs, and shrinks the database; not from the ledger."""
     for noted in HOME.glob("spool/*/run.json"):
         noted.write_text(noted.read_text().replace(str(checkout), str(ROOT / "checkout")))
     connection = sqlite3.connect(HOME / "mlflow.db")
@@ -233,7 +236,7 @@ def expected_topk(folder: Path) -> dict:
 
 
 def expected_interruption(stage: str, phase: str, whole: Path) -> dict:
-    """Where a training was interrupted, and its result: bit for bit that of the first run, with the same packages on the same kind of CPU."""
+    """Where a training was interrupted, and its result: that of the first run, bit for bit on the same kind of CPU."""
     from star.config import sha256_of
     from star.storage import read_manifest
 
@@ -297,7 +300,7 @@ def expected_registry() -> dict:
 
 
 def expected_answer(version) -> dict:
-    """The champion's first tokens and logits, for a prompt of token ids, because a later version may render prompts in another way."""
+    """The champion's first tokens and logits, for token ids, because a later version may render prompts in another way."""
     import torch
 
     from star.models import load_model, load_tokenizer

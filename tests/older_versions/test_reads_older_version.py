@@ -1,10 +1,11 @@
-"""This version reads what an older one left on a disk: stage folders, top-k store, checkpoints, ledger, registered models.
+"""This version reads what an older one left on a disk: stage folders, top-k store, checkpoints, ledger, models.
 
-star-ab22758.tar.xz was made by make_fixture.py with the code of commit ab22758. Its expected.json holds what that code read from it.
-A test that fails here means that users' folders and ledgers can no longer be read: correct the code, not the archive.
+star-ab22758.tar.xz was made by make_fixture.py with the code of commit ab22758. Its expected.json holds what that code
+read from it. A test that fails here means that users' folders and ledgers can no longer be read: correct the code, not
+the archive.
 
-The archive holds a tracking database of MLflow 3.17. An MLflow with a newer schema refuses it until `mlflow db upgrade`, like the
-database of every user; then `unpacked` has to upgrade it first.
+The archive holds a tracking database of MLflow 3.17. An MLflow with a newer schema refuses it until `mlflow db
+upgrade`, like the database of every user; then `unpacked` has to upgrade it first.
 """
 
 import dataclasses
@@ -72,7 +73,7 @@ def older(unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ol
 
 
 def replace_root(root: Path) -> None:
-    """Replaces the start of absolute paths by the folder it was unpacked into; files and entries that a digest covers hold none."""
+    """Replaces the start of absolute paths by the folder it was unpacked into. What a digest covers holds no such path."""
     before, home = (root / "root.txt").read_text().strip(), root / "home"
     texts = [*home.glob("cache/*.json"), *home.glob("work/*.done"), *home.glob("spool/*/run.json")]
     for file in [*texts, *home.glob("pipeline/*/*/executor_output.json")]:

@@ -1,4 +1,4 @@
-"""Lineage: complete in the published model, checked against what is on the machine, a mismatch named; the card beside it."""
+"""The lineage is complete in the published model and checked against the machine's folders; the model card beside it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from star.tracking.server import connect, pointed_at
 def published(
     home: Path, micro: Config, finished: dict[str, Path], tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> Path:
-    """The champion, registered by the stage, and a home in which the latest run's folders are copies that a test may change."""
+    """The champion, registered by the stage; the home holds copies of the latest run's folders that a test may change."""
     for stage, folder in finished.items():
         shutil.copytree(folder, home / "latest" / stage)
     inputs = {"refined": home / "latest" / "refine", "evaluation": home / "latest" / "evaluate"}

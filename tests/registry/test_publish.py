@@ -63,7 +63,7 @@ def test_the_same_model_is_registered_once(home: Path, model: Path) -> None:
     assert len(list_versions("tiny")) == 1
 
 
-def test_a_damaged_cache_is_mended(home: Path, model: Path) -> None:
+def test_a_damaged_copy_is_downloaded_again(home: Path, model: Path) -> None:
     register(model)
     fetched = download_model("tiny/1", home / "cache")
     (fetched / "model.safetensors").write_bytes(b"damaged")

@@ -1,4 +1,4 @@
-"""No password reaches a run, an artifact, a log or an error: one is planted in every variable that the project reads."""
+"""No password reaches a run, an artifact, a log or an error: the tests plant one in every variable that STAR reads."""
 
 import os
 import re

@@ -1,12 +1,12 @@
-"""Checks a candidate against the gate: the bars it must clear to become champion, each with one sentence that gives the reason.
+"""Checks a candidate against the gate, the bars it must clear to become champion. Each check gives its reason in a sentence.
 
-Minimums and maximums hold for every candidate. Where the champion was measured on the same rows with the same decoding, the candidate
-must not be worse: overall by more than the allowed regression, and in no category by more than that with 95% confidence (paired
-on the rows that both answered).
+Minimums and maximums hold for every candidate. Where the champion was measured on the same rows with the same decoding,
+the candidate must not be worse: overall by more than the allowed regression, and in no category by more than that with
+95% confidence (paired on the rows that both answered).
 
-Example: `max_regression` is 0.01, champion and candidate answer 92% and 91.5% of the same rows exactly. The check `exact_match` passes
-with "exact match 0.9150 reaches 0.9100 (the champion's 0.9200 less 0.0100)". If the candidate's interval for the category `dates` is
-[-0.08, -0.03] against the champion, the check `category dates` fails.
+Example: `max_regression` is 0.01, champion and candidate answer 92% and 91.5% of the same rows exactly. The check
+`exact_match` passes with "exact match 0.9150 reaches 0.9100 (the champion's 0.9200 less 0.0100)". If the candidate's
+interval for the category `dates` is [-0.08, -0.03] against the champion, the check `category dates` fails.
 """
 
 from collections.abc import Iterator, Mapping

@@ -3,10 +3,11 @@
 Entries are only ever added. There are two kinds:
 
 - An attempt says what somebody wants. It is written first, before anything else is done about it.
-- A decision makes one attempt valid and holds all aliases from then on. Decision n is the entry `decisions/<n>`, which can be
-  created once: of all attempts made over decision n - 1 exactly one becomes decision n.
+- A decision makes one attempt valid and holds all aliases from then on. Decision n is the entry `decisions/<n>`, which
+  can be created once: of all attempts made over decision n - 1 exactly one becomes decision n.
 
-Example: versions 1, 2 and 3 are registered. Version 1 is promoted, then versions 2 and 3 at the same time, then there is a rollback:
+Example: versions 1, 2 and 3 are registered. Version 1 is promoted, then versions 2 and 3 at the same time, then there
+is a rollback:
 
     attempt      version  over  outcome        decision  aliases                                 parent
     promote      1        0     won            1         champion 1                              digest of decision 0
@@ -14,9 +15,9 @@ Example: versions 1, 2 and 3 are registered. Version 1 is promoted, then version
     promote      3        1     won            2         champion 3, previous-champion 1         digest of decision 1
     rollback     1        2     won            3         champion 1, previous-champion 3         digest of decision 2
 
-The outcome is not stored. It follows from which attempt decision `over + 1` names, so a kill cannot leave a wrong one: an attempt
-whose process was killed before its decision is "cut short" while nobody else has made that decision, and "lost" from then on.
-`parent` chains the decisions, so that a changed or removed one is noticed (`broken_links`).
+The outcome is not stored. It follows from which attempt decision `over + 1` names, so a kill cannot leave a wrong one:
+an attempt whose process was killed before its decision is "cut short" while nobody else has made that decision, and
+"lost" from then on. `parent` chains the decisions, so that a changed or removed one is noticed (`broken_links`).
 """
 
 import getpass
@@ -35,8 +36,8 @@ ALIASES = (PREVIOUS, CHALLENGER, CHAMPION)  # in the order they are written: the
 WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
 
-# The fields of both classes are the keys of the stored JSON, and digests are computed over them: a field that is added, renamed or
-# moved breaks the chain of every ledger that exists.
+# The fields of both classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
+# renamed or moved breaks the chain of every ledger that exists.
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ An entry has a folder, a name and a text. After two promotions of the model `sta
     star/decisions    00000001                                    {"seq": 1, "aliases": {"champion": 1}, ...}
     star/decisions    00000002                                    {"seq": 2, "aliases": {"champion": 3, ...}, ...}
 
-as rows of the table `star_records` in the tracking database, or as objects `<folder>/<name>` below STAR_REGISTRY. What the texts
-mean is ledger.py's business.
+as rows of the table `star_records` in the tracking database, or as objects `<folder>/<name>` below STAR_REGISTRY. What
+the texts mean is ledger.py's business.
 
-`create` is a conditional write: of several processes that create the same entry exactly one succeeds. A database has it as a
-primary key, S3 as `If-None-Match: *`. MLflow has none (the last writer of an alias wins), so it cannot decide promotions itself.
+`create` is a conditional write: of several processes that create the same entry exactly one succeeds. A database has it
+as a primary key, S3 as `If-None-Match: *`. MLflow has none (the last writer of an alias wins), so it cannot decide
+promotions itself.
 """
 
 import os
@@ -150,8 +151,8 @@ def open_ledger_store(name: str, client: "MlflowClient") -> LedgerStore:
     if noted is None:
         if here is None:
             raise InputError(
-                f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, which has "
-                "no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
+                f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, "
+                "which has no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
             )
         retry_write(lambda: client.set_registered_model_tag(name, LOCATION_TAG, here))
         noted = here

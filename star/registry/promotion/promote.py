@@ -8,14 +8,15 @@ Example: versions 1, 2 and 3 of the model `star` are registered.
     star promote 3             2: promote of version 3              3          1
     star rollback              3: rollback of version 1             1          3
 
-A promotion has two steps. First one conditional write makes it the next decision (ledger.py); of several promotions at the same
-time one wins, and the others raise `Overtaken`. Then the aliases are written. A kill between the two steps leaves the older
-aliases (after `star promote 3`: champion 1, though the ledger says 3); `star registry reconcile` or the next promotion completes
-them.
+A promotion has two steps. First one conditional write makes it the next decision (ledger.py); of several promotions at
+the same time one wins, and the others raise `Overtaken`. Then the aliases are written. A kill between the two steps
+leaves the older aliases (after `star promote 3`: champion 1, though the ledger says 3); `star registry reconcile` or
+the next promotion completes them.
 
-Aliases can also be moved by hand in MLflow's pages. `adopt_moved_aliases` makes such a move a decision of its own, so that it is
-in the ledger before anything is decided over it. Two kinds of tags on the registered model tell a move by hand from a projection
-that is under way: the number of the last decision whose aliases were written completely, and one tag per writer at work.
+Aliases can also be moved by hand in MLflow's pages. `adopt_moved_aliases` makes such a move a decision of its own, so
+that it is in the ledger before anything is decided over it. Two kinds of tags on the registered model tell a move by
+hand from a projection that is under way: the number of the last decision whose aliases were written completely, and one
+tag per writer at work.
 """
 
 import logging
@@ -96,6 +97,7 @@ def promote(
         return find_version(name, version=version)
     attempt = Attempt(action, version, before.seq if over is None else over, reason)
     ledger.write_attempt(store, name, attempt)
+    # An attempt over an older decision has lost already. It is in the ledger, and nothing else is written.
     made = None
     if attempt.over == before.seq:
         made = ledger.write_decision(store, name, attempt, over=before, aliases=aliases)
@@ -149,14 +151,15 @@ def delete_version(name: str, version: int) -> None:
 def adopt_moved_aliases(name: str, *, client: "MlflowClient", store: LedgerStore) -> Decision | None:
     """Makes aliases that somebody moved in MLflow a decision of the ledger; None when they are as decided.
 
-    Aliases that differ because a promotion is under way or was killed were not moved by hand: `write_aliases` completes them.
+    Aliases that differ because a promotion is under way or was killed were not moved by hand: `write_aliases` completes
+    them.
     """
     before = ledger.newest_decision(store, name)
     seen = read_aliases(name, client)
     if not _moved_by_hand(seen, before):
         return None
-    # A promotion that starts now would look the same. So the aliases must be the same at a second look, and there must be no new
-    # decision before it or after it.
+    # A promotion that starts now would look the same. So the aliases must be the same at a second look, and there must be
+    # no new decision before it or after it.
     if ledger.newest_decision(store, name).seq != before.seq or read_aliases(name, client) != seen:
         return None
     if ledger.newest_decision(store, name).seq != before.seq:
@@ -190,7 +193,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
                 _write_alias(client, name, alias, decision.aliases.get(alias))
         written = str(decision.seq)
         retry_write(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
-        # Of several writers the last one must not leave the aliases of an older decision, so each reads the ledger once more.
+        # The last of several writers must not leave the aliases of an older decision, so each reads the ledger again.
         newest = ledger.newest_decision(store, name)
         if newest.seq == decision.seq:
             break
@@ -209,7 +212,7 @@ def read_aliases(name: str, client: "MlflowClient") -> MlflowAliases:
 
 
 def _moved_by_hand(seen: MlflowAliases, newest: Decision) -> bool:
-    """Whether the aliases differ from the newest decision though they were written completely and nobody is writing them."""
+    """Whether the aliases differ from the newest decision, though they were written completely and nobody writes them."""
     return seen.aliases != newest.aliases and seen.written == newest.seq and not seen.writers
 
 
@@ -239,6 +242,7 @@ def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str)
         raise InputError(f"a version can be promoted to {CHAMPION} or {CHALLENGER}, not to {to!r}")
     if version == old:
         return aliases
+    # A promoted challenger is no longer the challenger.
     kept = {alias: number for alias, number in aliases.items() if (alias, number) != (CHALLENGER, version)}
     return {**kept, CHAMPION: version, **({PREVIOUS: old} if old else {})}
 

@@ -1,4 +1,4 @@
-"""Completes what a kill left unfinished: aliases that do not show the newest decision, and publications without a version.
+"""Completes what a kill left unfinished: aliases that are not the newest decision's, publications without a version.
 
 Decides nothing. The ledger is right; what contradicts it without an explanation is reported for a person to look at.
 """

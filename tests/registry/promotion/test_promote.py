@@ -34,7 +34,7 @@ def three_versions(home: Path, model: Path) -> None:
         register_model(model, name="tiny", scores=GOOD, lineage={}, model_digest=digest)
 
 
-def test_promotion_and_the_way_back(three_versions: None) -> None:
+def test_promotion_and_rollback(three_versions: None) -> None:
     assert champion("tiny") is None
     assert promote("tiny", 1).version == 1
     assert aliases() == {3: (), 2: (), 1: ("champion",)}

@@ -106,8 +106,8 @@ def test_one_of_sixteen_wins_each_round_in_postgres(
     race(model, rounds=ROUNDS)
 
 
-# For every line `n work name folder` on its input forks a process that kills itself at the n-th step that is seen from outside: a commit of
-# the database, a file copied. Answers with the process's exit status. Forked before anything is connected.
+# For every line `n work name folder` of its input, forks a process that kills itself at its n-th step with an effect outside:
+# a commit of the database, or a copied file. Answers with the process's exit status. It forks before it connects to anything.
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
