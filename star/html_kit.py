@@ -53,12 +53,12 @@ class Line(NamedTuple):
     band: list[tuple[float, float, float]]
 
 
-def text(value: object) -> str:
+def escape_html(value: object) -> str:
     """`value` as HTML text or attribute: escaped, and valid UTF-8 even if it holds lone surrogates."""
     return html.escape(visible(str(value)))
 
 
-def markdown(value: object) -> str:
+def escape_markdown(value: object) -> str:
     """`value` as literal text of one line of Markdown, also inside a table's cell."""
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(visible(" ".join(str(value).split())), quote=False))
 
@@ -71,8 +71,8 @@ def visible(raw: str) -> str:
 def table(caption: str, head: str, body: str, *, label: str) -> str:
     """A table that scrolls sideways inside its own box; `head` and `body` are HTML, `caption` and `label` are text."""
     return (
-        f'<div class="scroll" role="region" aria-label="{text(label)}" tabindex="0"><table>'
-        f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" role="region" aria-label="{escape_html(label)}" tabindex="0"><table>'
+        f"<caption>{escape_html(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
@@ -83,11 +83,11 @@ def swatch(colour: int) -> str:
 
 def legend(names: list[str]) -> str:
     """Names with their colours, in the order of the series."""
-    items = "".join(f"<span>{swatch(i)}{text(name)}</span>" for i, name in enumerate(names))
+    items = "".join(f"<span>{swatch(i)}{escape_html(name)}</span>" for i, name in enumerate(names))
     return f'<p class="legend">{items}</p>'
 
 
-def cut(raw: str) -> str:
+def truncate(raw: str) -> str:
     """`raw`; if it is too long to show, its end is replaced by the number of missing characters."""
     missing = len(raw) - _MAX_TEXT_CHARACTERS
     return raw if missing <= 0 else f"{raw[:_MAX_TEXT_CHARACTERS]} … ({missing:,} more characters)"
@@ -107,8 +107,8 @@ def _marked(words: list[str], same: list[tuple[int, int]], tone: str) -> str:
     body, at = "", 0
     for start, length in same:
         changed = "".join(words[at:start])
-        body += f'<mark class="{tone}">{text(changed)}</mark>' if changed.strip() else text(changed)
-        body += text("".join(words[start : start + length]))
+        body += f'<mark class="{tone}">{escape_html(changed)}</mark>' if changed.strip() else escape_html(changed)
+        body += escape_html("".join(words[start : start + length]))
         at = start + length
     return body
 
@@ -124,10 +124,10 @@ def interval_chart(title: str, rows: list[Dot]) -> str:
     for i, row in enumerate(rows):
         y, (x, x_low, x_high) = 12 + 22 * i, (_scale(v, low, high, 70, 180) for v in (row.value, row.low, row.high))
         body += (
-            f'<g class="c{row.colour % _SERIES_COLOURS}"><text x="0" y="{y + 4}">{text(_clip(row.label, 11))}</text>'
+            f'<g class="c{row.colour % _SERIES_COLOURS}"><text x="0" y="{y + 4}">{escape_html(_clip(row.label, 11))}</text>'
             f'<path class="rule" d="M66 {y}H184"/><path class="whisker" d="M{x_low:.1f} {y}H{x_high:.1f}"/>'
             f'<circle class="dot" cx="{x:.1f}" cy="{y}" r="4.5"/>'
-            f'<text class="end" x="236" y="{y + 4}">{text(row.shown)}</text></g>'
+            f'<text class="end" x="236" y="{y + 4}">{escape_html(row.shown)}</text></g>'
         )
     return _svg(title, 236, 22 * len(rows) + 2, body)
 
@@ -136,13 +136,15 @@ def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0
     """Groups of bars, each under its label, with intervals as thin lines. Bars start at 0; the scale spans [low, high] and all values."""
     values = [bar.value for _, bars in groups for bar in bars]
     low, high = min(low, *values), max(high, *values)
+    # Bars span 1 to 352 of the chart's 400 units; the rest is room for the value beside the longest bar.
     body, y, zero = "", 0, _scale(0, low, high, 1, 352)
     for label, bars in groups:
-        body += f'<text x="0" y="{y + 12}">{text(_clip(label, 52))}</text>'
+        body += f'<text x="0" y="{y + 12}">{escape_html(_clip(label, 52))}</text>'
         y += 19
         body += f'<path class="axis" d="M{zero:.1f} {y - 2}v{13 * len(bars) + 1}"/>'
         for bar in bars:
             end = _scale(bar.value, low, high, 1, 352)
+            # A value of 0 still gets a bar that can be seen and pointed at.
             left, width, right = min(zero, end), max(abs(end - zero), 1), max(zero, end)
             interval = ""
             if bar.low is not None and bar.high is not None:
@@ -150,8 +152,8 @@ def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0
                 interval, right = f'<path class="error" d="M{ends[0]:.1f} {y + 5}H{ends[1]:.1f}"/>', max(right, ends[1])
             body += (
                 f'<g class="c{bar.colour % _SERIES_COLOURS}"><rect class="bar" x="{left:.1f}" y="{y}" width="{width:.1f}" '
-                f'height="10" rx="1"><title>{text(bar.label)}: {text(bar.shown)}</title></rect>{interval}'
-                f'<text class="small" x="{right + 5:.1f}" y="{y + 9}">{text(bar.shown)}</text></g>'
+                f'height="10" rx="1"><title>{escape_html(bar.label)}: {escape_html(bar.shown)}</title></rect>{interval}'
+                f'<text class="small" x="{right + 5:.1f}" y="{y + 9}">{escape_html(bar.shown)}</text></g>'
             )
             y += 13
         y += 11
@@ -176,17 +178,18 @@ def line_chart(
         return f"{_scale(x, min(xs), max(xs), 44, right):.1f} {_scale(y, y_low, y_high, height - 24, 8):.1f}"
 
     body = ""
-    for y in ticks(y_low, y_high):
+    for y in round_ticks(y_low, y_high):
         body += f'<path class="rule" d="M{at(min(xs), y)}H{right}"/>'
         body += f'<text class="small end" transform="translate({at(min(xs), y)})" x="-6" y="4">{y_text(y)}</text>'
     for x, label in x_ticks:
-        body += f'<text class="small middle" transform="translate({at(x, y_low)})" y="16">{text(label)}</text>'
+        body += f'<text class="small middle" transform="translate({at(x, y_low)})" y="16">{escape_html(label)}</text>'
     for line in lines:
         body += f'<g class="c{line.colour % _SERIES_COLOURS}">'
         if line.band:
             edge = [at(x, high) for x, _, high in line.band] + [at(x, low) for x, low, _ in reversed(line.band)]
             body += f'<path class="band" d="M{"L".join(edge)}Z"/>'
         body += f'<path class="line" d="M{"L".join(at(x, y) for x, y in line.points)}"/>'
+        # More dots than that would hide the line.
         if len(line.points) <= 8:
             body += "".join(f'<circle class="dot" r="3.5" transform="translate({at(x, y)})"/>' for x, y in line.points)
         body += "</g>"
@@ -199,12 +202,12 @@ def _end_labels(lines: list[Line], y_low: float, y_high: float, right: int, heig
     for line in sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1]):
         y = max(_scale(line.points[-1][1], y_low, y_high, height - 24, 8), free)
         body += f'<text class="c{line.colour % _SERIES_COLOURS} series" x="{right + 9}" y="{y + 4:.1f}">'
-        body += f"{text(_clip(line.label, 10))}</text>"
+        body += f"{escape_html(_clip(line.label, 10))}</text>"
         free = y + 13
     return body
 
 
-def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
+def round_ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers inside [low, high]: steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -212,10 +215,11 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def thin(points: list[Point], *, limit: int = 240) -> list[Point]:
+def thin_out(points: list[Point], *, limit: int = 240) -> list[Point]:
     """At most `limit` points that look the same when drawn: the lowest and the highest point of every stretch."""
     if len(points) <= limit:
         return points
+    # Two points per stretch, so that a spike is still seen.
     size = math.ceil(2 * len(points) / limit)
     stretches = [points[i : i + size] for i in range(0, len(points), size)]
     ends = [(min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])) for part in stretches]
@@ -223,7 +227,7 @@ def thin(points: list[Point], *, limit: int = 240) -> list[Point]:
 
 
 def _svg(title: str, width: int, height: float, body: str) -> str:
-    name = text(title)
+    name = escape_html(title)
     return f'<svg role="img" aria-label="{name}" viewBox="0 0 {width} {height}"><title>{name}</title>{body}</svg>'
 
 
@@ -233,7 +237,7 @@ def _scale(value: float, low: float, high: float, start: float, end: float) -> f
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """[low, high] a little wider, and never empty."""
+    """[low, high] a little wider, so that nothing lies on the chart's edge; an empty range becomes one that can be drawn."""
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return low - pad, high + pad
 

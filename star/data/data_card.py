@@ -6,7 +6,7 @@ from pathlib import Path
 
 from star.data.set_statistics import WORD_BINS, Figures
 from star.data.write_set import read_figures
-from star.html_kit import STYLE, Bar, bar_chart, table, text, visible
+from star.html_kit import STYLE, Bar, bar_chart, escape_html, table, visible
 
 MOST = 20  # entries of a chart or table
 # The charts flow down the columns: side by side in rows, a long one would leave the page empty beside it.
@@ -94,13 +94,13 @@ def _cell(name: str) -> str:
 
 
 def html_card(figures: Figures) -> str:
-    warnings = "".join(f'<p class="lede bad">{text(warning)}</p>' for warning in _warnings(figures))
+    warnings = "".join(f'<p class="lede bad">{escape_html(warning)}</p>' for warning in _warnings(figures))
     charts = "".join(_chart(*entry) for entry in _tables(figures))
     tables = "".join(_table(*entry) for entry in _tables(figures))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>Data card</title><style>{STYLE}{COLUMNS}</style></head><body><header><p class="eyebrow">STAR</p><h1>Data card</h1>'
-        f'<p class="lede">{text(_summary(figures))}</p>{warnings}</header>'
+        f'<p class="lede">{escape_html(_summary(figures))}</p>{warnings}</header>'
         f'<section><h2>Plots</h2><div class="columns">{charts}</div></section><section><h2>Tables</h2>{tables}</section></body></html>\n'
     )
 
@@ -110,15 +110,15 @@ def _chart(title: str, counted: str, counts: Counter) -> str:
     beyond = "".join(f"<span>{name}: {count:,}</span>" for name, count in rest)
     groups = [(name, [Bar(1, name, count, f"{count:,}")]) for name, count in entries]
     chart = bar_chart(title, groups, high=max(count for _, count in entries))
-    return f"<figure><figcaption><b>{text(title)}</b>{beyond}</figcaption>{chart}</figure>"
+    return f"<figure><figcaption><b>{escape_html(title)}</b>{beyond}</figcaption>{chart}</figure>"
 
 
 def _table(title: str, counted: str, counts: Counter) -> str:
     total = counts.total()
     entries, rest = _entries(title, counts)
-    head = f'<th class="left">{text(counted)}</th><th>count</th><th>share</th>'
+    head = f'<th class="left">{escape_html(counted)}</th><th>count</th><th>share</th>'
     body = "".join(
-        f"<tr><th>{text(name)}</th><td>{count:,}</td><td>{count / total:.1%}</td></tr>"
+        f"<tr><th>{escape_html(name)}</th><td>{count:,}</td><td>{count / total:.1%}</td></tr>"
         for name, count in entries + rest
     )
     return table(title, head, body, label=title)

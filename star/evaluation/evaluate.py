@@ -122,6 +122,7 @@ def _score_model(shards: list[GatheredModel], settings: ScoringSettings) -> Eval
     """Scores one model from what each shard gathered of it."""
     suites = {}
     for suite in settings.suites:
+        # With more shards than batches or categories, some shards hold nothing of a suite.
         answers = [found for shard in shards if (found := shard.suites[suite])]
         suites[suite] = SUITES[suite].score(answers, settings)
     first = shards[0]
@@ -154,6 +155,7 @@ def _write(
 ) -> None:
     write_json(out / EVALUATION, evaluation)
     write_json(out / TIMING, timing)
+    # Only what a comparison needs: the file is published with the model, whose texts would make it many times larger.
     with (out / OUTCOMES).open("w", encoding="utf-8") as lines:
         lines.writelines(json.dumps(line) + "\n" for line in _outcome_lines(outcomes))
     # The reports show the speed beside the scores; evaluation.json must not vary with it.

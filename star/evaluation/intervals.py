@@ -62,6 +62,7 @@ def mean_interval(
         ValueError: there are no values, some are not finite or out of bounds, or the level lies outside (0, 1).
     """
     rows = _rows(values)
+    # Shares have known bounds, also where the caller does not give them.
     if np.isin(rows, (0.0, 1.0)).all():
         bounds = bounds or (0.0, 1.0)
     if bounds is None:
@@ -122,6 +123,7 @@ def bootstrap_interval(
     if (errors <= 1e-12).mean() > tail / 2:
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
+    # The ends change places below: where resamples lie far above the mean, the mean itself may lie as far above the truth.
     distances = (means - mean) / np.maximum(errors, 1e-12)
     far_low, far_high = np.quantile(distances, [tail, 1 - tail])
     error = float(rows.std())
@@ -198,7 +200,7 @@ def _z(level: float) -> float:
 
 def _sign_flip_p_value(differences: NDArray, *, seed: int) -> float:
     """Two-sided p value of the hypothesis that the differences are symmetric about 0."""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1])  # the bootstrap draws from [seed, 0]
     observed = abs(differences.sum()) - 1e-9 * np.abs(differences).sum()  # equal sums may differ in their last digit
     signs = (
         rng.integers(2, size=(n, len(differences)), dtype=np.int8) * 2 - 1 for n in _blocks(_SIGN_FLIPS, differences)

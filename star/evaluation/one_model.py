@@ -55,6 +55,7 @@ def evaluate_one(
     data = _data_or_latest(data) if "heldout" in settings.suites else None
     out = (out or home() / "evaluations" / re.sub(r"[^\w.-]+", "_", title).strip("._")).absolute()
 
+    # run_once compares this with the folder's manifest to see whether the work was done before.
     def describe() -> Manifest:
         inputs: dict[str, Manifest | str] = {"model": _digest_or_id(source)}
         if data:

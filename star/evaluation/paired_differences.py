@@ -23,6 +23,7 @@ def paired_differences(a: str, b: str, outcomes: dict[str, Outcomes], *, seed: i
     comparisons = []
     for suite in SUITES.values():
         rows_a, rows_b = ({row["id"]: row for row in outcomes[name].get(suite.name, [])} for name in (a, b))
+        # A difference is paired only where both models answered the same row.
         common = [row_id for row_id in rows_a if row_id in rows_b]
         if not common:
             continue

@@ -1,7 +1,7 @@
 """Writes the report of an evaluation: one HTML page to read, and one Markdown table to paste.
 
 The page is a single file. Its style and its charts (star/html_kit.py) are inside, it has no script and asks the network for nothing, and
-a content security policy forbids both. What models wrote is hostile until it is escaped: every text goes through `html_kit.text`. A
+a content security policy forbids both. What models wrote is hostile until it is escaped: every text goes through `html_kit.escape_html`. A
 section that the evaluation has nothing for is left out with its heading.
 
 The sections are in report_charts.py, report_tables.py and report_benchmarks.py. report_values.py reads the evaluation's values for them.
@@ -32,7 +32,7 @@ from star.evaluation.report_values import (
 )
 from star.evaluation.score_format import format_score
 from star.evaluation.suites import SUITES
-from star.html_kit import text
+from star.html_kit import escape_html
 from star.number_format import format_count
 
 # Anchor, heading, and the function that returns the section's HTML ("" for nothing to show), in the order of the page.
@@ -72,7 +72,7 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{text(title_of(evaluation))}</title>\n<style>{html_kit.STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{escape_html(title_of(evaluation))}</title>\n<style>{html_kit.STYLE}</style>\n</head>\n<body>\n"
         f"<header>{_masthead(evaluation)}{navigation}</header>\n<main>\n{sections}\n</main>\n</body>\n</html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,12 @@ def markdown_table(evaluation: Evaluation) -> str:
     if not models:
         return ""
     rows = [
-        "| | " + " | ".join(html_kit.markdown(model["name"]) for model in models) + " |",
+        "| | " + " | ".join(html_kit.escape_markdown(model["name"]) for model in models) + " |",
         "|---|" + "---:|" * len(models),
     ]
     for label, cells in comparison_rows(models):
         shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
-        rows.append(f"| {html_kit.markdown(label)} | {' | '.join(shown)} |")
+        rows.append(f"| {html_kit.escape_markdown(label)} | {' | '.join(shown)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -101,8 +101,8 @@ def _masthead(evaluation: Evaluation) -> str:
         if found.get("rows"):
             label = SUITES[name].label if name in SUITES else name
             facts.append(f"{found['rows']:,} {label} rows")
-    eyebrow = f'<p class="eyebrow">{text(" · ".join(facts))}</p>' if facts else ""
-    return f"{eyebrow}<h1>{text(title_of(evaluation))}</h1>{_summary(models_of(evaluation))}"
+    eyebrow = f'<p class="eyebrow">{escape_html(" · ".join(facts))}</p>' if facts else ""
+    return f"{eyebrow}<h1>{escape_html(title_of(evaluation))}</h1>{_summary(models_of(evaluation))}"
 
 
 def _summary(models: list[Model]) -> str:
@@ -114,7 +114,7 @@ def _summary(models: list[Model]) -> str:
     if final_score is None or teacher_score is None:
         return ""
     final_share, teacher_share = (format_score("exact_match", score.mean) for score in (final_score, teacher_score))
-    sentence = f"<strong>{text(final['name'])}</strong> answers {final_share} of the rows exactly"
+    sentence = f"<strong>{escape_html(final['name'])}</strong> answers {final_share} of the rows exactly"
     sentence += f" right against the teacher's {teacher_share}"
     size, teacher_size = as_number(final.get("parameters")), as_number(teacher.get("parameters"))
     if size and teacher_size and size < teacher_size:

@@ -7,7 +7,7 @@ from star import html_kit
 from star.evaluation.report_values import Evaluation, Model, models_of
 from star.evaluation.score_format import format_range, format_score
 from star.evaluation.suites import SUITES, Suite
-from star.html_kit import text
+from star.html_kit import escape_html
 
 # The share of right entries is formatted like exact match, in percent.
 _SHARE = "exact_match"
@@ -41,7 +41,7 @@ def _benchmark(suite: Suite, models: list[Model]) -> str:
     chart = html_kit.bar_chart(
         f"{suite.label}, share of entries right by category", [_category_bars(name, results) for name in names]
     )
-    notes = "".join(f"<p class='note'>{text(note)}</p>" for note in _notes(suite, results))
+    notes = "".join(f"<p class='note'>{escape_html(note)}</p>" for note in _notes(suite, results))
     figure = f'<div class="grid wide"><figure>{chart}</figure></div>'
     return f"<h3>{suite.label}</h3>{notes}{figure}{_categories_table(suite.label, names, results)}"
 
@@ -69,8 +69,10 @@ def _categories_table(label: str, names: list[str], results: list[_Result]) -> s
     for name in names:
         scores = (result.categories.get(name) for result in results)
         cells = "".join(f"<td>{_share_with_interval(score)}</td>" if score else "<td>–</td>" for score in scores)
-        body += f'<tr><th scope="row">{text(name.replace("_", " "))}</th>{cells}</tr>'
-    heads = "".join(f'<th scope="col">{html_kit.swatch(result.series)}{text(result.name)}</th>' for result in results)
+        body += f'<tr><th scope="row">{escape_html(name.replace("_", " "))}</th>{cells}</tr>'
+    heads = "".join(
+        f'<th scope="col">{html_kit.swatch(result.series)}{escape_html(result.name)}</th>' for result in results
+    )
     return html_kit.table(
         f"{label} by category with 95% intervals.", f"<td></td>{heads}", body, label=f"{label} categories"
     )

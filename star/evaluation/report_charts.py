@@ -17,7 +17,7 @@ from star.evaluation.report_values import (
     score_of,
 )
 from star.evaluation.score_format import format_score
-from star.html_kit import text
+from star.html_kit import escape_html
 from star.number_format import format_axis_tick, format_number
 
 # Learning curves that say how a training went. A trainer's other metrics are folded away.
@@ -30,10 +30,11 @@ def headline_section(evaluation: Evaluation) -> str:
     final = final_model(models)
     if final is None:
         return ""
+    # Of pass@k only the largest k: a smaller one says little beside exact match.
     names = ["exact_match", *pass_at_k_names(models)[-1:], "mean_reward", "format_errors"]
     names += ["bfcl_overall_v3", "acebench_normal"]
     cards = [_card(name, models, score) for name in names if (score := score_of(final, name))]
-    note = f"Numbers of {text(final['name'])}; the bars are 95% intervals of the mean."
+    note = f"Numbers of {escape_html(final['name'])}; the bars are 95% intervals of the mean."
     return f'<p class="note">{note}</p><div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
@@ -119,7 +120,7 @@ def curves_section(evaluation: Evaluation) -> str:
             others = "figure" if len(charts) == 1 else "figures"
             body += f"<details><summary>{len(charts)} more {others}</summary>"
             body += f'<div class="grid">{"".join(charts.values())}</div></details>'
-        stages += f"<h3>{text(stage)}</h3>{body}" if body else ""
+        stages += f"<h3>{escape_html(stage)}</h3>{body}" if body else ""
     note = '<p class="note">Against the training step; beside the name, the first and the last value.</p>'
     return note + stages if stages else ""
 
@@ -127,12 +128,13 @@ def curves_section(evaluation: Evaluation) -> str:
 def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
     pairs = [(as_number(record.get("step", i)), as_number(record.get(name))) for i, record in enumerate(records)]
     points = sorted((x, y) for x, y in pairs if x is not None and y is not None)
+    # One step is no curve, and would leave the axis without a length.
     if len({step for step, _ in points}) < 2:
         return ""
     first, last, label = points[0], points[-1], name.replace("_", " ")
-    ticks = [(x, f"{x:,.0f}") for x in html_kit.ticks(first[0], last[0]) if x == int(x)]
+    ticks = [(x, f"{x:,.0f}") for x in html_kit.round_ticks(first[0], last[0]) if x == int(x)]
     span = f"{format_number(first[1])} → {format_number(last[1])}"
     title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"
-    line = html_kit.Line(1, "", html_kit.thin(points), [])
+    line = html_kit.Line(1, "", html_kit.thin_out(points), [])
     chart = html_kit.line_chart(title, [line], x_ticks=ticks, y_text=format_axis_tick, width=340, height=150)
-    return f"<figure><figcaption><b>{text(label)}</b><span>{span}</span></figcaption>{chart}</figure>"
+    return f"<figure><figcaption><b>{escape_html(label)}</b><span>{span}</span></figcaption>{chart}</figure>"

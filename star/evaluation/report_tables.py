@@ -7,7 +7,7 @@ from star import html_kit
 from star.evaluation.labels import metric_of
 from star.evaluation.report_values import Evaluation, as_number, comparison_rows, final_model, models_of
 from star.evaluation.score_format import format_range, format_score
-from star.html_kit import text
+from star.html_kit import escape_html
 
 _MAX_FAILURES = 30  # shown, worst first
 
@@ -15,11 +15,13 @@ _MAX_FAILURES = 30  # shown, worst first
 def comparison_section(evaluation: Evaluation) -> str:
     """All scores of all models, then the paired differences."""
     models = models_of(evaluation)
-    head = "".join(f'<th scope="col">{html_kit.swatch(i)}{text(model["name"])}</th>' for i, model in enumerate(models))
+    head = "".join(
+        f'<th scope="col">{html_kit.swatch(i)}{escape_html(model["name"])}</th>' for i, model in enumerate(models)
+    )
     body = ""
     for label, cells in comparison_rows(models):
         columns = (f"<td>{value}{f'<small>{interval}</small>' if interval else ''}</td>" for value, interval in cells)
-        body += f'<tr><th scope="row">{text(label)}</th>{"".join(columns)}</tr>'
+        body += f'<tr><th scope="row">{escape_html(label)}</th>{"".join(columns)}</tr>'
     caption = (
         "Mean of each score with its 95% interval (Wilson's for bounded scores, the studentized bootstrap for entropy)."
     )
@@ -53,7 +55,7 @@ def _difference_row(item: dict) -> str:
     reading = reading or ("unclear" if not sign else "higher" if sign > 0 else "lower")
     p_shown = "" if p_value is None else "&lt; 0.001" if p_value < 0.001 else f"{p_value:.3f}"
     return (
-        f'<tr><th scope="row">{text(item["a"])} − {text(item["b"])}</th><td class="left">{text(metric.label)}</td>'
+        f'<tr><th scope="row">{escape_html(item["a"])} − {escape_html(item["b"])}</th><td class="left">{escape_html(metric.label)}</td>'
         f"<td>{format_score(name, difference, signed=True)}{interval}</td><td>{p_shown}</td>"
         f'<td class="left {tone}">{reading}</td></tr>'
     )
@@ -67,9 +69,9 @@ def mistakes_section(evaluation: Evaluation) -> str:
     body = ""
     for mistake, counts in found.items():
         cells = "".join(f"<td>{counts.get(kind, 0) or ''}</td>" for kind in kinds)
-        body += f'<tr><th scope="row">{text(mistake)}</th><td>{sum(counts.values())}</td>{cells}</tr>'
+        body += f'<tr><th scope="row">{escape_html(mistake)}</th><td>{sum(counts.values())}</td>{cells}</tr>'
     head = '<th scope="col" class="left">Mistake</th><th scope="col">Rows</th>'
-    head += "".join(f'<th scope="col">{text(kind)}</th>' for kind in kinds)
+    head += "".join(f'<th scope="col">{escape_html(kind)}</th>' for kind in kinds)
     caption = f"The first thing wrong with each answer of {(model or {}).get('name')}, by kind of row."
     return html_kit.table(caption, head, body, label="Mistakes") if body else ""
 
@@ -85,7 +87,7 @@ def calls_section(evaluation: Evaluation) -> str:
         right = (counts.get("call_call", 0) + counts.get("none_none", 0)) / total
         rows = _calls_row(counts, "call", "Call due") + _calls_row(counts, "none", "No call due")
         tables += (
-            f'<table class="confusion"><caption>{html_kit.swatch(series)}<b>{text(model["name"])}</b> decides right in '
+            f'<table class="confusion"><caption>{html_kit.swatch(series)}<b>{escape_html(model["name"])}</b> decides right in '
             f'{right:.1%} of {total:,} rows</caption><thead><tr><td></td><th scope="col">Called</th>'
             f'<th scope="col">Did not</th></tr></thead><tbody>{rows}</tbody></table>'
         )
@@ -103,6 +105,7 @@ def _calls_row(counts: dict[str, int], expected: str, label: str) -> str:
 
 def failures_section(evaluation: Evaluation) -> str:
     """The rows with the lowest reward: expected and predicted side by side, the words that differ marked."""
+    # Sorting is stable: rows of equal reward keep the order of the evaluation.
     failures = sorted(evaluation.get("failures") or [], key=lambda item: as_number(item.get("reward")) or 0)
     articles = "".join(_failure_article(item) for item in failures[:_MAX_FAILURES])
     shown = f"The {_MAX_FAILURES} worst of {len(failures):,}. " if len(failures) > _MAX_FAILURES else ""
@@ -112,9 +115,11 @@ def failures_section(evaluation: Evaluation) -> str:
 
 def _failure_article(item: dict) -> str:
     reward = as_number(item.get("reward"))
-    facts = [text(item[key]) for key in ("model", "kind", "id", "mistake") if item.get(key)]
+    facts = [escape_html(item[key]) for key in ("model", "kind", "id", "mistake") if item.get(key)]
     facts += [] if reward is None else [f"reward {format_score('mean_reward', reward)}"]
-    query = f"<blockquote>{text(html_kit.cut(str(item['query'])))}</blockquote>" if item.get("query") else ""
+    query = (
+        f"<blockquote>{escape_html(html_kit.truncate(str(item['query'])))}</blockquote>" if item.get("query") else ""
+    )
     expected, predicted = html_kit.word_diff(_readable(item.get("expected")), _readable(item.get("predicted")))
     return (
         f'<article class="failure"><p class="note">{" · ".join(facts)}</p>{query}<div class="pair">'
@@ -137,9 +142,9 @@ def _digests_table(caption: str, heading: str, rows: dict[str, dict], names: tup
     body = ""
     for key, row in rows.items():
         cells = "".join(
-            f'<td class="left"><code>{text(_short_digest(row.get(name, "")))}</code></td>' for name in names
+            f'<td class="left"><code>{escape_html(_short_digest(row.get(name, "")))}</code></td>' for name in names
         )
-        body += f'<tr><th scope="row">{text(key)}</th>{cells}</tr>'
+        body += f'<tr><th scope="row">{escape_html(key)}</th>{cells}</tr>'
     headings = (heading, *(name.replace("_digest", "").replace("_", " ").capitalize() for name in names))
     head = "".join(f'<th scope="col" class="left">{title}</th>' for title in headings)
     return html_kit.table(caption, head, body, label=f"Lineage by {heading.lower()}") if body else ""
@@ -153,4 +158,4 @@ def _short_digest(value: object) -> str:
 def _readable(value: object) -> str:
     """A model's text without its blank lines; parsed calls as indented JSON."""
     raw = "" if value is None else value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    return html_kit.cut(re.sub(r"\n\s*\n", "\n", raw.strip()))
+    return html_kit.truncate(re.sub(r"\n\s*\n", "\n", raw.strip()))

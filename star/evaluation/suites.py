@@ -43,6 +43,7 @@ class Suite:
     score: Callable[[list[Any], ScoringSettings], SuiteScores]
 
 
+# In the order in which comparisons and the report's section on benchmarks show them.
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (

@@ -28,7 +28,7 @@ from star.evaluation.evaluate import EVALUATION, OUTCOMES, TIMING
 from star.evaluation.suites import SUITES
 from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest
 from star.home import home
-from star.html_kit import markdown
+from star.html_kit import escape_markdown
 from star.json_file import write_json
 from star.registry.download import download_file, download_version
 from star.registry.lineage import LINEAGE_FILE, build_lineage
@@ -318,10 +318,10 @@ def _gate_page(outcome: Outcome) -> str:
     else:
         against = f"The champion before was version {before}."
     rows = "".join(
-        f"| {'passed' if check.passed else '**failed**'} | {markdown(check.name)} | {markdown(check.reason)} |\n"
+        f"| {'passed' if check.passed else '**failed**'} | {escape_markdown(check.name)} | {escape_markdown(check.reason)} |\n"
         for check in verdict.checks
     )
-    notes = "".join(f"\n{markdown(note)}\n" for note in verdict.notes)
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in verdict.notes)
     said = "passed the gate" if verdict.passed else "was refused by the gate"
-    title = f"# {markdown(version.name)} version {version.version} {said}"
+    title = f"# {escape_markdown(version.name)} version {version.version} {said}"
     return f"{title}\n\n{against}\n\n| | bar | how it went |\n|---|---|---|\n{rows}{notes}"

@@ -1,6 +1,6 @@
 """Renders the page of sampled completions: what the model wrote at each step that has a table, beside the target."""
 
-from star.html_kit import STYLE, cut, table, text
+from star.html_kit import STYLE, escape_html, table, truncate
 from star.number_format import format_number
 
 _CELL = "<td><pre>{}</pre></td>"
@@ -40,13 +40,13 @@ def _summary(rows: list[dict]) -> str:
 def _table(step: int, rows: list[dict]) -> str:
     names = list(rows[0]["rewards"]) if rows else []
     columns = ("Request", "Expected", "Completion", *names, "Content", "Group")
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    head = "".join(f'<th scope="col">{escape_html(name)}</th>' for name in columns)
     body = "".join(_row(row, names) for row in rows)
     return table(f"Step {step:,}", head, body, label=f"Completions of step {step}")
 
 
 def _row(row: dict, names: list[str]) -> str:
-    texts = "".join(_CELL.format(text(cut(row[key]))) for key in ("prompt", "target", "completion"))
+    texts = "".join(_CELL.format(escape_html(truncate(row[key]))) for key in ("prompt", "target", "completion"))
     numbers = "".join(f"<td>{format_number(row['rewards'][name])}</td>" for name in names)
     content = format_number(row["content"]) if row["format"] else "format error"
     return f"<tr>{texts}{numbers}<td>{content}</td><td>{'kept' if row['kept'] else 'dropped'}</td></tr>"

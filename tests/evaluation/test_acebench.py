@@ -41,7 +41,7 @@ def test_turns_of_a_conversation_stay_together(checkout: Path) -> None:
     assert len(read_category(checkout, "atom_bool", 2)) == 2
 
 
-def test_the_checker_judges_and_its_faults_are_wrong_answers(checkout: Path) -> None:
+def test_the_checker_decides_and_what_it_raises_on_is_wrong(checkout: Path) -> None:
     rows = read_category(checkout, "atom_bool", None)
     rows[1]["question"] = "crash"
     right = {"lamp": {"on": True}}
@@ -49,7 +49,7 @@ def test_the_checker_judges_and_its_faults_are_wrong_answers(checkout: Path) -> 
     assert check_calls(rows, [[{"lamp": {"on": False}}], [], [right]], checkout) == [False, False, True]
 
 
-def test_what_is_no_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_checkout_is_named(checkout: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         read_category(tmp_path / "nowhere", "atom_bool", None)
     rows = read_category(checkout, "atom_bool", 1)

@@ -47,7 +47,7 @@ def test_a_model_alone_and_against_the_stages_teacher(finished: dict[str, Path],
 
 
 @pytest.fixture(scope="module")
-def parts(finished: dict[str, Path], micro: Config) -> tuple:
+def asked_model(finished: dict[str, Path], micro: Config) -> tuple:
     folder = finished["refine"]
     rows = list(read_rows(finished["synthesize"] / "heldout.jsonl"))
     tokenizer = load_tokenizer(folder)
@@ -55,8 +55,8 @@ def parts(finished: dict[str, Path], micro: Config) -> tuple:
     return load_model(folder), tokenizer, rows, render_rows(rows, tokenizer), settings
 
 
-def test_what_was_answered_before_a_kill_is_not_generated_again(parts: tuple, tmp_path: Path) -> None:
-    model, tokenizer, rows, prompts, settings = parts
+def test_what_was_answered_before_a_kill_is_not_generated_again(asked_model: tuple, tmp_path: Path) -> None:
+    model, tokenizer, rows, prompts, settings = asked_model
 
     def asked(file: Path) -> tuple[list[dict], Candidate]:
         candidate = Candidate("small", model, tokenizer, settings, 7, Journal(file))
@@ -75,8 +75,8 @@ def test_what_was_answered_before_a_kill_is_not_generated_again(parts: tuple, tm
     assert by_kind["tool unseen in training"]["rows"] == sum(row["expected_call"] == "call" for row in whole)
 
 
-def test_a_prompt_longer_than_the_context_is_left_unanswered(parts: tuple, tmp_path: Path) -> None:
-    model, tokenizer, _, prompts, settings = parts
+def test_a_prompt_longer_than_the_context_is_left_unanswered(asked_model: tuple, tmp_path: Path) -> None:
+    model, tokenizer, _, prompts, settings = asked_model
     candidate = Candidate("small", model, tokenizer, settings, 7, Journal(tmp_path / "answers.jsonl"))
     short, long = candidate.reply("bfcl", [prompts[0].text, "word " * 5000])
     assert "text" in short

@@ -1,4 +1,4 @@
-"""An evaluation in shards: together they are to the byte what one process makes, and what is not one run is refused."""
+"""An evaluation in shards: merged, they have the same bytes as the evaluation of one process. Shards of several runs are refused."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def several(micro: Config) -> Config:
 
 
 @pytest.fixture(scope="module")
-def parts(several: Config, inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def shards(several: Config, inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three shards of one evaluation."""
     root = tmp_path_factory.mktemp("parts")
     with pytest.MonkeyPatch.context() as patch:
@@ -43,18 +43,18 @@ def assert_same_evaluation(merged: Path, whole: Path) -> None:
     assert open_input(merged, stage="evaluate").digest == read_manifest(whole).digest
 
 
-def figures(folder: Path, name: str = "timing.json") -> dict:
+def read_metrics(folder: Path, name: str = "timing.json") -> dict:
     return json.loads((folder / name).read_text())
 
 
 def test_merged_shards_are_to_the_byte_what_one_process_makes(
-    several: Config, inputs: dict[str, Path], parts: list[Path], tmp_path: Path
+    several: Config, inputs: dict[str, Path], shards: list[Path], tmp_path: Path
 ) -> None:
     evaluate(several, **inputs, out=tmp_path / "whole")
-    metrics = merge([parts[2], parts[0], parts[1]], out=tmp_path / "merged")
+    metrics = merge([shards[2], shards[0], shards[1]], out=tmp_path / "merged")
     assert_same_evaluation(tmp_path / "merged", tmp_path / "whole")
-    assert metrics.keys() == figures(tmp_path / "whole", "metrics.json").keys()
-    assert [figures(part, "metrics.json")["asked"] for part in parts] == [18, 9, 9]
+    assert metrics.keys() == read_metrics(tmp_path / "whole", "metrics.json").keys()
+    assert [read_metrics(shard, "metrics.json")["asked"] for shard in shards] == [18, 9, 9]
     manifest = read_manifest(tmp_path / "merged")
     assert manifest.part is None
     assert read_manifest(tmp_path / "whole").inputs.items() <= manifest.inputs.items()
@@ -67,51 +67,51 @@ def test_shards_beyond_the_batches_are_empty_and_merge(
     shards = [tmp_path / number for number in ("1", "2", "3")]
     for folder in shards:
         evaluate(micro, **inputs, out=folder, shard=f"{folder.name}/3")
-    assert figures(shards[2], "metrics.json")["asked"] == 0
+    assert read_metrics(shards[2], "metrics.json")["asked"] == 0
     merge(shards, out=tmp_path / "merged")
     assert_same_evaluation(tmp_path / "merged", finished["evaluate"])
 
 
-def test_the_time_of_all_shards_is_added_up(parts: list[Path], tmp_path: Path) -> None:
-    merge(parts, out=tmp_path / "merged")
-    for model, timing in figures(tmp_path / "merged").items():
-        taken = [figures(part)[model] for part in parts]
-        seconds, tokens = (sum(part[key] for part in taken) for key in ("seconds", "tokens"))
+def test_the_time_of_all_shards_is_added_up(shards: list[Path], tmp_path: Path) -> None:
+    merge(shards, out=tmp_path / "merged")
+    for model, timing in read_metrics(tmp_path / "merged").items():
+        timings = [read_metrics(shard)[model] for shard in shards]
+        seconds, tokens = (sum(timing[key] for timing in timings) for key in ("seconds", "tokens"))
         assert timing["seconds"] == round(seconds, 1)
         assert timing["tokens_per_second"] == round(tokens / seconds, 1)
-        assert timing["latency"] == round(median(part["latency"] for part in taken), 3)
+        assert timing["latency"] == round(median(timing["latency"] for timing in timings), 3)
 
 
-def test_merged_again_nothing_is_written(parts: list[Path], tmp_path: Path) -> None:
-    metrics = merge(parts, out=tmp_path / "merged")
+def test_merged_again_nothing_is_written(shards: list[Path], tmp_path: Path) -> None:
+    metrics = merge(shards, out=tmp_path / "merged")
     written = (tmp_path / "merged" / "manifest.json").stat().st_mtime_ns
-    assert merge(parts, out=tmp_path / "merged") == metrics
+    assert merge(shards, out=tmp_path / "merged") == metrics
     assert (tmp_path / "merged" / "manifest.json").stat().st_mtime_ns == written
 
 
 def test_what_is_not_all_of_one_evaluation_is_refused(
-    several: Config, inputs: dict[str, Path], finished: dict[str, Path], parts: list[Path], tmp_path: Path
+    several: Config, inputs: dict[str, Path], finished: dict[str, Path], shards: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
     with pytest.raises(InputError, match="missing among the parts: 2/3"):
-        merge([parts[0], parts[2]], out=out)
+        merge([shards[0], shards[2]], out=out)
     with pytest.raises(InputError, match="the same part is there twice"):
-        shutil.copytree(parts[0], tmp_path / "copy")
-        merge([*parts, tmp_path / "copy"], out=out)
+        shutil.copytree(shards[0], tmp_path / "copy")
+        merge([*shards, tmp_path / "copy"], out=out)
     with pytest.raises(InputError, match="is a whole result, not a part"):
-        merge([finished["evaluate"], *parts[1:]], out=out)
+        merge([finished["evaluate"], *shards[1:]], out=out)
     with pytest.raises(InputError, match="differ in their config_digest"):
         evaluate(several.model_copy(update={"seed": 8}), **inputs, out=tmp_path / "seed", shard="1/3")
-        merge([*parts[1:], tmp_path / "seed"], out=out)
+        merge([*shards[1:], tmp_path / "seed"], out=out)
     with pytest.raises(InputError, match="differ in their inputs"):
         other = {**inputs, "teacher": other_teacher(inputs["teacher"], tmp_path / "teacher")}
         evaluate(several, **other, out=tmp_path / "other", shard="1/3")
-        merge([*parts[1:], tmp_path / "other"], out=out)
+        merge([*shards[1:], tmp_path / "other"], out=out)
     with pytest.raises(InputError, match="gathered.json is missing or was changed"):
         (tmp_path / "copy" / "gathered.json").write_text("{}")
-        merge([tmp_path / "copy", *parts[1:]], out=out)
+        merge([tmp_path / "copy", *shards[1:]], out=out)
     with pytest.raises(InputError, match="is part 1/3 only: .*star merge"):
-        register(several, refined=inputs["refined"], evaluation=parts[0], out=tmp_path / "registration")
+        register(several, refined=inputs["refined"], evaluation=shards[0], out=tmp_path / "registration")
     assert not out.exists()
 
 
@@ -125,10 +125,10 @@ def other_teacher(teacher: Path, copy: Path) -> Path:
     return copy.with_name("other-teacher")
 
 
-def test_the_models_are_tracked_once_by_the_merge(parts: list[Path], own_home: Path, tmp_path: Path) -> None:
+def test_the_models_are_tracked_once_by_the_merge(shards: list[Path], own_home: Path, tmp_path: Path) -> None:
     from star.tracking.server import connect, experiment_id
 
-    metrics = merge(parts, out=tmp_path / "merged")
+    metrics = merge(shards, out=tmp_path / "merged")
     client = connect()
     runs = {run.info.run_name: run for run in client.search_runs([experiment_id(client)])}
     assert set(runs) == {"evaluate", "teacher", "distilled", "refined"}
@@ -142,7 +142,7 @@ def test_the_models_are_tracked_once_by_the_merge(parts: list[Path], own_home: P
         assert runs[model].data.metrics["exact_match"] == metrics[f"{model}_exact_match"]
 
 
-def test_a_shard_is_tracked_without_the_figures_of_the_models(
+def test_a_shard_is_tracked_without_the_metrics_of_the_models(
     several: Config, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     from star.tracking.server import connect, experiment_id

@@ -135,6 +135,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
         process = _start_harness(python, Path(scratch), log)
         stdin, stdout = _pipes_of(process)
         job = {"categories": categories, "limit": limit, "workers": MAX_OPEN_CONVERSATIONS}
+        # A harness that died is seen as a broken pipe, a cut line, or the end of its output. All end in the error below.
         try:
             if report := _answer_queries(stdin, stdout, answer, job=job, label=label):
                 _warn_if_not_isolated(report)
