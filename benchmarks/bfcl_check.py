@@ -1,10 +1,10 @@
-"""Checks the BFCL route: the ground truth given as a model's text must score near 1, a model that never calls the known floor.
+"""Checks the BFCL evaluation end to end: the ground truth must score near 1, a model that never calls the known floor.
 
-python benchmarks/bfcl_check.py                 (all 17 categories, a few minutes)
-python benchmarks/bfcl_check.py --limit 20      (20 entries of each)
+    python benchmarks/bfcl_check.py                 # all 17 categories, a few minutes
+    python benchmarks/bfcl_check.py --limit 20      # 20 entries per category
 
-The answers are read from the harness's own environment and rendered as the tool calls that a Qwen model would write; from there on they
-take the way of any model's text: handler, simulators, checkers.
+The ground truth is read from the environment of BFCL's harness and written as the tool calls that a Qwen model would
+write. From there it goes the way of any model's text: handler, simulators, checkers.
 """
 
 import argparse
@@ -21,11 +21,12 @@ Call = dict
 
 
 def never_call(queries: list[Query]) -> list[Reply]:
+    """A model that answers every prompt with a refusal."""
     return [{"text": render_target({"content": "I cannot do that."})} for _ in queries]
 
 
 class GroundTruth:
-    """A model that knows the answers: each turn it makes all calls at once, then replies."""
+    """A model that knows the answers. In each turn it writes all calls at once, then replies."""
 
     def __init__(self) -> None:
         [self.data] = (harness_python().parent.parent / "lib").glob("python*/site-packages/bfcl_eval/data")
@@ -49,20 +50,20 @@ class GroundTruth:
     def _turns(self, category: str, entry: dict, answer: list | None) -> Iterator[list[Call]]:
         if category in MULTI_TURN:
             names = self._parameter_names(entry["involved_classes"])
-            yield from ([_call_of(text, names) for text in turn] for turn in answer)
+            yield from ([_parse_call(text, names) for text in turn] for turn in answer or [])
         elif category in IRRELEVANCE:
             yield []
         elif category == "live_relevance":
             yield [{"name": entry["function"][0]["name"], "arguments": {}}]
         else:
             functions = {function["name"]: function["parameters"]["properties"] for function in entry["function"]}
-            made = ((name, options) for call in answer for name, options in call.items())
+            calls = ((name, options) for call in answer or [] for name, options in call.items())
             yield [
-                {"name": name, "arguments": _arguments(options, functions[name], category)} for name, options in made
+                {"name": name, "arguments": _arguments(options, functions[name], category)} for name, options in calls
             ]
 
     def _parameter_names(self, classes: list[str]) -> dict[str, list[str]]:
-        """Names of every function's parameters in order: some of the answers pass arguments by position."""
+        """The names of every function's parameters in order, because some answers pass arguments by position."""
         files = {"GorillaFileSystem": "gorilla_file_system", "MathAPI": "math_api", "MessageAPI": "message_api"}
         files |= {"TwitterAPI": "posting_api", "TicketAPI": "ticket_api", "TradingBot": "trading_bot"}
         files |= {"TravelAPI": "travel_booking", "VehicleControlAPI": "vehicle_control"}
@@ -76,15 +77,17 @@ class GroundTruth:
         return [json.loads(line) for line in (self.data / name).read_text(encoding="utf-8").splitlines() if line]
 
 
-def _call_of(text: str, names: dict[str, list[str]]) -> Call:
+def _parse_call(text: str, names: dict[str, list[str]]) -> Call:
+    """Parses a call that is written in Python, such as `cd(folder='documents')`."""
     call = ast.parse(text, mode="eval").body
-    by_place = zip(names[call.func.id], map(ast.literal_eval, call.args), strict=False)
+    assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name), text
+    by_position = zip(names[call.func.id], map(ast.literal_eval, call.args), strict=False)
     by_name = ((keyword.arg, ast.literal_eval(keyword.value)) for keyword in call.keywords)
-    return {"name": call.func.id, "arguments": {**dict(by_place), **dict(by_name)}}
+    return {"name": call.func.id, "arguments": {**dict(by_position), **dict(by_name)}}
 
 
 def _arguments(options: dict[str, list], parameters: dict[str, dict], category: str) -> dict:
-    """One accepted value of every argument; an argument that may only be left out is."""
+    """Chooses an accepted value for every argument. An argument that must be absent is left out."""
     chosen = {name: _first(values) for name, values in options.items() if values and values != [""]}
     if category in SIMPLE[1:]:
         write = _java if category == "simple_java" else _javascript
@@ -93,7 +96,7 @@ def _arguments(options: dict[str, list], parameters: dict[str, dict], category: 
 
 
 def _first(values: list) -> object:
-    """The first accepted value; the accepted values of an object are those of its keys."""
+    """Returns the first accepted value. In an object every key has a list of accepted values of its own."""
     return _plain(next((value for value in values if value != ""), ""))
 
 
@@ -149,5 +152,5 @@ def check(limit: int | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", type=int, help="entries of each category")
+    parser.add_argument("--limit", type=int, help="entries per category")
     check(parser.parse_args().limit)

@@ -1,15 +1,18 @@
-"""What the CKD loss costs: ours, the formulation with every logit at once, TRL's and Liger's nearest losses, three bare GEMMs.
+"""Measures time and memory of the CKD loss beside the official formulation, TRL, Liger and three plain GEMMs.
 
-python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--without trl liger] [--plot docs/ckd_loss.svg]
-python benchmarks/ckd_loss.py --rows 1536 --chunks 32 128 256      # ours also with other numbers of rows a chunk: memory against time
+    python benchmarks/ckd_loss.py [--rows 512 1536] [--vocab 32000] [--repeats 3] [--without trl liger]
+                                  [--plot docs/ckd_loss.svg]
+    python benchmarks/ckd_loss.py --rows 1536 --chunks 32 128 256    # ours with other chunk sizes: memory against time
 
-Forward and backward with both gradients, float32, one CPU thread, hidden size 256, k = m = 100. Each measurement is a
-process of its own. The losses take turns, so that whatever else the machine does falls on all alike; seconds and memory
-are medians over the turns, ratios the medians of the ratios within a turn. Memory is the rise of the process's peak
-resident set over what it held before the call.
+Forward and backward with both gradients, float32, one CPU thread, hidden size 256, k = m = 100. Each measurement runs
+in its own process. The losses take turns, so that other load on the machine affects all of them alike. Seconds and
+memory are medians over the turns, ratios the medians of the ratios within a turn. Memory is the rise of the process's
+peak resident set over its size before the call.
 
-TRL and Liger have no top-k loss. Theirs is the full-vocabulary forward KL (generalised JSD with beta = 0), which also
-multiplies out a teacher's logits, given here the same size as the student's: it does more work and is shown for scale.
+TRL and Liger have no top-k loss. Theirs is the forward KL over the full vocabulary (generalised JSD with beta = 0). It
+also computes a teacher's logits, here of the same size as the student's. So it does more work and is shown for scale.
+
+Shapes: T completion tokens, H hidden, V vocabulary, K teacher ids per token, M student ids per token.
 """
 
 import argparse
@@ -33,7 +36,7 @@ NAMES = {
 
 
 def official(hidden_TH, weight_VH, ids_TK, logprobs_TK):
-    """The equations as they stand: log_softmax over [T, V], gather, topk, the rest left to autograd."""
+    """The formulation as published: log_softmax over [T, V], gather, topk; autograd computes the gradients."""
     import torch
 
     log_q_TV = torch.log_softmax(hidden_TH @ weight_VH.t(), dim=-1)
@@ -69,7 +72,7 @@ def liger(hidden_TH, weight_VH, ids_TK, logprobs_TK):
 
 
 def gemms(hidden_TH, weight_VH, ids_TK, logprobs_TK):
-    """Logits, gradient of the hidden states, gradient of the head; nothing between them."""
+    """The matrix products alone: logits, gradient of the hidden states, gradient of the head."""
     import torch
 
     with torch.no_grad():
@@ -92,20 +95,20 @@ def measure(name: str, rows: int, vocab: int) -> dict[str, float]:
 
     torch.set_num_threads(1)
     small = make_case(32, 400)
-    run_once(name, small)  # code and libraries are loaded before anything is measured
+    run_loss(name, small)  # loads code and libraries before the measurement
     case = make_case(rows, vocab)
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = process_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     began = time.process_time()
-    run_once(name, case)
-    return {"seconds": time.process_time() - began, "mib": status("VmHWM") - before}
+    run_loss(name, case)
+    return {"seconds": time.process_time() - began, "mib": process_mib("VmHWM") - before}
 
 
-def run_once(name: str, case: tuple) -> None:
+def run_loss(name: str, case: tuple) -> None:
     loss, _, chunk = name.partition("@")
-    made = LOSSES[loss](*case, **({"chunk_size": int(chunk)} if chunk else {}))
+    result = LOSSES[loss](*case, **({"chunk_size": int(chunk)} if chunk else {}))
     if name != "gemms":
-        made.backward()
+        result.backward()
 
 
 def make_case(rows: int, vocab: int) -> tuple:
@@ -119,13 +122,14 @@ def make_case(rows: int, vocab: int) -> tuple:
     return hidden, weight, ids, logprobs
 
 
-def status(field: str) -> float:
+def process_mib(field: str) -> float:
+    """Returns a memory figure of this process in MiB, such as VmRSS."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def compare(rows: int, vocab: int, repeats: int, *, names: list[str]) -> dict[str, list[dict[str, float]]]:
-    """What every turn measured, by name; nothing for a library that is not installed or does not run on this machine."""
+    """Returns the measurements of every turn by loss. The list is empty for a library that does not run here."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
@@ -144,20 +148,20 @@ def median(runs: list[dict[str, float]], key: str) -> float:
 
 
 def ratio(runs: list[dict[str, float]], others: list[dict[str, float]], key: str) -> float:
-    """The median over the turns of the ratio within a turn."""
+    """Returns the median over the turns of the ratio within a turn."""
     return statistics.median(run[key] / other[key] for run, other in zip(runs, others, strict=True))
 
 
 def table(results: dict[tuple[int, int], dict]) -> Iterator[str]:
     import torch
 
-    yield "| T | V | loss | CPU s | of the official | of the GEMMs | peak MiB | official / it |"
+    yield "| T | V | loss | CPU s | CPU s / official | CPU s / GEMMs | peak MiB | official MiB / peak MiB |"
     yield "|---:|---:|---|---:|---:|---:|---:|---:|"
     for (rows, vocab), found in results.items():
         whole, bare = found["official"], found["gemms"]
         for name, runs in found.items():
             loss, _, chunk = name.partition("@")
-            label = NAMES[loss] + (f", {chunk} rows a chunk" if chunk else "")
+            label = NAMES[loss] + (f", {chunk} rows per chunk" if chunk else "")
             if not runs:
                 yield f"| {rows} | {vocab} | {label} | not installed or does not run on this machine | | | | |"
                 continue
@@ -189,12 +193,14 @@ def plot(path: Path, results: dict[tuple[int, int], dict]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[512, 1536])
-    parser.add_argument("--vocab", type=int, nargs="+", default=[32000])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, nargs="+", default=[512, 1536], help="numbers of tokens T")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[32000], help="vocabulary sizes V")
+    parser.add_argument("--repeats", type=int, default=3, help="number of turns")
     parser.add_argument("--without", nargs="+", choices=["trl", "liger"], default=[], help="libraries to leave out")
-    parser.add_argument("--plot", type=Path, help="SVG to write, over T at the first V; needs matplotlib")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[], help="ours also with so many rows a chunk")
+    parser.add_argument("--plot", type=Path, help="SVG file to write, over T at the first V; needs matplotlib")
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[], help="also measure ours with these numbers of rows per chunk"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

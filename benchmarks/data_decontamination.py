@@ -1,10 +1,11 @@
-"""How many planted copies of a benchmark's rows decontamination finds, by kind of copy, and what it missed.
+"""Measures how many planted copies of a benchmark's rows decontamination finds, by kind, and prints the others.
 
-pip download --no-deps bfcl-eval==2026.3.23 && unzip -q bfcl_eval-*.whl -d bfcl
-.venv/bin/python benchmarks/data_decontamination.py bfcl/bfcl_eval/data [--clean rows.jsonl]
+    pip download --no-deps bfcl-eval==2026.3.23 && unzip -q bfcl_eval-*.whl -d bfcl
+    .venv/bin/python benchmarks/data_decontamination.py bfcl/bfcl_eval/data [--clean rows.jsonl]
 
-Every single-turn row with an answer is planted four times: word for word, with other values, with other tool names, and with both.
-Values are changed in the question and in the call. `--clean` gives rows from elsewhere, to see how many are taken for copies.
+Every single-turn row with an answer is planted four times: verbatim, with other values, with other tool names, and
+with both. Values are changed in the question and in the call. `--clean` gives rows from another source, to count
+false alarms.
 """
 
 import argparse
@@ -15,17 +16,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from star.data.contamination import Benchmark
 from star.data.importers import import_rows
 from star.data.read_records import read_records
 from star.data.values import WORDS
 
-KINDS = ("verbatim", "other values", "other tool names", "both")
+COPY_KINDS = ("verbatim", "other values", "other tool names", "both")
 
 
-def planted(folder: Path) -> Iterator[tuple[str, str, dict]]:
-    """(kind of copy, id, row) for every single-turn row that has an answer."""
+def planted_copies(folder: Path) -> Iterator[tuple[str, str, dict]]:
+    """Yields (kind of copy, id, row) for every single-turn row that has an answer."""
     answers = {
         record["id"]: record["ground_truth"]
         for file in sorted(folder.glob("possible_answer/*.json"))
@@ -41,16 +43,20 @@ def planted(folder: Path) -> Iterator[tuple[str, str, dict]]:
                 or len(record["question"]) != 1
             ):
                 continue
-            row = as_row(record, truth)
-            for kind in KINDS:
+            row = convert_record(record, truth)
+            for kind in COPY_KINDS:
                 rng = random.Random(f"{kind}:{record['id']}")
-                made = with_other_values(row, rng) if kind in ("other values", "both") else row
-                made = with_other_names(made, rng) if kind in ("other tool names", "both") else made
-                if made is not None:
-                    yield kind, record["id"], made
+                copy: dict | None = row
+                if kind in ("other values", "both"):
+                    copy = with_other_values(row, rng)
+                if copy is not None and kind in ("other tool names", "both"):
+                    copy = with_other_names(copy, rng)
+                if copy is not None:
+                    yield kind, record["id"], copy
 
 
-def as_row(record: dict, truth: list[dict]) -> dict:
+def convert_record(record: dict, truth: list[dict]) -> dict:
+    """Converts a BFCL record and its answer to a row."""
     calls = []
     for call in truth:
         [(name, arguments)] = call.items()
@@ -73,15 +79,15 @@ def as_row(record: dict, truth: list[dict]) -> dict:
 
 
 def with_other_values(row: dict, rng: random.Random) -> dict | None:
-    """The row with every value that the question spells out replaced, there and in the calls; None where it spells out none."""
+    """Replaces every value that the question contains, there and in the calls. None where it contains none."""
     replaced: dict[str, str] = {}
     question = "\n".join(message["content"] for message in row["messages"][:-1])
 
-    def other(value: object) -> object:
+    def replace(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: other(part) for key, part in value.items()}
+            return {key: replace(part) for key, part in value.items()}
         if isinstance(value, list):
-            return [other(part) for part in value]
+            return [replace(part) for part in value]
         written = str(value)
         if isinstance(value, bool) or not re.search(rf"(?<!\w){re.escape(written)}(?!\w)", question, re.IGNORECASE):
             return value
@@ -95,7 +101,7 @@ def with_other_values(row: dict, rng: random.Random) -> dict | None:
         return type(value)(replaced[written])
 
     *asked, target = row["messages"]
-    calls = [{**call, "arguments": other(call["arguments"])} for call in target["tool_calls"]]
+    calls = [{**call, "arguments": replace(call["arguments"])} for call in target["tool_calls"]]
     if not replaced:
         return None
     longest_first = sorted(replaced, key=len, reverse=True)
@@ -108,9 +114,8 @@ def with_other_values(row: dict, rng: random.Random) -> dict | None:
     return {**row, "messages": [*asked, {**target, "tool_calls": calls}]}
 
 
-def with_other_names(row: dict | None, rng: random.Random) -> dict | None:
-    if row is None:
-        return None
+def with_other_names(row: dict, rng: random.Random) -> dict:
+    """Replaces the names of all tools, also in the calls."""
     names = {tool["name"]: "_".join(rng.sample(WORDS, 2)) for tool in row["tools"]}
     *asked, target = row["messages"]
     calls = [{**call, "name": names.get(call["name"], call["name"])} for call in target["tool_calls"]]
@@ -121,14 +126,16 @@ def with_other_names(row: dict | None, rng: random.Random) -> dict | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="bfcl_eval/data")
-    parser.add_argument("--clean", type=Path, help="rows from elsewhere")
+    parser.add_argument("--clean", type=Path, help="rows from another source")
     arguments = parser.parse_args()
     began = time.process_time()
     benchmark = Benchmark(arguments.folder)
     print(f"{len(benchmark.items)} benchmark turns indexed in {time.process_time() - began:.1f} CPU s\n")
-    rows, found, missed = Counter(), Counter(), []
+    rows: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    missed: list[str] = []
     began = time.process_time()
-    for kind, name, row in planted(arguments.folder):
+    for kind, name, row in planted_copies(arguments.folder):
         rows[kind] += 1
         if benchmark.check(row):
             found[kind] += 1
@@ -136,20 +143,20 @@ def main() -> None:
             missed.append(f"{kind} | {name} | {' '.join(row['messages'][-2]['content'].split())[:110]}")
     spent = (time.process_time() - began) / sum(rows.values())
     print("| planted copies | rows | found | recall |\n|---|---:|---:|---:|")
-    for kind in KINDS:
+    for kind in COPY_KINDS:
         print(f"| {kind} | {rows[kind]} | {found[kind]} | {found[kind] / rows[kind]:.1%} |")
     print(f"| all | {rows.total()} | {found.total()} | {found.total() / rows.total():.1%} |")
-    print(f"\n{spent * 1e6:.0f} CPU us a row. Missed ({len(missed)}), every one:\n")
+    print(f"\n{spent * 1e6:.0f} CPU µs per row. All that were missed ({len(missed)}):\n")
     print("\n".join(missed))
     if arguments.clean:
         clean = [row for row in import_rows(arguments.clean, source="clean") if isinstance(row, dict)]
-        taken = [
+        false_alarms = [
             (row["id"], fault, row["messages"][0]["content"][:90]) for row in clean if (fault := benchmark.check(row))
         ]
         print(
-            f"\nof {len(clean)} rows from elsewhere {len(taken)} were taken for copies ({len(taken) / len(clean):.1%}):"
+            f"\n{len(false_alarms)} of {len(clean)} rows from another source were taken for copies ({len(false_alarms) / len(clean):.1%}):"
         )
-        print("\n".join(json.dumps(entry, ensure_ascii=False) for entry in taken[:20]))
+        print("\n".join(json.dumps(entry, ensure_ascii=False) for entry in false_alarms[:20]))
 
 
 if __name__ == "__main__":

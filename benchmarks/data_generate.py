@@ -1,8 +1,9 @@
-"""Time to make 50,000 valid rows offline, on one core, with cleaning and duplicate search; same seed, same bytes.
+"""Measures the time to make 50,000 valid rows offline on one core, with cleaning and the search for duplicates.
 
-Every call of every row, of the duplicates that were left out too, is validated with jsonschema afterwards, outside the time taken.
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/data_generate.py tests/data/openapi.yaml [--rows 50000]
 
-OMP_NUM_THREADS=1 .venv/bin/python benchmarks/data_generate.py tests/data/openapi.yaml [--rows 50000]
+The rows are made twice; the same seed must give the same bytes. Every call of every row, also of the duplicates that
+were left out, is validated with jsonschema afterwards, outside of the measured time.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from star.data.tool_files import load_tools
 from star.data.write_set import write_set
 
 
-def make(tools: list[dict], rows: int) -> tuple[float, str, int]:
-    """(CPU seconds, sha256 of rows.jsonl, rows that are no duplicates) of making `rows` rows."""
+def make_rows(tools: list[dict], rows: int) -> tuple[float, str, int]:
+    """Makes `rows` rows; returns CPU seconds, the sha256 of rows.jsonl, and how many rows are not duplicates."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         began = time.process_time()
@@ -34,13 +35,13 @@ def make(tools: list[dict], rows: int) -> tuple[float, str, int]:
         seconds = time.process_time() - began
         digest = hashlib.sha256((out / "rows.jsonl").read_bytes()).hexdigest()
         duplicates = (reject["row"] for _, reject in read_json_lines(out / "rejects.jsonl"))
-        assert validate(chain(read_rows(out / "rows.jsonl"), duplicates)) == rows
+        assert count_valid_rows(chain(read_rows(out / "rows.jsonl"), duplicates)) == rows
         assert set(figures.rejects) <= {"duplicate", "near_duplicate"}, figures.rejects
         return seconds, digest, figures.rows
 
 
-def validate(rows: Iterable[dict]) -> int:
-    """How many rows there are; ValidationError where a call, also of an earlier turn, is not what its schema says."""
+def count_valid_rows(rows: Iterable[dict]) -> int:
+    """Counts the rows. Raises ValidationError where a call, also of an earlier turn, does not match its schema."""
     count = 0
     for row in rows:
         count += 1
@@ -57,12 +58,12 @@ def validator(schema: str) -> Draft202012Validator:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tools", type=Path)
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("tools", type=Path, help="tools file")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows to make")
     arguments = parser.parse_args()
     tools = load_tools(arguments.tools)
-    first, second = make(tools, arguments.rows), make(tools, arguments.rows)
-    print("| run | CPU seconds | rows made, all valid | of them no duplicates | sha256 |\n|---|---:|---:|---:|---|")
+    first, second = make_rows(tools, arguments.rows), make_rows(tools, arguments.rows)
+    print("| run | CPU seconds | rows made, all valid | without duplicates | sha256 |\n|---|---:|---:|---:|---|")
     for number, (seconds, digest, kept) in enumerate((first, second), start=1):
         print(f"| {number} | {seconds:.1f} | {arguments.rows} | {kept} | {digest[:12]} |")
     assert first[1] == second[1]

@@ -1,4 +1,4 @@
-"""Peak memory of cleaning a stream of rows, by their number: each size in a process of its own.
+"""Measures the peak memory of cleaning a stream of rows, by the number of rows, each number in a process of its own.
 
 OMP_NUM_THREADS=1 .venv/bin/python benchmarks/data_memory.py 10000 100000 1000000
 """
@@ -22,13 +22,14 @@ TOOL = {
 }
 
 
-def rows(start: int, count: int) -> Iterator[dict]:
-    """Four rows with a call of their own, then one refusal, whose target all refusals share."""
+def made_rows(start: int, count: int) -> Iterator[dict]:
+    """Yields groups of five rows: four with a different call each, then a refusal with always the same target."""
     for index in range(start, count):
         call = {"content": "", "tool_calls": [{"name": "track", "arguments": {"number": index}}]}
         answer = {"content": "None of the given tools can do that.", "tool_calls": []} if index % 5 == 4 else call
-        asked = f"{index * 7919 % 1000003:x} where is parcel {index:x}, and how is {index * 104729 % 999983:x} on {index % 97:x}?"
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", **answer}]
+        start_word, other_word = f"{index * 7919 % 1000003:x}", f"{index * 104729 % 999983:x}"
+        question = f"{start_word} where is parcel {index:x}, and how is {other_word} on {index % 97:x}?"
+        messages = [{"role": "user", "content": question}, {"role": "assistant", **answer}]
         yield {
             "id": f"r{index}",
             "messages": messages,
@@ -44,28 +45,27 @@ def measure(count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         began = time.process_time()
-        figures = write_set(lambda start: rows(start, count), out=out, state=out, total=count)
-        written = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures = write_set(lambda start: made_rows(start, count), out=out, state=out, total=count)
+        peak_cleaning = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         heldout_ranks(read_rows(out / "rows.jsonl"), heldout=min(1000, count // 10), seed=1)
-        split = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak_split = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         disk = sum(file.stat().st_size for file in out.iterdir()) / 2**20
         seconds = time.process_time() - began
         print(
-            f"| {count:,} | {figures.rows:,} | {written:.0f} | {split:.0f} | {disk:.0f} | {seconds:.0f} |", flush=True
+            f"| {count:,} | {figures.rows:,} | {peak_cleaning:.0f} | {peak_split:.0f} | {disk:.0f} | {seconds:.0f} |",
+            flush=True,
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("counts", type=int, nargs="+")
+    parser.add_argument("counts", type=int, nargs="+", help="numbers of rows")
     counts = parser.parse_args().counts
     if len(counts) == 1:
         measure(counts[0])
         return
-    print(
-        "| rows read | kept | peak MiB, cleaning | peak MiB, with the split | disk MiB | CPU s |\n|---:|---:|---:|---:|---:|---:|",
-        flush=True,
-    )
+    columns = ("rows read", "kept", "peak MiB, cleaning", "peak MiB, with the split", "disk MiB", "CPU s")
+    print("| " + " | ".join(columns) + " |\n|" + "---:|" * len(columns), flush=True)
     for count in counts:
         subprocess.run([sys.executable, __file__, str(count)], check=True, stderr=subprocess.DEVNULL)
 

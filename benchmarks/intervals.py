@@ -1,15 +1,17 @@
-"""How often the 95% intervals hold the truth, on models whose accuracy, reward, pass@k, entropy or difference is known.
+"""Measures how often the 95% intervals contain the truth, on models whose accuracy, reward, pass@k or entropy is known.
 
-python benchmarks/intervals.py --exact     (shares: every possible outcome counted, half a minute)
-python benchmarks/intervals.py             (all, about a minute on one core)
+    python benchmarks/intervals.py --exact     # shares: every possible outcome is counted, half a minute
+    python benchmarks/intervals.py             # everything, about a minute on one core
 
-Shares need no simulation: of n rows a model gets x right with a binomial probability, and an interval holds or not. The first table
-has, over the accuracies 2%, 2.1%, ... 98%, how many are held 93 to 97% of the time, and how often they are held on average and at worst.
-The line `any at all` is what no interval can better: right answers are whole numbers, so for some accuracies no range of outcomes has a
-probability between 93 and 97%. Below it the same of paired differences, over pairs of models.
+Shares need no simulation: of n rows a model gets x right with a binomial probability, and an interval contains the
+truth or does not. The first table is over the accuracies 2%, 2.1%, ... 98%. A cell says for how many of them the
+coverage is between 93 and 97%, and the mean and the worst coverage. The line `any at all` is an upper bound for every
+interval: right answers are whole numbers, so for some accuracies no range of outcomes has a probability between 93
+and 97%. The last line is the same for paired differences, over pairs of models.
 
-The second table is simulated: every row one kind of score, every column a number of evaluated rows; a cell is the share of evaluations
-whose interval held the true mean, and in brackets that of the percentile bootstrap. Its sampling error is about 0.5 points.
+The second table is simulated. A row is a kind of score, a column a number of evaluated rows. A cell is the share of
+evaluations whose interval contains the true mean, and in brackets that of the percentile bootstrap. Its sampling
+error is about 0.5 points.
 """
 
 import argparse
@@ -31,7 +33,7 @@ Limits = tuple[np.ndarray, np.ndarray]
 
 
 def ours(count: int) -> Limits:
-    """The limits that `mean_interval` gives for 0, 1, ... count right answers."""
+    """The limits of `mean_interval` for 0, 1, ... count right answers."""
     limits = [mean_interval(np.arange(count) < right, seed=0) for right in range(count + 1)]
     return np.array([low for low, _ in limits]), np.array([high for _, high in limits])
 
@@ -58,7 +60,7 @@ def clopper_pearson(count: int) -> Limits:
 
 
 def exact_coverage(limits: Limits) -> np.ndarray:
-    """How often each of ACCURACIES lies inside the limits."""
+    """Returns the coverage for each of ACCURACIES: the probability of an outcome whose limits contain it."""
     low, high = limits
     held = (low <= ACCURACIES[:, None] + 1e-12) & (ACCURACIES[:, None] <= high + 1e-12)
     return (outcomes(len(low) - 1) * held).sum(1)
@@ -68,8 +70,8 @@ def outcomes(count: int) -> np.ndarray:
     return stats.binom.pmf(np.arange(count + 1), count, ACCURACIES[:, None])
 
 
-def could_be_held(count: int) -> float:
-    """The share of ACCURACIES for which some range of outcomes has a probability between 93 and 97%."""
+def reachable_share(count: int) -> float:
+    """Returns the share of ACCURACIES for which some range of outcomes has a probability between 93 and 97%."""
     below = np.concatenate([np.zeros((len(ACCURACIES), 1)), outcomes(count).cumsum(1)], axis=1)
     ranges = below[:, None, :] - below[:, :, None]
     return float(((ranges >= 0.93) & (ranges <= 0.97)).any((1, 2)).mean())
@@ -87,19 +89,19 @@ def exact_table() -> Iterator[str]:
     for name, method in methods.items():
         cells = []
         for count in ROWS:
-            cells.append(_share_held(exact_coverage(method(count))))
+            cells.append(_coverage_cell(exact_coverage(method(count))))
         yield f"| {name} | {' | '.join(cells)} |"
-    yield "| any at all | " + " | ".join(f"{could_be_held(count):.1%}" for count in ROWS) + " |"
+    yield "| any at all | " + " | ".join(f"{reachable_share(count):.1%}" for count in ROWS) + " |"
     yield f"| difference of two models: Agresti-Min | {' | '.join(exact_paired(count) for count in ROWS[:2])} | |"
 
 
-def _share_held(held: np.ndarray) -> str:
-    inside = ((held >= 0.93) & (held <= 0.97)).mean()
-    return f"{inside:.1%} (mean {held.mean():.1%}, worst {held.min():.1%})"
+def _coverage_cell(coverage: np.ndarray) -> str:
+    inside = ((coverage >= 0.93) & (coverage <= 0.97)).mean()
+    return f"{inside:.1%} (mean {coverage.mean():.1%}, worst {coverage.min():.1%})"
 
 
 def exact_paired(count: int) -> str:
-    """`paired_difference` of two models of which one alone is right on 2%, 4%, ... 48% of the rows, the other alone on as many."""
+    """The coverage of `paired_difference` for two models, each right alone on 2%, 4%, ... 48% of the rows."""
     pairs = [(gained, lost) for gained in range(count + 1) for lost in range(count + 1 - gained)]
     rows = np.arange(count)
     found = [
@@ -112,17 +114,17 @@ def exact_paired(count: int) -> str:
                 [(gained, lost, count - gained - lost) for gained, lost in pairs], count, (gain, loss, 1 - gain - loss)
             )
             held.append(sum(chance for chance, at in zip(odds, found, strict=True) if at.low <= gain - loss <= at.high))
-    return _share_held(np.array(held))
+    return _coverage_cell(np.array(held))
 
 
 def reward(rng: Generator, count: int) -> np.ndarray:
-    """Mostly 1, some partial credit, some format errors."""
+    """Draws rewards: mostly 1, some partial credit, some format errors."""
     kind = rng.random(count)
     return np.where(kind < 0.7, 1.0, np.where(kind < 0.9, rng.random(count), -1.0))
 
 
 def good_reward(rng: Generator, count: int) -> np.ndarray:
-    """Of a model with few mistakes."""
+    """Draws rewards of a model with few mistakes."""
     kind = rng.random(count)
     return np.where(kind < 0.93, 1.0, np.where(kind < 0.99, rng.random(count), -1.0))
 
@@ -136,7 +138,7 @@ def entropy(rng: Generator, count: int) -> np.ndarray:
     return rng.gamma(1.0, 0.2, size=count)
 
 
-def percentile(values: np.ndarray, rng: Generator) -> tuple[float, float]:
+def percentile_bootstrap(values: np.ndarray, rng: Generator) -> tuple[float, float]:
     means = values[rng.integers(len(values), size=(400, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     return low, high
@@ -147,21 +149,21 @@ def coverage(draw: Draw, truth: float, count: int, bounds: Bounds) -> tuple[floa
     held = np.zeros(2)
     for seed in range(EVALUATIONS):
         values = draw(rng, count)
-        limits = (mean_interval(values, seed=seed, bounds=bounds), percentile(values, rng))
+        limits = (mean_interval(values, seed=seed, bounds=bounds), percentile_bootstrap(values, rng))
         for index, (low, high) in enumerate(limits):
             held[index] += low - 1e-12 <= truth <= high + 1e-12
     return tuple(held / EVALUATIONS)
 
 
 def paired_coverage(gain: float, loss: float, count: int) -> tuple[float, float]:
-    """Two models that differ on few rows: one gains `gain` of them and loses `loss`."""
+    """The coverage for two models: one is right alone on a share `gain` of the rows, the other on `loss`."""
     rng = np.random.default_rng([count, 8])
     held = np.zeros(2)
     for seed in range(EVALUATIONS // 4):
         kind = rng.random(count)
         a, b = np.where(kind < gain, 1.0, 0.0), np.where((kind >= gain) & (kind < gain + loss), 1.0, 0.0)
         difference = paired_difference(a, b, seed=seed)
-        for index, (low, high) in enumerate(((difference.low, difference.high), percentile(a - b, rng))):
+        for index, (low, high) in enumerate(((difference.low, difference.high), percentile_bootstrap(a - b, rng))):
             held[index] += low - 1e-12 <= gain - loss <= high + 1e-12
     return tuple(held / (EVALUATIONS // 4))
 
@@ -186,10 +188,10 @@ def _line(name: str, shares: list[tuple[float, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exact", action="store_true", help="the table of shares only")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     for line in (*exact_table(), ""):
         print(line, flush=True)
-    if not given.exact:
+    if not arguments.exact:
         for line in simulated_table():
             print(line, flush=True)
 

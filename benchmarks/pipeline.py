@@ -1,7 +1,7 @@
-"""Figures of a finished pipeline run, as Markdown for docs/results.md: quality of the three models, seconds and peak memory a stage.
+"""Prints the scores of the three models and the seconds per stage of a finished run, as Markdown for docs/results.md.
 
 /usr/bin/time -v make run 2> time.txt
-.venv/bin/python benchmarks/pipeline.py runs --time time.txt
+.venv/bin/python benchmarks/pipeline.py runs --time time.txt       # with the wall time and the peak memory
 """
 
 import argparse
@@ -28,14 +28,14 @@ def lines(runs: Path, time_file: Path | None) -> Iterator[str]:
         seconds = json.loads((latest / stage.name / "metrics.json").read_text(encoding="utf-8"))["seconds"]
         total += seconds
         yield f"| {stage.name} | {seconds:.0f} |"
-    yield f"| together | {total:.0f} |\n"
+    yield f"| total | {total:.0f} |\n"
     if time_file:
-        yield from whole_process(time_file.read_text(encoding="utf-8"))
+        yield from command_total(time_file.read_text(encoding="utf-8"))
     yield f"Machine: {platform.processor() or platform.machine()}, Python {platform.python_version()}, no GPU used."
 
 
-def whole_process(text: str) -> Iterator[str]:
-    """Wall time and the largest single process of `/usr/bin/time -v`."""
+def command_total(text: str) -> Iterator[str]:
+    """Reads the wall time and the size of the largest process from the output of `/usr/bin/time -v`."""
     wall = re.search(r"Elapsed \(wall clock\) time .*: ([\d:.]+)", text)
     memory = re.search(r"Maximum resident set size \(kbytes\): (\d+)", text)
     if wall and memory:
@@ -44,7 +44,7 @@ def whole_process(text: str) -> Iterator[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, help="home of the run")
+    parser.add_argument("runs", type=Path, help="STAR_HOME of the run")
     parser.add_argument("--time", type=Path, help="output of /usr/bin/time -v")
     arguments = parser.parse_args()
     print("\n".join(lines(arguments.runs, arguments.time)))

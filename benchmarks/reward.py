@@ -1,16 +1,16 @@
-"""Rewards a second on one core: `star.rewards.similarity.similarity_reward` beside the official formulation, in one run.
-
-The official formulation is written here in its plain form, from the prompt's text as it is given there: the tools read out of
-the prompt, a lazy regular expression for each kind of block, rouge_score's own scorer (its three measures, stemmed) for every
-pair of strings, nothing kept between two calls. Both score the same completions of
-generated rows, of which each target is answered eight times, as a group of rollouts does: exactly, with a changed, missing or
-added argument, with a call too few or too many, with other words, and in a broken format. Every turn has rows of its own, so that no
-completion was seen before, and all values are compared.
+"""Measures rewards per second on one core: `star.rewards.similarity.similarity_reward` beside the official formulation.
 
     python benchmarks/reward.py            # about half a minute on one core
     python benchmarks/reward.py --rows 50  # a quick look
 
-Times are CPU seconds of this process.
+The official formulation is written here in its plain form, with the prompt's text as input: it reads the tools from the
+prompt, uses a lazy regular expression for each kind of block and rouge_score's own scorer (three measures, stemmed) for
+every pair of strings, and caches nothing.
+
+Both score the same completions of generated rows. Each target is answered eight times, as in a group of rollouts:
+exactly, with a changed, missing or added argument, with a call too few or too many, with other words, and in a broken
+format. Every turn has other rows, so that no completion was seen before. All values are compared. Times are CPU
+seconds of this process.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from star.rewards.similarity import similarity_reward
 TURNS = 5
 GROUP = 8
 WORDS = ("the", "requested", "cities", "running", "tomorrow", "evening", "please", "of", "weather", "conference")
-scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+rouge_scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 
 
 def official(completion: str, target: str, prompt: str) -> float:
-    """The total reward; -1 wherever the formulation raises."""
+    """Returns the total reward; -1 wherever the formulation raises."""
     try:
         parameters = read_tools(prompt)
         _, _, answer = target.partition("</think>")
@@ -58,7 +58,7 @@ def official(completion: str, target: str, prompt: str) -> float:
         return -1.0
     if expected:
         return calls_score(predicted, expected) if predicted else 0.0
-    return text_score(text, reply) if text else 0.0
+    return text_score(text, reply or "") if text else 0.0
 
 
 def read_tools(prompt: str) -> dict[str, dict]:
@@ -109,15 +109,15 @@ def text_score(predicted: str, expected: str) -> float:
         return 1.0
     if not predicted.strip() or not expected.strip():
         return 0.0
-    return scorer.score(expected, predicted)["rougeL"].fmeasure
+    return rouge_scorer.score(expected, predicted)["rougeL"].fmeasure
 
 
 def completions(rows: list[dict], *, seed: int) -> Iterator[tuple[str, dict]]:
-    """GROUP completions a row, each with the row."""
+    """Yields GROUP completions per row, each with the row."""
     rng = random.Random(seed)
     for row in rows:
         for _ in range(GROUP):
-            yield render_broken(changed(row["messages"][-1], rng), rng), row
+            yield render_sometimes_cut(change_message(row["messages"][-1], rng), rng), row
 
 
 def prompt_of(row: dict) -> str:
@@ -126,7 +126,7 @@ def prompt_of(row: dict) -> str:
     return f"{TOOLS_HEADER}{lines}{TOOLS_FOOTER}\n{question}"
 
 
-def changed(message: dict, rng: random.Random) -> dict:
+def change_message(message: dict, rng: random.Random) -> dict:
     message = deepcopy(message)
     calls = message.get("tool_calls") or []
     if not calls:
@@ -147,7 +147,7 @@ def changed(message: dict, rng: random.Random) -> dict:
     return message
 
 
-def render_broken(message: dict, rng: random.Random) -> str:
+def render_sometimes_cut(message: dict, rng: random.Random) -> str:
     text = render_target(message)
     return text[: rng.randrange(len(text))] if rng.random() < 0.05 else text
 
@@ -177,22 +177,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=500, help="generated rows, each answered 8 times")
     parser.add_argument("--seed", type=int, default=7)
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     tools = load_tools(Path(Data().tools.read_verified()))
-    measure(tools, 10, seed=options.seed + TURNS)  # nltk takes seconds to import
-    turns = [measure(tools, options.rows, seed=options.seed + turn) for turn in range(TURNS)]
+    measure(tools, 10, seed=arguments.seed + TURNS)  # nltk takes seconds to import
+    turns = [measure(tools, arguments.rows, seed=arguments.seed + turn) for turn in range(TURNS)]
     slow, fast = (median(column) for column in zip(*turns, strict=True))
-    count = options.rows * GROUP
+    count = arguments.rows * GROUP
     print(
-        f"{TURNS} turns of {count} completions of rows of their own, all values equal; CPU time on one core, median turn"
+        f"{TURNS} turns of {count} completions of other rows each, all values equal; CPU time on one core, median turn"
     )
-    print("| | rewards a second |\n|---|---:|")
+    print("| | rewards per second |\n|---|---:|")
     print(f"| official formulation | {count / slow:,.0f} |")
     print(f"| similarity_reward | {count / fast:,.0f} |")
     ratios = [slow / fast for slow, fast in turns]
-    print(
-        f"| ratio (median; least to most of the turns) | {median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |"
-    )
+    print(f"| ratio (median, range over the turns) | {median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}) |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Coverage-guided fuzzing of the reward and the parser with atheris (pip install atheris): hostile completions without end.
+"""Fuzzes the reward and the parser with atheris, guided by coverage, until it finds an error or has done its runs.
 
-A completion is made of the fuzzer's bytes: as they are, or put between the pieces of a valid one. Each is scored by every
-reward against a target that is fixed or fuzzed too. It is a finding when anything is raised, a total leaves its range, a
-completion scores above the exact answer, the strict parser accepts what it cannot write, or a score takes longer than a second.
+    pip install atheris
+    python benchmarks/reward_fuzz.py -runs=100000 -max_len=4096 -seed=1      # libFuzzer's options
 
-    python benchmarks/reward_fuzz.py -runs=100000 -max_len=4096 -seed=1      # libFuzzer's options; findings end the run
+A completion is made of the fuzzer's bytes, as they are or between the pieces of a valid completion. Every reward
+scores it against a fixed target and against a fuzzed one. Findings, which end the run: any exception, a total outside
+of its range, a completion that scores above the exact answer, a result of the strict parser that cannot be written as
+JSON, and a score that takes longer than a second.
 """
 
 import json
@@ -13,13 +15,13 @@ import time
 
 import atheris
 
-with atheris.instrument_imports(include=["star.chat", "star.simrl"]):
+with atheris.instrument_imports(include=["star.chat", "star.rewards"]):
     from star.chat import FORMAT_TOKENS, FormatError, parse_completion, render_target
     from star.rewards.baselines import REWARDS, toolrl_reward
     from star.rewards.breakdown import score_parts
     from star.rewards.similarity import exact_match, similarity_reward
 
-SECONDS = 1.0  # of this process, whatever else the machine does
+MAX_SECONDS = 1.0  # of CPU time
 TOOLS = [
     {"name": "f", "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}},
     {"name": "g", "parameters": {"a": {"type": "str"}}},
@@ -40,11 +42,11 @@ RANGES = {"similarity": (-1, 1), "binary": (-1, 1), "toolrl": (-3, 4)}
 
 
 def completion_of(data: atheris.FuzzedDataProvider) -> str:
-    """A text of pieces and of the fuzzer's own characters."""
+    """Makes a text of pieces and of the fuzzer's own characters."""
     kind = data.ConsumeIntInRange(0, 2)
     if kind == 0:
         return data.ConsumeUnicode(data.remaining_bytes())
-    parts = []
+    parts: list[str] = []
     while data.remaining_bytes() and len(parts) < 40:
         known = data.ConsumeIntInRange(0, 3)
         length = data.ConsumeIntInRange(0, 12)
@@ -54,6 +56,7 @@ def completion_of(data: atheris.FuzzedDataProvider) -> str:
 
 
 def check(data: bytes) -> None:
+    """Raises for a finding. The fuzzer calls it with its bytes."""
     provider = atheris.FuzzedDataProvider(data)
     target = provider.PickValueInList(TARGETS)
     text = completion_of(provider)
@@ -74,7 +77,7 @@ def check(data: bytes) -> None:
         pass
     else:
         json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False).encode()
-    assert time.process_time() - began < SECONDS, "slow"
+    assert time.process_time() - began < MAX_SECONDS, "slow"
 
 
 if __name__ == "__main__":

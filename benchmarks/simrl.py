@@ -1,14 +1,14 @@
-"""Sim-RL on the tiny profile, three ways beside each other: filtered, not filtered, and filtered on the binary reward.
+"""Compares Sim-RL on the tiny profile three ways: with filtering, without, and with filtering on the binary reward.
 
-Every arm trains the run's distilled student with the profile's `refine` settings but for the number of steps and of prompts a step.
-At the start and every few steps the policy answers held-out rows at temperature 1, as it does in training; what is drawn is the
-mean similarity reward of those answers, which no arm was trained on. More held-out rows than the run has come with --heldout:
-
-    star synthesize --config more.yaml --out build/heldout             # the tiny profile with another seed and 1,000 held-out rows
+    star synthesize --config more.yaml --out build/heldout       # the tiny profile, another seed, 1,000 held-out rows
     python benchmarks/simrl.py runs/latest --work build/simrl --heldout build/heldout      # about an hour on one core
     python benchmarks/simrl.py runs/latest --work build/simrl --heldout build/heldout --plot docs/simrl.svg
 
-Finished arms are kept in the work folder, a killed one goes on from its last checkpoint.
+Every arm trains the distilled student of a run with the profile's `refine` settings, except for the numbers of steps
+and of prompts per step. At the start and every few steps the policy answers held-out rows at temperature 1, as in
+training. The curves show the mean similarity reward of these answers, on which no arm was trained.
+
+Finished arms are kept in the work folder. A killed arm continues from its last checkpoint.
 """
 
 import argparse
@@ -36,12 +36,12 @@ ARMS: dict[str, dict[str, object]] = {
     "binary, filtered": {"reward": "binary"},
 }
 SEEDS = (1, 2, 3)
-SAMPLES = 2  # answers a row
-T_95 = 4.303  # Student's t for the mean of three values, 95%
+SAMPLES = 2  # answers per held-out row
+T_95 = 4.303  # 95% quantile of Student's t for the mean of three values
 
 
-class Evaluation(TrainerCallback):
-    """Mean reward on held-out prompts every few steps, in a file that a resumed arm goes on with."""
+class EvaluateHeldout(TrainerCallback):
+    """Writes the mean reward on held-out prompts to a file every few steps. A resumed arm adds to it."""
 
     def __init__(self, model, tokenizer, prompts: list[Prompt], *, every: int, file: Path) -> None:
         self.model, self.tokenizer, self.prompts, self.every, self.file = model, tokenizer, prompts, every, file
@@ -63,8 +63,15 @@ class Evaluation(TrainerCallback):
         for start in range(0, len(self.prompts), 100):
             batch = self.prompts[start : start + 100]
             # The same random numbers at every step and in every arm.
-            limits = {"samples": SAMPLES, "temperature": 1.0, "max_new_tokens": 72, "seed": start}
-            answers = generate(self.model, self.tokenizer, [prompt.text for prompt in batch], **limits)
+            answers = generate(
+                self.model,
+                self.tokenizer,
+                [prompt.text for prompt in batch],
+                samples=SAMPLES,
+                temperature=1.0,
+                max_new_tokens=72,
+                seed=start,
+            )
             rewards += [
                 similarity_reward(answer.text, prompt.target, prompt.tools).total
                 for answers_of_one, prompt in zip(answers, batch, strict=True)
@@ -77,7 +84,7 @@ class Evaluation(TrainerCallback):
 def train_arm(
     folder: Path, *, settings: SimRL, seed: int, student: Path, data: Path, heldout: Path, every: int
 ) -> dict[int, float]:
-    """The curve of one arm: held-out mean reward by step."""
+    """Trains one arm unless it is finished; returns its curve, the held-out mean reward by step."""
     file, finished = folder / "curve.json", folder / "finished"
     if not finished.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +96,7 @@ def train_arm(
             row for row in render_rows(list(read_rows(heldout / "heldout.jsonl")), tokenizer) if row.text not in known
         ]
         trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=folder / "checkpoints", seed=seed)
-        trainer.add_callback(Evaluation(model, tokenizer, unseen, every=every, file=file))
+        trainer.add_callback(EvaluateHeldout(model, tokenizer, unseen, every=every, file=file))
         train(trainer, phase="simrl", label=folder.name, state=folder, log_metrics=lambda values, step: None)
         shutil.rmtree(folder / "checkpoints")
         finished.touch()
@@ -97,18 +104,18 @@ def train_arm(
 
 
 def interval(values: list[float]) -> str:
-    """Mean and 95% interval over the seeds."""
+    """Formats the mean and the 95% interval over the seeds."""
     return f"{fmean(values):.3f} ± {T_95 * stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def steps_to(curve: dict[int, float], reward: float) -> int | None:
-    """The first evaluated step from which the mean of two evaluations is at least `reward`."""
+    """Returns the first evaluated step where the mean of this and the next evaluation is at least `reward`."""
     steps = sorted(curve)
     pairs = zip(steps, steps[1:], strict=False)
     return next((step for step, after in pairs if (curve[step] + curve[after]) / 2 >= reward), None)
 
 
-def report(curves: dict[str, list[dict[int, float]]]) -> str:
+def reward_table(curves: dict[str, list[dict[int, float]]]) -> str:
     reference = fmean(curve[max(curve)] for curve in curves["similarity, not filtered"])
     lines = [
         f"| arm | reward at the start | at the end | rise | steps to {reference:.3f} (by seed) |",
@@ -123,14 +130,14 @@ def report(curves: dict[str, list[dict[int, float]]]) -> str:
     return "\n".join(lines)
 
 
-def sampling(work: Path) -> str:
-    """How much each arm sampled: from the trainings' own curves."""
-    lines = ["| arm | groups kept | refill rounds a step | groups not filled a step |", "|---|---:|---:|---:|"]
+def sampling_table(work: Path) -> str:
+    """Makes the table of how much each arm sampled, from the metrics of the trainings."""
+    lines = ["| arm | groups kept | refill rounds per step | unfilled groups per step |", "|---|---:|---:|---:|"]
     for arm in ARMS:
         entries = [
             entry
             for seed in SEEDS
-            for entry in json.loads((folder_of(work, arm, seed) / "simrl_curve.json").read_text(encoding="utf-8"))
+            for entry in json.loads((arm_folder(work, arm, seed) / "simrl_curve.json").read_text(encoding="utf-8"))
             if "kept_fraction" in entry
         ]
         kept, rounds, unfilled = (
@@ -140,11 +147,11 @@ def sampling(work: Path) -> str:
     return "\n".join(lines)
 
 
-def folder_of(work: Path, arm: str, seed: int) -> Path:
+def arm_folder(work: Path, arm: str, seed: int) -> Path:
     return work / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
 
 
-def draw(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
+def plot(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -168,37 +175,37 @@ def draw(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished tiny run's stages, as runs/latest")
+    parser.add_argument("run", type=Path, help="folder of a finished tiny run's stages, such as runs/latest")
     parser.add_argument("--work", type=Path, required=True, help="folder for the arms")
     parser.add_argument("--heldout", type=Path, help="folder of `star synthesize` with other held-out rows")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=24, help="training steps of an arm")
     parser.add_argument(
-        "--prompts", type=int, default=32, help="prompts a step, each with the profile's number of rollouts"
+        "--prompts", type=int, default=32, help="prompts per step, each with the profile's number of rollouts"
     )
     parser.add_argument("--every", type=int, default=8, help="steps between two evaluations")
-    parser.add_argument("--plot", type=Path, help="where the figure is written, as SVG")
-    options = parser.parse_args()
-    changes = {"steps": options.steps, "prompts_per_step": options.prompts, "save_steps": options.every}
+    parser.add_argument("--plot", type=Path, help="SVG file to write; needs matplotlib")
+    arguments = parser.parse_args()
+    changes = {"steps": arguments.steps, "prompts_per_step": arguments.prompts, "save_steps": arguments.every}
     base = load_config("tiny").refine.model_copy(update=changes)
-    # By seed first: a study that is cut short has whole comparisons.
+    # Seeds in the outer loop, so that an interrupted study has complete comparisons.
     curves: dict[str, list[dict[int, float]]] = {arm: [] for arm in ARMS}
     for seed in SEEDS:
         for arm, changes in ARMS.items():
             curve = train_arm(
-                folder_of(options.work, arm, seed),
+                arm_folder(arguments.work, arm, seed),
                 settings=base.model_copy(update=changes),
                 seed=seed,
-                student=options.run / "distill",
-                data=options.run / "synthesize",
-                heldout=options.heldout or options.run / "synthesize",
-                every=options.every,
+                student=arguments.run / "distill",
+                data=arguments.run / "synthesize",
+                heldout=arguments.heldout or arguments.run / "synthesize",
+                every=arguments.every,
             )
             curves[arm].append(curve)
             print(f"{arm}, seed {seed}: " + " ".join(f"{curve[step]:.3f}" for step in sorted(curve)), flush=True)
-    print(report(curves), sampling(options.work), sep="\n\n")
-    write_json(options.work / "curves.json", curves)
-    if options.plot:
-        draw(curves, options.plot)
+    print(reward_table(curves), sampling_table(arguments.work), sep="\n\n")
+    write_json(arguments.work / "curves.json", curves)
+    if arguments.plot:
+        plot(curves, arguments.plot)
 
 
 if __name__ == "__main__":

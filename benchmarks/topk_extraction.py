@@ -1,18 +1,19 @@
-"""How fast the teacher's signal is taken, read and used: extraction against the bare forward pass, reading against training, memory.
+"""Measures how fast the teacher's signal is extracted, read and used in training, and how much memory reading takes.
 
     python benchmarks/topk_extraction.py                 # one thread; a quarter of an hour, 3 GB
     python benchmarks/topk_extraction.py --only tiny     # one of the models
 
-Models of random weights with the Qwen3 architecture, and rollouts of random tokens with the lengths of function calls: prompts of 150 to
-300 tokens, completions of 20 to 60. In paired turns over the same batches, medians of the turns:
+The models have the Qwen3 architecture and random weights. The rollouts are random tokens with the lengths of function
+calls: prompts of 150 to 300 tokens, completions of 20 to 60. Each column is a rate in completion tokens per second, the
+median over turns in which all columns run on the same batches:
 
-- `model()`: the bare forward pass, logits at every position, as `model(input_ids, attention_mask)` makes them.
-- `at completions`: the least a forward pass can do: the body, and logits at the completions' positions alone, kept nowhere.
-- `extraction`: what `star extract-topk` does: `store_top_k` into a store on disk.
-- `training`: forward, CKD loss and backward of a student of the same size on the batches, without an optimiser.
-- `reading`: every sequence of the store, decoded and checked.
+- `model()`: the plain forward pass `model(input_ids, attention_mask)`, with logits at every position.
+- `at completions`: the least that a forward pass can do: the body, and logits at completion positions only, not stored.
+- `extraction`: the work of `star extract-topk`: `store_top_k` into a store on disk.
+- `training`: forward, CKD loss and backward of a student of the same size, without an optimiser.
+- `reading`: every sequence of the store, decoded and verified.
 
-All are completion tokens a second. Memory: a process that reads all of stores of growing size.
+The table of memory is about a process that reads all of a store, for stores of growing size.
 """
 
 import argparse
@@ -54,8 +55,9 @@ CASES = {
 }
 
 
-COLUMNS = ("model()", "at completions", "extraction", "reading", "training")
-COLUMNS += ("extraction / model()", "extraction / at completions", "reading / training")
+RATES = ("model()", "at completions", "extraction", "reading", "training")
+RATIOS = ("extraction / model()", "extraction / at completions", "reading / training")
+COLUMNS = RATES + RATIOS
 
 
 def random_model(case: Case) -> Qwen3ForCausalLM:
@@ -105,11 +107,11 @@ def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
             head(hidden_CH)
 
 
-def extract(model, sequences: list[Sequence], numbered: list[list[int]], *, case: Case, folder: Path) -> None:
+def extract(model, sequences: list[Sequence], batches: list[list[int]], *, case: Case, folder: Path) -> None:
     ids = [f"row-{number}#0" for number in range(len(sequences))]
     top_k = model_top_k(model, pad_id=0, k=case.top_k)
     with TopKWriter(folder, case.top_k, vocab_size=case.vocab_size) as writer:
-        store_top_k(top_k, ids, sequences, numbered, writer=writer)
+        store_top_k(top_k, ids, sequences, batches, writer=writer)
 
 
 def read(folder: Path) -> None:
@@ -118,11 +120,11 @@ def read(folder: Path) -> None:
         store[sequence_id]
 
 
-def train(model, sequences: list[Sequence], numbered: list[list[int]], *, folder: Path) -> None:
+def train(model, sequences: list[Sequence], batches: list[list[int]], *, folder: Path) -> None:
     store, weight = TopKStore(folder), model.get_output_embeddings().weight
-    for numbers in numbered:
-        batch = [sequences[number] for number in numbers]
-        pairs = [store[f"row-{number}#0"] for number in numbers]
+    for indices in batches:
+        batch = [sequences[index] for index in indices]
+        pairs = [store[f"row-{index}#0"] for index in indices]
         ids_TK, logprobs_TK = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*pairs, strict=True))
         hidden_BLH = model.get_decoder()(**padded(batch), use_cache=False).last_hidden_state
         hidden_TH = torch.cat([hidden_BLH[i, len(s.prompt_ids) - 1 : len(s) - 1] for i, s in enumerate(batch)])
@@ -130,36 +132,38 @@ def train(model, sequences: list[Sequence], numbered: list[list[int]], *, folder
         model.zero_grad()
 
 
-def seconds_of(work: Callable[[], None]) -> float:
+def time_call(function: Callable[[], None]) -> float:
     began = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - began
 
 
 def measure(case: Case, *, turns: int) -> dict[str, float]:
     model, sequences = random_model(case), random_rollout(case)
-    numbered = list(batches_by_length(sequences, batch_tokens=case.batch_tokens))
-    batches = [[sequences[number] for number in batch] for batch in numbered]
+    index_batches = list(batches_by_length(sequences, batch_tokens=case.batch_tokens))
+    batches = [[sequences[index] for index in batch] for batch in index_batches]
     tokens = sum(len(sequence.completion_ids) for sequence in sequences)
-    taken: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
         for turn in range(turns):
             folder = Path(root) / str(turn)
-            works = {
+            functions = {
                 "model()": partial(forward, model, batches),
                 "at completions": partial(forward_at_completions, model, batches),
-                "extraction": partial(extract, model, sequences, numbered, case=case, folder=folder),
+                "extraction": partial(extract, model, sequences, index_batches, case=case, folder=folder),
                 "reading": partial(read, folder),
-                "training": partial(train, model, sequences, numbered, folder=folder),
+                "training": partial(train, model, sequences, index_batches, folder=folder),
             }
-            for name, work in works.items():
-                taken.setdefault(name, []).append(seconds_of(work))
-    rates = {name: tokens / statistics.median(values) for name, values in taken.items()}
+            for name, function in functions.items():
+                seconds.setdefault(name, []).append(time_call(function))
+    rates = {name: tokens / statistics.median(values) for name, values in seconds.items()}
 
-    def ratio(work: str, to: str) -> float:
-        return statistics.median(b / a for a, b in zip(taken[work], taken[to], strict=True))
+    def ratio(column: str, reference: str) -> float:
+        """Median over the turns of the ratio of two rates within a turn."""
+        pairs = zip(seconds[column], seconds[reference], strict=True)
+        return statistics.median(of_reference / of_column for of_column, of_reference in pairs)
 
-    return rates | {name: ratio(*name.split(" / ")) for name in COLUMNS if " / " in name}
+    return rates | {name: ratio(*name.split(" / ")) for name in RATIOS}
 
 
 def print_row(model: str, row: dict[str, float]) -> None:
@@ -179,12 +183,12 @@ print(lines["RssAnon"].split()[0], lines["RssFile"].split()[0])
 
 
 def print_memory() -> None:
-    print("| store, MiB | memory of its own, MiB | mapped, MiB |\n|---:|---:|---:|")
+    print("| store, MiB | anonymous memory, MiB | mapped files, MiB |\n|---:|---:|---:|")
     draw = np.random.default_rng(2)
-    for shards in (2, 8, 32):
+    for files in (2, 8, 32):
         with tempfile.TemporaryDirectory() as folder:
             with TopKWriter(folder, 100, vocab_size=151_936, tokens_per_file=2048) as writer:
-                for number in range(shards * 8):
+                for number in range(files * 8):
                     logprobs_TK = -np.sort(draw.uniform(0, 20, (256, 100)), axis=1).astype(np.float32)
                     writer.add(f"row-{number}", draw.integers(0, 151_936, (256, 100)), logprobs_TK)
             size = TopKStore(folder).size
@@ -195,8 +199,8 @@ def print_memory() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CASES, action="append", help="a model; may be given several times")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", choices=CASES, action="append", help="one of the models; can be given several times")
+    parser.add_argument("--turns", type=int, default=3, help="number of turns; the table shows medians")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| model | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS), flush=True)

@@ -1,15 +1,18 @@
-"""Bytes a token of the top-k store against other layouts, its error, and what other errors would cost. k = 100, V = 151,936.
+"""Measures size and error of the top-k store beside other layouts, at k = 100 and V = 151,936.
 
-Distributions: of a real forward pass (a small Qwen3 with Qwen's own tokenizer, trained here for a few minutes on the Python documentation
-and evaluated on text it has not seen; also sharpened, as a stronger model's are), of random logits, and adversarial ones: uniformly random
-ids, log-probabilities spread evenly over a range, rows out of order, rows padded.
-
-Layouts: `arrow` is an IPC file with int32 ids and float32 log-probs, `arrow fp16` the same with float16, `zstd` the latter compressed
-(level 9), `exact` 18-bit ids and float16 (computed: 100 * (18 + 16) / 8 = 425). How fast it is taken and read: topk_extraction.py.
-
-    pip download --no-deps dashscope && unzip dashscope-*.whl dashscope/resources/qwen.tiktoken   # Apache-2.0; the ranks are not kept here
+    pip download --no-deps dashscope                                           # Apache-2.0; its ranks are not kept here
+    unzip dashscope-*.whl dashscope/resources/qwen.tiktoken
     pip install tiktoken
     python benchmarks/topk_store.py --ranks dashscope/resources/qwen.tiktoken
+
+Distributions: of a real forward pass, of random logits, and adversarial ones (uniformly random ids, log-probabilities
+spread evenly over a range, unsorted rows, padded rows). The real one is from a small Qwen3 with Qwen's own tokenizer
+that is trained here for a few minutes on the Python documentation and evaluated on text it has not seen. It is also
+sharpened, as the distribution of a stronger model would be.
+
+Layouts: `arrow` is an IPC file with int32 ids and float32 log-probs, `arrow fp16` the same with float16, `zstd` the
+latter compressed (level 9), `exact` is computed for 18-bit ids and float16: 100 * (18 + 16) / 8 = 425. Sizes are bytes
+per token. benchmarks/topk_extraction.py measures the speed.
 """
 
 import argparse
@@ -38,7 +41,7 @@ PATTERN = (
 
 
 def read_text_ids(ranks: Path) -> torch.Tensor:
-    """The Python documentation's topics as Qwen's tokens."""
+    """Returns the topics of the Python documentation as Qwen's tokens."""
     from pydoc_data.topics import topics
 
     from tiktoken import Encoding
@@ -50,12 +53,19 @@ def read_text_ids(ranks: Path) -> torch.Tensor:
 
 
 def train(ids: torch.Tensor, *, steps: int) -> tuple[Qwen3ForCausalLM, list[float]]:
-    """A Qwen3 of Qwen's vocabulary, some minutes old; the loss is taken at 192 positions of a batch, all ids in the softmax."""
+    """Trains a small Qwen3 with Qwen's vocabulary. The loss is computed at 192 positions per batch, over all ids."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = Qwen3ForCausalLM(
-        Qwen3Config(vocab_size=V, **sizes, num_key_value_heads=2, head_dim=32, tie_word_embeddings=True)
+    config = Qwen3Config(
+        vocab_size=V,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        tie_word_embeddings=True,
     )
+    model = Qwen3ForCausalLM(config)
     optimiser = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     losses = []
     for _ in range(steps):
@@ -73,7 +83,7 @@ def train(ids: torch.Tensor, *, steps: int) -> tuple[Qwen3ForCausalLM, list[floa
 
 
 def real_distributions(model, ids: torch.Tensor, *, temperature: float, sequences: int) -> Iterator[tuple]:
-    """Top-k of held-out text; a temperature below 1 sharpens, as more training would."""
+    """Yields the top-k over held-out text. A temperature below 1 sharpens it, as more training would."""
     for start in range(0, sequences * 320, 320):
         row = ids[start : start + 320].tolist()
         with torch.inference_mode():
@@ -118,7 +128,7 @@ def measure(name: str, pairs: list[Pair]) -> dict[str, float]:
             for number, (ids, logprobs) in enumerate(pairs):
                 writer.add(f"00000000-{number:06d}#0", ids, logprobs)
         written = time.process_time() - began
-        store, worst, read = TopKStore(folder), 0.0, 0.0
+        store, max_error, read = TopKStore(folder), 0.0, 0.0
         for number, (ids, logprobs) in enumerate(pairs):
             began = time.process_time()
             got_ids, got_logprobs = store[f"00000000-{number:06d}#0"]
@@ -126,30 +136,31 @@ def measure(name: str, pairs: list[Pair]) -> dict[str, float]:
             assert np.array_equal(got_ids, ids), "ids are not exact"
             finite = np.isfinite(logprobs)
             assert np.array_equal(finite, np.isfinite(got_logprobs))
-            worst = max(worst, float(np.abs(got_logprobs[finite].astype(np.float64) - logprobs[finite]).max()))
+            max_error = max(max_error, float(np.abs(got_logprobs[finite].astype(np.float64) - logprobs[finite]).max()))
         size = store.size
     ids, logprobs = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
     spread = np.where(np.isfinite(logprobs), logprobs, np.nan)
     return {
         "tokens": tokens,
         "spread, nats": float(np.nanmedian(np.nanmax(spread, 1) - np.nanmin(spread, 1))),
-        "mass of the k": float(np.exp(logprobs).sum(1).mean()) if name.startswith(("real", "logits")) else math.nan,
+        "mass of top-k": float(np.exp(logprobs).sum(1).mean()) if name.startswith(("real", "logits")) else math.nan,
         "store": size / tokens,
         "exact": K * (18 + 16) / 8,
         "zstd": arrow_bytes(ids, logprobs.astype(np.float16), compression=pa.Codec("zstd", 9)) / tokens,
         "arrow fp16": arrow_bytes(ids, logprobs.astype(np.float16)) / tokens,
         "arrow": arrow_bytes(ids, logprobs.astype(np.float32)) / tokens,
-        "off by, nats": worst,
-        "fp16 off by": float(np.nanmax(np.abs(spread.astype(np.float16) - spread))),
+        "max error, nats": max_error,
+        "fp16 max error": float(np.nanmax(np.abs(spread.astype(np.float16) - spread))),
         "written/s": tokens / written,
         "read/s": tokens / read,
     }
 
 
-COLUMNS = ("tokens", "spread, nats", "mass of the k", "store", "exact", "zstd", "arrow fp16", "arrow", "off by, nats")
-COLUMNS += ("fp16 off by", "written/s", "read/s")
-FORMATS = {"spread, nats": ".1f", "mass of the k": ".3f", "off by, nats": ".4f", "fp16 off by": ".4f"}
-FORMATS |= {name: ".1f" for name in ("store", "exact", "zstd", "arrow fp16", "arrow")}
+LAYOUTS = ("store", "exact", "zstd", "arrow fp16", "arrow")
+ERRORS = ("max error, nats", "fp16 max error")
+COLUMNS = ("tokens", "spread, nats", "mass of top-k", *LAYOUTS, *ERRORS, "written/s", "read/s")
+FORMATS = {"spread, nats": ".1f", "mass of top-k": ".3f", **dict.fromkeys(ERRORS, ".4f")}
+FORMATS |= dict.fromkeys(LAYOUTS, ".1f")
 
 
 def print_row(distribution: str, row: dict[str, float]) -> None:
@@ -167,15 +178,18 @@ def arrow_bytes(ids: np.ndarray, logprobs: np.ndarray, *, compression: pa.Codec 
 
 
 def least_bytes(nats: float, step: float) -> float:
-    """What no lossless code of ids in order, and levels of `step` spread anyhow over a range, can go below: log2 of how many there are."""
+    """Returns the bytes per token that no lossless code can go below.
+
+    It is log2 of the number of possible rows: ordered ids, and levels of `step` spread in any way over `nats`.
+    """
     levels = nats / step
     arrangements = math.lgamma(levels + K + 1) - math.lgamma(levels + 1) - math.lgamma(K + 1)
     return (K * math.log2(V) + arrangements / math.log(2)) / 8
 
 
 def print_curve(cases: dict[str, list[Pair]]) -> None:
-    """Bytes a token of the same distributions with coarser and finer levels, and what no code can go below where levels lie anyhow."""
-    print("| off by at most, nats | " + " | ".join(cases) + " | least for 20 nats | for 30 | for 60 |")
+    """Prints the bytes per token with coarser and finer levels, beside the lower bounds of `least_bytes`."""
+    print("| max error, nats | " + " | ".join(cases) + " | lower bound, 20 nats | 30 | 60 |")
     print("|---:|" + "---:|" * (len(cases) + 3))
     stored = codec.STEP
     for step in (0.002, 0.01, stored, 0.04, 0.1, 0.2):
@@ -191,15 +205,15 @@ def print_curve(cases: dict[str, list[Pair]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=Path, help="qwen.tiktoken; without it no text is read")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--ranks", type=Path, help="qwen.tiktoken; without it the real distributions are left out")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of the small Qwen3")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = {
         **(cases_of_text(arguments.ranks, steps=arguments.steps) if arguments.ranks else {}),
         **{f"logits N(0, {scale}^2)": random_logits(scale, sequences=6) for scale in (1, 3, 8)},
         **{f"even over {nats} nats": evenly_spread(nats, sequences=4) for nats in (0, 1, 10, 20, 22, 24, 30, 60)},
-        "out of order, 20 nats": evenly_spread(20, sequences=4, ordered=False),
+        "unsorted, 20 nats": evenly_spread(20, sequences=4, ordered=False),
         "half padded, 20 nats": evenly_spread(20, sequences=4, padded=50),
     }
     pairs = {name: [(ids.numpy(), logprobs.numpy()) for ids, logprobs in case] for name, case in cases.items()}

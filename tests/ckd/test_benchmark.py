@@ -1,4 +1,4 @@
-"""The benchmark of the loss runs and says what it measured."""
+"""The benchmark of the CKD loss runs, and prints a row per loss."""
 
 import subprocess
 import sys
