@@ -32,7 +32,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
-from star.modeling.generation import Sequence, batches_by_length, completion_hidden
+from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.teacher.extract import model_top_k, store_top_k
 from star.topk.store import TopKStore, TopKWriter
 
@@ -103,7 +103,7 @@ def forward(model, batches: list[list[Sequence]]) -> None:
 def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
     head = model.get_output_embeddings()
     for batch in batches:
-        for hidden_CH in torch.cat(completion_hidden(model, batch, pad_id=0)).split(200):
+        for hidden_CH in torch.cat(completion_hidden_states(model, batch, pad_id=0)).split(200):
             head(hidden_CH)
 
 

@@ -1,9 +1,11 @@
-"""Distillation on transformers' Trainer: the teacher's stored top-k in, the student's weights out; no teacher in memory.
+"""Trains a student on the teacher's stored top-k with transformers' Trainer. The teacher itself is not loaded.
 
-One process or several ranks (DDP, FSDP) make the same step: the loss is divided by the count of completion tokens of the
-whole batch, and the forward pass and the loss go through whatever accelerate wrapped the model in.
+Overridden of Trainer are `compute_loss` (the fused CKD loss) and `log` (its statistics, averaged over ranks).
 
-T completion tokens of a batch, H hidden, V vocabulary, K teacher ids a token, B sequences, L padded length.
+One process and several ranks (DDP, FSDP) make the same step: the loss is divided by the number of completion tokens of the whole batch, and
+the forward pass and the loss go through whatever accelerate wrapped the model in.
+
+Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary, K teacher ids per token, S metrics.
 """
 
 import resource
@@ -13,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.objectives import draw_shares
@@ -24,16 +27,18 @@ from star.modeling.training import IGNORE_INDEX, collate_completions, supervised
 from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
 
-CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # of KDOutput, logged beside the loss
+CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # fields of KDOutput, logged beside the loss
 
 
 class DistillationRows(Dataset):
-    """A rollout's sequences joined with the teacher's top-k by sequence id.
+    """A rollout's sequences, joined with the teacher's top-k by sequence id.
 
-    With `draw_seed` the teacher's probabilities are replaced by shares drawn from them (RSKD).
+    Args:
+        folder: the top-k store with its sequences.
+        draw_seed: for RSKD: replaces the teacher's probabilities by shares that are drawn from them with this seed.
 
     Raises:
-        InputError: a row was asked for whose stored tokens are not as many as its completion's.
+        InputError: on reading a row, when the store has another number of tokens for it than its completion has.
     """
 
     def __init__(self, folder: Path, *, draw_seed: int | None = None) -> None:
@@ -63,13 +68,23 @@ class DistillationRows(Dataset):
 
 
 class CKDTrainer(Trainer):
-    """Minimises `settings.kind` (CKD: FKL_k + lambda * tail) over the completion tokens of the whole batch.
+    """Minimises the loss `settings.kind` (for CKD: FKL_k + tail_weight * tail) over the completion tokens of the whole batch.
+
+    Args:
+        folder: the top-k store.
+        state: folder for checkpoints.
+        pad_id: id of the padding token.
+        seed: of the order of the rows, and of the draws of RSKD.
 
     Raises:
         InputError: the student's head has fewer ids than the store's vocabulary.
     """
 
-    def __init__(self, model, folder: Path, *, settings: Distill, state: Path, pad_id: int, seed: int) -> None:
+    model: PreTrainedModel  # narrower than in Trainer, where it may be None or any module
+
+    def __init__(
+        self, model: PreTrainedModel, folder: Path, *, settings: Distill, state: Path, pad_id: int, seed: int
+    ) -> None:
         rows = DistillationRows(folder, draw_seed=seed if settings.kind == "rskd" else None)
         vocab_size = model.get_output_embeddings().weight.shape[0]
         if rows.store.vocab_size > vocab_size:
@@ -84,21 +99,22 @@ class CKDTrainer(Trainer):
             data_collator=lambda rows: collate_completions(rows, pad_id=pad_id),
         )
         self.settings = settings
-        self._start_window()
+        self._reset_log_window()
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         student = self.accelerator.unwrap_model(model)
-        output: KDOutput = as_forward_of(model, student, self._loss_of, inputs)
+        output: KDOutput = call_as_forward_of(model, student, self._summed_loss, inputs)
         tokens = inputs["teacher_ids"].shape[0]
-        self.tokens += tokens
-        self.sums_F += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
-        # Trainer sums over accumulation steps, and DDP and FSDP average over ranks.
-        everywhere = tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        loss = output.loss / everywhere
+        self.window_tokens += tokens
+        self.window_sums_S += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
+        # The sum must be divided by the tokens of the whole batch. Trainer sums the loss over accumulation steps; DDP and FSDP average it
+        # over ranks, so the divisor is the batch's tokens per rank.
+        divisor = tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        loss = output.loss / divisor
         return (loss, output) if return_outputs else loss
 
-    def _loss_of(self, student, inputs: dict[str, torch.Tensor]) -> KDOutput:
-        """The summed loss of a micro batch. Prompts need no logits: only rows that predict a completion token go on."""
+    def _summed_loss(self, student: PreTrainedModel, inputs: dict[str, Tensor]) -> KDOutput:
+        """The loss of a micro batch, summed over its completion tokens. Hidden states that predict prompt tokens are dropped."""
         with self.accelerator.autocast():
             hidden_BLH = student.get_decoder()(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
@@ -106,12 +122,16 @@ class CKDTrainer(Trainer):
         labels_BL = inputs["labels"][:, 1:]
         is_completion_BL = labels_BL != IGNORE_INDEX
         hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
-        if self.args.bf16:  # as the head would be multiplied by under autocast, which the loss runs outside of
+        if self.args.bf16:  # the loss runs outside autocast, which would multiply the head by bf16
             hidden_TH = hidden_TH.bfloat16()
         head = student.get_output_embeddings()
-        return as_forward_of(head, head, self._loss_of_rows, hidden_TH, labels_BL[is_completion_BL], inputs)
+        return call_as_forward_of(
+            head, head, self._summed_loss_of_hidden, hidden_TH, labels_BL[is_completion_BL], inputs
+        )
 
-    def _loss_of_rows(self, head, hidden_TH: torch.Tensor, labels_T: torch.Tensor, inputs: dict[str, torch.Tensor]):
+    def _summed_loss_of_hidden(
+        self, head: nn.Linear, hidden_TH: Tensor, labels_T: Tensor, inputs: dict[str, Tensor]
+    ) -> KDOutput:
         return fused_linear_kd(
             hidden_TH,
             head.weight,
@@ -127,51 +147,59 @@ class CKDTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the figures of the tokens since the last log, over all ranks; speed and memory are of this moment."""
-        if self.tokens and "loss" in logs:
-            # A tensor of its own a call: gathering is a collective that every rank takes part in.
-            gathered = self.accelerator.reduce(
-                torch.cat([self.sums_F, self.sums_F.new_tensor([self.tokens])]), reduction="sum"
-            ).tolist()
-            logs |= {name: total / gathered[-1] for name, total in zip(CKD_METRICS, gathered[:-1], strict=True)}
-            logs["tokens_per_second"] = gathered[-1] / max(time.monotonic() - self.window_began, 1e-9)
-            logs["memory_mib"] = peak_memory()
+        """Adds the averages over the tokens since the last log on all ranks, the speed, and the peak memory. Collective.
+
+        Raises:
+            FloatingPointError: the loss is NaN.
+        """
+        if self.window_tokens and "loss" in logs:
+            sums_and_tokens = torch.cat([self.window_sums_S, self.window_sums_S.new_tensor([self.window_tokens])])
+            *sums, tokens = self.accelerator.reduce(sums_and_tokens, reduction="sum").tolist()
+            logs |= {name: total / tokens for name, total in zip(CKD_METRICS, sums, strict=True)}
+            logs["tokens_per_second"] = tokens / max(time.monotonic() - self.window_began, 1e-9)
+            logs["memory_mib"] = peak_memory_mib()
             if logs["loss"] != logs["loss"] or logs["fkl"] != logs["fkl"]:
                 raise FloatingPointError(f"the loss is NaN at step {self.state.global_step}: lower the learning rate")
-            self._start_window()
+            self._reset_log_window()
         super().log(logs, *args, **kwargs)
 
-    def _start_window(self) -> None:
-        self.sums_F = torch.zeros(len(CKD_METRICS), dtype=torch.float64, device=self.args.device)
-        self.tokens, self.window_began = 0, time.monotonic()
+    def _reset_log_window(self) -> None:
+        self.window_sums_S = torch.zeros(len(CKD_METRICS), dtype=torch.float64, device=self.args.device)
+        self.window_tokens, self.window_began = 0, time.monotonic()
 
 
-def as_forward_of(wrapped, module, function: Callable, *arguments: Any) -> Any:
-    """Calls `function(module, *arguments)` as the forward pass of `wrapped`, which is the module or what wraps it.
+def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable, *arguments: Any) -> Any:
+    """Calls `function(module, *arguments)` as the forward pass of `wrapped`, so that the hooks of DDP and FSDP run around it.
 
-    So the hooks of DDP and FSDP run around it: inside, sharded weights are whole, and gradients are synchronised.
+    Inside, FSDP has gathered the sharded weights; afterwards the gradients are synchronised. The loss needs this because it uses the
+    decoder and the weights of the head directly, without `module.forward`. The method `forward` is replaced for this one call:
+
+        wrapped(*arguments)  ->  hooks  ->  module.forward, replaced  ->  restores `forward`, calls function(module, *arguments)
+
+    Args:
+        wrapped: what accelerate wrapped `module` in, or `module` itself.
     """
-    own = vars(module).get("forward")  # set where accelerate has wrapped it, else that of the class
+    own_forward = vars(module).get("forward")  # accelerate sets one on the instance; else it is the class's
 
-    def give_back() -> None:
-        if own is not None:
-            module.forward = own
+    def restore_forward() -> None:
+        if own_forward is not None:
+            module.forward = own_forward
         else:
             vars(module).pop("forward", None)
 
-    def redirected(*inner: Any, **_: Any) -> Any:
-        give_back()
+    def call_function(*inner: Any, **_: Any) -> Any:
+        restore_forward()
         return function(module, *inner)
 
-    module.forward = redirected
+    module.forward = call_function
     try:
         return wrapped(*arguments)
     finally:
-        give_back()
+        restore_forward()
 
 
-def peak_memory() -> float:
-    """MiB at most held so far: by torch on the GPU where there is one, else by this process."""
+def peak_memory_mib() -> float:
+    """Peak memory in MiB so far: of torch on the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB

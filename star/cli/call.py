@@ -25,11 +25,11 @@ def call(
     from star.chat import FormatError
     from star.data.tool_files import load_tools
     from star.html_kit import visible
-    from star.modeling.inference import answer
+    from star.modeling.inference import answer_request
     from star.registry.download import get_model_folder
 
     try:
-        completion = answer(query, tools=load_tools(tools), folder=get_model_folder(model, name=name))
+        completion = answer_request(query, tools=load_tools(tools), model_folder=get_model_folder(model, name=name))
     except FormatError as error:
         fail(str(error), status=1)
     # A model's text may contain escape sequences of the terminal: only their visible form is printed.

@@ -1,17 +1,25 @@
-"""Sampling from a model, and one forward pass over what was sampled: the two things rollout, extraction and evaluation share.
+"""Samples completions from a model, and computes the hidden states that predict a completion, for rollout, extraction and evaluation.
 
-T completion tokens, H hidden.
+Shapes: B sequences of a batch, L padded length, T completion tokens of one sequence, H hidden, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion: its tokens with the end token, its text without, and whether it ended before the limit."""
+    """One completion.
+
+    Attributes:
+        text: the completion without its end token.
+        token_ids: its tokens, the end token included.
+        finished: whether it ended with an end token before the limit of tokens.
+    """
 
     text: str
     token_ids: list[int]
@@ -20,7 +28,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sequence:
-    """A prompt and a completion as tokens."""
+    """A prompt and a completion as tokens; its length is that of both."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -31,46 +39,64 @@ class Sequence:
 
 @torch.inference_mode()
 def generate(
-    model, tokenizer, prompts: list[str], *, samples: int, temperature: float, max_new_tokens: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    *,
+    samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
 ) -> list[list[Sample]]:
-    """Samples `samples` completions for each prompt; temperature 0 is greedy. The same seed gives the same samples."""
+    """Samples `samples` completions per prompt. The same seed and the same batch of prompts give the same completions.
+
+    Args:
+        prompts: rendered prompts, generated as one padded batch.
+        temperature: 0 is greedy.
+    """
     torch.manual_seed(seed)
     model.eval()
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
-    sampling = (
+    sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
         if temperature > 0
         else {"do_sample": False}
     )
-    output = model.generate(
+    causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
+    output = causal_model.generate(
         **batch,
         **sampling,
         num_return_sequences=samples,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,  # a model saved from a training may say otherwise: every token would read the whole prompt again
+        use_cache=True,  # a model saved by a training may disable it; then each token would read the whole prompt again
     )
     ends = end_tokens(model, tokenizer)
-    completions = [_cut(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+    completions = [_cut_at_end_token(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
     return [completions[start : start + samples] for start in range(0, len(completions), samples)]
 
 
-def end_tokens(model, tokenizer) -> set[int]:
-    """The tokens that end a completion for this model."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of the tokens that end a completion of this model."""
     ends = model.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else ends or []
     return {*ends, tokenizer.eos_token_id}
 
 
-def _cut(ids: list[int], ends: set[int], tokenizer) -> Sample:
+def _cut_at_end_token(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Sample:
     stop = next((index for index, token in enumerate(ids) if token in ends), None)
     body = ids if stop is None else ids[:stop]
     kept = ids if stop is None else ids[: stop + 1]
-    return Sample(tokenizer.decode(body, skip_special_tokens=False), kept, stop is not None)
+    text = tokenizer.decode(body, skip_special_tokens=False)
+    assert isinstance(text, str)  # a list only for a batch
+    return Sample(text, kept, stop is not None)
 
 
 def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences of similar length, so many together that the padded batch stays within `batch_tokens` (at least one)."""
+    """Yields batches of indices of sequences of similar length.
+
+    A batch, padded to its longest sequence, has at most `batch_tokens` tokens, unless a single sequence is longer.
+    """
     lengths = [len(sequence) for sequence in sequences]
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -83,8 +109,13 @@ def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> It
 
 
 @torch.inference_mode()
-def completion_hidden(model, sequences: list[Sequence], *, pad_id: int) -> list[torch.Tensor]:
-    """One forward pass over a batch: for each sequence the hidden states that predict its completion tokens, [T, H]."""
+def completion_hidden_states(model: PreTrainedModel, sequences: list[Sequence], *, pad_id: int) -> list[torch.Tensor]:
+    """Makes one forward pass over a batch.
+
+    Returns:
+        Per sequence, the last hidden states [T, H] that predict its completion tokens: those at the last prompt token and at all
+        completion tokens but the last.
+    """
     longest = max(len(sequence) for sequence in sequences)
     rows = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
     input_ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=model.device)
@@ -96,14 +127,14 @@ def completion_hidden(model, sequences: list[Sequence], *, pad_id: int) -> list[
 
 
 @torch.inference_mode()
-def policy_entropy(model, sequences: list[Sequence], *, pad_id: int, batch_tokens: int) -> list[float]:
-    """Mean entropy of the next-token distribution over each sequence's completion, in nats."""
+def policy_entropy(model: PreTrainedModel, sequences: list[Sequence], *, pad_id: int, batch_tokens: int) -> list[float]:
+    """Per sequence, the entropy of the next-token distribution in nats, averaged over the completion tokens."""
     model.eval()
     head = model.get_output_embeddings()
     entropies = [0.0] * len(sequences)
     for batch in batches_by_length(sequences, batch_tokens=batch_tokens):
         for index, hidden_TH in zip(
-            batch, completion_hidden(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True
+            batch, completion_hidden_states(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True
         ):
             logprobs_TV = torch.log_softmax(head(hidden_TH).float(), dim=-1)
             entropies[index] = float(-(logprobs_TV.exp() * logprobs_TV).sum(-1).mean())

@@ -1,6 +1,7 @@
-"""One request answered by one model: what `star call` does."""
+"""Answers one request with one model: the work of `star call`."""
 
 from pathlib import Path
+from typing import Any
 
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
 from star.data.generate import public_tool
@@ -8,30 +9,28 @@ from star.data.generate import public_tool
 MAX_NEW_TOKENS = 512
 
 
-def answer(query: str, *, tools: list[dict], folder: Path) -> Completion:
-    """Greedy answer of a model to `query`, parsed and checked against the tools.
+def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Path) -> Completion:
+    """Answers `query` greedily, and checks the answer against the tools.
 
     Args:
         tools: the tools in normal form, as `load_tools` reads them.
-        folder: the model's folder.
 
     Raises:
         InputError: the model cannot be read.
-        FormatError: the model's text breaks the format; the message carries the text, made printable.
+        FormatError: the model's text breaks the format; the message holds the text, escaped.
     """
-    shown = [public_tool(tool) for tool in tools]
+    # Imported here, because torch and transformers take seconds to import.
     from star.modeling.generation import generate
     from star.modeling.models import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    prompt = render_prompt([{"role": "user", "content": query}], shown, tokenizer)
-    loaded = load_model(folder)
-    [[sample]] = generate(
-        loaded, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0
-    )
+    prompt_tools = [public_tool(tool) for tool in tools]
+    tokenizer = load_tokenizer(model_folder)
+    prompt = render_prompt([{"role": "user", "content": query}], prompt_tools, tokenizer)
+    model = load_model(model_folder)
+    [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0)
     try:
         completion = parse_completion(sample.text)
-        validate_calls(completion, shown)
+        validate_calls(completion, prompt_tools)
     except FormatError as error:
         raise FormatError(f"the model's answer breaks the format ({error}): {sample.text[:500]!r}") from error
     return completion

@@ -1,7 +1,7 @@
-"""Models: loaded from a folder or the Hugging Face hub, or built from scratch with the Qwen3 architecture.
+"""Loads and saves causal language models and tokenizers: folders in Hugging Face's format, or ids of its hub.
 
-A model from scratch first learns to copy: random tokens, then the same tokens again. That forms the heads which later carry a value from
-the user's request into the JSON of a call; without it a tiny model needs many times more task steps. It stands for pre-training.
+Models in a tree of calls are `PreTrainedModel`. With LoRA adapters they are a `PeftModel`, which passes every attribute on to the model
+that it wraps, so all code here and in the trainers uses it as one.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from star import distributed
@@ -17,52 +17,65 @@ from star.config.files import ModelFolder
 from star.config.training import Lora
 from star.errors import InputError
 
-transformers_logging.disable_progress_bar()  # a bar for every file loaded or saved would drown ours
+transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours
 
 
-def load_tokenizer(model: str | Path, *, revision: str | None = None):
-    """The tokenizer of a model folder or hub id, padding on the left, as generation needs it."""
-    tokenizer = _load(AutoTokenizer, model, revision=revision)
+def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model folder or hub id. It pads on the left, as generation needs it.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load_pretrained(AutoTokenizer, model, revision=revision)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def load_model(model: str | Path, *, revision: str | None = None, training: bool = False, lora: Lora | None = None):
-    """The causal language model of a folder or hub id; safetensors only, no remote code.
+def load_model(
+    model: str | Path, *, revision: str | None = None, training: bool = False, lora: Lora | None = None
+) -> PreTrainedModel:
+    """Loads the causal language model of a folder or hub id: safetensors only, no remote code.
 
-    fp32 on a CPU and for training (steps of 3e-7 vanish in bf16 weights; the trainer computes in bf16), else bf16 on a GPU.
+    Weights are fp32 on a CPU, and for a training of all weights: steps of 3e-7 vanish in bf16 weights (the trainer computes in bf16).
+    Otherwise they are bf16 on a GPU.
 
     Args:
-        lora: adapters to train, in fp32, on every linear layer; the weights themselves stay as they are, in bf16 on a GPU.
+        training: whether the weights themselves are trained, unless `lora` is given.
+        lora: adapters to train, in fp32, on every linear layer; the weights stay as they are, in bf16 on a GPU.
+
+    Raises:
+        InputError: the model cannot be loaded.
     """
-    whole = training and lora is None
-    dtype = torch.bfloat16 if torch.cuda.is_available() and not whole else torch.float32
-    loaded = _load(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
+    trains_weights = training and lora is None
+    dtype = torch.bfloat16 if torch.cuda.is_available() and not trains_weights else torch.float32
+    loaded = _load_pretrained(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
     loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-    return with_adapters(loaded, lora) if lora else loaded
+    return add_lora_adapters(loaded, lora) if lora else loaded
 
 
-def with_adapters(model, lora: Lora):
-    """The model with low-rank adapters on every linear layer but the head; only they are trained, and they start as nothing."""
+def add_lora_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
+    """Wraps the model in low-rank adapters on every linear layer but the head. Only they are trained; at the start they change nothing."""
     from peft import LoraConfig, get_peft_model
 
-    targets = {"r": lora.rank, "lora_alpha": lora.alpha, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return get_peft_model(model, LoraConfig(**targets))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted: Any = get_peft_model(model, config)  # a PeftModel; see this module's docstring
+    return adapted
 
 
 def base_source(base: ModelFolder | str) -> Path | str:
-    """Where a pretrained base of the configuration is loaded from."""
+    """The folder or hub id from which a pretrained base of the configuration is loaded."""
     return Path(base.path) if isinstance(base, ModelFolder) else base
 
 
-def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: Any):
-    needed = "tokenizer.json" if auto is AutoTokenizer else "config.json"
+def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None, **arguments: Any) -> Any:
+    """Calls `from_pretrained` of one of transformers' Auto classes; names the model where that fails."""
+    needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
     if isinstance(model, Path) and not (model / needed).is_file():
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
     try:
-        return auto.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
+        return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -70,16 +83,17 @@ def _load(auto: Any, model: str | Path, *, revision: str | None, **arguments: An
         ) from error
 
 
-def save_model(model, tokenizer, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a plain Hugging Face folder: safetensors weights (adapters merged in), config, tokenizer with its chat template."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    model.save_pretrained(folder, safe_serialization=True)
+    saved: Any = model  # may be a PeftModel, see this module's docstring
+    if hasattr(saved, "merge_and_unload"):
+        saved = saved.merge_and_unload()
+    saved.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 
-def save_model_atomically(model, tokenizer, folder: Path) -> None:
-    """Writes a model folder whole or not at all; of several processes the first one does, and the others wait for it."""
+def save_model_atomically(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a model folder whole or not at all. Collective: rank 0 writes, and the other ranks wait until it has."""
     if distributed.is_rank0():
         unfinished = folder.with_name(f"{folder.name}.partial")
         save_model(model, tokenizer, unfinished)
@@ -87,5 +101,6 @@ def save_model_atomically(model, tokenizer, folder: Path) -> None:
     distributed.barrier()
 
 
-def count_parameters(model) -> int:
+def count_parameters(model: PreTrainedModel) -> int:
+    """Number of parameters; tied ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,21 +1,37 @@
-"""Rows as a model sees them: the rendered prompt, the target text, the tools. Training, rollout and evaluation start from these."""
+"""Renders rows of the data set into prompts: the text that the model is given, the target text, and the tools.
+
+Training, rollout and evaluation start from these.
+"""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from star.chat import render_prompt, render_target
 from star.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class Prompt:
+    """A row as a model sees it.
+
+    Attributes:
+        row_id: id of the row in the data set.
+        text: the rendered prompt, up to where the model goes on.
+        target: the text that the model should write.
+        tools: the tools that the prompt offers.
+    """
+
     row_id: str
     text: str
     target: str
-    tools: list[dict]
+    tools: list[dict[str, Any]]
 
 
-def render_rows(rows: list[dict], tokenizer) -> list[Prompt]:
-    """One prompt a row, in the order of the rows."""
+def render_rows(rows: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
+    """Renders one prompt per row, in the order of the rows. The last message of a row is its target."""
     return [
         Prompt(
             row["id"],
@@ -27,11 +43,13 @@ def render_rows(rows: list[dict], tokenizer) -> list[Prompt]:
     ]
 
 
-def within_length(prompts: list[Prompt], tokenizer, *, max_prompt_tokens: int) -> list[Prompt]:
+def within_length(
+    prompts: list[Prompt], tokenizer: "PreTrainedTokenizerBase", *, max_prompt_tokens: int
+) -> list[Prompt]:
     """The prompts of at most `max_prompt_tokens` tokens, in their order.
 
     Raises:
-        InputError: all are longer.
+        InputError: all prompts are longer.
     """
     lengths = [
         len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]

@@ -1,19 +1,23 @@
-"""Builds models from scratch."""
+"""Builds models from scratch, with the Qwen3 architecture: random weights, then a warm-up in which the model learns to copy.
+
+The warm-up trains on random tokens that are repeated. It forms the attention heads that later carry a value from the user's request
+into the JSON of a call; without it a tiny model needs many times more steps on the task. It stands in for pre-training.
+"""
 
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from transformers import Qwen3Config, Qwen3ForCausalLM, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from star import distributed
 from star.config.models import Architecture, Scratch
 from star.modeling.models import load_model, save_model_atomically
-from star.modeling.training import LogMetrics, seed_everything, supervised_arguments, train
+from star.modeling.training import IGNORE_INDEX, LogMetrics, seed_everything, supervised_arguments, train
 
 
-def scratch_model(architecture: Architecture, tokenizer, *, seed: int) -> Qwen3ForCausalLM:
-    """A Qwen3 model of the given sizes with random weights, embeddings tied, for the tokenizer's vocabulary."""
+def scratch_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen3 model of the given sizes with random weights and tied embeddings, for the tokenizer's vocabulary."""
     seed_everything(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -32,16 +36,17 @@ def build_base(
     architecture: Architecture,
     scratch: Scratch,
     *,
-    tokenizer,
+    tokenizer: PreTrainedTokenizerBase,
     state: Path,
     label: str,
     seed: int,
     log_metrics: LogMetrics,
-):
-    """A model from scratch after its copy warm-up.
+) -> PreTrainedModel:
+    """Builds a model from scratch and trains it on the copy warm-up. Collective.
 
     Args:
-        state: folder for checkpoints, from which a killed warm-up goes on.
+        state: folder for checkpoints, from which a killed warm-up resumes, and for the finished base, which is not built twice.
+        label: text beside the progress bar.
     """
     finished = state / "base"
     if distributed.broadcast_from_rank0((finished / "config.json").is_file()):
@@ -57,10 +62,11 @@ def build_base(
 
 
 class CopyRows(Dataset):
-    """Sequences to copy: `span` random tokens, then twice the same tokens from a random one of them on; the loss is on the repetitions.
+    """Sequences to copy: `span` random tokens, then the same tokens twice more, each time rotated by a random offset.
 
-    What to copy thus lies at every distance, so a head must find it by content, as it will have to in a prompt. Row i is drawn from
-    (seed, i) alone.
+    With span 4, for example `a b c d  c d a b  b c d a`. The loss starts at the second token of the first repetition, because nothing
+    predicts the first. As the offsets differ, what to copy lies at every distance, and a head must find it by content, as it will
+    have to in a prompt. Row i is drawn from (seed, i) alone.
     """
 
     def __init__(self, count: int, *, span: int, vocab_size: int, seed: int) -> None:
@@ -75,5 +81,5 @@ class CopyRows(Dataset):
         first, second = torch.randint(0, self.span, (2,), generator=draw).tolist()
         row = torch.cat([span, span.roll(first), span.roll(second)])
         labels = row.clone()
-        labels[: self.span + 1] = -100
+        labels[: self.span + 1] = IGNORE_INDEX
         return {"input_ids": row, "labels": labels}

@@ -1,17 +1,23 @@
-"""A small byte-level BPE tokenizer for models built from scratch, with the Qwen3 chat template.
+"""Trains the tokenizer of models built from scratch: a small byte-level BPE with the Qwen3 chat template.
 
-Two choices make tiny models learn to copy. Words, single digits and the runs of everything else stand apart, so a value has the same
-tokens in the user's request and in the JSON of the call. And the fixed pieces of the tool template are one token each, so a prompt is as
-long as what differs in it.
+Two choices make tiny models learn to copy:
+
+- No token spans a border between a word, a digit and anything else. So a value has the same tokens in the user's request and in the JSON
+  of the call: `Oslo` in `from Oslo` and in `"origin": "Oslo"`.
+- The fixed pieces of the tool template (ENVELOPES) are one token each. So the length of a prompt comes from what differs in it.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, SPECIAL_TOKENS, TOOLS_FOOTER, TOOLS_HEADER
 
-# The punctuation that wraps every tool and every call: one token each instead of about nine.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The punctuation around every tool and every call: one token per piece instead of about nine.
 ENVELOPES = (
     TOOLS_HEADER,
     TOOLS_FOOTER,
@@ -33,11 +39,11 @@ ENVELOPES = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int):
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerBase":
     """Trains the tokenizer on rendered prompts and targets. The same texts give the same tokenizer.
 
     Returns:
-        transformers.PreTrainedTokenizerFast with at most `vocab_size` tokens, `<|im_end|>` as the end and `<|endoftext|>` as padding.
+        A tokenizer with at most `vocab_size` tokens, `<|im_end|>` as the end token and `<|endoftext|>` as padding.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -57,7 +63,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int):
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_without(texts, ENVELOPES), trainer)
+    tokenizer.train_from_iterator(_texts_without(texts, ENVELOPES), trainer)
     tokenizer.add_tokens(added)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -70,13 +76,13 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int):
     )
 
 
-def bootstrap_tokenizer():
-    """A tokenizer of bytes alone, to render the texts that the real one is trained on."""
+def bootstrap_tokenizer() -> "PreTrainedTokenizerBase":
+    """A tokenizer of single bytes, with which the texts are rendered that the real tokenizer is trained on."""
     return train_tokenizer([], vocab_size=300)
 
 
-def _without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
-    # Merges learned inside a piece that is one token anyway would be wasted vocabulary.
+def _texts_without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
+    """The texts with each piece replaced by a line break: merges learned inside a piece that is one token anyway would be wasted."""
     longest_first = sorted(pieces, key=len, reverse=True)
     for text in texts:
         for piece in longest_first:
@@ -84,8 +90,8 @@ def _without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
         yield text
 
 
-def tokenizer_digest(tokenizer) -> str:
-    """sha256 over vocabulary, merges, added tokens and splitting: tokenizers with the same digest turn text into the same ids."""
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """sha256 (hex) over vocabulary, merges, added tokens and splitting. Tokenizers with equal digests turn text into the same ids."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {key: content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

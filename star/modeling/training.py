@@ -1,6 +1,13 @@
-"""What every training of STAR shares: deterministic, checkpointed, resumed bit for bit, with progress and learning curves.
+"""Runs every training of STAR: deterministic, with checkpoints, resumed bit for bit, with a progress bar and a learning curve.
 
-The loops are transformers' Trainer and TRL's GRPOTrainer; this module only sets them up and drives them.
+The training loops are transformers' Trainer and TRL's GRPOTrainer. This module has their common arguments, and `train`, which drives
+them. What it keeps of a training with phase "ckd" in the stage's state folder:
+
+    ckd/checkpoint-50/, ckd/checkpoint-100/   the last two checkpoints; one with a file `complete` in it is written to its end
+    ckd_curve.json                            the logged metrics by step, written when the training is done
+
+A killed training is called again with the same state folder. It resumes from the last complete checkpoint, removes an incomplete one,
+and logs the same metrics as an uninterrupted training.
 """
 
 import json
@@ -17,24 +24,25 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star import distributed
-from star.config.training import Training
+from star.config.training import SimRL, Training
 from star.errors import InputError
 from star.folders import checkpoints_s3
 from star.progress import Bar, say
 from star.sigterm import EXIT_STATUS, SigtermFlag
 
-# TRL and transformers tell each other about renamed arguments; a user can do nothing about it.
+# TRL calls transformers with arguments that were renamed; a user cannot do anything about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 logger = logging.getLogger(__name__)
-LogMetrics = Callable[[dict[str, float], int], None]
+LogMetrics = Callable[[dict[str, float], int], None]  # called with metrics by name, and the step
 IGNORE_INDEX = -100  # the label of tokens without a loss
-TIMINGS = ("tokens_per_second", "memory_mib")  # logged and charted by the tracking server, kept out of the curve's file
-COMPLETE = "complete"  # marks a checkpoint that was written to its end
+# Logged to the tracking server, and left out of the curve's file: they differ between runs whose results are equal.
+RUN_DEPENDENT_METRICS = ("step_time", "tokens_per_second", "memory_mib")
+COMPLETE = "complete"  # file that marks a checkpoint as written to its end
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch, and on a GPU asks torch for deterministic kernels (on a CPU the plain ones are)."""
+    """Seeds Python, numpy and torch, and asks torch for deterministic kernels on a GPU; on a CPU the default ones are deterministic."""
     from transformers import set_seed
 
     set_seed(seed)
@@ -44,38 +52,46 @@ def seed_everything(seed: int) -> None:
 
 
 def hardware_arguments() -> dict[str, Any]:
-    """bf16 where a GPU has it, and activations recomputed to save its memory; plain fp32 on a CPU."""
+    """bf16 where the GPU has it, and recomputed activations to save its memory; fp32 on a CPU."""
     on_gpu = torch.cuda.is_available()
     bf16 = on_gpu and torch.cuda.is_bf16_supported()
     return {"use_cpu": not on_gpu, "bf16": bf16, "gradient_checkpointing": on_gpu}
 
 
 def common_arguments(
-    training: Any, *, folder: Path, seed: int, batch_size: int, logging_steps: int | None = None
+    settings: Training | SimRL, *, folder: Path, seed: int, batch_size: int, logging_steps: int | None = None
 ) -> dict[str, Any]:
-    """TrainingArguments of every trainer. `batch_size` sequences make an optimiser step over all
-    ranks, `micro_batch_size` a forward pass of one; about 50 steps are logged, or every `logging_steps`-th.
+    """TrainingArguments that every trainer has.
+
+    With a batch of 128, 4 ranks and micro_batch_size 8, each rank's share is 32: 4 forward passes of 8 sequences.
+
+    Args:
+        folder: where checkpoints go.
+        batch_size: sequences per optimiser step over all ranks.
+        logging_steps: steps between logged metrics; by default such that about 50 steps are logged.
 
     Raises:
-        InputError: the ranks cannot share the batch evenly.
+        InputError: the ranks cannot share the batch evenly, or micro batches do not fill a rank's share.
     """
-    processes = distributed.world_size()
-    if batch_size % processes:
-        raise InputError(f"a batch of {batch_size} cannot be shared by {processes} processes: choose a multiple")
-    share = batch_size // processes
-    micro = min(training.micro_batch_size or share, share)
-    if share % micro:
-        raise InputError(f"micro_batch_size {micro} must divide the {share} sequences of each of {processes} processes")
+    ranks = distributed.world_size()
+    if batch_size % ranks:
+        raise InputError(f"a batch of {batch_size} cannot be shared by {ranks} processes: choose a multiple")
+    share = batch_size // ranks
+    micro_batch_size = min(settings.micro_batch_size or share, share)
+    if share % micro_batch_size:
+        raise InputError(
+            f"micro_batch_size {micro_batch_size} must divide the {share} sequences of each of {ranks} processes"
+        )
     return {
         "output_dir": str(folder),
-        "max_steps": training.steps,
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": share // micro,
-        "learning_rate": training.learning_rate,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": share // micro_batch_size,
+        "learning_rate": settings.learning_rate,
         "save_strategy": "steps",
-        "save_steps": training.save_steps,
+        "save_steps": settings.save_steps,
         "save_total_limit": 2,
-        "logging_steps": logging_steps or _logging_steps(training),
+        "logging_steps": logging_steps or _default_logging_steps(settings),
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": True,
@@ -87,36 +103,38 @@ def common_arguments(
     }
 
 
-def _logging_steps(training: Any) -> int:
-    # Sums that are logged at a checkpoint are empty there: a resumed run then logs the same values as one left alone.
-    most = max(1, training.steps // 50)
-    return next(steps for steps in range(min(most, training.save_steps), 0, -1) if training.save_steps % steps == 0)
+def _default_logging_steps(settings: Training | SimRL) -> int:
+    """The largest divisor of save_steps that logs at least 50 steps."""
+    # A divisor, so that metrics are logged at every checkpoint and no half-made sum is lost with a kill: a resumed training then logs
+    # the same values as an uninterrupted one.
+    most = max(1, settings.steps // 50)
+    return next(steps for steps in range(min(most, settings.save_steps), 0, -1) if settings.save_steps % steps == 0)
 
 
 def supervised_arguments(
-    training: Training, *, folder: Path, seed: int, logging_steps: int | None = None
+    settings: Training, *, folder: Path, seed: int, logging_steps: int | None = None
 ) -> TrainingArguments:
-    """Arguments of a supervised training: AdamW, warm-up over 5% of the steps, a plateau, decay over the last 30%."""
+    """Arguments of a supervised training or a distillation: AdamW, warm-up over 5% of the steps, a plateau, decay over the last 30%."""
     common = common_arguments(
-        training, folder=folder, seed=seed, batch_size=training.batch_size, logging_steps=logging_steps
+        settings, folder=folder, seed=seed, batch_size=settings.batch_size, logging_steps=logging_steps
     )
     arguments = TrainingArguments(
         **common,
-        weight_decay=training.weight_decay,
-        adam_beta2=0.98,  # a short training has no time for the long memory of 0.999
+        weight_decay=settings.weight_decay,
+        adam_beta2=0.98,  # the default 0.999 averages over more steps than a short training has
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": training.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
-        warmup_steps=max(1, training.steps // 20),
+        lr_scheduler_kwargs={"num_decay_steps": settings.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
+        warmup_steps=max(1, settings.steps // 20),
         max_grad_norm=1.0,
     )
-    return on_one_device(arguments)
+    return use_one_gpu(arguments)
 
 
-def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
-    """One process trains on one GPU: transformers would spread every batch over all that it sees, and change its size."""
+def use_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
+    """Makes this process train on one GPU: transformers would spread every batch over all visible ones and so change its size."""
     if arguments.n_gpu > 1:
         logger.warning(
-            "%d GPUs are visible and this process trains on one of them; start one process a GPU for all of them",
+            "%d GPUs are visible and this process trains on one of them; start one process per GPU to use all of them",
             arguments.n_gpu,
         )
         arguments._n_gpu = 1
@@ -124,7 +142,12 @@ def on_one_device(arguments: TrainingArguments) -> TrainingArguments:
 
 
 def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Pads rows of input_ids and labels on the right, and joins teacher rows in the order of the batch where there are some."""
+    """Makes a batch: pads input_ids and labels on the right, and concatenates the teacher's rows where there are some.
+
+    Returns:
+        input_ids, labels and attention_mask [B, L]; teacher_ids and teacher_logprobs [T, K] over the completion tokens of the batch in
+        its order. B sequences, L longest length, T completion tokens of the batch, K teacher ids per token.
+    """
     longest = max(len(row["input_ids"]) for row in rows)
 
     def padded(key: str, filler: int) -> torch.Tensor:
@@ -143,22 +166,22 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
 
 
 def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics: LogMetrics) -> None:
-    """Runs a trainer to its last step, from its last whole checkpoint where there is one, and writes its learning curve.
+    """Runs a trainer to its last step, from its last complete checkpoint if there is one, and writes its learning curve. Collective.
 
     Args:
-        phase: what this training is called in the curve's file name and in the logged figures.
-        label: what the progress bar says.
-        state: folder for `<phase>_curve.json`: the logged values by step, the ones from before a kill included.
-        log_metrics: called with the values and the step whenever the trainer logs.
+        phase: name of this training: in the curve's file name, and before a `/` in the names of the logged metrics.
+        label: text beside the progress bar.
+        state: the stage's state folder, for `<phase>_curve.json`: all logged metrics, those from before a kill included.
+        log_metrics: called on rank 0 whenever the trainer logs.
 
     Raises:
         RuntimeError: the trainer stopped before its last step.
-        SystemExit: the process was told to end (SIGTERM); a checkpoint of where it was is on disk.
+        SystemExit: the process received SIGTERM; a checkpoint of its last step is on disk.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_MarkComplete(state))
+    trainer.add_callback(_MarkCheckpointComplete(state))
     sigterm = SigtermFlag(
-        on_first=lambda: say("told to end: saving a checkpoint first"),
+        on_first=lambda: say("received SIGTERM: saving a checkpoint before the training stops"),
         # A rank receives it twice: from whoever ends all ranks, and from torchrun, which kills a rank that stays too long.
         ignore_repeats=distributed.world_size() > 1,
     )
@@ -167,11 +190,12 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         trainer.add_callback(
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
         )
+    assert trainer.args.output_dir is not None  # transformers sets a default
     checkpoint = distributed.broadcast_from_rank0(
         last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_rank0() else None
     )
     if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
-        # Trainer would take one step more from its last checkpoint.
+        # Killed after the last step. Trainer would take one more step from this checkpoint, so its state is only loaded.
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
@@ -181,7 +205,9 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         sys.exit(EXIT_STATUS)
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
-    history = [_timeless(entry) for entry in trainer.state.log_history if "train_runtime" not in entry]
+    history = [
+        _without_run_dependent_metrics(entry) for entry in trainer.state.log_history if "train_runtime" not in entry
+    ]
     if distributed.is_rank0():
         curve = json.dumps(history, indent=1, sort_keys=True) + "\n"
         (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
@@ -203,32 +229,34 @@ def copy_learning_curves(state: Path, *, out: Path, metrics: tuple[str, ...]) ->
     return last
 
 
-def _timeless(entry: dict[str, float]) -> dict[str, float]:
-    # What differs from run to run must not make equal results look different.
-    return {key: value for key, value in entry.items() if key not in ("step_time", *TIMINGS)}
+def _without_run_dependent_metrics(entry: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in entry.items() if key not in RUN_DEPENDENT_METRICS}
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint written to its end; half-written ones are removed."""
+    """The newest complete checkpoint, or None. Removes incomplete ones."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    whole = [path for path in checkpoints if (path / COMPLETE).is_file()]
-    for path in set(checkpoints) - set(whole):
+    complete = [path for path in checkpoints if (path / COMPLETE).is_file()]
+    for path in set(checkpoints) - set(complete):
         shutil.rmtree(path)
-    return str(whole[-1]) if whole else None
+    return str(complete[-1]) if complete else None
 
 
-class _MarkComplete(TrainerCallback):
-    """Marks a checkpoint when all of it is on disk: a kill in the middle of saving must not leave one that looks whole."""
+class _MarkCheckpointComplete(TrainerCallback):
+    """Marks a checkpoint as complete when all of it is on disk, so that one cut short by a kill is not resumed from.
 
-    def __init__(self, kept: Path) -> None:
-        self.kept = kept
+    Then copies the state folder to S3, where that is set up, so that a retry on another node can resume.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self.state_folder = state
 
     def on_save(self, args, state, control, **kwargs) -> None:
         os.sync()
-        distributed.barrier()  # every process writes a part of the checkpoint
+        distributed.barrier()  # every rank writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         if state.is_world_process_zero:
-            checkpoints_s3.keep(self.kept)
+            checkpoints_s3.keep(self.state_folder)
 
 
 class _StopWithCheckpoint(TrainerCallback):
@@ -249,6 +277,8 @@ class _StopWithCheckpoint(TrainerCallback):
 
 
 class _ShowProgress(TrainerCallback):
+    """Shows a progress bar, and passes on the numbers that the trainer logs."""
+
     def __init__(self, label: str, log_metrics: LogMetrics) -> None:
         self.label, self.log_metrics = label, log_metrics
 

@@ -9,6 +9,7 @@ B rows of a batch, T new tokens, V vocabulary.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,8 +43,9 @@ class SeededSampling(LogitsProcessor):
 @contextmanager
 def use_sampling(model: PreTrainedModel, sampling: SeededSampling) -> Iterator[None]:
     """Context manager in which the model's `generate` draws its tokens with `sampling`."""
-    model.generate = partial(model.generate, logits_processor=LogitsProcessorList([sampling]))
+    causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
+    causal_model.generate = partial(causal_model.generate, logits_processor=LogitsProcessorList([sampling]))
     try:
         yield
     finally:
-        del model.generate
+        del causal_model.generate

@@ -34,7 +34,7 @@ pyproject.toml pins its version.
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -107,7 +107,7 @@ def build_trainer(
 
 
 def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
-    """TRL's arguments for this process, one of `WORLD_SIZE`. A group is never split between processes.
+    """TRL's arguments for this process, one of `WORLD_SIZE` ranks. A group is never split between processes.
 
     Raises:
         InputError: prompts_per_step is not a multiple of the processes, or vLLM is set but not installed.
@@ -166,6 +166,10 @@ class SimRLTrainer(GRPOTrainer):
         sampled_groups: all groups of the last step in the order of sampling, those of the other processes included.
         batch_groups: the groups of the last step that this process trained on.
     """
+
+    # Narrower than in Trainer, where both may be None or of other kinds.
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -310,7 +314,7 @@ class SimRLTrainer(GRPOTrainer):
     def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:
         """Adds the means over all sampled rollouts, the dropped ones included, to the metrics that TRL logs for this step."""
         scores = [rollout.score for group in self.sampled_groups for rollout in group.rollouts]
-        values: dict[str, list[float] | list[float | None]] = {
+        values: dict[str, Sequence[float | None]] = {
             "sampled_reward": [score.trained.total for score in scores],
             "content": [score.trained.content for score in scores],
             "format_rate": [score.parts.format for score in scores],

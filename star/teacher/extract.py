@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from star.config.teacher_signal import TopK
 from star.folders.manifest import Part, read_manifest
-from star.modeling.generation import Sequence, batches_by_length, completion_hidden
+from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.tokenizer import tokenizer_digest
 from star.number_format import format_bytes, format_seconds
@@ -151,7 +151,7 @@ def model_top_k(model: PreTrainedModel, *, pad_id: int, k: int) -> TopKFunction:
 
     @torch.inference_mode()
     def top_k(sequences: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
-        hidden = completion_hidden(model, sequences, pad_id=pad_id)
+        hidden = completion_hidden_states(model, sequences, pad_id=pad_id)
         results = []
         for hidden_CH in torch.cat(hidden).split(len(buffer_CV)):
             logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.data.rows import read_rows
-from star.modeling.generation import Sequence, batches_by_length, completion_hidden, generate, policy_entropy
+from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states, generate, policy_entropy
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import render_rows, within_length
 
@@ -66,9 +66,9 @@ def test_a_sample_ends_at_its_end_token(teacher) -> None:
 def test_hidden_states_do_not_depend_on_padding(teacher) -> None:
     model, tokenizer, _ = teacher
     sequences = [Sequence([5, 6, 7], [8, 9]), Sequence([5] * 9, [4, 3, 2, 6])]
-    padded = completion_hidden(model, sequences, pad_id=tokenizer.pad_token_id)
+    padded = completion_hidden_states(model, sequences, pad_id=tokenizer.pad_token_id)
     for sequence, hidden in zip(sequences, padded, strict=True):
-        [alone] = completion_hidden(model, [sequence], pad_id=tokenizer.pad_token_id)
+        [alone] = completion_hidden_states(model, [sequence], pad_id=tokenizer.pad_token_id)
         assert hidden.shape[0] == len(sequence.completion_ids)
         assert torch.allclose(hidden, alone, atol=1e-5)
 
