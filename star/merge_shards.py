@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from star.config.base import flat
 from star.errors import InputError
 from star.folders.code_digest import code_digest
-from star.folders.manifest import Manifest, Part, open_input, read_manifest
+from star.folders.manifest import Manifest, open_input, read_manifest
 from star.folders.run_once import Result, run_once
+from star.folders.shard import Shard
 from star.folders.workspace import Workspace
 from star.hashing import digest_of
 
@@ -73,8 +74,8 @@ def require_all_parts(manifests: dict[Path, Manifest]) -> None:
         for what in alike:
             if getattr(manifest, what) != getattr(found[0], what):
                 raise InputError(f"{folder} and {folders[0]} differ in their {what}: merge only parts of one run")
-    parts = [Part.parse(manifest.part) for manifest in found]
-    wanted = {Part(number, parts[0].count) for number in range(1, parts[0].count + 1)}
+    parts = [Shard.parse(manifest.part) for manifest in found]
+    wanted = {Shard(number, parts[0].count) for number in range(1, parts[0].count + 1)}
     if len(parts) != len(set(parts)):
         raise InputError(f"the same part is there twice among {', '.join(map(str, folders))}: give each once")
     if set(parts) != wanted:
@@ -124,7 +125,7 @@ def _open(parts: list[Path]) -> dict[Path, Manifest]:
     """The parts, verified, in the order of their numbers."""
     manifests = {Path(folder): open_input(Path(folder), stage=read_manifest(Path(folder)).stage) for folder in parts}
     require_all_parts(manifests)
-    return dict(sorted(manifests.items(), key=lambda item: Part.parse(item[1].part)))
+    return dict(sorted(manifests.items(), key=lambda item: Shard.parse(item[1].part)))
 
 
 def _inputs(manifests: dict[Path, Manifest], digests: dict[str, str]) -> dict[str, str]:

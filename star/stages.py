@@ -19,8 +19,9 @@ from star.config.experiment import Config
 from star.config.models import Student
 from star.errors import InputError, cure_of
 from star.folders.code_digest import code_digest
-from star.folders.manifest import WHOLE, Manifest, Part, open_input
+from star.folders.manifest import Manifest, open_input
 from star.folders.run_once import Result, describe_work, read_metrics, run_once
+from star.folders.shard import WHOLE, Shard
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
 
@@ -80,7 +81,7 @@ def rollout(
     Args:
         shard: i/n, the part of the batches to do; `merge` makes one result of all n.
     """
-    part = Part.parse(shard)
+    part = Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
@@ -100,7 +101,7 @@ def extract_topk(
     Args:
         shard: i/n, the part of the batches to do; `merge` makes one result of all n. A part of a rollout gives that part.
     """
-    part = Part.parse(shard)
+    part = Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.teacher.extract import extract_top_k
@@ -168,7 +169,7 @@ def evaluate(
     """
     if "heldout" not in config.evaluate.suites:
         raise InputError("`evaluate.suites` must hold heldout: the gate of the registration reads its scores")
-    models, part = {"teacher": teacher, "distilled": distilled, "refined": refined}, Part.parse(shard)
+    models, part = {"teacher": teacher, "distilled": distilled, "refined": refined}, Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.evaluate import log_model_runs, score_and_write
@@ -244,7 +245,7 @@ def _run(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
-    part: Part = WHOLE,
+    part: Shard = WHOLE,
 ) -> Metrics:
     """Runs one stage's work under the contract of this module, and tells a listening runner how it went."""
     progress.end_with_runner()
@@ -271,7 +272,7 @@ def _run_on_rank0(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
-    part: Part,
+    part: Shard,
 ) -> Metrics:
     settings = config.slice(stage.sections)
 
@@ -323,7 +324,7 @@ def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
     return metrics
 
 
-def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], part: Part) -> str | None:
+def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], part: Shard) -> str | None:
     """Which part of the whole the result will be, or None. Only extraction takes a part of its input for one of its own."""
     for key, manifest in manifests.items():
         if manifest.part is not None:

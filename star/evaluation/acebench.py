@@ -58,7 +58,7 @@ def ask_suite(candidate: Candidate, data: Path | None) -> AceBenchAnswers | None
     checkout = candidate.settings.acebench
     if checkout is None:
         raise InputError("the suite acebench needs `acebench`: the path of a checkout of ACEBench")
-    categories = candidate.shard.of(list(CATEGORIES))
+    categories = candidate.shard.select(list(CATEGORIES))
     return ask_acebench(candidate, Path(checkout), categories=categories) if categories else None
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from star.config.evaluation import Evaluate
 from star.evaluation.journal import Journal
-from star.folders.manifest import WHOLE, Part
+from star.folders.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ class Candidate:
     settings: Evaluate
     seed: int
     journal: Journal
-    shard: Part = WHOLE
+    shard: Shard = WHOLE
     tokens: int = 0
     seconds: float = 0.0
     first_prompts: list[str] = field(default_factory=list)

@@ -14,7 +14,8 @@ from star.evaluation.candidate import Candidate
 from star.evaluation.gathered import Gathered, GatheredModel, Timing
 from star.evaluation.journal import Journal
 from star.evaluation.suites import SUITES
-from star.folders.manifest import WHOLE, Part, read_manifest
+from star.folders.manifest import read_manifest
+from star.folders.shard import WHOLE, Shard
 from star.json_file import write_json
 
 TRAINING_PHASES = ("warmup", "sft", "ckd", "simrl")  # in the order in which they happen
@@ -28,7 +29,7 @@ def gather(
     config: Config,
     state: Path,
     title: str,
-    shard: Part = WHOLE,
+    shard: Shard = WHOLE,
 ) -> Gathered:
     """Asks each model its shard of every suite. A model that was finished before a kill is not asked again.
 
@@ -52,7 +53,7 @@ def gather(
 
 
 def _gather_model_once(
-    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Part
+    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard
 ) -> GatheredModel:
     finished = state / f"{name}.json"
     if not finished.exists():
@@ -61,7 +62,7 @@ def _gather_model_once(
 
 
 def _gather_model(
-    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Part
+    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard
 ) -> GatheredModel:
     from star.modeling.models import count_parameters, load_model, load_tokenizer
 

@@ -82,7 +82,7 @@ def ask_heldout(
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
     # All batches are numbered before the shard takes its own: a batch has the same rows and seed in any number of shards.
-    numbered = candidate.shard.of(list(enumerate(batches)))
+    numbered = candidate.shard.select(list(enumerate(batches)))
     outcomes: list[HeldoutOutcome] = []
     with Bar(f"evaluate the {candidate.name} model", len(numbered)) as bar:
         for number, batch in numbered:

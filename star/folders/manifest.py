@@ -28,32 +28,6 @@ class FileEntry:
     rows: int | None = None
 
 
-@dataclass(frozen=True, order=True)
-class Part:
-    """Part `number` of `count`, from 1; 1/1 is the whole."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Part":
-        """Reads `2/4`; raises InputError when it is not a part."""
-        number, _, count = text.partition("/")
-        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
-            return cls(int(number), int(count))
-        raise InputError(f"shard {text!r} is not like 2/4: give i/n with i from 1 to n")
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def of(self, items: list) -> list:
-        """This part of the items: every `count`-th one. Parts are disjoint, and all of them are everything."""
-        return items[self.number - 1 :: self.count]
-
-
-WHOLE = Part()
-
-
 @dataclass(frozen=True)
 class Manifest:
     """What a stage's folder holds and where it came from. `part` is i/n when it is one of several."""

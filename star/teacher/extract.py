@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from star.config.teacher_signal import TopK
-from star.folders.manifest import Part, read_manifest
+from star.folders.manifest import read_manifest
+from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.tokenizer import tokenizer_digest
@@ -45,7 +46,7 @@ BLOCK = 64  # ids per block in the search for the k largest logits
 TopKFunction = Callable[[list[Sequence]], list[tuple[Tensor, Tensor]]]
 
 
-def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Part, out: Path) -> dict[str, float]:
+def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard, out: Path) -> dict[str, float]:
     """Writes all that a student learns from to `out`: the sequences, the tokenizer and the top-k store.
 
     Args:
@@ -63,7 +64,7 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Part,
     tokenizer.save_pretrained(out / TOKENIZER)
     table = pq.read_table(rollouts / SEQUENCES)
     ids, sequences = read_sequences(rollouts)
-    batches = shard.of(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
+    batches = shard.select(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
     top_k, vocab_size = _connect_back_end(teacher, tokenizer, settings)

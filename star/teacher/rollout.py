@@ -28,7 +28,7 @@ from star.chat import FormatError, parse_completion, validate_calls
 from star.config.experiment import Config
 from star.config.teacher_signal import Rollout
 from star.errors import InputError
-from star.folders.manifest import Part
+from star.folders.shard import Shard
 from star.folders.workspace import Workspace
 from star.hashing import digest_of
 from star.modeling.generation import Sample, generate
@@ -62,7 +62,7 @@ Sampler = Callable[..., list[list[Sample]]]
 
 
 def roll_out_rows(
-    teacher: Path, rows: list[dict[str, Any]], *, config: Config, shard: Part, workspace: Workspace
+    teacher: Path, rows: list[dict[str, Any]], *, config: Config, shard: Shard, workspace: Workspace
 ) -> dict[str, float]:
     """Rolls out the teacher on the prompts of the rows, on at most `rollout.prompts` of them, chosen by the seed.
 
@@ -113,7 +113,7 @@ def roll_out(
     *,
     settings: Rollout,
     seed: int,
-    shard: Part,
+    shard: Shard,
     workspace: Workspace,
 ) -> dict[str, int]:
     """Samples the prompts, filters the samples and writes `sequences.parquet` and `prompts.parquet`.
@@ -130,7 +130,7 @@ def roll_out(
     """
     by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.row_id))
     starts = range(0, len(by_length), settings.batch_size)
-    batches = shard.of(
+    batches = shard.select(
         [(number, by_length[start : start + settings.batch_size]) for number, start in enumerate(starts)]
     )
     files = [workspace.state / f"part-{number:05d}.parquet" for number, _ in batches]

@@ -64,7 +64,7 @@ def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, P
     from star.evaluation.evaluate import score_and_write
     from star.evaluation.gather import gather
     from star.evaluation.journal import Journal
-    from star.folders.manifest import Part
+    from star.folders.shard import Shard
     from star.modeling.models import load_model, load_tokenizer
 
     settings = micro.evaluate.model_copy(
@@ -80,7 +80,7 @@ def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, P
     gathered = []
     for number in range(1, 14):  # one shard more than there are categories
         (state := tmp_path / str(number)).mkdir()
-        gathered.append(gather({"small": folder}, None, config=config, state=state, title="", shard=Part(number, 13)))
+        gathered.append(gather({"small": folder}, None, config=config, state=state, title="", shard=Shard(number, 13)))
     assert gathered[-1].models[0].suites["acebench"] is None
     score_and_write(gathered, out=tmp_path)
     [model] = json.loads((tmp_path / "evaluation.json").read_text())["models"]

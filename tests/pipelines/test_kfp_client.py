@@ -195,7 +195,9 @@ def test_a_server_that_stays_unavailable_ends_the_command_but_not_the_run(kfp: K
     kfp.faults = {f"GET /apis/v2beta1/runs/{run_id}": [503] * 100}
     done = star(kfp, "status", run_id)
     assert isinstance(done.exception, PipelineError)
-    assert "is unavailable (HTTP 503)" in str(done.exception) and f"star pipeline status {run_id}" in str(done.exception)
+    assert "is unavailable (HTTP 503)" in str(done.exception) and f"star pipeline status {run_id}" in str(
+        done.exception
+    )
 
 
 @pytest.mark.parametrize("arrives", [True, False])

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from star import stages
 from star.config.experiment import Config
 from star.errors import InputError
-from star.folders.manifest import Part, read_manifest
+from star.folders.manifest import read_manifest
+from star.folders.shard import Shard
 from star.modeling.generation import Sequence
 from star.modeling.models import load_model
 from star.teacher.extract import model_top_k, store_top_k, top_k_logprobs
@@ -148,12 +149,12 @@ def test_a_part_alone_is_not_trained_on(inputs: Stages, finished: dict[str, Path
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/2/3", "-1/2"])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not like 2/4"):
-        Part.parse(text)
+        Shard.parse(text)
 
 
 @given(items=st.lists(st.integers(), max_size=50), count=st.integers(1, 9))
 def test_parts_share_nothing_and_leave_nothing_out(items: list[int], count: int) -> None:
-    parts = [Part(number, count).of(list(enumerate(items))) for number in range(1, count + 1)]
+    parts = [Shard(number, count).select(list(enumerate(items))) for number in range(1, count + 1)]
     assert sorted(item for part in parts for item in part) == list(enumerate(items))
 
 

@@ -58,7 +58,7 @@ class HarnessReport(TypedDict):
 def ask_suite(candidate: Candidate, data: Path | None) -> HarnessReport | None:
     """Asks the candidate its shard of the categories; None where the shard holds no category. `data` is not used."""
     chosen = list(dict.fromkeys(candidate.settings.bfcl_categories or CATEGORIES))
-    categories = candidate.shard.of(chosen)
+    categories = candidate.shard.select(chosen)
     if not categories:
         return None
     return run_harness(

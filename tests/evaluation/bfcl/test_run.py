@@ -12,7 +12,7 @@ from star.config.bfcl_categories import CATEGORIES, MULTI_TURN
 from star.errors import InputError
 from star.evaluation.bfcl.environment import harness_python
 from star.evaluation.bfcl.run import evaluate_bfcl, run_harness, score_bfcl
-from star.folders.manifest import Part
+from star.folders.shard import Shard
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +47,7 @@ def test_a_model_that_never_calls_scores_the_floor(bench: ModuleType) -> None:
 
 def test_categories_asked_apart_are_scored_as_one(bench: ModuleType) -> None:
     categories = ("simple_java", "irrelevance", "live_parallel", "multiple")
-    parts = [tuple(Part(number, 3).of(list(categories))) for number in (1, 2, 3)]
+    parts = [tuple(Shard(number, 3).select(list(categories))) for number in (1, 2, 3)]
     apart = [run_harness(bench.GroundTruth(), label="part", categories=part, limit=2) for part in parts]
     whole = evaluate_bfcl(bench.GroundTruth(), label="whole", categories=categories, limit=2)
     assert score_bfcl(apart, order=categories) == whole
