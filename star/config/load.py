@@ -1,16 +1,14 @@
 """Reads a configuration from YAML: resolves `extends` and relative paths, validates, and names the key in every error."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file
 from star.errors import InputError
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
@@ -93,7 +91,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _describe(problem: "ErrorDetails") -> str:
+def _describe(problem: ErrorDetails) -> str:
     name = ".".join(str(part) for part in problem["loc"] if part not in TYPE_NAMES) or "the file"
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{name}`: check the spelling against docs/configuration.md"
