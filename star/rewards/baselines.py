@@ -1,4 +1,7 @@
-"""The rewards to train with: ours, and the two that the paper compares it with. Each is (completion, target, tools) -> Reward."""
+"""Defines the two rewards that the paper compares ours with, and REWARDS, all rewards by the name that the configuration gives them.
+
+Each reward is a function (completion, target, tools) -> Reward, as `star.rewards.similarity.similarity_reward`.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -7,15 +10,15 @@ from typing import Any
 from star.chat import FormatError, parse_completion, parse_target, validate_calls
 from star.rewards.similarity import FORMAT_ERROR, Reward, exact_match, similarity_reward
 
-Calls = list[dict[str, Any]]
+ToolCalls = list[dict[str, Any]]
 
 
 def binary_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
-    """-1 for a format error, 1 for exactly the target's calls (in any order) or the words of its reply, else 0."""
+    """-1 for a format error; 1 for exactly the target's calls in any order, or for a reply with the target's words; else 0."""
     similarity = similarity_reward(completion, target, tools)
     if similarity.format < 0:
         return FORMAT_ERROR
-    # `exact_match` takes any reply where one is due; the similarity says whether it has the reply's words.
+    # `exact_match` accepts any reply where a reply is expected; a similarity of 1 means that it has the same words.
     content = float(similarity.content == 1.0 and exact_match(completion, target, tools))
     return Reward(total=content, format=1.0, content=content)
 
@@ -23,9 +26,9 @@ def binary_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> 
 def toolrl_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
     """ToolRL's reward (Qian et al., arXiv 2504.13958, section 3.3), in [-3, 4]: format in {0, 1} and correctness in [-3, 3].
 
-    Correctness is 6 * S / S_max - 3, where S sums the overlap of the tool names, and for each expected call the overlap of
-    its parameter names and its equal values; where a reply is expected it is 0. A format error has correctness -3.
-    `content` is S / S_max; for an expected reply it is 1 when no call is made.
+    Correctness is 6 * S / S_max - 3. S sums the overlap of the tool names and, per expected call, the overlap of its parameter names and
+    the number of its equal values. A format error has correctness -3, and where a reply is expected correctness is 0.
+    `content` is S / S_max; where a reply is expected it is 1 if no call is made.
     """
     try:
         expected, predicted = parse_target(target, strict=False), parse_completion(completion, strict=False)
@@ -38,18 +41,23 @@ def toolrl_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> 
     return Reward(total=1.0 + 6.0 * content - 3.0, format=1.0, content=content)
 
 
-def _correctness(predicted: Calls, expected: Calls) -> float:
+def _correctness(predicted: ToolCalls, expected: ToolCalls) -> float:
+    """S / S_max, each expected call paired with the best call that is left.
+
+    With `f(a=2)` made and `f(a=1)` expected, S is 1 (tool names) + 1 (parameter names) + 0 (values), and S_max is 3: 2 / 3.
+    """
     score = _overlap([call["name"] for call in predicted], [call["name"] for call in expected])
     left = list(predicted)
     for call in expected:
-        scores = [_match(other, call) for other in left]
+        scores = [_call_overlap(other, call) for other in left]
         if scores and (best := max(scores)) > 0:
             left.pop(scores.index(best))
             score += best
     return score / (1 + sum(1 + len(call["arguments"]) for call in expected))
 
 
-def _match(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+def _call_overlap(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+    """Overlap of the parameter names plus the number of equal values; 0 for calls of different tools."""
     if predicted["name"] != expected["name"]:
         return 0.0
     given, wanted = predicted["arguments"], expected["arguments"]

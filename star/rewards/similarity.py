@@ -1,8 +1,15 @@
-"""The Sim-RL reward: how similar a completion's calls (or its reply) are to the target's, in [-1, 1].
+"""Computes the Sim-RL reward: how similar a completion's calls, or its reply, are to the target's, in [-1, 1].
 
-R = -1 for a format error, else the content score: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv 2602.03022,
-section on Sim-RL). Values equal the official code's to the last bit, which are float32; where that code would raise,
-this one gives the format error. It never raises.
+R = -1 for a format error, else the content score in [0, 1]: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv 2602.03022,
+section on Sim-RL). An example of R_fc, with two calls expected and one made:
+
+    expected  get_weather(city="New York City", days=3)   get_time(zone="UTC")
+    made      get_weather(city="New York", days=3)
+    the pair of get_weather: (ROUGE-L 0.8 of the cities + 1 for equal days) / 2 keys in the union = 0.9
+    R_fc = sum over pairs 0.9 / (1 made + 2 expected - 1 pair) = 0.45
+
+Values equal those of the official code to the last bit; those are float32. Where that code would raise, this one gives the format error. It
+never raises.
 """
 
 import json
@@ -18,22 +25,22 @@ from rapidfuzz.distance import LCSseq
 from star.chat import CALL_OPEN, Completion, FormatError, parse_completion, parse_target, validate_calls
 
 FLOAT32 = Struct("f")
-NUMBERS = (int, float)  # booleans are integers: True == 1.0
+NUMBERS = (int, float)  # booleans are integers, so True equals 1.0, as in the official code
 TOKEN = re.compile("[a-z0-9]+")
-# More words than any model's context holds, so only a hostile text is cut: two of megabytes would take minutes.
+# Comparing two texts of megabytes would take minutes. No model's context holds this many words, so no real text is cut.
 MAX_WORDS = 1 << 16
-LONGEST_CACHED = 1 << 12  # characters of a text of which the parse and the words are kept
-GROUPS_KEPT = 8
-STEMS_KEPT = 1 << 14
+MAX_CACHED_LENGTH = 1 << 12  # characters; longer texts are parsed and split again each time
+CACHED_GROUPS = 8
+CACHED_STEMS = 1 << 14
 
 
 class Reward(NamedTuple):
     """The parts of a reward.
 
     Attributes:
-        total: what is trained on: -1 for a format error, else `content`.
-        format: 1 when the format holds, else -1.
-        content: the similarity to the target in [0, 1]; 0 for a format error.
+        total: the reward that is trained on: -1 for a format error, else `content`.
+        format: 1 when the completion has the format, else -1.
+        content: similarity to the target in [0, 1]; 0 for a format error.
     """
 
     total: float
@@ -48,18 +55,17 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
     """Scores a completion against its target.
 
     Args:
-        completion: what the model gave after `<|im_start|>assistant\\n`.
-        target: the text it should have given; the opening `<think>` may be missing.
+        completion: what the model wrote after `<|im_start|>assistant\\n`.
+        target: what it should have written; the opening `<think>` may be missing.
         tools: the tools of the prompt, bare or wrapped, in either dialect of `star.chat.tool_parameters`.
 
     Returns:
-        `FORMAT_ERROR` also where the target or the tools are at fault. The completion is read as the official reward
-        reads it (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply and
-        scores 0.
+        The reward; `FORMAT_ERROR` also where the target or the tools are invalid. The completion is parsed as by the official reward
+        (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply, and scores 0.
     """
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
-    compare = _compare_once if len(completion) + len(target) <= LONGEST_CACHED else _compare
+    compare = _compare_cached if len(completion) + len(target) <= MAX_CACHED_LENGTH else _compare
     try:
         predicted, reward = compare(completion, target)
         validate_calls(predicted, tools)
@@ -71,9 +77,9 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
 def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bool:
     """Whether a completion makes exactly the target's calls, in any order.
 
-    Arguments are compared as JSON values: 1 is 1.0, but neither true nor "1".
-    A target without calls is matched by every reply without calls: whether to call is exact, wording is not. A format
-    error, here in the strict reading, matches nothing. Never raises.
+    Arguments are compared as JSON values: 1 equals 1.0, but neither true nor "1". A target without calls is matched by every reply
+    without calls: whether to call is compared, the wording is not. A format error, here in the strict reading, matches nothing. Never
+    raises.
     """
     try:
         expected = parse_target(target)
@@ -85,7 +91,7 @@ def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bo
 
 
 def rouge_l(first: str, second: str) -> float:
-    """ROUGE-L F1 of two texts as rouge_score computes it with its stemmer; 1 for equal texts, 0 beside a blank one."""
+    """ROUGE-L F1 of two texts, as the package rouge_score computes it with its stemmer. 1 for equal texts; 0 if only one is blank."""
     if first == second:
         return 1.0
     first_words, second_words = _words(first), _words(second)
@@ -97,48 +103,52 @@ def rouge_l(first: str, second: str) -> float:
 
 
 def _compare(completion: str, target: str) -> tuple[Completion, Reward]:
-    """The parsed completion and its reward, if its calls are the tools' own."""
-    expected = (_target_once if len(target) <= LONGEST_CACHED else _target)(target)
+    """The parsed completion, and its reward if all its calls are valid for the tools."""
+    expected = (_parse_target_cached if len(target) <= MAX_CACHED_LENGTH else _parse_target)(target)
     predicted = parse_completion(completion, strict=False)
     if expected.tool_calls:
         content = _calls_similarity(predicted.tool_calls, expected.tool_calls)
     else:
         content = _reply_similarity(predicted, expected.content)
-    content = FLOAT32.unpack(FLOAT32.pack(content))[0]
+    content = FLOAT32.unpack(FLOAT32.pack(content))[0]  # rounded to float32, as the official values are
     return predicted, Reward(content, 1.0, content)
 
 
-def _target(text: str) -> Completion:
+def _parse_target(text: str) -> Completion:
     return parse_target(text, strict=False)
 
 
-# Rollouts are scored group by group: a group shares its target and has many completions twice. Little is kept, so that the
-# garbage collector has little to walk over; a format error is found anew each time.
-_compare_once = lru_cache(maxsize=GROUPS_KEPT * 8)(_compare)
-_target_once = lru_cache(maxsize=GROUPS_KEPT)(_target)
+# Rollouts are scored group by group. A group has one target, and often the same completion several times. The caches are small, so that
+# the garbage collector has little to traverse. Exceptions are not cached: a format error is found anew each time.
+_compare_cached = lru_cache(maxsize=CACHED_GROUPS * 8)(_compare)
+_parse_target_cached = lru_cache(maxsize=CACHED_GROUPS)(_parse_target)
 
 
 def _reply_similarity(predicted: Completion, reply: str) -> float:
+    """ROUGE-L of the replies; 0 where calls were made, or a call was opened and never closed."""
     is_reply = predicted.content and not predicted.tool_calls and CALL_OPEN not in predicted.content
     return rouge_l(predicted.content, reply) if is_reply else 0.0
 
 
 def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
-    """R_fc: predicted calls in their order, each with the most similar expected call of its name that is left."""
-    unused, similarity, matched = list(expected), 0.0, 0
+    """R_fc: each predicted call, in order, is paired with the most similar expected call of its name that is left."""
+    left, similarity, pairs = list(expected), 0.0, 0
     for call in predicted:
         name, arguments, best = call["name"], call["arguments"], -1.0
-        for number, other in enumerate(unused):
+        for number, other in enumerate(left):
             if other["name"] == name and (score := arguments_similarity(arguments, other["arguments"])) > best:
                 best, match = score, number
         if best >= 0:
-            del unused[match]
-            similarity, matched = similarity + best, matched + 1
-    return similarity / (len(predicted) + len(expected) - matched)
+            del left[match]
+            similarity, pairs = similarity + best, pairs + 1
+    return similarity / (len(predicted) + len(expected) - pairs)
 
 
 def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Of two calls' arguments: the similarities of the shared keys' values, summed, over the union of the keys."""
+    """Similarity of two calls' arguments: the sum over the shared keys of the values' similarity, divided by the size of the union of keys.
+
+    Two texts are compared by ROUGE-L, all other values by equality. No arguments on both sides give 1.
+    """
     similarity, union = 0.0, len(predicted) + len(expected)
     if not union:
         return 1.0
@@ -151,13 +161,14 @@ def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) ->
 
 
 def _equality(predicted: Any, expected: Any) -> float:
+    """1 for equal numbers, or else for values with the same text; 0 otherwise."""
     if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
         return float(predicted == expected)
     return float(str(predicted) == str(expected))
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return _words_once(text) if len(text) <= LONGEST_CACHED else _split_words(text)
+    return _words_cached(text) if len(text) <= MAX_CACHED_LENGTH else _split_words(text)
 
 
 def _split_words(text: str) -> tuple[str, ...]:
@@ -165,24 +176,24 @@ def _split_words(text: str) -> tuple[str, ...]:
 
 
 class _Stems(dict[str, str]):
-    """The stems of the words seen, most of which come again."""
+    """The stems of the words seen so far, of which most occur again."""
 
     def __missing__(self, word: str) -> str:
         stem = _stemmer()(word) if len(word) > 3 else word
-        if len(word) <= LONGEST_CACHED:
-            if len(self) >= STEMS_KEPT:
+        if len(word) <= MAX_CACHED_LENGTH:
+            if len(self) >= CACHED_STEMS:
                 self.clear()
             self[word] = stem
         return stem
 
 
 _stem = _Stems().__getitem__
-_words_once = lru_cache(maxsize=1 << 12)(_split_words)
+_words_cached = lru_cache(maxsize=1 << 12)(_split_words)
 
 
 @cache
 def _stemmer() -> Callable[[str], str]:
-    # nltk takes seconds to import: only who compares texts pays for it.
+    # Imported here, because nltk takes seconds to import and only comparing texts needs it.
     from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer().stem

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from star.chat import render_target
 from star.rewards.baselines import REWARDS, binary_reward, toolrl_reward
-from star.rewards.breakdown import Parts, score_parts
+from star.rewards.breakdown import ScoreParts, score_parts
 
 TOOLS = [{"name": name, "parameters": {"type": "object", "properties": {"a": {}, "b": {}}}} for name in "fg"]
 BROKEN = "no think block"
@@ -77,8 +77,8 @@ def test_nothing_is_worth_more_than_the_target(name, completion, target):
 
 def test_parts():
     target = calls(("f", {"a": 1, "b": "one two"}), ("g", {}))
-    assert score_parts(target, target, TOOLS) == Parts(1.0, 1.0, 1.0, 0.0)
-    assert score_parts(calls(("f", {"a": 1})), target, TOOLS) == Parts(1.0, 0.5, 0.5, 1.0)
-    assert score_parts(reply("No."), target, TOOLS) == Parts(1.0, 0.0, None, 2.0)
-    assert score_parts(reply("No."), reply("Yes."), TOOLS) == Parts(1.0, None, None, 0.0)
-    assert score_parts(BROKEN, target, TOOLS) == Parts(0.0)
+    assert score_parts(target, target, TOOLS) == ScoreParts(1.0, 1.0, 1.0, 0.0)
+    assert score_parts(calls(("f", {"a": 1})), target, TOOLS) == ScoreParts(1.0, 0.5, 0.5, 1.0)
+    assert score_parts(reply("No."), target, TOOLS) == ScoreParts(1.0, 0.0, None, 2.0)
+    assert score_parts(reply("No."), reply("Yes."), TOOLS) == ScoreParts(1.0, None, None, 0.0)
+    assert score_parts(BROKEN, target, TOOLS) == ScoreParts(0.0)

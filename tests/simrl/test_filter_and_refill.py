@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.rewards.breakdown import Parts, Score
+from star.rewards.breakdown import Score, ScoreParts
 from star.rewards.similarity import Reward
 from star.simrl.filter_and_refill import Group, Rollout, choose_batch, draw_refill_rows, is_informative, refill_size
 
@@ -13,7 +13,7 @@ contents = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
 def group(*totals: float) -> Group:
     rewards = [Reward(total, 1.0, max(0.0, total)) for total in totals]
-    return Group({}, [Rollout([], [], "", None, Score(reward, {}, Parts(1.0))) for reward in rewards])
+    return Group({}, [Rollout([], [], "", None, Score(reward, {}, ScoreParts(1.0))) for reward in rewards])
 
 
 def test_a_group_is_kept_by_its_content_scores():
