@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from star.data.contamination import Benchmark
+from star.data.draw_values import WORDS
 from star.data.importers import import_rows
 from star.data.read_records import read_records
-from star.data.values import WORDS
 
 COPY_KINDS = ("verbatim", "other values", "other tool names", "both")
 
@@ -130,7 +130,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.process_time()
     benchmark = Benchmark(arguments.folder)
-    print(f"{len(benchmark.items)} benchmark turns indexed in {time.process_time() - began:.1f} CPU s\n")
+    print(f"{len(benchmark.turns)} benchmark turns indexed in {time.process_time() - began:.1f} CPU s\n")
     rows: Counter[str] = Counter()
     found: Counter[str] = Counter()
     missed: list[str] = []

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
-from star.data.generate import generate_rows
+from star.data.generate_offline import generate_rows
 from star.data.rows import read_json_lines, read_rows
 from star.data.tool_files import load_tools
 from star.data.write_set import write_set
@@ -29,15 +29,15 @@ def make_rows(tools: list[dict], rows: int) -> tuple[float, str, int]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         began = time.process_time()
-        figures = write_set(
+        statistics = write_set(
             lambda start: generate_rows(tools, rows, seed=7, start=start), out=out, state=out, total=rows
         )
         seconds = time.process_time() - began
         digest = hashlib.sha256((out / "rows.jsonl").read_bytes()).hexdigest()
         duplicates = (reject["row"] for _, reject in read_json_lines(out / "rejects.jsonl"))
         assert count_valid_rows(chain(read_rows(out / "rows.jsonl"), duplicates)) == rows
-        assert set(figures.rejects) <= {"duplicate", "near_duplicate"}, figures.rejects
-        return seconds, digest, figures.rows
+        assert set(statistics.rejects) <= {"duplicate", "near_duplicate"}, statistics.rejects
+        return seconds, digest, statistics.rows
 
 
 def count_valid_rows(rows: Iterable[dict]) -> int:

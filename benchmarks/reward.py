@@ -30,7 +30,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from star.chat import TOOLS_FOOTER, TOOLS_HEADER, render_target
 from star.config.data import Data
-from star.data.generate import generate_rows
+from star.data.generate_offline import generate_rows
 from star.data.tool_files import load_tools
 from star.rewards.similarity import similarity_reward
 

@@ -174,9 +174,9 @@ def card_command(folder: Annotated[Path, typer.Argument(help="A folder of `star 
     """
     from star.data.data_card import markdown_card
     from star.data.dvc_digest import dvc_digest
-    from star.data.write_set import read_figures
+    from star.data.write_set import read_statistics
 
-    typer.echo(markdown_card(read_figures(folder)))
+    typer.echo(markdown_card(read_statistics(folder)))
     typer.echo(f"DVC digest of the folder: {dvc_digest(folder)}")
 
 

@@ -1,77 +1,82 @@
-"""Cleaning: rows that a model should not learn from are put aside, each with its reason; nothing is dropped in silence.
+"""Checks rows: one that a model should not learn from becomes a Reject with its reason. No row disappears silently.
 
-What is done about a value that the tool's schema refuses: where the same text is JSON of the wanted type ("5" for an
-integer, 20 for a string) the value is changed to it and the row counted as `fitted`, because the tool declares how the
-call must look; any other (an expression such as "250 * 28.3", a fraction for an integer) is rejected, because every
-repair would be our guess at the answer.
+A value of the wrong type is handled in one of two ways:
 
-A near duplicate needs the same target *and* a similar query. So "weather in Oslo" and "weather in Rome" both stay,
-being different calls, while one question asked twice in almost the same words cannot reach both sides of the split.
+- Its text is JSON of the type that the schema declares ("5" for an integer, 20 for a string): the value is changed to that type and the row
+  counts as `fitted`, because the tool says what the call must look like.
+- Any other value (an expression such as "250 * 28.3", a fraction for an integer): the row is rejected, because a repair would be a guess.
+
+A near duplicate needs the same target *and* a similar query. So "weather in Oslo" and "weather in Rome" both stay: they are different
+calls. The same question in almost the same words cannot end up in both the training and the held-out rows.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from referencing.exceptions import Unresolvable
 
 from star.data.duplicates import Duplicates
 from star.data.rows import Reject
-from star.data.tools import fit, repeated_name, validator
+from star.data.tools import coerce_value, repeated_name, validator
 
-Check = Callable[[dict], tuple[str, str] | None]  # (reason, detail) of a row's fault, or None
+Check = Callable[[dict], tuple[str, str] | None]  # returns (reason, detail) of a row's fault, or None
 
 
 @dataclass(frozen=True)
 class CleanResult:
-    """`kept` and `rejects` together are all that came in; `fitted` of the kept had a value changed in type."""
+    """The result of `clean`.
+
+    Attributes:
+        kept, rejects: together as many as the rows that were given.
+        fitted: number of kept rows with a value that was changed in type.
+    """
 
     kept: list[dict]
     rejects: list[Reject]
     fitted: int
 
     def reasons(self) -> dict[str, int]:
-        """How many rows each reason rejected, the most frequent first."""
+        """Returns the number of rejects per reason, the most frequent first."""
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
 def clean(rows: Iterable[dict | Reject]) -> CleanResult:
-    """Cleans rows that fit into memory: `fault_of` each, then against those kept before them; of duplicates the first stays."""
+    """Cleans rows that fit into memory: each by itself, then for duplicates. Of duplicates the first is kept."""
     given = list(rows)
-    examined = list(examine(given, [fault_of, Duplicates().admit]))
-    kept = [row for row in examined if isinstance(row, dict)]
-    rejects = [row for row in examined if isinstance(row, Reject)]
-    return CleanResult(kept, rejects, sum(is_fitted(*pair) for pair in zip(given, examined, strict=True)))
+    checks = [fault_of, Duplicates().check_and_add]
+    checked = [check_row(row, checks) for row in given]
+    kept = [row for row in checked if isinstance(row, dict)]
+    rejects = [row for row in checked if isinstance(row, Reject)]
+    return CleanResult(kept, rejects, sum(is_coerced(*pair) for pair in zip(given, checked, strict=True)))
 
 
-def examine(rows: Iterable[dict | Reject], checks: list[Check]) -> Iterator[dict | Reject]:
-    """Yields each row, its arguments in the declared types, or a Reject by the first check that finds fault; one for one.
+def check_row(given: dict | Reject, checks: list[Check]) -> dict | Reject:
+    """Returns the row with its arguments in the declared types, or a Reject with the fault that the first check finds.
 
-    A Reject that comes in goes out.
+    A Reject is returned as it is.
     """
-    for given in rows:
-        if isinstance(given, Reject):
-            yield given
-            continue
-        row = fit_arguments(given)
-        fault = next(filter(None, (check(row) for check in checks)), None)
-        yield Reject(given["id"], *fault, given) if fault else row
+    if isinstance(given, Reject):
+        return given
+    row = coerce_arguments(given)
+    fault = next(filter(None, (check(row) for check in checks)), None)
+    return Reject(given["id"], *fault, given) if fault else row
 
 
-def is_fitted(given: dict | Reject, examined: dict | Reject) -> bool:
-    """Whether cleaning kept the row and changed a value in type."""
-    return isinstance(examined, dict) and examined is not given
+def is_coerced(given: dict | Reject, checked: dict | Reject) -> bool:
+    """Whether `check_row` kept the row and changed a value in type."""
+    return isinstance(checked, dict) and checked is not given
 
 
-def fit_arguments(row: dict) -> dict:
-    """The row with the target's scalar arguments in the types their tools declare; the same object if none changes."""
+def coerce_arguments(row: dict) -> dict:
+    """Returns the row with the target's scalar arguments in the types that their tools declare; the same object if none changes."""
     target = row["messages"][-1]
     properties = {tool["name"]: tool["parameters"]["properties"] for tool in row["tools"]}
     calls = []
     for call in target.get("tool_calls") or []:
         schemas = properties.get(call["name"], {})
-        arguments = {name: fit(value, _schema_at(schemas, name)) for name, value in call["arguments"].items()}
+        arguments = {name: coerce_value(value, _schema_at(schemas, name)) for name, value in call["arguments"].items()}
         calls.append({**call, "arguments": arguments})
     if calls == (target.get("tool_calls") or []):
         return row
@@ -84,7 +89,7 @@ def _schema_at(schemas: dict, name: str) -> dict:
 
 
 def fault_of(row: dict) -> tuple[str, str] | None:
-    """(reason, detail) of the first fault of a row by itself, or None. Only the target's calls are judged.
+    """Returns (reason, detail) of the first fault of a row by itself, or None. Of the calls only the target's are checked.
 
     Reasons: empty_query, empty_target, duplicate_tool (two tools of one name), unknown_tool, unknown_argument,
     missing_argument, refused_value, unusable_schema.

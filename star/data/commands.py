@@ -257,7 +257,7 @@ def _write_imported_rows(settings: ImportSettings, workspace: Workspace) -> Coun
 def _write_generated_rows(settings: SynthesizeSettings, workspace: Workspace) -> Counts:
     """Writes the set that the offline generator makes, and its card."""
     from star.data.data_card import write_card
-    from star.data.generate import generate_rows
+    from star.data.generate_offline import generate_rows
     from star.data.tool_files import load_tools
     from star.data.write_set import write_set
 
@@ -284,7 +284,7 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
     """Writes the set that a model makes, its card, and usage.json. The answers are kept in the state, so none is asked for twice."""
     from star.data.data_card import write_card
     from star.data.endpoint import Endpoint
-    from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_examples, rows_in_log
+    from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_examples, read_rows_from_log
     from star.data.tool_files import load_tools
     from star.data.write_set import write_set
     from star.json_file import write_json
@@ -309,7 +309,7 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
     usage["cost"] = round(cost / 1e6, 6)
     write_json(workspace.out / "usage.json", usage)
     statistics = write_set(
-        lambda position: rows_in_log(plan, log, position),
+        lambda position: read_rows_from_log(plan, log, position),
         out=workspace.out,
         state=workspace.state,
         total=settings.rows,
@@ -322,13 +322,13 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
     """Writes the set of the rows that pass all checks, cut down to the quotas, and its card."""
     from star.data.contamination import Benchmark
     from star.data.data_card import write_card
-    from star.data.filters import languages, longest
+    from star.data.filters import at_most_words, in_languages
     from star.data.importers import import_rows
     from star.data.write_set import apply_quotas, from_start, write_set
 
     benchmark = Benchmark(settings.benchmark) if settings.benchmark else None
-    checks = [longest(settings.max_words)] if settings.max_words else []
-    checks += [languages(settings.languages)] if settings.languages else []
+    checks = [at_most_words(settings.max_words)] if settings.max_words else []
+    checks += [in_languages(settings.languages)] if settings.languages else []
     checks += [benchmark.check] if benchmark else []
 
     def records() -> Iterator["dict | Reject"]:
@@ -339,7 +339,7 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
         out=workspace.out,
         state=workspace.state,
         checks=tuple(checks),
-        observe=benchmark.overlaps if benchmark else None,
+        find_overlaps=benchmark.overlaps if benchmark else None,
         label="check rows",
     )
     if settings.quotas and settings.rows is not None:

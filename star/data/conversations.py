@@ -1,7 +1,11 @@
-"""The message forms of public data sets: OpenAI's, ShareGPT's (`from`, `value`), Hermes' `<tool_call>` in the text, and ToolACE's calls.
+"""Reads the messages and calls of public data sets into row form: OpenAI's, ShareGPT's, Hermes' and ToolACE's.
 
-ToolACE lists its tools as JSON inside the system prompt and writes calls as `[Get Weather(city="Oslo"), ...]`. That text is parsed as
-Python literals and never executed.
+    message_of({"from": "human", "value": "Hi"})            # ShareGPT: {"role": "user", "content": "Hi"}
+    calls_in_text('[Get Weather(city="Oslo")]', {"Get Weather"})
+                                                            # ToolACE: [{"name": "Get Weather", "arguments": {"city": "Oslo"}}]
+
+ToolACE lists its tools as JSON inside the system prompt and writes calls as above. That text is parsed as Python literals; it is
+never executed.
 """
 
 import ast
@@ -15,11 +19,15 @@ ROLES = {
     "human": "user", "gpt": "assistant", "model": "assistant", "function_call": "assistant", "function-call": "assistant",
     "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool", "function_response": "tool",
 }  # fmt: skip
-LONGEST_CALLS = 20_000  # characters of a call text that are parsed
+MAX_CALLS_CHARACTERS = 20_000  # a longer text is not parsed as ToolACE's calls
 
 
 def message_of(written: Any) -> dict:
-    """One message in row form; InputError says what it lacks."""
+    """Returns one message in row form.
+
+    Raises:
+        InputError: it is not an object, or its calls cannot be read.
+    """
     if not isinstance(written, dict):
         raise InputError(f"a message must be an object, got {str(written)[:80]}")
     role = written.get("role", written.get("from"))
@@ -31,44 +39,63 @@ def message_of(written: Any) -> dict:
             "role": role,
             "content": content if content is None or isinstance(content, str) else json.dumps(content),
         }
-    calls = [call_of(call) for call in list_in(written, "tool_calls")]
+    calls = [call_of(call) for call in list_field(written, "tool_calls")]
     if isinstance(single := written.get("function_call"), dict):
         calls.append(call_of(single))
     if called_by_role:
-        return answer(None, [call_of(part) for part in _as_list(parsed(content, "function_call"))], None)
+        return assistant_message(
+            None, [call_of(part) for part in _as_list(parse_json_field(content, "function_call"))], None
+        )
     reasoning = written.get("reasoning_content")
     if not calls and isinstance(content, str) and CALL_OPEN in content:
-        content, calls, said = _hermes(content)
+        content, calls, said = _parse_hermes_calls(content)
         reasoning = reasoning or said
-    return answer(content, calls, reasoning)
+    return assistant_message(content, calls, reasoning)
 
 
-def answer(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
+def assistant_message(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
+    """Returns a message of the assistant in row form."""
     return {"role": "assistant", "content": content, "tool_calls": calls, "reasoning_content": reasoning}
 
 
 def call_of(call: Any) -> dict:
-    """{"name", "arguments"} of a call in OpenAI's form or bare; arguments may be JSON text."""
+    """Returns {"name", "arguments"} of a call in OpenAI's form or bare. The arguments may be JSON text.
+
+    Raises:
+        InputError: it is not an object, or its arguments are text that is not JSON.
+    """
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict):
         raise InputError(f"a call must be an object, got {str(call)[:80]}")
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
-        arguments = parsed(arguments, "arguments") if arguments.strip() else {}
+        arguments = parse_json_field(arguments, "arguments") if arguments.strip() else {}
     return {"name": inner.get("name"), "arguments": {} if arguments is None else arguments}
 
 
-def list_in(record: dict, key: str) -> list:
-    """The list at `key`, which may be JSON text or missing."""
+def list_field(record: dict, key: str) -> list:
+    """Returns the list at `key`. It may be written as JSON text; a missing one is empty.
+
+    Raises:
+        InputError: there is something else at `key`.
+    """
     value = [] if record.get(key) is None else record[key]
     if isinstance(value, str):
-        value = parsed(value, key) if value.strip() else []
+        value = parse_json_field(value, key) if value.strip() else []
     if not isinstance(value, list):
         raise InputError(f"`{key}` must be a list, got {str(value)[:80]}")
     return value
 
 
-def parsed(text: Any, what: str) -> Any:
+def parse_json_field(text: Any, what: str) -> Any:
+    """Returns the JSON value of a text.
+
+    Args:
+        what: name of the field, for the error.
+
+    Raises:
+        InputError: the text is not JSON.
+    """
     try:
         return json.loads(text)
     except (ValueError, TypeError, RecursionError) as error:
@@ -79,7 +106,8 @@ def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _hermes(content: str) -> tuple[str | None, list[dict], str | None]:
+def _parse_hermes_calls(content: str) -> tuple[str | None, list[dict], str | None]:
+    """Returns (content, calls, reasoning) of a text with `<tool_call>` tags."""
     try:
         completion = parse_completion(content if THINK_OPEN in content else f"<think>\n</think>\n{content}")
     except FormatError as error:
@@ -88,7 +116,7 @@ def _hermes(content: str) -> tuple[str | None, list[dict], str | None]:
 
 
 def tools_in_system(system: str) -> list | None:
-    """The list of tools that a system prompt carries as JSON, or None."""
+    """Returns the list of tools that a system prompt contains as JSON, or None."""
     decoder = json.JSONDecoder()
     start = system.find("[{")
     while start >= 0:
@@ -104,26 +132,29 @@ def tools_in_system(system: str) -> list | None:
 
 
 def calls_in_text(text: str | None, names: set[str]) -> list[dict] | None:
-    """The calls of ToolACE's `[Name(key=literal, ...), ...]`; None where the text is no such list or calls what is not in `names`."""
+    """Returns the calls of ToolACE's `[Name(key=literal, ...), ...]`.
+
+    Returns None where the text is not such a list, or calls a tool that is not in `names`.
+    """
     stripped = (text or "").strip()
-    if not (stripped.startswith("[") and stripped.endswith(")]")) or len(stripped) > LONGEST_CALLS:
+    if not (stripped.startswith("[") and stripped.endswith(")]")) or len(stripped) > MAX_CALLS_CHARACTERS:
         return None
     rest, calls = stripped[1:-1].strip(), []
     while rest:
-        # Names hold blanks and slashes, which Python's grammar has no place for.
+        # Names contain blanks and slashes, which Python's grammar does not allow, so the text is not parsed as a whole.
         name = next((name for name in sorted(names, key=len, reverse=True) if rest.startswith(f"{name}(")), None)
         if name is None:
             return None
-        end = _closing(rest, len(name))
-        if end is None or (arguments := _literals(rest[len(name) : end + 1])) is None:
+        end = _find_closing_bracket(rest, len(name))
+        if end is None or (arguments := _parse_literal_arguments(rest[len(name) : end + 1])) is None:
             return None
         calls.append({"name": name, "arguments": arguments})
         rest = rest[end + 1 :].lstrip(", \n\t")
     return calls
 
 
-def _closing(text: str, start: int) -> int | None:
-    """Where the bracket that opens at `start` closes, quotes minded."""
+def _find_closing_bracket(text: str, start: int) -> int | None:
+    """Returns the position of the bracket that closes the one at `start`; brackets inside quotes do not count."""
     depth, quote, escaped = 0, "", False
     for place in range(start, len(text)):
         letter = text[place]
@@ -142,17 +173,18 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def _literals(arguments: str) -> dict | None:
+def _parse_literal_arguments(arguments: str) -> dict | None:
+    """Returns the keyword arguments of `(key=literal, ...)` as JSON values, or None where they are anything else."""
     try:
         tree = ast.parse(f"f{arguments}", mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args or any(keyword.arg is None for keyword in tree.keywords):
             return None
-        return {keyword.arg: json.loads(json.dumps(_literal(keyword.value))) for keyword in tree.keywords}
+        return {keyword.arg: json.loads(json.dumps(_literal_value(keyword.value))) for keyword in tree.keywords}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal_value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
         return {"true": True, "false": False, "null": None}[node.id]
     return ast.literal_eval(node)

@@ -1,4 +1,4 @@
-"""The digest under which DVC tracks a folder, without needing DVC: the md5 over the list of its files' md5 sums."""
+"""Computes the digest under which DVC tracks a folder, without needing DVC: the md5 over the list of its files' md5 sums."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def dvc_digest(folder: Path) -> str:
-    """DVC's `md5.dir` of a folder, 36 characters: what dvc.lock says of it, and what MLflow's datasets have room for."""
+    """Returns DVC's `md5.dir` of a folder: 36 characters, as in dvc.lock. The longest digest that an MLflow dataset takes is as long."""
     files = [
         {"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()}
         for file in folder.rglob("*")

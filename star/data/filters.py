@@ -1,14 +1,14 @@
-"""Filters that a set may be given beside the checks that every row passes: length and language of what the user says."""
+"""Filters rows by the length of the conversation and by the language of the user. `star data check` applies them on request."""
 
 from star.data.cleaning import Check
 from star.errors import InputError
 
-LEAST_LETTERS = 24  # of a text whose language can be told
-SURE = 0.9  # probability from which a text counts as of another language
+MIN_LETTERS = 24  # a shorter text is too short for its language to be recognised
+MIN_PROBABILITY = 0.9  # a text counts as another language from this probability on
 
 
-def longest(words: int) -> Check:
-    """Rejects (`too_long`) rows with more words than this in all messages together."""
+def at_most_words(words: int) -> Check:
+    """Returns a check that rejects (`too_long`) rows with more words than this in all messages together."""
 
     def check(row: dict) -> tuple[str, str] | None:
         count = sum(len((message.get("content") or "").split()) for message in row["messages"])
@@ -17,13 +17,19 @@ def longest(words: int) -> Check:
     return check
 
 
-def languages(wanted: list[str]) -> Check:
-    """Rejects (`other_language`) rows whose user surely writes in none of these languages (ISO 639-1); short texts pass.
+def in_languages(wanted: list[str]) -> Check:
+    """Returns a check that rejects (`other_language`) rows whose user surely writes in none of these languages. Short texts pass.
+
+    Args:
+        wanted: ISO 639-1 codes, such as en.
 
     Raises:
-        InputError: a language that is not known.
+        InputError: a language is not known.
     """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # here: its model takes a second to load
+    from py3langid.langid import (  # imported here because its model takes a second to load
+        MODEL_FILE,
+        LanguageIdentifier,
+    )
 
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     known = set(identifier.nb_classes) if hasattr(identifier, "nb_classes") else set(identifier.labels)
@@ -32,10 +38,10 @@ def languages(wanted: list[str]) -> Check:
 
     def check(row: dict) -> tuple[str, str] | None:
         said = " ".join(message.get("content") or "" for message in row["messages"] if message["role"] == "user")
-        if sum(letter.isalpha() for letter in said) < LEAST_LETTERS:
+        if sum(letter.isalpha() for letter in said) < MIN_LETTERS:
             return None
         language, probability = identifier.classify(said[:4000])
-        if language in wanted or probability < SURE:
+        if language in wanted or probability < MIN_PROBABILITY:
             return None
         return "other_language", f"the user writes in {language} (probability {probability:.2f})"
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from star.data.conversations import answer, call_of, calls_in_text, list_in, message_of, tools_in_system
+from star.data.conversations import assistant_message, call_of, calls_in_text, list_field, message_of, tools_in_system
 from star.data.read_records import read_records
 from star.data.rows import Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
@@ -79,10 +79,10 @@ def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     if "messages" in record or "conversations" in record:
         messages, tools = _conversation(record)
     elif "query" in record:
-        calls = [call_of(call) for call in list_in(record, "answers")]
+        calls = [call_of(call) for call in list_field(record, "answers")]
         said = None if calls else REFUSAL_OF_AN_EMPTY_ANSWER
-        messages = [{"role": "user", "content": record["query"]}, answer(said, calls, None)]
-        tools = list_in(record, "tools")
+        messages = [{"role": "user", "content": record["query"]}, assistant_message(said, calls, None)]
+        tools = list_field(record, "tools")
     else:
         raise InputError("a record must have `messages`, or `query` and `answers`")
     tools = [_tool(json.dumps(tool)) for tool in tools]
@@ -107,12 +107,12 @@ REFUSAL_OF_AN_EMPTY_ANSWER = "None of the given tools can do that."
 def _conversation(record: dict) -> tuple[list[dict], list]:
     """(messages, tools as written) of a conversation; ToolACE's tools and calls are taken out of its texts."""
     messages = [
-        message_of(message) for message in list_in(record, "messages" if "messages" in record else "conversations")
+        message_of(message) for message in list_field(record, "messages" if "messages" in record else "conversations")
     ]
     if isinstance(system := record.get("system"), str) and system.strip():
         messages.insert(0, {"role": "system", "content": system})
     if "tools" in record or "functions" in record:
-        return messages, list_in(record, "tools" if "tools" in record else "functions")
+        return messages, list_field(record, "tools" if "tools" in record else "functions")
     listed = tools_in_system(messages[0]["content"] or "") if messages and messages[0]["role"] == "system" else None
     if listed is None:
         return messages, []
@@ -124,7 +124,7 @@ def _conversation(record: dict) -> tuple[list[dict], list]:
             if message["role"] == "assistant" and not message["tool_calls"]
             else None
         )
-        with_calls.append(message if calls is None else answer(None, calls, None))
+        with_calls.append(message if calls is None else assistant_message(None, calls, None))
     return with_calls, listed
 
 
@@ -158,7 +158,7 @@ def _written_tools(record: Any) -> list:
     try:
         if "conversations" in record or "messages" in record:
             return _conversation(record)[1]
-        return list_in(record, "tools")
+        return list_field(record, "tools")
     except (InputError, TypeError, AttributeError):
         return []
 

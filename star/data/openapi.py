@@ -14,8 +14,8 @@ from star.data.tools import normalize_tool
 from star.errors import InputError
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
-LARGEST = 20_000  # schema nodes of one operation once its references are written in place
-LONGEST_NAME = 64  # what OpenAI's API accepts
+MAX_SCHEMA_NODES = 20_000  # schema nodes of one operation once its references are written in place
+MAX_NAME_LENGTH = 64  # what OpenAI's API accepts
 IGNORED = frozenset(
     {"xml", "externalDocs", "discriminator", "readOnly", "writeOnly", "deprecated", "example", "nullable"}
 )
@@ -52,15 +52,15 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
             except InputError as error:
                 yield Reject(f"{method.upper()} {path}", "unusable_operation", str(error), operation)
                 continue
-            yield {**tool, "name": _unused(tool["name"], taken)}
+            yield {**tool, "name": _unused_name(tool["name"], taken)}
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def _unused_name(name: str, taken: set[str]) -> str:
     free = name
     number = 1
     while free in taken:
         number += 1
-        free = f"{name[: LONGEST_NAME - 4]}_{number}"
+        free = f"{name[: MAX_NAME_LENGTH - 4]}_{number}"
     taken.add(free)
     return free
 
@@ -86,7 +86,7 @@ class _Document:
             found = found[key]
         return found
 
-    def object(self, written: object) -> dict:
+    def resolve_object(self, written: object) -> dict:
         """A parameter, body or operation, its own reference followed; of a circle of references nothing is left."""
         seen = []
         while isinstance(written, dict) and "$ref" in written:
@@ -98,11 +98,13 @@ class _Document:
             raise InputError(f"expected an object, got {str(written)[:80]}")
         return written
 
-    def schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
+    def resolve_schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
         """The schema with its references written in place; `inside` are the references that led here."""
         self.nodes += 1
-        if self.nodes > LARGEST:
-            raise InputError(f"its schemas have more than {LARGEST} parts once references are written in place")
+        if self.nodes > MAX_SCHEMA_NODES:
+            raise InputError(
+                f"its schemas have more than {MAX_SCHEMA_NODES} parts once references are written in place"
+            )
         if isinstance(written, bool):
             return {} if written else {"not": {}}
         if not isinstance(written, dict):
@@ -114,7 +116,10 @@ class _Document:
             found = self.follow(reference)
             if isinstance(found, dict) and found.get("$ref") in (*inside, reference):
                 raise InputError(f"the reference {reference!r} points to itself")
-            return {**self.schema(found, (*inside, reference)), **(self.schema(beside, inside) if beside else {})}
+            return {
+                **self.resolve_schema(found, (*inside, reference)),
+                **(self.resolve_schema(beside, inside) if beside else {}),
+            }
         return self._keywords(written, inside)
 
     def _keywords(self, written: dict, inside: tuple[str, ...]) -> dict:
@@ -134,11 +139,11 @@ class _Document:
 
     def _part(self, key: str, value: object, inside: tuple[str, ...]) -> object:
         if key == "properties" and isinstance(value, dict):
-            return {name: self.schema(part, inside) for name, part in value.items() if not _is_read_only(part)}
+            return {name: self.resolve_schema(part, inside) for name, part in value.items() if not _is_read_only(part)}
         if key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
-            return [self.schema(part, inside) for part in value]
+            return [self.resolve_schema(part, inside) for part in value]
         if key in ("items", "not") or (key == "additionalProperties" and isinstance(value, dict)):
-            return self.schema(value, inside)
+            return self.resolve_schema(value, inside)
         return value
 
 
@@ -169,7 +174,7 @@ def _merged(parts: list[dict]) -> dict:
 
 
 def _tool(document: _Document, path: str, method: str, item: dict, operation: object) -> dict:
-    operation = document.object(operation)
+    operation = document.resolve_object(operation)
     properties: dict[str, dict] = {}
     required: list[str] = []
     places: dict[str, str] = {}
@@ -180,7 +185,7 @@ def _tool(document: _Document, path: str, method: str, item: dict, operation: ob
         if name.lower() in _credentials(document, place):
             continue
         name = name if name not in properties else f"{place}_{name}"
-        properties[name] = _described(document.schema(_parameter_schema(parameter)), parameter)
+        properties[name] = _described(document.resolve_schema(_parameter_schema(parameter)), parameter)
         places[name] = place
         if place == "path" or parameter.get("required") is True:
             required.append(name)
@@ -203,7 +208,7 @@ def _parameters(document: _Document, item: dict, operation: dict) -> list[dict]:
     """The path item's parameters and the operation's own, which take their place."""
     found: dict[tuple, dict] = {}
     for written in [*_list(item.get("parameters")), *_list(operation.get("parameters"))]:
-        parameter = document.object(written)
+        parameter = document.resolve_object(written)
         found[parameter.get("name"), parameter.get("in")] = parameter
     return list(found.values())
 
@@ -225,8 +230,8 @@ def _parameter_schema(parameter: dict) -> object:
 
 
 def _described(schema: dict, parameter: dict) -> dict:
-    said = parameter.get("description")
-    return {**schema, "description": said} if isinstance(said, str) and said else schema
+    description = parameter.get("description")
+    return {**schema, "description": description} if isinstance(description, str) and description else schema
 
 
 def _credentials(document: _Document, place: str) -> set[str]:
@@ -254,12 +259,12 @@ def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, boo
     """(name, schema, required) of what goes into the body: an object's properties, anything else whole as `body`."""
     if operation.get("requestBody") is None:
         return
-    body = document.object(operation["requestBody"])
+    body = document.resolve_object(operation["requestBody"])
     content = body.get("content")
     if not isinstance(content, dict) or not content:
         return
     kind = next((kind for kind in content if "json" in kind), next(iter(content)))
-    schema = document.schema(document.object(content[kind]).get("schema", {}))
+    schema = document.resolve_schema(document.resolve_object(content[kind]).get("schema", {}))
     needed = body.get("required") is True
     if schema.get("properties") and not schema.keys() & {"oneOf", "anyOf"}:
         for name, part in schema["properties"].items():
@@ -271,11 +276,11 @@ def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, boo
 def _name(given: object, method: str, path: str) -> str:
     """The operation's id, else method and path, in the letters that every API accepts."""
     name = given if isinstance(given, str) and given.strip() else f"{method}_{path.strip('/')}"
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:LONGEST_NAME] or method
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:MAX_NAME_LENGTH] or method
 
 
 def _description(operation: dict, method: str, path: str) -> str:
     for key in ("summary", "description"):
-        if isinstance(said := operation.get(key), str) and said.strip():
-            return " ".join(said.split())
+        if isinstance(description := operation.get(key), str) and description.strip():
+            return " ".join(description.split())
     return f"{method.upper()} {path}"

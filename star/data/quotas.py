@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from star.data.rows import Reject
-from star.data.splits import rank
+from star.data.splits import row_rank
 from star.errors import InputError
 
 
@@ -34,16 +34,16 @@ def within_quotas(
         if (heap := lowest.get(row["kind"])) is None or not wanted[row["kind"]]:
             continue
         if len(heap) < wanted[row["kind"]]:
-            heapq.heappush(heap, -rank(row, seed))
+            heapq.heappush(heap, -row_rank(row, seed))
         else:
-            heapq.heappushpop(heap, -rank(row, seed))
+            heapq.heappushpop(heap, -row_rank(row, seed))
     edge = {kind: -heap[0] for kind, heap in lowest.items() if heap}
     taken: Counter = Counter()
     for row in again:
         kind = row["kind"]
         if kind not in wanted:
             yield Reject(row["id"], "no_quota", f"no rows of the kind {kind} are wanted", row)
-        elif kind not in edge or rank(row, seed) > edge[kind] or taken[kind] == wanted[kind]:
+        elif kind not in edge or row_rank(row, seed) > edge[kind] or taken[kind] == wanted[kind]:
             yield Reject(row["id"], "over_quota", f"{wanted[kind]} rows of the kind {kind} are wanted", row)
         else:
             taken[kind] += 1

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from star.data.rows import LONGEST_LINE, parse_line, read_lines
+from star.data.rows import MAX_LINE_BYTES, parse_line, read_lines
 from star.errors import InputError
 
-CHUNK = 2**20  # characters
-BATCH = 256  # Parquet rows
+CHUNK_CHARACTERS = 2**20  # characters
+PARQUET_BATCH_ROWS = 256  # Parquet rows
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -23,13 +23,13 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
         InputError: there is no such file, or it is of no kind that is read here.
     """
     if path.is_dir():
-        yield from _from_folder(path)
+        yield from _read_folder(path)
     elif not path.is_file():
         raise InputError(f"cannot read {path}: there is no such file")
     elif path.suffix == ".parquet":
-        yield from _from_parquet(path)
+        yield from _read_parquet(path)
     elif _first_character(path) == b"[":
-        yield from _from_list(path)
+        yield from _read_json_list(path)
     else:
         for number, line in read_lines(path):
             try:
@@ -43,13 +43,13 @@ def _first_character(path: Path) -> bytes:
         return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
 
 
-def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowInvalid
     from pyarrow.parquet import ParquetFile
 
     number = 0
     try:
-        for batch in ParquetFile(path).iter_batches(batch_size=BATCH):
+        for batch in ParquetFile(path).iter_batches(batch_size=PARQUET_BATCH_ROWS):
             for record in batch.to_pylist():
                 number += 1
                 yield number, record
@@ -57,7 +57,7 @@ def _from_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path} cannot be read as Parquet: {str(error)[:200]}") from error
 
 
-def _from_folder(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_folder(path: Path) -> Iterator[tuple[int, Any]]:
     """A folder of `datasets.save_to_disk`, or one with Parquet, JSON Lines or JSON lists, as a clone of a data set's repository."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import DatasetDict, load_from_disk
@@ -75,11 +75,11 @@ def _from_folder(path: Path) -> Iterator[tuple[int, Any]]:
     yield from enumerate((record for file in files for _, record in read_records(file)), start=1)
 
 
-def _from_list(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of one JSON list, decoded as they come; after an element that is not JSON nothing more can be told apart."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        text, number = file.read(CHUNK).lstrip()[1:], 0
+        text, number = file.read(CHUNK_CHARACTERS).lstrip()[1:], 0
         while True:
             text = text.lstrip(" \t\r\n,")
             if text.startswith("]"):
@@ -94,10 +94,10 @@ def _from_list(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, value
                 text = text[end:]
                 continue
-            more = file.read(max(CHUNK, len(text)))
-            if not more or len(text) > LONGEST_LINE:
+            more = file.read(max(CHUNK_CHARACTERS, len(text)))
+            if not more or len(text) > MAX_LINE_BYTES:
                 why = (
-                    f"longer than {LONGEST_LINE // 2**20} MiB"
+                    f"longer than {MAX_LINE_BYTES // 2**20} MiB"
                     if more
                     else f"not JSON: {problem if text else 'the list has no end'}"
                 )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from star.errors import InputError
 
-LONGEST_LINE = 16 * 2**20  # bytes: no model is trained on a row of that size, and a line must fit into memory
+MAX_LINE_BYTES = 16 * 2**20  # bytes: no model is trained on a row of that size, and a line must fit into memory
 
 
 class Call(BaseModel):
@@ -122,7 +122,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (line number from 1, line) for every line that is not blank; None stands for one longer than LONGEST_LINE.
+    """Yields (line number from 1, line) for every line that is not blank; None stands for one longer than MAX_LINE_BYTES.
 
     Raises:
         InputError: the file cannot be opened.
@@ -133,9 +133,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     with file:
         number = 0
-        while line := file.readline(LONGEST_LINE + 1):
+        while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
-            if len(line) <= LONGEST_LINE:
+            if len(line) <= MAX_LINE_BYTES:
                 if line.strip():
                     yield number, line
                 continue
@@ -147,7 +147,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 def parse_line(line: bytes | None) -> Any:
     """The JSON value of a line; ValueError says what is wrong with it."""
     if line is None:
-        raise ValueError(f"longer than {LONGEST_LINE // 2**20} MiB, so it is no row")
+        raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MiB, so it is no row")
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ MOST_TOOLS = 100_000  # names counted one by one; further ones are counted toget
 
 
 @dataclass
-class Figures:
+class SetStatistics:
     """Counters over rows and rejects."""
 
     read: int = 0
@@ -32,7 +32,7 @@ class Figures:
     shortfalls: Counter = field(default_factory=Counter)
 
     @classmethod
-    def from_json(cls, values: dict) -> "Figures":
+    def from_json(cls, values: dict) -> "SetStatistics":
         return cls(**{key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()})
 
     def to_json(self) -> dict:

@@ -25,15 +25,15 @@ def split(rows: list[dict], *, heldout: int, seed: int) -> tuple[list[dict], lis
     Raises:
         InputError: nothing would be left to train on, or repeated rows leave no split of that size.
     """
-    chosen = heldout_ranks(rows, heldout=heldout, seed=seed)
+    chosen = choose_heldout_ranks(rows, heldout=heldout, seed=seed)
     train: list[dict] = []
     held: list[dict] = []
     for row in rows:
-        (held if rank(row, seed) in chosen else train).append(row)
+        (held if row_rank(row, seed) in chosen else train).append(row)
     return train, held
 
 
-def heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
+def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
     """The ranks of the rows to hold out: all that a second pass over a file needs. Memory is 9 bytes a row.
 
     Raises:
@@ -42,7 +42,7 @@ def heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
     ranks, kinds = array("Q"), array("B")
     names: dict[str, int] = {}
     for row in rows:
-        ranks.append(rank(row, seed))
+        ranks.append(row_rank(row, seed))
         kinds.append(names.setdefault(row["kind"], len(names)))
     if not 0 <= heldout < len(ranks):
         raise InputError(f"cannot hold out {heldout} of {len(ranks)} rows and train on the rest: hold out fewer")
@@ -73,7 +73,7 @@ def _ascending(ranks: array) -> Iterator[int]:
     return map(int, np.argsort(np.frombuffer(ranks, dtype=np.uint64), kind="stable")) if len(ranks) else iter(())
 
 
-def rank(row: dict, seed: int) -> int:
+def row_rank(row: dict, seed: int) -> int:
     """64 bits of a hash of the row's content."""
     text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
@@ -93,29 +93,29 @@ def tool_identity(tool: dict) -> str:
     return " ".join(tool["description"].casefold().split()) or tool["name"]
 
 
-def heldout_tools(rows: Iterable[dict], *, heldout: int, seed: int) -> set[str]:
+def choose_heldout_tools(rows: Iterable[dict], *, heldout: int, seed: int) -> set[str]:
     """Identities of the tools to hold out, so that at least `heldout` rows call one of them.
 
     Raises:
         InputError: the tools that would be left to train on have no row.
     """
     calling: Counter = Counter()
-    together: dict[str, Counter] = defaultdict(Counter)
+    rows_calling_both: dict[str, Counter] = defaultdict(Counter)
     total = 0
     for row in rows:
         called = sorted(_called(row))
         total += bool(called)
         calling.update(called)
         for one in called:
-            together[one].update(other for other in called if other != one)
+            rows_calling_both[one].update(other for other in called if other != one)
     chosen: set[str] = set()
-    reached = 0
+    rows_held_out = 0
     for tool in sorted(calling, key=lambda tool: hashlib.sha256(f"{seed}\n{tool}".encode()).digest()):
-        if reached >= heldout:
+        if rows_held_out >= heldout:
             break
-        reached += calling[tool] - sum(together[tool][other] for other in chosen)
+        rows_held_out += calling[tool] - sum(rows_calling_both[tool][other] for other in chosen)
         chosen.add(tool)
-    if reached < heldout or len(chosen) == len(calling) or reached >= total:
+    if rows_held_out < heldout or len(chosen) == len(calling) or rows_held_out >= total:
         raise InputError(
             f"cannot hold out tools with {heldout} rows: {len(calling)} tools have {total} calling rows in all; hold out fewer rows"
         )

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from star.config.data import Data
 from star.data.data_card import write_card
-from star.data.generate import generate_rows
+from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows
 from star.data.rows import Reject, json_line, read_rows
-from star.data.set_statistics import Figures
-from star.data.splits import heldout_ranks, heldout_tools, rank, split_by_tool
+from star.data.set_statistics import SetStatistics
+from star.data.splits import choose_heldout_ranks, choose_heldout_tools, row_rank, split_by_tool
 from star.data.tool_files import load_tools
-from star.data.write_set import FIGURES, REJECTS, ROWS, reject_line, write_set
+from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_set
 from star.errors import InputError
 from star.json_file import write_json
 
@@ -22,7 +22,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     """Writes train.jsonl, heldout.jsonl, rejects.jsonl, figures.json and the card (card.md, card.html).
 
     Args:
-        state: a folder that outlives a kill; work that was done there is not done again.
+        state: a folder that outlives a kill; set_folder that was done there is not done again.
 
     Returns:
         counts: train and held-out rows, imported rows, rejected rows in all and by reason.
@@ -46,32 +46,39 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
             start=position - imported,
         )
 
-    work = state / "set"
-    work.mkdir(parents=True, exist_ok=True)
-    figures = write_set(records, out=work, state=state, total=settings.generated_rows, label="make rows")
-    if figures.rows <= settings.heldout_rows:
+    set_folder = state / "set"
+    set_folder.mkdir(parents=True, exist_ok=True)
+    statistics = write_set(records, out=set_folder, state=state, total=settings.generated_rows, label="make rows")
+    if statistics.rows <= settings.heldout_rows:
         raise InputError(
-            f"only {figures.rows} of {figures.read} rows are clean ({dict(figures.rejects)}), too few to hold out "
+            f"only {statistics.rows} of {statistics.read} rows are clean ({dict(statistics.rejects)}), too few to hold out "
             f"{settings.heldout_rows}: make or give more rows, or hold out fewer"
         )
-    shutil.copyfile(work / REJECTS, out / REJECTS)
-    figures = _split(work / ROWS, figures, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out)
-    write_json(out / FIGURES, figures.to_json())
+    shutil.copyfile(set_folder / REJECTS, out / REJECTS)
+    statistics = _split(
+        set_folder / ROWS, statistics, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out
+    )
+    write_json(out / STATISTICS, statistics.to_json())
     write_card(out)
-    imported = figures.read - settings.generated_rows
-    counts = {**figures.split, "imported": imported, "rejected": figures.rejects.total(), "fitted": figures.fitted}
-    return counts | {f"rejected_{reason}": count for reason, count in figures.rejects.most_common()}
+    imported = statistics.read - settings.generated_rows
+    counts = {
+        **statistics.split,
+        "imported": imported,
+        "rejected": statistics.rejects.total(),
+        "fitted": statistics.fitted,
+    }
+    return counts | {f"rejected_{reason}": count for reason, count in statistics.rejects.most_common()}
 
 
-def _split(rows: Path, figures: Figures, *, heldout: int, by: str, seed: int, out: Path) -> Figures:
-    """Writes train.jsonl and heldout.jsonl; returns the figures with the rows of both."""
+def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed: int, out: Path) -> SetStatistics:
+    """Writes train.jsonl and heldout.jsonl; returns the statistics with the rows of both."""
     if by == "tool":
-        tools = heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
+        tools = choose_heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout)
     else:
-        chosen = heldout_ranks(read_rows(rows), heldout=heldout, seed=seed)
-        sides = (("heldout" if rank(row, seed) in chosen else "train", row) for row in read_rows(rows))
-    figures = Figures.from_json(figures.to_json())
+        chosen = choose_heldout_ranks(read_rows(rows), heldout=heldout, seed=seed)
+        sides = (("heldout" if row_rank(row, seed) in chosen else "train", row) for row in read_rows(rows))
+    statistics = SetStatistics.from_json(statistics.to_json())
     with (
         (out / "train.jsonl").open("wb") as train,
         (out / "heldout.jsonl").open("wb") as held,
@@ -80,9 +87,9 @@ def _split(rows: Path, figures: Figures, *, heldout: int, by: str, seed: int, ou
         files = {"train": train, "heldout": held}
         for side, row in sides:
             if isinstance(row, Reject):
-                figures.add_reject(row)
+                statistics.add_reject(row)
                 rejects.write(reject_line(row))
             else:
-                figures.split[side] += 1
+                statistics.split[side] += 1
                 files[side].write(json_line(row))
-    return figures
+    return statistics

@@ -11,8 +11,8 @@ from star.data.rows import Reject
 from star.data.tools import normalize_tool, repeated_name
 from star.errors import InputError
 
-LARGEST_FILE = 64 * 2**20  # bytes; the largest public OpenAPI documents have ten million
-MOST_NODES = 1_000_000
+MAX_FILE_BYTES = 64 * 2**20  # bytes; the largest public OpenAPI documents have ten million
+MAX_NODES = 1_000_000
 
 
 def load_tools(path: Path) -> list[dict]:
@@ -39,14 +39,14 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
     Raises:
         InputError: no such file, too large, not JSON or YAML, or no tool in it.
     """
-    document = _document(path)
+    document = _read_document(path)
     if is_openapi(document):
         try:
             yield from tools_of_openapi(document)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return
-    listed = _listed(document)
+    listed = _find_tool_list(document)
     if not isinstance(listed, list) or not listed:
         raise InputError(
             f'the tools file {path} must hold a list of tools, {{"tools": [...]}} or an OpenAPI 3 document, with at least one'
@@ -72,7 +72,7 @@ def holds_tools(path: Path) -> bool:
     return True  # an object over many lines: an OpenAPI document, for one
 
 
-def _listed(document: object) -> object:
+def _find_tool_list(document: object) -> object:
     """The list of tools in a document: itself, its `tools` (also of an MCP `tools/list` answer), or the one tool it is."""
     if not isinstance(document, dict):
         return document
@@ -90,23 +90,23 @@ def _listed(document: object) -> object:
     return None
 
 
-def _document(path: Path) -> Any:
+def _read_document(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+            content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the tools file {path}: {error.strerror}") from error
-    if len(content) > LARGEST_FILE:
-        raise InputError(f"the tools file {path} has more than {LARGEST_FILE // 2**20} MiB: give the tools alone")
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"the tools file {path} has more than {MAX_FILE_BYTES // 2**20} MiB: give the tools alone")
     try:
         if path.suffix.lower() in (".yaml", ".yml"):
-            return _yaml(content)
+            return _parse_yaml(content)
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"the tools file {path} is not JSON: {error}") from error
 
 
-def _yaml(content: bytes) -> Any:
+def _parse_yaml(content: bytes) -> Any:
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -120,18 +120,18 @@ def _yaml(content: bytes) -> Any:
         loaded = yaml.load(content, Loader=Loader)  # a safe loader
     except yaml.YAMLError as error:
         raise ValueError(f"nor YAML: {' '.join(str(error).split())[:200]}") from error
-    return _plain(loaded, [MOST_NODES])
+    return _as_json_value(loaded, [MAX_NODES])
 
 
-def _plain(value: Any, left: list[int]) -> Any:
+def _as_json_value(value: Any, left: list[int]) -> Any:
     """The value as JSON has it; `left` counts down, because a few aliases of aliases stand for billions of nodes."""
     left[0] -= 1
     if left[0] < 0:
-        raise ValueError(f"written out it has more than {MOST_NODES:,} parts")
+        raise ValueError(f"written out it has more than {MAX_NODES:,} parts")
     if isinstance(value, dict):
-        return {str(key): _plain(part, left) for key, part in value.items()}
+        return {str(key): _as_json_value(part, left) for key, part in value.items()}
     if isinstance(value, list):
-        return [_plain(part, left) for part in value]
+        return [_as_json_value(part, left) for part in value]
     if value is None or isinstance(value, str | int | float):
         return value
     raise ValueError(f"it holds a {type(value).__name__}, which JSON does not have")

@@ -44,7 +44,7 @@ PLAIN_TYPES: dict[str, dict] = {
     **dict.fromkeys(("hashmap", "map"), {"type": "object"}),
     "arraylist": {"type": "array"},
 }
-LONGEST_TYPE = 300
+MAX_TYPE_LENGTH = 300
 STATES_A_DEFAULT = re.compile(r"\bdefaults?\b( value)? (is|to)\b", re.IGNORECASE)
 TYPES = Draft202012Validator({})
 
@@ -89,6 +89,31 @@ def normalize_tool(tool: dict) -> dict:
     return {"name": name, "description": described, "parameters": parameters, **hints}
 
 
+def public_tool(tool: dict) -> dict:
+    """The tool as a prompt shows it: without `x-` hints and without `examples`, which are for the generator only."""
+    return {
+        "name": tool["name"],
+        "description": tool["description"],
+        "parameters": _without_examples(tool["parameters"]),
+    }
+
+
+def _without_examples(schema: object) -> object:
+    if not isinstance(schema, dict):
+        return schema
+    shown = {key: value for key, value in schema.items() if key != "examples"}
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(shown.get(key), dict):
+            shown[key] = {name: _without_examples(part) for name, part in shown[key].items()}
+    for key in ("items", "additionalProperties", "not"):
+        if key in shown:
+            shown[key] = _without_examples(shown[key])
+    for key in ("oneOf", "anyOf", "allOf", "prefixItems"):
+        if isinstance(shown.get(key), list):
+            shown[key] = [_without_examples(part) for part in shown[key]]
+    return shown
+
+
 @lru_cache(maxsize=4096)
 def _check_schema(schema: str) -> None:
     """Checks a schema once however many tools share it: the check takes milliseconds."""
@@ -109,7 +134,7 @@ def is_valid(value: object, schema: dict) -> bool:
         return False
 
 
-def fit(value: object, schema: dict) -> object:
+def coerce_value(value: object, schema: dict) -> object:
     """The value in the scalar type that the schema names, where its text stays the same: "5" and 5, "true" and true.
 
     Any other value is returned as it is, for the schema to refuse.
@@ -137,7 +162,7 @@ def json_schema_of_type(text: str) -> tuple[dict, bool]:
         InputError: the text is no such type.
     """
     unreadable = InputError(f"{text[:80]!r} is not a type: write a JSON Schema type, or a Python one such as List[int]")
-    if len(text) > LONGEST_TYPE:
+    if len(text) > MAX_TYPE_LENGTH:
         raise unreadable
     try:
         parsed = ast.parse(f"t({text}\n)", mode="eval").body  # as a call's arguments: `str, default='x'` parses too
@@ -208,10 +233,10 @@ def _schema(written: object) -> dict | bool:
     rest = {key: _part(key, value) for key, value in written.items() if key != "type"}
     kind = written.get("type")
     if isinstance(kind, str):
-        return _settle_default({**json_schema_of_type(kind)[0], **rest})
+        return _coerce_default({**json_schema_of_type(kind)[0], **rest})
     if kind is not None and not (isinstance(kind, list) and all(part in JSON_TYPES for part in map(str, kind))):
         raise InputError(f"{str(kind)[:80]} is not a type: write a JSON Schema type or a list of them")
-    return _settle_default(rest if kind is None else {"type": kind, **rest})
+    return _coerce_default(rest if kind is None else {"type": kind, **rest})
 
 
 def _part(key: str, value: object) -> object:
@@ -225,7 +250,7 @@ def _part(key: str, value: object) -> object:
     return value
 
 
-def _settle_default(schema: dict) -> dict:
+def _coerce_default(schema: dict) -> dict:
     """Gives a default the type of its parameter ("10" is 10) and drops one that cannot have it (an int with 'fasta').
 
     An integer whose default is a fraction is a number: xLAM writes latitudes as `int` with the default '40.41'.
@@ -233,10 +258,10 @@ def _settle_default(schema: dict) -> dict:
     kinds = schema.get("type")
     if "default" not in schema or kinds is None:
         return schema
-    number = fit(schema["default"], {"type": "number"})
+    number = coerce_value(schema["default"], {"type": "number"})
     if kinds == "integer" and isinstance(number, float) and not number.is_integer():
         kinds = "number"
-    default = fit(schema["default"], {"type": kinds})
+    default = coerce_value(schema["default"], {"type": kinds})
     settled = {**schema, "type": kinds, "default": default}
     if not any(TYPES.is_type(default, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
         del settled["default"]

@@ -1,35 +1,38 @@
-"""A data set being written: kept rows, rejects with their reasons, figures; in steps that survive a kill.
+"""Writes a set of rows: rows.jsonl with the kept rows, rejects.jsonl with the others and their reasons, figures.json with statistics.
 
-Every CHECKPOINT records, what was written and what the duplicates' index remembers is committed together. A run that goes on cuts the files
-back to the last commit and takes the input up from there, so its output is the bytes that a run left alone would have written. Memory does
-not grow with the rows.
+Every COMMIT_EVERY records, the sizes of the files, the statistics and the index of duplicates are committed together in one SQLite
+transaction. A resumed run truncates the files to the last commit and continues the input from there, so it writes the same bytes as a run
+that was never killed. Memory does not grow with the number of rows.
+
+    write_set(from_start(import_rows(Path("xlam.json"), source="xlam")), out=Path("set"), state=Path("state"))
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from star.data.cleaning import Check, examine, fault_of, is_fitted
+from star.data.cleaning import Check, check_row, fault_of, is_coerced
 from star.data.duplicates import Duplicates
 from star.data.quotas import shortfalls, wanted_rows, within_quotas
 from star.data.rows import Reject, json_line, ordered_row, read_rows
-from star.data.set_statistics import Figures
+from star.data.set_statistics import SetStatistics
 from star.errors import InputError
 from star.json_file import write_json
 from star.progress import Bar
 
-CHECKPOINT = 1000  # records
-ROWS, REJECTS, FIGURES, TOOLS = "rows.jsonl", "rejects.jsonl", "figures.json", "tools.jsonl"
+COMMIT_EVERY = 1000  # records between two commits
+ROWS, REJECTS, STATISTICS, TOOLS = "rows.jsonl", "rejects.jsonl", "figures.json", "tools.jsonl"
 
-# Gives the records from a position on: (position) -> records. A generator begins there; a file is read up to there.
+# Returns the records from a position on. A generator starts there; a file is read and skipped up to there.
 Records = Callable[[int], Iterable[dict | Reject]]
 
 
 def from_start(records: Iterable[dict | Reject]) -> Records:
-    """Records that can only be read from the beginning."""
+    """Makes Records of an iterable that can only be read from its beginning."""
     return lambda position: islice(records, position, None)
 
 
@@ -39,26 +42,26 @@ def write_set(
     out: Path,
     state: Path,
     checks: tuple[Check, ...] = (),
-    observe: Callable[[dict], Iterable[str]] | None = None,
+    find_overlaps: Callable[[dict], Iterable[str]] | None = None,
     total: int | None = None,
     label: str = "rows",
-) -> Figures:
-    """Writes rows.jsonl, rejects.jsonl and figures.json to `out`; goes on where a killed run stopped.
+) -> SetStatistics:
+    """Writes rows.jsonl, rejects.jsonl and figures.json to `out`, and resumes where a killed run stopped.
 
     Args:
-        records: rows and rejects, the same in the same order whenever they are asked for.
-        state: a folder that outlives a kill, for the index of kept rows.
-        checks: run between a row's own faults and the search for duplicates.
-        observe: names what a kept row is counted under in the figures' overlaps.
-        total: how many records there are, for the progress bar.
+        records: rows and rejects. A resumed run must get the same ones in the same order.
+        state: folder that outlives a kill, for the index of kept rows.
+        checks: checks to run after those of a single row and before the search for duplicates.
+        find_overlaps: names what a kept row has in common with a benchmark, to be counted in the statistics.
+        total: number of records, for the progress bar.
+        label: what the progress bar is called.
 
     Raises:
         InputError: whatever the records raise.
     """
     with closing(Duplicates(state / "kept.sqlite")) as duplicates:
-        done, figures = _go_back_to_commit(duplicates, out)
-        given: list = []
-        examined = examine(_remembering(records(done), given), [fault_of, *checks, duplicates.admit])
+        done, statistics = _roll_back_to_commit(duplicates, out)
+        all_checks = [fault_of, *checks, duplicates.check_and_add]
         with (
             (out / ROWS).open("ab") as rows,
             (out / REJECTS).open("ab") as rejects,
@@ -69,49 +72,49 @@ def write_set(
                 rows.flush()
                 rejects.flush()
                 sizes = {ROWS: rows.tell(), REJECTS: rejects.tell()}
-                duplicates.commit(json.dumps({"done": figures.read, "sizes": sizes, "figures": figures.to_json()}))
+                duplicates.commit(
+                    json.dumps({"done": statistics.read, "sizes": sizes, "figures": statistics.to_json()})
+                )
 
-            for result in examined:
-                figures.read += 1
+            for record in records(done):
+                statistics.read += 1
+                result = check_row(record, all_checks)
                 if isinstance(result, Reject):
-                    figures.add_reject(result)
+                    statistics.add_reject(result)
                     rejects.write(reject_line(result))
                 else:
-                    figures.fitted += is_fitted(given[0], result)
-                    figures.add(result)
-                    figures.overlaps.update(observe(result) if observe else ())
+                    statistics.fitted += is_coerced(record, result)
+                    statistics.add(result)
+                    statistics.overlaps.update(find_overlaps(result) if find_overlaps else ())
                     rows.write(json_line(ordered_row(result)))
-                given.clear()
-                if figures.read % CHECKPOINT == 0:
+                if statistics.read % COMMIT_EVERY == 0:
                     commit()
                 if bar.total is not None:
-                    bar.total = max(bar.total, figures.read)
+                    bar.total = max(bar.total, statistics.read)
                 bar.advance()
             commit()
-    write_json(out / FIGURES, figures.to_json())
-    return figures
+    write_json(out / STATISTICS, statistics.to_json())
+    return statistics
 
 
-def _remembering(records: Iterable[dict | Reject], last: list) -> Iterator[dict | Reject]:
-    for record in records:
-        last.append(record)
-        yield record
-
-
-def _go_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, Figures]:
-    """(records done, figures) of the last commit, with the files cut back to it."""
+def _roll_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, SetStatistics]:
+    """Truncates the files to the last commit. Returns (number of records done, statistics) of that commit."""
     kept = duplicates.committed()
-    state = json.loads(kept) if kept else {"done": 0, "sizes": {ROWS: 0, REJECTS: 0}, "figures": {}}
+    state: dict[str, Any] = json.loads(kept) if kept else {"done": 0, "sizes": {ROWS: 0, REJECTS: 0}, "figures": {}}
     for name, size in state["sizes"].items():
         (out / name).touch()
         os.truncate(out / name, size)
-    return state["done"], Figures.from_json(state["figures"])
+    return state["done"], SetStatistics.from_json(state["figures"])
 
 
-def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed: int) -> Figures:
-    """Cuts a written set's rows down to `total` in these shares; the others join the rejects. Returns the new figures, also written."""
-    before, wanted = read_figures(folder), wanted_rows(shares, total)
-    after = Figures(
+def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed: int) -> SetStatistics:
+    """Reduces the rows of a written set to `total` in these shares, and appends the others to the rejects.
+
+    Returns:
+        the new statistics, which are also written to figures.json.
+    """
+    before, wanted = read_statistics(folder), wanted_rows(shares, total)
+    after = SetStatistics(
         read=before.read, fitted=before.fitted, rejects=before.rejects, rejects_by_source=before.rejects_by_source
     )
     after.overlaps = before.overlaps
@@ -125,13 +128,13 @@ def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed:
                 after.add(row)
                 kept.write(json_line(row))
     after.shortfalls = shortfalls(after.kinds, wanted)
-    write_json(folder / FIGURES, after.to_json())
+    write_json(folder / STATISTICS, after.to_json())
     cut.replace(rows)
     return after
 
 
 def reject_line(reject: Reject) -> bytes:
-    """A reject as a line of the quarantine file; what cannot be JSON is kept as text."""
+    """Returns a reject as a line of rejects.jsonl. What cannot be written as JSON is written as text."""
     try:
         return json_line(vars(reject))
     except (ValueError, RecursionError, TypeError):
@@ -140,15 +143,15 @@ def reject_line(reject: Reject) -> bytes:
         )
 
 
-def read_figures(folder: Path) -> Figures:
-    """The figures of a finished set.
+def read_statistics(folder: Path) -> SetStatistics:
+    """Reads the statistics of a finished set.
 
     Raises:
-        InputError: the folder holds none.
+        InputError: the folder has none.
     """
     try:
-        return Figures.from_json(json.loads((folder / FIGURES).read_text(encoding="utf-8")))
+        return SetStatistics.from_json(json.loads((folder / STATISTICS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{folder} is no data set: give a folder that `star data` or `star synthesize` wrote"
+            f"{folder} is not a data set: give a folder that `star data` or `star synthesize` wrote"
         ) from error

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
-from star.data.generate import public_tool
+from star.data.tools import public_tool
 
 MAX_NEW_TOKENS = 512
 

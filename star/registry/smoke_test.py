@@ -19,8 +19,8 @@ def run_smoke_test(folder: Path) -> str:
         RuntimeError: the model generates nothing.
     """
     from star.chat import FormatError, parse_completion, render_prompt
-    from star.data.generate import public_tool
     from star.data.tool_files import load_tools
+    from star.data.tools import public_tool
     from star.modeling.generation import generate
     from star.modeling.models import load_model, load_tokenizer
 

@@ -35,10 +35,10 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     assert (tmp_path / "rows" / "rows.jsonl").stat().st_mtime_ns == before, "done once"
     checked = star("check", "rows", "rows", "--quota", "simple=1", "--rows", 40, "--out", "clean", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    figures = json.loads((tmp_path / "clean" / "figures.json").read_text())
-    assert figures["rejects"]["duplicate_id"] > 200, "the same rows again"
-    assert figures["rows"] == 40
-    assert (figures["sources"], figures["licences"]) == ({"generated": 40}, {"own": 40}), "where rows come from is kept"
+    statistics = json.loads((tmp_path / "clean" / "figures.json").read_text())
+    assert statistics["rejects"]["duplicate_id"] > 200, "the same rows again"
+    assert statistics["rows"] == 40
+    assert (statistics["sources"], statistics["licences"]) == ({"generated": 40}, {"own": 40}), "where rows come from is kept"
     shown = star("card", "clean", cwd=tmp_path)
     assert "## Kinds" in shown.stdout
     assert dvc_digest(tmp_path / "clean") in shown.stdout
@@ -79,7 +79,7 @@ def test_a_stage_s_data_is_checked_without_what_it_rejected(finished: dict[str, 
         (("check", "nothing.jsonl", "--out", "new"), "nothing.jsonl"),
         (("check", "rows.jsonl", "--quota", "simple=1", "--out", "new"), "--rows"),
         (("check", "rows.jsonl", "--benchmark", ".", "--out", "new"), "no benchmark"),
-        (("card", "."), "no data set"),
+        (("card", "."), "not a data set"),
     ],
 )
 def test_a_fault_of_the_user_is_one_line_and_exit_2(arguments: tuple, named: str, tmp_path: Path) -> None:

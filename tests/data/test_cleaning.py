@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from star.data.cleaning import clean
-from star.data.generate import generate_rows
+from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows
 from star.data.rows import Reject
 from star.data.splits import split

@@ -16,7 +16,7 @@ TOOLS = Path(__file__).parent / "openapi.yaml"
     [
         (commands._write_tools, "star.data.openapi"),
         (commands._write_imported_rows, "star.data.conversations"),
-        (commands._write_generated_rows, "star.data.values"),
+        (commands._write_generated_rows, "star.data.draw_values"),
         (commands._write_rows_of_model, "star.data.generate_llm"),
         (commands._write_checked_rows, "star.data.contamination"),
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from star.data.cleaning import fault_of
 from star.data.endpoint import Endpoint, EndpointError
-from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, rows_in_log
+from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_rows_from_log
 from star.data.importers import kind_of
 from star.data.rows import Reject
 from star.data.tools import normalize_tool
@@ -147,7 +147,7 @@ def plan(rows: int, **changed: object) -> Plan:
 
 def test_rows_pass_three_gates_and_count_their_tokens(server: Server, tmp_path: Path) -> None:
     usage = collect_answers(plan(90), endpoint(server), log=tmp_path / "log")
-    rows = list(rows_in_log(plan(90), tmp_path / "log"))
+    rows = list(read_rows_from_log(plan(90), tmp_path / "log"))
     assert usage == Counter(requests=180, prompt_tokens=18000, completion_tokens=1800, retries=0, failed=0)
     assert [row["id"] for row in rows] == [f"llm-3-{n}" for n in range(90)]
     for row in rows:
@@ -163,7 +163,7 @@ def test_rows_pass_three_gates_and_count_their_tokens(server: Server, tmp_path: 
 def test_the_kinds_that_are_asked_for_are_written(server: Server, tmp_path: Path) -> None:
     wanted = plan(8, kinds={"parallel": 1.0, "simple": 0.0})
     collect_answers(wanted, endpoint(server), log=tmp_path / "log")
-    assert {row["kind"] for row in rows_in_log(wanted, tmp_path / "log")} == {"parallel"}
+    assert {row["kind"] for row in read_rows_from_log(wanted, tmp_path / "log")} == {"parallel"}
     for kinds in ({"response": 1.0}, {"simple": 0.0}):
         with pytest.raises(InputError, match="use some of simple"):
             collect_answers(plan(8, kinds=kinds), endpoint(server), log=tmp_path / "log")
@@ -175,7 +175,9 @@ def test_a_server_that_misbehaves_costs_retries_and_no_row(server: Server, tmp_p
     usage = collect_answers(plan(12), endpoint(server), log=tmp_path / "wild")
     assert usage["retries"] == 6
     assert usage["failed"] == 0
-    assert list(rows_in_log(plan(12), tmp_path / "wild")) == list(rows_in_log(plan(12), tmp_path / "calm"))
+    assert list(read_rows_from_log(plan(12), tmp_path / "wild")) == list(
+        read_rows_from_log(plan(12), tmp_path / "calm")
+    )
 
 
 def test_retry_after_is_waited_for(server: Server) -> None:
@@ -202,8 +204,8 @@ def test_retry_after_is_waited_for(server: Server) -> None:
 def test_hostile_text_is_a_reject_with_its_reason(server: Server, tmp_path: Path, text: str, reason: str) -> None:
     one = next(n for n in range(99) if _first_tool(n))
     server.faults = ["says:" + text.replace("NAME", _first_tool(one))]
-    collect_answers(Plan(TOOLS, 1, one, concurrency=1, judge=False), endpoint(server), log=tmp_path / "log")
-    [reject] = rows_in_log(Plan(TOOLS, 1, one), tmp_path / "log")
+    collect_answers(Plan(TOOLS, 1, one, concurrency=1, check_meaning=False), endpoint(server), log=tmp_path / "log")
+    [reject] = read_rows_from_log(Plan(TOOLS, 1, one), tmp_path / "log")
     assert isinstance(reject, Reject)
     assert reject.reason == reason
 
@@ -220,7 +222,7 @@ def _first_tool(seed: int) -> str:
             raise EndpointError
 
     with pytest.raises(EndpointError):
-        generate_llm._make(Plan(TOOLS, 1, seed), Spy("http://x", "m"), 0)
+        generate_llm._make_entry(Plan(TOOLS, 1, seed), Spy("http://x", "m"), 0)
     found = re.search(r"needs exactly one call of (\w+)\.", asked[0][1]["content"])
     return found[1] if found else ""
 
@@ -230,7 +232,7 @@ def test_a_value_that_the_query_does_not_say_is_a_reject(server: Server, tmp_pat
     said = {"query": "Track parcel 47110 now", "calls": [{"name": "track_parcel", "arguments": {"number": 4711}}]}
     server.faults = ["says:" + json.dumps(said)]
     collect_answers(Plan(TOOLS, 1, one, concurrency=1), endpoint(server), log=tmp_path / "log")
-    [reject] = rows_in_log(Plan(TOOLS, 1, one), tmp_path / "log")
+    [reject] = read_rows_from_log(Plan(TOOLS, 1, one), tmp_path / "log")
     assert reject.reason == "ungrounded_value"
 
 
@@ -247,14 +249,14 @@ def test_a_first_step_is_checked_as_the_last_one_is(server: Server, tmp_path: Pa
         said = {"query": "The weather where I live?", "first": first, "result": {"city": "Oslo"}, "calls": [call]}
         server.faults = ["says:" + json.dumps(said)]
         collect_answers(steps, endpoint(server), log=tmp_path / str(number))
-        [reject] = rows_in_log(steps, tmp_path / str(number))
+        [reject] = read_rows_from_log(steps, tmp_path / str(number))
         assert reject.reason == reason
 
 
 def test_the_models_own_check_rejects(server: Server, tmp_path: Path) -> None:
     server.wrong = True
     collect_answers(plan(4), endpoint(server), log=tmp_path / "log")
-    assert {row.reason for row in rows_in_log(plan(4), tmp_path / "log")} == {"llm_judgement"}
+    assert {row.reason for row in read_rows_from_log(plan(4), tmp_path / "log")} == {"llm_judgement"}
 
 
 def test_a_killed_run_asks_for_nothing_twice(server: Server, tmp_path: Path) -> None:
@@ -264,7 +266,9 @@ def test_a_killed_run_asks_for_nothing_twice(server: Server, tmp_path: Path) -> 
     server.requests.clear()
     collect_answers(plan(12), endpoint(server), log=tmp_path / "log")
     assert len(server.requests) == 2 * 5
-    assert list(rows_in_log(plan(12), tmp_path / "log")) == list(rows_in_log(plan(12), tmp_path / "whole"))
+    assert list(read_rows_from_log(plan(12), tmp_path / "log")) == list(
+        read_rows_from_log(plan(12), tmp_path / "whole")
+    )
 
 
 def test_a_refused_request_ends_the_work_and_names_the_cure(server: Server, tmp_path: Path) -> None:

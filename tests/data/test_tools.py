@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from star.data.tools import fit, json_schema_of_type, normalize_tool
+from star.data.tools import coerce_value, json_schema_of_type, normalize_tool
 from star.errors import InputError
 
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -255,7 +255,7 @@ def test_normalising_loses_no_parameter_and_twice_is_once(flat: dict) -> None:
     ],
 )
 def test_a_value_is_fitted_only_where_its_text_stays(value: object, kind: str, fitted: object) -> None:
-    result = fit(value, {"type": kind})
+    result = coerce_value(value, {"type": kind})
     assert (result, type(result)) == (fitted, type(fitted))
 
 

@@ -12,17 +12,17 @@ import pytest
 
 from star.config.files import packaged_file
 from star.data.data_card import html_card, markdown_card, write_card
-from star.data.filters import languages, longest
-from star.data.generate import generate_rows
+from star.data.filters import at_most_words, in_languages
+from star.data.generate_offline import generate_rows
 from star.data.quotas import shortfalls, wanted_rows, within_quotas
 from star.data.rows import Reject, read_rows
-from star.data.set_statistics import Figures
-from star.data.splits import heldout_tools, split_by_tool, tool_identity
+from star.data.set_statistics import SetStatistics
+from star.data.splits import choose_heldout_tools, split_by_tool, tool_identity
 from star.data.tool_files import load_tools
-from star.data.write_set import CHECKPOINT, apply_quotas, read_figures, write_set
+from star.data.write_set import COMMIT_EVERY, apply_quotas, read_statistics, write_set
 from star.errors import InputError
 
-COUNT = 2 * CHECKPOINT + 300
+COUNT = 2 * COMMIT_EVERY + 300
 
 
 def records(position: int):
@@ -37,16 +37,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kept_rows_and_rejects_are_all_that_came_in(whole: Path) -> None:
-    figures = read_figures(whole)
+    statistics = read_statistics(whole)
     rows = list(read_rows(whole / "rows.jsonl"))
     rejects = [json.loads(line) for line in (whole / "rejects.jsonl").read_text().splitlines()]
-    assert figures.read == COUNT == len(rows) + len(rejects)
-    assert figures.rows == len(rows) == figures.kinds.total()
+    assert statistics.read == COUNT == len(rows) + len(rejects)
+    assert statistics.rows == len(rows) == statistics.kinds.total()
     assert all(reject["reason"] and reject["detail"] for reject in rejects)
-    assert figures.rejects.total() == len(rejects)
+    assert statistics.rejects.total() == len(rejects)
 
 
-@pytest.mark.parametrize("stop", [10, CHECKPOINT + 50, 2 * CHECKPOINT + 200])
+@pytest.mark.parametrize("stop", [10, COMMIT_EVERY + 50, 2 * COMMIT_EVERY + 200])
 def test_work_that_broke_off_ends_with_the_same_bytes(whole: Path, tmp_path: Path, stop: int) -> None:
     def failing(position: int):
         for number, row in enumerate(records(position), start=position):
@@ -103,14 +103,14 @@ def test_quotas_keep_what_is_wanted_and_say_what_is_missing(whole: Path, tmp_pat
     assert {row.reason for row in judged if isinstance(row, Reject)} == {"over_quota", "no_quota"}
     for name in ("rows.jsonl", "rejects.jsonl", "figures.json"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
-    figures = apply_quotas(tmp_path, shares={"simple": 1}, total=50, seed=1)
-    assert figures.rows == 50 == sum(1 for _ in read_rows(tmp_path / "rows.jsonl"))
-    assert figures.rejects.total() == COUNT - 50 == len((tmp_path / "rejects.jsonl").read_bytes().splitlines())
+    statistics = apply_quotas(tmp_path, shares={"simple": 1}, total=50, seed=1)
+    assert statistics.rows == 50 == sum(1 for _ in read_rows(tmp_path / "rows.jsonl"))
+    assert statistics.rejects.total() == COUNT - 50 == len((tmp_path / "rejects.jsonl").read_bytes().splitlines())
 
 
 def test_held_out_tools_are_in_no_training_prompt(whole: Path) -> None:
     rows = list(read_rows(whole / "rows.jsonl"))
-    tools = heldout_tools(rows, heldout=100, seed=2)
+    tools = choose_heldout_tools(rows, heldout=100, seed=2)
     sides = list(split_by_tool(rows, tools=tools, heldout=100))
     assert len(sides) == len(rows)
     held = [row for side, row in sides if side == "heldout"]
@@ -122,7 +122,7 @@ def test_held_out_tools_are_in_no_training_prompt(whole: Path) -> None:
         called = {call["name"] for call in row["messages"][-1]["tool_calls"]}
         assert any(tool_identity(tool) in tools for tool in row["tools"] if tool["name"] in called)
     with pytest.raises(InputError, match="hold out fewer"):
-        heldout_tools(rows, heldout=len(rows), seed=2)
+        choose_heldout_tools(rows, heldout=len(rows), seed=2)
 
 
 def said(text: str) -> dict:
@@ -130,31 +130,31 @@ def said(text: str) -> dict:
 
 
 def test_filters_of_length_and_language() -> None:
-    english = languages(["en"])
+    english = in_languages(["en"])
     assert english(said("Could you please tell me what the weather will be like tomorrow?")) is None
     assert english(said("Könntest du mir bitte sagen, wie das Wetter morgen in Hamburg wird?"))[0] == "other_language"
     assert english(said("Oslo?")) is None
-    assert longest(5)(said("one two three four five"))[0] == "too_long"
-    assert longest(6)(said("one two three four five")) is None
+    assert at_most_words(5)(said("one two three four five"))[0] == "too_long"
+    assert at_most_words(6)(said("one two three four five")) is None
     with pytest.raises(InputError, match="'klingon'"):
-        languages(["klingon"])
+        in_languages(["klingon"])
 
 
 def test_the_card_counts_every_reason_and_escapes_what_came_from_outside(tmp_path: Path) -> None:
-    figures = Figures(read=5, rows=1)
+    statistics = SetStatistics(read=5, rows=1)
     row = {**said("Hi"), "id": "1", "tools": [], "source": "<script>alert(1)</script>|x", "kind": "[a](javascript:x)"}
-    figures.add(row)
+    statistics.add(row)
     for reason, count in (("missing_argument", 3), ("unreadable", 1)):
         for _ in range(count):
-            figures.add_reject(Reject("x", reason, "", {"source": "<b>"}))
-    page, text = html_card(figures), markdown_card(figures)
+            statistics.add_reject(Reject("x", reason, "", {"source": "<b>"}))
+    page, text = html_card(statistics), markdown_card(statistics)
     assert "<script>alert" not in page
     assert "<b>: missing" not in page
     assert "<svg" in page
     assert "| missing_argument | 3 |" in text
     assert "[a](" not in text
     assert "no known licence" in text
-    with pytest.raises(InputError, match="no data set"):
+    with pytest.raises(InputError, match="not a data set"):
         write_card(tmp_path)
 
 
@@ -162,9 +162,9 @@ def test_every_row_of_the_real_sample_is_kept_or_has_a_reason(shared: Path, tmp_
     from star.data.importers import import_rows
 
     path = shared / "data" / "xlam_sample.jsonl"
-    figures = write_set(lambda position: import_rows(path, source="xlam"), out=tmp_path, state=tmp_path)
+    statistics = write_set(lambda position: import_rows(path, source="xlam"), out=tmp_path, state=tmp_path)
     write_card(tmp_path)
-    assert figures.read == 512 == figures.rows + figures.rejects.total()
+    assert statistics.read == 512 == statistics.rows + statistics.rejects.total()
     card = (tmp_path / "card.md").read_text()
-    for reason, count in figures.rejects.items():
+    for reason, count in statistics.rejects.items():
         assert f"| {reason} | {count} |" in card

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from star.chat import FORMAT_TOKENS, SPECIAL_TOKENS, render_target
 from star.config.files import packaged_file
-from star.data.generate import generate_rows
+from star.data.generate_offline import generate_rows
 from star.data.tool_files import load_tools
 from star.modeling.prompts import render_rows
 from star.modeling.tokenizer import ENVELOPES, bootstrap_tokenizer, tokenizer_digest, train_tokenizer

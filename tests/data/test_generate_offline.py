@@ -12,11 +12,11 @@ from jsonschema import Draft202012Validator
 from star.config.files import packaged_file
 from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.data.cleaning import clean
-from star.data.generate import generate_rows, public_tool
+from star.data.draw_values import draw_value
+from star.data.generate_offline import generate_rows
 from star.data.importers import kind_of
 from star.data.tool_files import load_tools
-from star.data.tools import normalize_tool
-from star.data.values import draw_value
+from star.data.tools import normalize_tool, public_tool
 from star.errors import InputError
 
 

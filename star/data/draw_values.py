@@ -25,9 +25,9 @@ PROVIDERS = {
     "color": "color_name", "colour": "color_name", "ip": "ipv4", "date": "date", "time": "time", "isbn": "isbn13", "iban": "iban",
     "file": "file_name", "message": "sentence", "text": "sentence", "query": "bs", "title": "catch_phrase", "name": "name",
 }  # fmt: skip
-POOL = 64  # values a provider is asked for
-DEEPEST = 6  # levels of a value; deeper ones take the shortest way out
-TRIES = 20
+POOL_SIZE = 64  # values a provider is asked for
+MAX_DEPTH = 6  # levels of a value; deeper ones take the shortest way out
+MAX_TRIES = 20
 
 
 def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth: int = 0) -> object:
@@ -39,7 +39,7 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
     if choices := schema.get("enum") or schema.get("examples"):
         return rng.choice(choices)
     if parts := schema.get("oneOf") or schema.get("anyOf"):
-        return _one_of(schema, parts, rng, name=name, depth=depth)
+        return _draw_alternative(schema, parts, rng, name=name, depth=depth)
     if parts := schema.get("allOf"):
         merged = {
             key: value
@@ -49,11 +49,11 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
             if key != "allOf"
         }
         return draw_value(merged, rng, name=name, depth=depth)
-    kind = schema.get("type") or _kind_by_keywords(schema)
+    kind = schema.get("type") or _type_by_keywords(schema)
     kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
     match kind:
         case "integer":
-            return _integer(schema, rng)
+            return _draw_integer(schema, rng)
         case "number":
             low, high = _bounds(schema, width=100)
             return min(max(round(rng.uniform(low, high), 1), low), high)
@@ -62,21 +62,21 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
         case "null":
             return None
         case "array":
-            return _array(schema, rng, name=name, depth=depth + 1)
+            return _draw_array(schema, rng, name=name, depth=depth + 1)
         case "object":
-            return _object(schema, rng, depth=depth + 1)
-    return _string(schema, rng, name=name)
+            return _draw_object(schema, rng, depth=depth + 1)
+    return _draw_string(schema, rng, name=name)
 
 
-def _kind_by_keywords(schema: dict) -> str:
+def _type_by_keywords(schema: dict) -> str:
     return "object" if "properties" in schema else "array" if schema.keys() & {"items", "prefixItems"} else "string"
 
 
-def _one_of(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
+def _draw_alternative(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
     """A value of one of the alternatives that the whole schema accepts: `oneOf` refuses what fits two of them."""
     shared = {key: value for key, value in schema.items() if key not in ("oneOf", "anyOf", "description", "title")}
     options = [part for part in parts if isinstance(part, dict) and part.get("type") != "null"] or parts
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         part = rng.choice(options)
         value = draw_value({**shared, **part} if isinstance(part, dict) else part, rng, name=name, depth=depth)
         if is_valid(value, schema):
@@ -84,7 +84,7 @@ def _one_of(schema: dict, parts: list, rng: random.Random, *, name: str, depth: 
     return value
 
 
-def _integer(schema: dict, rng: random.Random) -> int:
+def _draw_integer(schema: dict, rng: random.Random) -> int:
     low, high = _bounds(schema, width=99)
     step = schema.get("multipleOf", 1)
     if isinstance(step, int) and step > 1:
@@ -104,11 +104,11 @@ def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
     return low, low + width if high is None else high
 
 
-def _array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
+def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
     drawn = [draw_value(part, rng, name=name, depth=depth) for part in schema.get("prefixItems", [])]
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-    wanted = least if depth > DEEPEST else min(max(2, least), most)
-    for _ in range(TRIES * max(1, least)):
+    wanted = least if depth > MAX_DEPTH else min(max(2, least), most)
+    for _ in range(MAX_TRIES * max(1, least)):
         if len(drawn) >= wanted:
             break
         value = draw_value(schema.get("items", {}), rng, name=name.removesuffix("s"), depth=depth)
@@ -117,15 +117,15 @@ def _array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
     return drawn
 
 
-def _object(schema: dict, rng: random.Random, *, depth: int) -> dict:
+def _draw_object(schema: dict, rng: random.Random, *, depth: int) -> dict:
     required = set(schema.get("required", []))
     properties = schema.get("properties", {})
     value = {
         key: draw_value(part, rng, name=key, depth=depth)
         for key, part in properties.items()
-        if key in required or depth <= DEEPEST
+        if key in required or depth <= MAX_DEPTH
     }
-    if not properties and isinstance(others := schema.get("additionalProperties"), dict) and depth <= DEEPEST:
+    if not properties and isinstance(others := schema.get("additionalProperties"), dict) and depth <= MAX_DEPTH:
         value |= {
             key: draw_value(others, rng, depth=depth)
             for key in rng.sample(WORDS, max(1, schema.get("minProperties", 1)))
@@ -133,16 +133,16 @@ def _object(schema: dict, rng: random.Random, *, depth: int) -> dict:
     return value
 
 
-def _string(schema: dict, rng: random.Random, *, name: str) -> str:
+def _draw_string(schema: dict, rng: random.Random, *, name: str) -> str:
     if isinstance(pattern := schema.get("pattern"), str):
-        return _matching(pattern, schema, rng)
-    text = _formatted(schema.get("format", ""), rng) or _named(name, rng) or rng.choice(WORDS)
+        return _draw_by_pattern(pattern, schema, rng)
+    text = _draw_by_format(schema.get("format", ""), rng) or _draw_by_name(name, rng) or rng.choice(WORDS)
     while len(text) < schema.get("minLength", 0):
         text += rng.choice(WORDS)
     return text[: schema.get("maxLength")]
 
 
-def _formatted(form: str, rng: random.Random) -> str:
+def _draw_by_format(form: str, rng: random.Random) -> str:
     word = rng.choice(WORDS)
     day = f"2026-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
     made = {
@@ -159,7 +159,7 @@ def _formatted(form: str, rng: random.Random) -> str:
     return made.get(form, "")
 
 
-def _matching(pattern: str, schema: dict, rng: random.Random) -> str:
+def _draw_by_pattern(pattern: str, schema: dict, rng: random.Random) -> str:
     """A text that the pattern matches, of an allowed length; the schema refuses it later where none was found."""
     from rstr import Rstr
 
@@ -167,42 +167,42 @@ def _matching(pattern: str, schema: dict, rng: random.Random) -> str:
     # An unbounded repetition of a dot gives line breaks and noise: letters are what a person would write.
     plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
     text = ""
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         text = Rstr(rng).xeger(plain)
         if least <= len(text) <= most:
             break
     return text
 
 
-def _named(name: str, rng: random.Random) -> str:
-    words = set(words_of(name).lower().split())
+def _draw_by_name(name: str, rng: random.Random) -> str:
+    words = set(name_as_words(name).lower().split())
     provider = next((provider for word, provider in PROVIDERS.items() if word in words), None)
-    return rng.choice(_pool(provider)) if provider else ""
+    return rng.choice(_value_pool(provider)) if provider else ""
 
 
 @cache
-def _pool(provider: str) -> list[str]:
+def _value_pool(provider: str) -> list[str]:
     from faker import Faker
 
     faker = Faker("en_US", use_weighting=False)
     faker.seed_instance(f"star:{provider}")
-    return list(dict.fromkeys(str(getattr(faker, provider)()).replace("\n", ", ") for _ in range(POOL)))
+    return list(dict.fromkeys(str(getattr(faker, provider)()).replace("\n", ", ") for _ in range(POOL_SIZE)))
 
 
 @cache
-def words_of(name: str) -> str:
+def name_as_words(name: str) -> str:
     """A name as a person says it: shipment_id, shipmentId and shipment-id are `shipment id`."""
     return " ".join(
         re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).replace("_", " ").replace("-", " ").replace(".", " ").split()
     )
 
 
-def spoken(value: object) -> str:
+def value_as_text(value: object) -> str:
     """A value as a person would write it in a request."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return " and ".join(spoken(part) for part in value)
+        return " and ".join(value_as_text(part) for part in value)
     if isinstance(value, dict) and value:
-        return ", ".join(f"{words_of(name)} {spoken(part)}" for name, part in value.items())
+        return ", ".join(f"{name_as_words(name)} {value_as_text(part)}" for name, part in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
