@@ -1,4 +1,7 @@
-"""Distils a student from a top-k store: loads or builds its base, checks that its tokenizer is the teacher's, and trains with CKD."""
+"""Distils a student from a top-k store.
+
+Loads or builds the student's base, checks that its tokenizer is the teacher's, and trains it with CKD.
+"""
 
 from pathlib import Path
 
@@ -20,8 +23,8 @@ def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_met
     """Trains the student on the store in the folder `topk` and writes it to `workspace.out`.
 
     Returns:
-        The last logged value of each metric, as `ckd_<metric>`: loss, fkl, tail, ce, entropy of the student, and overlap of its most
-        probable ids with the teacher's.
+        The last logged value of each metric, as `ckd_<metric>`: loss, fkl, tail, ce, entropy of the student, and
+        overlap of its most probable ids with the teacher's.
 
     Raises:
         InputError: the store was written with another tokenizer than the student's.
@@ -72,7 +75,7 @@ def _load_or_build_base(
 def require_same_tokenizer(
     student_tokenizer: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, *, student: str, topk: Path
 ) -> None:
-    """Raises InputError unless both tokenizers turn text into the same ids, because the stored ids mean nothing to another one."""
+    """Raises InputError unless both tokenizers turn text into the same ids: stored ids mean nothing to another one."""
     if tokenizer_digest(student_tokenizer) != tokenizer_digest(tokenizer):
         raise InputError(
             f"the tokenizer of the student {student} is not the one that {topk} was stored with: "

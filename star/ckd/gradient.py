@@ -1,13 +1,13 @@
 """Turns one chunk of logits into the gradient of its loss, in place, with plain torch: the backend for every device.
 
-`logits_to_gradient_` has one big buffer [C, V], and what the buffer holds changes three times without another one being made:
+`logits_to_gradient_` has one big buffer [C, V], and what it holds changes three times without another one being made:
 
     logits z  ->  probabilities q = softmax(z)  ->  dz = q_factor * q  ->  dz with the additions at single ids
 
-Everything that the loss needs of the logits is therefore read before the first step. kernel.py does the same with Triton.
+Everything that the loss needs of the logits is therefore read before the first step.
 
-Shapes: C tokens of a chunk, V vocabulary, M student ids per token, L ids per token at which dz gets an addition, S statistics of
-`KDOutput`.
+Shapes: C tokens of a chunk, V vocabulary, M student ids per token, L ids per token at which dz gets an addition, S
+statistics of `KDOutput`.
 """
 
 import torch
@@ -26,8 +26,8 @@ def logits_to_gradient_(
         logits_CV: the buffer; float32 or float64.
 
     Returns:
-        The statistics of `KDOutput`, each summed over the chunk [S], and dz [C, V] in `gradient_dtype`. Where no gradient is wanted
-        the second one holds anything.
+        The statistics of `KDOutput`, each summed over the chunk [S], and dz [C, V] in `gradient_dtype`. Where no
+        gradient is wanted the second one holds anything.
     """
     # The buffer holds logits.
     logits = read_logits_at_ids(logits_CV, top_ids(logits_CV, max(settings.top_m, 1)), targets)
@@ -43,7 +43,7 @@ def logits_to_gradient_(
     if not settings.grad_enabled:
         return terms.sums_S, q_CV
 
-    # The buffer holds dz from here on: first the part that is dense in the vocabulary, then what is added at single ids.
+    # The buffer holds dz from here on: first the part that is dense in the vocabulary, then also the additions.
     dz_CV = q_CV.mul_(terms.q_factor_C1)
     dz_CV.scatter_add_(1, terms.added_ids_CL, terms.added_CL)
     return terms.sums_S, dz_CV.to(gradient_dtype)

@@ -1,17 +1,18 @@
 """Turns one chunk of logits into the gradient of its loss, in place, with Triton kernels: the backend for CUDA.
 
-The results are those of gradient.py. The kernels read the buffer once and overwrite it once, where plain torch also makes a pass each
-for the softmax, the entropy, the group maxima in which the top m are searched, and the cast. What the buffer [C, V] holds:
+The results are those of gradient.py. The kernels read the buffer once and overwrite it once, where plain torch also
+makes a pass each for the softmax, the entropy, the group maxima in which the top m are searched, and the cast. What the
+buffer [C, V] holds:
 
     logits z  ->  z, but 0 at the ids with an addition  ->  dz = q_factor * exp(z - log_sum)  ->  dz with the additions
 
-A gradient in half precision is written over the first half of each row's bytes, so there is still only one [C, V] buffer. What is added
-at single ids is summed in the precision of the logits before it is rounded.
+A gradient in half precision is written over the first half of each row's bytes, so there is still only one [C, V]
+buffer. What is added at single ids is summed in the precision of the logits before it is rounded.
 
 Triton compiles for CUDA. With TRITON_INTERPRET=1 set before this module is imported the kernels run, slowly, on a CPU.
 
-Shapes: C tokens of a chunk, V vocabulary, M student ids per token, L ids per token at which dz gets an addition, S statistics of
-`KDOutput`, W columns of the row of group maxima.
+Shapes: C tokens of a chunk, V vocabulary, M student ids per token, L ids per token at which dz gets an addition, S
+statistics of `KDOutput`, W columns of the row of group maxima.
 """
 
 import torch
@@ -29,7 +30,7 @@ BLOCK_SIZE = 1024  # columns that a program holds at a time
 def logits_to_gradient_(
     logits_CV: Tensor, targets: ChunkTargets, settings: LossSettings, *, gradient_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As `star.ckd.gradient.logits_to_gradient_`; dz in half precision is a view [C, V] of the buffer with twice its stride."""
+    """As `star.ckd.gradient.logits_to_gradient_`. Half-precision dz is a view of the buffer with twice its stride."""
     # The buffer holds logits.
     log_sum_C1, entropy_C1, maxima_CW = read_rows(logits_CV)
     logits = read_logits_at_ids(logits_CV, _top_ids(logits_CV, maxima_CW, max(settings.top_m, 1)), targets)
@@ -37,15 +38,16 @@ def logits_to_gradient_(
     if not settings.grad_enabled:
         return terms.sums_S, logits_CV
 
-    # An id may occur twice, so what is added to it must be summed first. The buffer serves as the accumulator, as its logits at these
-    # ids are no longer needed: the buffer holds there 0, then the sums, which `gather` reads for each occurrence of an id.
+    # An id may occur twice, so what is added to it must be summed first. The buffer serves as the accumulator, as its
+    # logits at these ids are no longer needed: the buffer holds there 0, then the sums, which `gather` reads for each
+    # occurrence of an id.
     ids_CL = terms.added_ids_CL
     added_CL = logits_CV.scatter_(1, ids_CL, 0.0).scatter_add_(1, ids_CL, terms.added_CL).gather(1, ids_CL)
     # The buffer holds 0 at these ids, which any finite number could be, and logits at all others.
     logits_CV.scatter_(1, ids_CL, 0.0)
     # The buffer holds dz from here on; at these ids it is wrong until the last line.
     dz_CV = write_gradient_(logits_CV, log_sum_C1, terms.q_factor_C1, dtype=gradient_dtype)
-    # Computed in the precision of the logits and rounded once, because q_factor * q and the addition may nearly cancel out.
+    # Summed in the precision of the logits and rounded once, because q_factor * q and the addition may nearly cancel.
     dz_CL = terms.q_factor_C1 * terms.log_q_CL.exp() + added_CL
     return terms.sums_S, dz_CV.scatter_(1, ids_CL, dz_CL.to(gradient_dtype))
 
@@ -54,7 +56,8 @@ def read_rows(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reads each row of logits once.
 
     Returns:
-        log-sum-exp [C, 1], entropy of the softmax in nats [C, 1], and maxima [C, W] of the groups j, j + W, j + 2 * W, ...
+        log-sum-exp [C, 1], entropy of the softmax in nats [C, 1], and group maxima [C, W]. Group j holds the columns j,
+        j + W, j + 2 * W, ...
     """
     rows, vocab = logits_CV.shape
     width = vocab // GROUP_SIZE
@@ -107,7 +110,7 @@ def _read_row_kernel(
     start = logits + row * stride
     lanes = tl.arange(0, BLOCK)
     dtype = logits.dtype.element_ty
-    # Per lane of the logits seen so far: the largest z, the sum of exp(z - largest), and that sum weighted by z - largest.
+    # Per lane, of the logits seen so far: the largest z, the sum of exp(z - largest), that sum weighted by z - largest.
     largest = tl.full([BLOCK], float("-inf"), dtype)
     total = tl.zeros([BLOCK], dtype)
     weighted = tl.zeros([BLOCK], dtype)
@@ -158,8 +161,8 @@ def _write_row_kernel(
         columns = first + lanes
         inside = columns < vocab
         z = tl.load(logits + row * stride + columns, mask=inside, other=float("-inf"))
-        # dz shares its bytes with the logits. All lanes must have read this block before any writes, and as dz is not wider than
-        # the logits, a block of it never reaches logits that are still to be read.
+        # dz shares its bytes with the logits. All lanes must have read this block before any writes, and as dz is not
+        # wider than the logits, a block of it never reaches logits that are still to be read.
         tl.debug_barrier()
         tl.store(
             dz + row * dz_stride + columns,

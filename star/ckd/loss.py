@@ -1,4 +1,6 @@
-"""Computes the CKD loss and its baselines fused with the language-model head: the student's logits never exist as a whole.
+"""Computes the CKD loss and its baselines, fused with the language-model head.
+
+The student's logits [T, V] never exist as a whole.
 
 For each completion token, with t the teacher's and q the student's probabilities, V_k the teacher's ids and V_m the
 student's top-m ids among all tokens (STAR, arXiv 2602.03022, constrained knowledge distillation):
@@ -17,15 +19,15 @@ One token of a vocabulary of 4, with top_m = 2 and tail_weight = 10:
     FKL_k = 0.6 * log(0.6 / 0.3) + 0.2 * log(0.2 / 0.05) = 0.693;  tail = 0.5;  loss = 0.693 + 10 * 0.5 = 5.693
     dz = (0.8 - 10 * 0.5) * q        = -2.10, -1.26, -0.63, -0.21
          + 10 * 0.5 at id 0, -0.6 at id 1, -0.2 at id 3
-       = 2.90, -1.86, -0.63, -0.41   a step against it lowers id 0, which the teacher does not have, and raises the others
+       = 2.90, -1.86, -0.63, -0.41   a step against it lowers id 0, which the teacher lacks, and raises the others
 
-How it is computed: the forward pass walks the tokens in chunks. It writes the logits of a chunk into one buffer [C, V], turns
-them into dz in place (gradient.py, or the Triton kernels of kernel.py), and multiplies dz out into the gradients of hidden and
-weight at once. The backward pass only scales these by the incoming gradient. The baselines differ in the factor of q and in what
-is added at single ids (objectives.py, terms.py), and share everything else.
+How it is computed: the forward pass walks the tokens in chunks. It writes the logits of a chunk into one buffer [C, V],
+turns them into dz in place (gradient.py, or the Triton kernels of kernel.py), and multiplies dz out into the gradients
+of hidden and weight at once. The backward pass only scales these by the incoming gradient. The baselines differ in the
+factor of q and in what is added at single ids (objectives.py, terms.py), and share everything else.
 
-The matrix products walk the vocabulary in blocks. On a CPU a block stays in the cache, so a small buffer is as fast as a large one; on
-CUDA the blocks bound the temporaries.
+The matrix products walk the vocabulary in blocks. On a CPU a block stays in the cache, so a small buffer is as fast as
+a large one; on CUDA the blocks bound the temporaries.
 
 Shapes: T completion tokens, C tokens of a chunk, H hidden, V vocabulary, B ids of a block, K teacher ids per token,
 S statistics of `KDOutput`.
@@ -42,8 +44,8 @@ from star.ckd.backend import choose_backend
 from star.ckd.terms import ChunkTargets, LossKind, LossSettings
 
 LOSS_KINDS: tuple[LossKind, ...] = ("ce", "fkl", "rkl", "akl", "rskd", "ckd")
-# Size of the buffer [C, V] where the caller gives no chunk size: this, or a quarter of the head's gradient where that is more, because
-# fewer rows of a large head would make the matrix products too thin.
+# Size of the buffer [C, V] where the caller gives no chunk size: this, or a quarter of the head's gradient where that
+# is more, because fewer rows of a large head would make the matrix products too thin.
 CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 # Size of the head's weights in one block of the vocabulary.
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 64 * 2**20}
@@ -94,10 +96,11 @@ def fused_linear_ckd(
     Args:
         hidden_TH: the student's last hidden states at completion tokens only; float64, float32 or bfloat16.
         weight_VH: the head, without bias, cast to the type of `hidden_TH`. A frozen head costs no gradient.
-        teacher_ids_TK: ids of any integer type. All listed ids are in V_k, so pad a row by repeating one of its own ids.
+        teacher_ids_TK: ids of any integer type. All listed ids are in V_k, so pad a row by
+            repeating one of its own ids.
         teacher_logprobs_TK: natural logarithms of the teacher's probabilities; -inf, as padding has, adds nothing.
-        top_m: number of the student's most probable ids that may be tail mass; more than V means all. Of equal logits at the
-            edge any may be taken, as by torch.topk.
+        top_m: number of the student's most probable ids that may be tail mass; more than V means all. Of equal logits
+            at the edge any may be taken, as by torch.topk.
         tail_weight: the paper's lambda.
         chunk_size: tokens per chunk, by default `default_chunk_size`; it changes memory and speed, not the result.
         reduction: "mean" over the T rows, or "sum", to be divided by a token count that spans batches or ranks.
@@ -107,8 +110,8 @@ def fused_linear_ckd(
 
     Raises:
         ValueError: shapes that do not fit together, ids outside the vocabulary, NaN or infinite input, an unknown
-            reduction, chunk_size below 1 or top_m below 0. On CUDA, where reading values would make the CPU wait, an id outside
-            the vocabulary is a device-side assertion and a NaN shows in the loss.
+            reduction, chunk_size below 1 or top_m below 0. On CUDA, where reading values would make the CPU wait, an id
+            outside the vocabulary is a device-side assertion and a NaN shows in the loss.
     """
     output = fused_linear_kd(
         hidden_TH,
@@ -138,12 +141,12 @@ def fused_linear_kd(
     reduction: Literal["mean", "sum"] = "mean",
     statistics: bool = False,
 ) -> KDOutput:
-    """Mixes a distillation loss with cross-entropy: kd_ratio * distillation + (1 - kd_ratio) * ce. CKD, or a baseline of the paper.
+    """Computes kd_ratio * distillation + (1 - kd_ratio) * ce, where distillation is CKD or a baseline of the paper.
 
     Args:
         labels_T: token ids that the teacher sampled; needed for "ce" and for a kd_ratio below 1.
-        kind: "ce" (hard labels only), "fkl", "rkl", "akl", "rskd" or "ckd"; the equations are in objectives.py. For "rskd" the
-            caller passes log shares drawn with `objectives.draw_shares` as log-probabilities.
+        kind: "ce" (hard labels only), "fkl", "rkl", "akl", "rskd" or "ckd"; the equations are in objectives.py. For
+            "rskd" the caller passes log shares drawn with `objectives.draw_shares` as log-probabilities.
         statistics: also compute tail, entropy and overlap where the loss itself does not need them.
 
     The other arguments, the types of the result and the errors are those of `fused_linear_ckd`.
@@ -233,8 +236,8 @@ class _FusedKD(torch.autograd.Function):
             logits_CV = buffer_CV[: len(hidden_CH)]
             chunk_sums_S, dz_CV = logits_to_gradient_(logits_CV, targets, settings, gradient_dtype=hidden_CH.dtype)
             sums_S += chunk_sums_S
-            # From the last block to the first: dz in half precision lies in the first half of its row's bytes, so the next chunk's logits
-            # must not be written over blocks of dz that are still to be read.
+            # From the last block to the first: dz in half precision lies in the first half of its row's bytes, so the
+            # next chunk's logits must not be written over blocks of dz that are still to be read.
             for block in reversed(blocks):
                 dz_CB = dz_CV[:, block]
                 if grad_TH is not None:
@@ -254,7 +257,7 @@ class _FusedKD(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # Scaled in place where no second backward pass can follow: a copy of the head's gradient would double the peak memory.
+        # In place where no second backward pass can follow: a copy of the head's gradient would double the peak memory.
         is_graph_kept = torch._C._autograd._get_current_graph_task_keep_graph()
         scaled = torch.mul if is_graph_kept else Tensor.mul_
         grad_TH, grad_VH = (
@@ -310,7 +313,7 @@ def _check_ids(ids: Tensor, vocab: int, *, name: str) -> None:
     lowest, highest = (int(bound) for bound in ids.aminmax())
     if lowest < 0 or highest >= vocab:
         raise ValueError(
-            f"{name} from {lowest} to {highest} are outside the vocabulary of {vocab}: were they stored for another one?"
+            f"{name} from {lowest} to {highest} are outside the vocabulary of {vocab}: were they stored for another?"
         )
 
 
@@ -326,5 +329,5 @@ def _raise_for_bad_input(hidden_TH: Tensor, weight_VH: Tensor, logprobs_TK: Tens
             f"the teacher's log-probabilities hold NaN or +inf, first in row {bad[0]} of {len(logprobs_TK)}"
         )
     raise ValueError(
-        "the loss is not finite although its inputs are: the logits overflow; check whether the weights are far too large"
+        "the loss is not finite although its inputs are: the logits overflow; are the weights far too large?"
     )

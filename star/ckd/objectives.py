@@ -1,12 +1,12 @@
 """Computes the teacher's part of each distillation loss with its gradient, and draws the teacher's ids for RSKD.
 
-With t the teacher's and q the student's probabilities, both raw (not renormalised), and sums over the teacher's ids V_k:
+With t the teacher's and q the student's probabilities, both raw (not renormalised), sums over the teacher's ids V_k:
 
     fkl   sum of t * (log t - log q), also the first part of ckd
     rkl   sum of q * (log q - log t)
-    akl   (h * fkl + l * rkl) / (h + l), h and l the sums of |t - q| over head and tail of the teacher's ids; the head is
-          the smallest set of its most probable ids whose probabilities reach 0.5. h and l are constants for the gradient
-          (Wu et al., arXiv 2404.02657)
+    akl   (h * fkl + l * rkl) / (h + l), with the sums h and l of |t - q| over head and tail of the teacher's ids. The
+          head is the smallest set of its most probable ids whose probabilities reach 0.5. h and l are constants for the
+          gradient (Wu et al., arXiv 2404.02657)
     rskd  fkl with t replaced by the shares of k ids drawn from the teacher with replacement (Anshumann et al., arXiv
           2503.16870). The draw is made where the rows are read (`draw_shares`), so here it is fkl
 
@@ -34,7 +34,10 @@ class TeacherTerm(NamedTuple):
 
 
 def teacher_term(kind: str, logprobs_CK: Tensor, log_q_CK: Tensor) -> TeacherTerm:
-    """The teacher's part of the loss `kind`, from both log-probabilities at the teacher's ids. Ids with t = 0 contribute nothing."""
+    """The teacher's part of the loss `kind`, from both log-probabilities at the teacher's ids.
+
+    Ids with t = 0 contribute nothing.
+    """
     if kind == "rkl":
         return _reverse_kl(logprobs_CK, log_q_CK)
     forward = _forward_kl(logprobs_CK, log_q_CK)
@@ -70,8 +73,8 @@ def _adaptive_kl(forward: TeacherTerm, logprobs_CK: Tensor, log_q_CK: Tensor) ->
 def draw_shares(logprobs_TK: np.ndarray, *, sequence_id: str, seed: int) -> np.ndarray:
     """Draws K ids per token from its K stored ones, with replacement, for RSKD.
 
-    The stored probabilities are renormalised for the draw. The draw depends on the seed and the sequence only, so a resumed
-    training sees the same shares.
+    The stored probabilities are renormalised for the draw. The draw depends on the seed and the sequence only, so a
+    resumed training sees the same shares.
 
     Returns:
         Logarithm of each id's share of the draws [T, K]; -inf for an id that was not drawn.

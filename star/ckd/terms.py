@@ -1,10 +1,10 @@
 """Computes the loss terms of one chunk from the logits at single ids.
 
-Both backends (gradient.py: plain torch, kernel.py: Triton) use these functions. A backend makes the passes over the vocabulary; what
-the loss needs at single ids, the top m, the teacher's and the label's, is read and computed here.
+Both backends (gradient.py: plain torch, kernel.py: Triton) use these functions. A backend makes the passes over the
+vocabulary; what the loss needs at single ids, the top m, the teacher's and the label's, is read and computed here.
 
-Shapes: C tokens of a chunk, V vocabulary, K teacher ids per token, M student ids per token, L ids per token at which dz gets an
-addition, S statistics of `KDOutput`.
+Shapes: C tokens of a chunk, V vocabulary, K teacher ids per token, M student ids per token, L ids per token at which dz
+gets an addition, S statistics of `KDOutput`.
 """
 
 from typing import Literal, NamedTuple
@@ -24,7 +24,8 @@ class LossSettings(NamedTuple):
         top_m: student ids per token that count; 0 where neither the loss nor the statistics need them.
         tail_weight: 0 for every kind but "ckd".
         scale: factor on the sums at the end: 1 / T for the mean, 1 for the sum.
-        grad_enabled: whether a gradient is wanted. Read outside, because inside an autograd.Function the grad mode is always off.
+        grad_enabled: whether a gradient is wanted. Read outside, because inside an autograd.Function the grad mode is
+            always off.
     """
 
     kind: LossKind
@@ -38,7 +39,7 @@ class LossSettings(NamedTuple):
 
 
 class ChunkTargets(NamedTuple):
-    """What the C tokens of a chunk are trained towards: the teacher's ids and log-probs, and the sampled ids (labels)."""
+    """What a chunk is trained towards: the teacher's ids and log-probs, and the ids that it sampled (labels)."""
 
     ids_CK: Tensor
     logprobs_CK: Tensor
@@ -86,8 +87,8 @@ def read_logits_at_ids(logits_CV: Tensor, top_ids_CM: Tensor, targets: ChunkTarg
     top_logits_CM = logits_CV.gather(1, top_ids_CM)
     teacher_logits_CK = logits_CV.gather(1, targets.ids_CK)
     label_logits_C1 = None if targets.labels_C1 is None else logits_CV.gather(1, targets.labels_C1)
-    # Which of the top m the teacher has: comparing M with K ids would need a [C, M, K] tensor, and a mask another [C, V] buffer.
-    # So the teacher's ids are marked in the logits themselves: +inf there, then a look at the top m, then the logits put back.
+    # Which of the top m the teacher has: comparing M with K ids would need a tensor [C, M, K], a mask another [C, V].
+    # So the teacher's ids are marked in the buffer itself, which holds +inf there until the logits are put back.
     logits_CV.scatter_(1, targets.ids_CK, torch.inf)
     is_teacher_id_CM = logits_CV.gather(1, top_ids_CM) == torch.inf
     logits_CV.scatter_(1, targets.ids_CK, teacher_logits_CK)
@@ -105,7 +106,7 @@ def compute_terms(
     """
     kd_weight, ce_weight = settings.kd_ratio, 1.0 - settings.kd_ratio
     log_q_CK = logits.teacher_logits_CK - log_sum_C1
-    # The backends search for at least one id, because the plain one needs the largest logit; only the top_m asked for count.
+    # The backends search for at least one id, because gradient.py needs the largest logit; only top_m ids count.
     top_ids_CM = logits.top_ids_CM[:, : settings.top_m]
     is_teacher_id_CM = logits.is_teacher_id_CM[:, : settings.top_m]
     log_q_CM = logits.top_logits_CM[:, : settings.top_m] - log_sum_C1

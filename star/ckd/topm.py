@@ -1,7 +1,7 @@
 """Finds the m largest of each row without sorting the row: V is large, m is small.
 
-The m largest elements lie in the m groups that have the largest maxima. So with groups of eight columns only the row of maxima, an
-eighth as long, is searched (in the same way again), and then the 8 * m elements of the groups that this names.
+The m largest elements lie in the m groups that have the largest maxima. So with groups of eight columns only the row of
+maxima, an eighth as long, is searched (in the same way again), and then the 8 * m elements of the groups found.
 
 For example the 2 largest of 12 columns, in groups of two; group j holds the columns j and j + 6:
 
@@ -22,18 +22,21 @@ MIN_GROUPED_VOCAB = 1600  # shorter rows are searched directly, which is as fast
 
 
 def top_ids(values_CV: Tensor, m: int) -> Tensor:
-    """Column numbers [C, M] of the m largest of each row, in no order. Of equal elements at the edge any may be taken."""
+    """Column numbers [C, M] of the m largest of each row, in no order.
+
+    Of equal elements at the edge any may be taken.
+    """
     vocab = values_CV.shape[1]
     width = vocab // GROUP_SIZE
     if vocab < MIN_GROUPED_VOCAB or width < 2 * m:
         return values_CV.topk(m, dim=1, sorted=False).indices
-    # Group j holds the columns j, j + width, j + 2 * width, ...: so the maxima are taken along a strided axis, which vectorises.
+    # Group j holds the columns j, j + width, j + 2 * width, ...: maxima along a strided axis vectorise.
     groups_CM = top_ids(values_CV[:, : GROUP_SIZE * width].unflatten(1, (GROUP_SIZE, width)).amax(1), m)
     return top_ids_in_groups(values_CV, groups_CM, width, m)
 
 
 def top_ids_in_groups(values_CV: Tensor, groups_CM: Tensor, width: int, m: int) -> Tensor:
-    """Column numbers [C, M] of the m largest among the columns of the given groups and the columns that belong to no group.
+    """Column numbers [C, M] of the m largest among the members of the given groups and the columns of no group.
 
     Args:
         groups_CM: numbers of the m groups with the largest maxima.

@@ -2,10 +2,11 @@
 
 Overridden of Trainer are `compute_loss` (the fused CKD loss) and `log` (its statistics, averaged over ranks).
 
-One process and several ranks (DDP, FSDP) make the same step: the loss is divided by the number of completion tokens of the whole batch, and
-the forward pass and the loss go through whatever accelerate wrapped the model in.
+One process and several ranks (DDP, FSDP) make the same step: the loss is divided by the number of completion tokens of
+the whole batch, and the forward pass and the loss go through whatever accelerate wrapped the model in.
 
-Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary, K teacher ids per token, S metrics.
+Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary, K teacher ids per
+token, S metrics.
 """
 
 import resource
@@ -68,7 +69,7 @@ class DistillationRows(Dataset):
 
 
 class CKDTrainer(Trainer):
-    """Minimises the loss `settings.kind` (for CKD: FKL_k + tail_weight * tail) over the completion tokens of the whole batch.
+    """Minimises the loss `settings.kind`, averaged over the completion tokens of the whole batch.
 
     Args:
         folder: the top-k store.
@@ -107,14 +108,17 @@ class CKDTrainer(Trainer):
         tokens = inputs["teacher_ids"].shape[0]
         self.window_tokens += tokens
         self.window_sums_S += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
-        # The sum must be divided by the tokens of the whole batch. Trainer sums the loss over accumulation steps; DDP and FSDP average it
-        # over ranks, so the divisor is the batch's tokens per rank.
+        # The sum must be divided by the tokens of the whole batch. Trainer sums the loss over accumulation steps; DDP
+        # and FSDP average it over ranks, so the divisor is the batch's tokens per rank.
         divisor = tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         loss = output.loss / divisor
         return (loss, output) if return_outputs else loss
 
     def _summed_loss(self, student: PreTrainedModel, inputs: dict[str, Tensor]) -> KDOutput:
-        """The loss of a micro batch, summed over its completion tokens. Hidden states that predict prompt tokens are dropped."""
+        """The loss of a micro batch, summed over its completion tokens.
+
+        Hidden states that predict prompt tokens are dropped.
+        """
         with self.accelerator.autocast():
             hidden_BLH = student.get_decoder()(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
@@ -147,7 +151,7 @@ class CKDTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the averages over the tokens since the last log on all ranks, the speed, and the peak memory. Collective.
+        """Adds averages over the tokens since the last log on all ranks, the speed and the peak memory. Collective.
 
         Raises:
             FloatingPointError: the loss is NaN.
@@ -169,12 +173,13 @@ class CKDTrainer(Trainer):
 
 
 def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable, *arguments: Any) -> Any:
-    """Calls `function(module, *arguments)` as the forward pass of `wrapped`, so that the hooks of DDP and FSDP run around it.
+    """Calls `function(module, *arguments)` as the forward pass of `wrapped`, inside the hooks of DDP and FSDP.
 
-    Inside, FSDP has gathered the sharded weights; afterwards the gradients are synchronised. The loss needs this because it uses the
-    decoder and the weights of the head directly, without `module.forward`. The method `forward` is replaced for this one call:
+    Inside, FSDP has gathered the sharded weights; afterwards the gradients are synchronised. The loss needs this
+    because it uses the decoder and the weights of the head directly, without `module.forward`. The method `forward` is
+    replaced for this one call:
 
-        wrapped(*arguments)  ->  hooks  ->  module.forward, replaced  ->  restores `forward`, calls function(module, *arguments)
+        wrapped(*arguments) -> hooks -> replaced module.forward -> restores `forward`, calls function(module, *arguments)
 
     Args:
         wrapped: what accelerate wrapped `module` in, or `module` itself.

@@ -1,4 +1,6 @@
-"""Samples completions from a model, and computes the hidden states that predict a completion, for rollout, extraction and evaluation.
+"""Samples completions from a model, and computes the hidden states that predict a completion.
+
+Rollout, extraction and evaluation use it.
 
 Shapes: B sequences of a batch, L padded length, T completion tokens of one sequence, H hidden, V vocabulary.
 """
@@ -113,8 +115,8 @@ def completion_hidden_states(model: PreTrainedModel, sequences: list[Sequence], 
     """Makes one forward pass over a batch.
 
     Returns:
-        Per sequence, the last hidden states [T, H] that predict its completion tokens: those at the last prompt token and at all
-        completion tokens but the last.
+        Per sequence, the last hidden states [T, H] that predict its completion tokens: those at the last prompt token
+        and at all completion tokens but the last.
     """
     longest = max(len(sequence) for sequence in sequences)
     rows = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]

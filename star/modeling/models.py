@@ -1,7 +1,7 @@
 """Loads and saves causal language models and tokenizers: folders in Hugging Face's format, or ids of its hub.
 
-Models in a tree of calls are `PreTrainedModel`. With LoRA adapters they are a `PeftModel`, which passes every attribute on to the model
-that it wraps, so all code here and in the trainers uses it as one.
+The type of a model is `PreTrainedModel` everywhere. With LoRA adapters it is a `PeftModel` at run time, which passes
+every attribute on to the model that it wraps, so the code here and in the trainers uses it as one.
 """
 
 from pathlib import Path
@@ -38,8 +38,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Loads the causal language model of a folder or hub id: safetensors only, no remote code.
 
-    Weights are fp32 on a CPU, and for a training of all weights: steps of 3e-7 vanish in bf16 weights (the trainer computes in bf16).
-    Otherwise they are bf16 on a GPU.
+    Weights are fp32 on a CPU, and for a training of all weights: steps of 3e-7 vanish in bf16 weights (the trainer
+    computes in bf16). Otherwise they are bf16 on a GPU.
 
     Args:
         training: whether the weights themselves are trained, unless `lora` is given.
@@ -56,7 +56,10 @@ def load_model(
 
 
 def add_lora_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
-    """Wraps the model in low-rank adapters on every linear layer but the head. Only they are trained; at the start they change nothing."""
+    """Wraps the model in low-rank adapters on every linear layer but the head.
+
+    Only they are trained; at the start they change nothing.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -84,7 +87,7 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a plain Hugging Face folder: safetensors weights (adapters merged in), config, tokenizer with its chat template."""
+    """Writes a plain Hugging Face folder: safetensors (adapters merged in), config, tokenizer, chat template."""
     saved: Any = model  # may be a PeftModel, see this module's docstring
     if hasattr(saved, "merge_and_unload"):
         saved = saved.merge_and_unload()

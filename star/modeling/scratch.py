@@ -1,7 +1,8 @@
-"""Builds models from scratch, with the Qwen3 architecture: random weights, then a warm-up in which the model learns to copy.
+"""Builds models of the Qwen3 architecture from scratch: random weights, then a warm-up in which they learn to copy.
 
-The warm-up trains on random tokens that are repeated. It forms the attention heads that later carry a value from the user's request
-into the JSON of a call; without it a tiny model needs many times more steps on the task. It stands in for pre-training.
+The warm-up trains on random tokens that are repeated. It forms the attention heads that later carry a value from the
+user's request into the JSON of a call; without it a tiny model needs many times more steps on the task. It stands in
+for pre-training.
 """
 
 from pathlib import Path
@@ -45,7 +46,8 @@ def build_base(
     """Builds a model from scratch and trains it on the copy warm-up. Collective.
 
     Args:
-        state: folder for checkpoints, from which a killed warm-up resumes, and for the finished base, which is not built twice.
+        state: folder for checkpoints, from which a killed warm-up resumes, and for the finished base, which is not
+            built twice.
         label: text beside the progress bar.
     """
     finished = state / "base"
@@ -64,9 +66,9 @@ def build_base(
 class CopyRows(Dataset):
     """Sequences to copy: `span` random tokens, then the same tokens twice more, each time rotated by a random offset.
 
-    With span 4, for example `a b c d  c d a b  b c d a`. The loss starts at the second token of the first repetition, because nothing
-    predicts the first. As the offsets differ, what to copy lies at every distance, and a head must find it by content, as it will
-    have to in a prompt. Row i is drawn from (seed, i) alone.
+    With span 4, for example `a b c d  c d a b  b c d a`. The loss starts at the second token of the first repetition,
+    because nothing predicts the first. As the offsets differ, what to copy lies at every distance, and a head must find
+    it by content, as it will have to in a prompt. Row i is drawn from (seed, i) alone.
     """
 
     def __init__(self, count: int, *, span: int, vocab_size: int, seed: int) -> None:

@@ -2,9 +2,10 @@
 
 Two choices make tiny models learn to copy:
 
-- No token spans a border between a word, a digit and anything else. So a value has the same tokens in the user's request and in the JSON
-  of the call: `Oslo` in `from Oslo` and in `"origin": "Oslo"`.
-- The fixed pieces of the tool template (ENVELOPES) are one token each. So the length of a prompt comes from what differs in it.
+- No token spans a border between a word, a digit and anything else. So a value has the same tokens in the user's
+  request and in the JSON of the call: `Oslo` in `from Oslo` and in `"origin": "Oslo"`.
+- The fixed pieces of the tool template (ENVELOPES) are one token each. So the length of a prompt comes from what
+  differs in it.
 """
 
 import hashlib
@@ -82,7 +83,7 @@ def bootstrap_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def _texts_without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
-    """The texts with each piece replaced by a line break: merges learned inside a piece that is one token anyway would be wasted."""
+    """The texts, each piece replaced by a line break: merges learned inside a piece (one token) are wasted."""
     longest_first = sorted(pieces, key=len, reverse=True)
     for text in texts:
         for piece in longest_first:
@@ -91,7 +92,10 @@ def _texts_without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 (hex) over vocabulary, merges, added tokens and splitting. Tokenizers with equal digests turn text into the same ids."""
+    """sha256 (hex) over vocabulary, merges, added tokens and splitting.
+
+    Tokenizers with equal digests turn text into the same ids.
+    """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {key: content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

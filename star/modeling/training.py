@@ -1,13 +1,13 @@
-"""Runs every training of STAR: deterministic, with checkpoints, resumed bit for bit, with a progress bar and a learning curve.
+"""Runs every training of STAR: deterministic, checkpointed, resumed bit for bit, with progress and a learning curve.
 
-The training loops are transformers' Trainer and TRL's GRPOTrainer. This module has their common arguments, and `train`, which drives
-them. What it keeps of a training with phase "ckd" in the stage's state folder:
+The training loops are transformers' Trainer and TRL's GRPOTrainer. This module has their common arguments, and `train`,
+which drives them. What it keeps of a training with phase "ckd" in the stage's state folder:
 
-    ckd/checkpoint-50/, ckd/checkpoint-100/   the last two checkpoints; one with a file `complete` in it is written to its end
+    ckd/checkpoint-50/, ckd/checkpoint-100/   the last two checkpoints; a complete one has a file `complete` in it
     ckd_curve.json                            the logged metrics by step, written when the training is done
 
-A killed training is called again with the same state folder. It resumes from the last complete checkpoint, removes an incomplete one,
-and logs the same metrics as an uninterrupted training.
+A killed training is called again with the same state folder. It resumes from the last complete checkpoint, removes an
+incomplete one, and logs the same metrics as an uninterrupted training.
 """
 
 import json
@@ -42,7 +42,7 @@ COMPLETE = "complete"  # file that marks a checkpoint as written to its end
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch, and asks torch for deterministic kernels on a GPU; on a CPU the default ones are deterministic."""
+    """Seeds Python, numpy and torch, and asks torch for deterministic kernels on a GPU; a CPU's are by default."""
     from transformers import set_seed
 
     set_seed(seed)
@@ -105,8 +105,8 @@ def common_arguments(
 
 def _default_logging_steps(settings: Training | SimRL) -> int:
     """The largest divisor of save_steps that logs at least 50 steps."""
-    # A divisor, so that metrics are logged at every checkpoint and no half-made sum is lost with a kill: a resumed training then logs
-    # the same values as an uninterrupted one.
+    # A divisor, so that metrics are logged at every checkpoint and no half-made sum is lost with a kill: a resumed
+    # training then logs the same values as an uninterrupted one.
     most = max(1, settings.steps // 50)
     return next(steps for steps in range(min(most, settings.save_steps), 0, -1) if settings.save_steps % steps == 0)
 
@@ -114,7 +114,7 @@ def _default_logging_steps(settings: Training | SimRL) -> int:
 def supervised_arguments(
     settings: Training, *, folder: Path, seed: int, logging_steps: int | None = None
 ) -> TrainingArguments:
-    """Arguments of a supervised training or a distillation: AdamW, warm-up over 5% of the steps, a plateau, decay over the last 30%."""
+    """Arguments of supervised training and distillation: AdamW, warm-up for 5% of the steps, decay in the last 30%."""
     common = common_arguments(
         settings, folder=folder, seed=seed, batch_size=settings.batch_size, logging_steps=logging_steps
     )
@@ -131,7 +131,7 @@ def supervised_arguments(
 
 
 def use_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
-    """Makes this process train on one GPU: transformers would spread every batch over all visible ones and so change its size."""
+    """Makes this process train on one GPU: transformers would spread larger batches over all visible ones."""
     if arguments.n_gpu > 1:
         logger.warning(
             "%d GPUs are visible and this process trains on one of them; start one process per GPU to use all of them",
@@ -145,8 +145,8 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
     """Makes a batch: pads input_ids and labels on the right, and concatenates the teacher's rows where there are some.
 
     Returns:
-        input_ids, labels and attention_mask [B, L]; teacher_ids and teacher_logprobs [T, K] over the completion tokens of the batch in
-        its order. B sequences, L longest length, T completion tokens of the batch, K teacher ids per token.
+        input_ids, labels and attention_mask [B, L]; teacher_ids and teacher_logprobs [T, K] over the batch's completion
+        tokens in its order. B sequences, L longest length, T completion tokens, K teacher ids per token.
     """
     longest = max(len(row["input_ids"]) for row in rows)
 
@@ -166,12 +166,13 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
 
 
 def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics: LogMetrics) -> None:
-    """Runs a trainer to its last step, from its last complete checkpoint if there is one, and writes its learning curve. Collective.
+    """Runs a trainer to its last step, from its last complete checkpoint, and writes its learning curve. Collective.
 
     Args:
         phase: name of this training: in the curve's file name, and before a `/` in the names of the logged metrics.
         label: text beside the progress bar.
-        state: the stage's state folder, for `<phase>_curve.json`: all logged metrics, those from before a kill included.
+        state: the stage's state folder, for `<phase>_curve.json`: all logged metrics, also from
+            before a kill.
         log_metrics: called on rank 0 whenever the trainer logs.
 
     Raises:
@@ -182,7 +183,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     trainer.add_callback(_MarkCheckpointComplete(state))
     sigterm = SigtermFlag(
         on_first=lambda: say("received SIGTERM: saving a checkpoint before the training stops"),
-        # A rank receives it twice: from whoever ends all ranks, and from torchrun, which kills a rank that stays too long.
+        # A rank receives it twice: from whoever ends all ranks, and from torchrun, which kills ranks that stay.
         ignore_repeats=distributed.world_size() > 1,
     )
     trainer.add_callback(_StopWithCheckpoint(sigterm))
@@ -195,7 +196,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_rank0() else None
     )
     if checkpoint and checkpoint.endswith(f"-{trainer.args.max_steps}"):
-        # Killed after the last step. Trainer would take one more step from this checkpoint, so its state is only loaded.
+        # Killed after the last step. Trainer would take one more step from this checkpoint.
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
@@ -262,9 +263,9 @@ class _MarkCheckpointComplete(TrainerCallback):
 class _StopWithCheckpoint(TrainerCallback):
     """After SIGTERM, saves a checkpoint at the next logged step and stops the training there.
 
-    At each logged step the ranks agree whether any of them received SIGTERM, and stop together: only one of several nodes may be leaving.
-    The stop waits for a logged step because the sums of the logged metrics are empty there. So a resumed run logs the same values as an
-    uninterrupted one.
+    At each logged step the ranks agree whether any of them received SIGTERM, and stop together: only one of several
+    nodes may be leaving. The stop waits for a logged step because the sums of the logged metrics are empty there. So a
+    resumed run logs the same values as an uninterrupted one.
     """
 
     def __init__(self, sigterm: SigtermFlag) -> None:

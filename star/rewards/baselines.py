@@ -1,4 +1,4 @@
-"""Defines the two rewards that the paper compares ours with, and REWARDS, all rewards by the name that the configuration gives them.
+"""Computes the two rewards that the paper compares ours with; REWARDS has all three by name.
 
 Each reward is a function (completion, target, tools) -> Reward, as `star.rewards.similarity.similarity_reward`.
 """
@@ -14,7 +14,7 @@ ToolCalls = list[dict[str, Any]]
 
 
 def binary_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
-    """-1 for a format error; 1 for exactly the target's calls in any order, or for a reply with the target's words; else 0."""
+    """-1 for a format error; 1 for the target's calls in any order, or for a reply with the target's words; else 0."""
     similarity = similarity_reward(completion, target, tools)
     if similarity.format < 0:
         return FORMAT_ERROR
@@ -24,11 +24,11 @@ def binary_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> 
 
 
 def toolrl_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
-    """ToolRL's reward (Qian et al., arXiv 2504.13958, section 3.3), in [-3, 4]: format in {0, 1} and correctness in [-3, 3].
+    """ToolRL's reward (Qian et al., arXiv 2504.13958, section 3.3): format in {0, 1} plus correctness in [-3, 3].
 
-    Correctness is 6 * S / S_max - 3. S sums the overlap of the tool names and, per expected call, the overlap of its parameter names and
-    the number of its equal values. A format error has correctness -3, and where a reply is expected correctness is 0.
-    `content` is S / S_max; where a reply is expected it is 1 if no call is made.
+    Correctness is 6 * S / S_max - 3. S sums the overlap of the tool names and, per expected call, the overlap of its
+    parameter names and the number of its equal values. A format error has correctness -3, and where a reply is expected
+    correctness is 0. `content` is S / S_max; where a reply is expected it is 1 if no call is made.
     """
     try:
         expected, predicted = parse_target(target, strict=False), parse_completion(completion, strict=False)
@@ -44,7 +44,7 @@ def toolrl_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> 
 def _correctness(predicted: ToolCalls, expected: ToolCalls) -> float:
     """S / S_max, each expected call paired with the best call that is left.
 
-    With `f(a=2)` made and `f(a=1)` expected, S is 1 (tool names) + 1 (parameter names) + 0 (values), and S_max is 3: 2 / 3.
+    With `f(a=2)` made and `f(a=1)` expected, S = 1 (tool names) + 1 (parameter names) + 0 (values), and S_max = 3.
     """
     score = _overlap([call["name"] for call in predicted], [call["name"] for call in expected])
     left = list(predicted)

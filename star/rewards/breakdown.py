@@ -9,11 +9,12 @@ from star.rewards.similarity import Reward, arguments_similarity
 
 @dataclass(frozen=True)
 class ScoreParts:
-    """The parts of one completion's score; None where a part does not apply, as names do not where only replies are compared.
+    """The parts of one completion's score; None where a part does not apply, such as names where no call was made.
 
     Attributes:
         format: 1 when the format holds, else 0.
-        name_accuracy: pairs of a made and an expected call with the same name, over all calls that were made or expected.
+        name_accuracy: pairs of a made and an expected call with the same name, over all calls that were made or
+            expected.
         argument_similarity: mean similarity of the arguments in these pairs.
         call_count_error: number of calls too few or too many.
     """
@@ -26,7 +27,7 @@ class ScoreParts:
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a completion: the reward that is trained on, all rewards by name (that one included), and the parts."""
+    """The score of a completion: the reward that is trained on, all rewards by name, and the parts."""
 
     trained: Reward
     rewards: dict[str, Reward]
@@ -36,8 +37,8 @@ class Score:
 def score_parts(completion: str, target: str, tools: list[dict[str, Any]]) -> ScoreParts:
     """The parts of a completion's score. Never raises: what cannot be parsed is a format error.
 
-    Each made call, in order, is paired with the first expected call of its name that is left. With `f(a=1)` made and `f(a=1, b=2)`, `g()`
-    expected there is 1 pair: name_accuracy is 1 / 2, argument_similarity 1 / 2, call_count_error 1.
+    Each made call, in order, is paired with the first expected call of its name that is left. With `f(a=1)` made and
+    `f(a=1, b=2)`, `g()` expected there is 1 pair: name_accuracy 1 / 2, argument_similarity 1 / 2, call_count_error 1.
     """
     try:
         expected, predicted = parse_target(target, strict=False), parse_completion(completion, strict=False)

@@ -1,15 +1,15 @@
 """Computes the Sim-RL reward: how similar a completion's calls, or its reply, are to the target's, in [-1, 1].
 
-R = -1 for a format error, else the content score in [0, 1]: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv 2602.03022,
-section on Sim-RL). An example of R_fc, with two calls expected and one made:
+R = -1 for a format error, else the content score in [0, 1]: R_fc for calls, ROUGE-L F1 for a reply (STAR, arXiv
+2602.03022, section on Sim-RL). An example of R_fc, with two calls expected and one made:
 
     expected  get_weather(city="New York City", days=3)   get_time(zone="UTC")
     made      get_weather(city="New York", days=3)
     the pair of get_weather: (ROUGE-L 0.8 of the cities + 1 for equal days) / 2 keys in the union = 0.9
     R_fc = sum over pairs 0.9 / (1 made + 2 expected - 1 pair) = 0.45
 
-Values equal those of the official code to the last bit; those are float32. Where that code would raise, this one gives the format error. It
-never raises.
+Values equal those of the official code to the last bit; those are float32. Where that code would raise, this one gives
+the format error. It never raises.
 """
 
 import json
@@ -60,8 +60,9 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         tools: the tools of the prompt, bare or wrapped, in either dialect of `star.chat.tool_parameters`.
 
     Returns:
-        The reward; `FORMAT_ERROR` also where the target or the tools are invalid. The completion is parsed as by the official reward
-        (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply, and scores 0.
+        The reward; `FORMAT_ERROR` also where the target or the tools are invalid. The completion is parsed as by the
+        official reward (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply,
+        and scores 0.
     """
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
@@ -77,9 +78,9 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
 def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bool:
     """Whether a completion makes exactly the target's calls, in any order.
 
-    Arguments are compared as JSON values: 1 equals 1.0, but neither true nor "1". A target without calls is matched by every reply
-    without calls: whether to call is compared, the wording is not. A format error, here in the strict reading, matches nothing. Never
-    raises.
+    Arguments are compared as JSON values: 1 equals 1.0, but neither true nor "1". A target without calls is matched by
+    every reply without calls: whether to call is compared, the wording is not. A format error, here in the strict
+    reading, matches nothing. Never raises.
     """
     try:
         expected = parse_target(target)
@@ -91,7 +92,10 @@ def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bo
 
 
 def rouge_l(first: str, second: str) -> float:
-    """ROUGE-L F1 of two texts, as the package rouge_score computes it with its stemmer. 1 for equal texts; 0 if only one is blank."""
+    """ROUGE-L F1 of two texts, as the package rouge_score computes it with its stemmer.
+
+    1 for equal texts; 0 if only one is blank.
+    """
     if first == second:
         return 1.0
     first_words, second_words = _words(first), _words(second)
@@ -118,8 +122,9 @@ def _parse_target(text: str) -> Completion:
     return parse_target(text, strict=False)
 
 
-# Rollouts are scored group by group. A group has one target, and often the same completion several times. The caches are small, so that
-# the garbage collector has little to traverse. Exceptions are not cached: a format error is found anew each time.
+# Rollouts are scored group by group. A group has one target, and often the same completion several times. The caches
+# are small, so that the garbage collector has little to traverse. Exceptions are not cached: a format error is found
+# anew each time.
 _compare_cached = lru_cache(maxsize=CACHED_GROUPS * 8)(_compare)
 _parse_target_cached = lru_cache(maxsize=CACHED_GROUPS)(_parse_target)
 
@@ -145,7 +150,7 @@ def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, 
 
 
 def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Similarity of two calls' arguments: the sum over the shared keys of the values' similarity, divided by the size of the union of keys.
+    """Similarity of two calls' arguments: sum of the similarities of shared keys' values / number of keys in the union.
 
     Two texts are compared by ROUGE-L, all other values by equality. No arguments on both sides give 1.
     """

@@ -48,7 +48,7 @@ class CompletionTables(TrainerCallback):
 
 
 def completion_table(trainer: "SimRLTrainer") -> list[dict[str, Any]]:
-    """The best and the worst completion of the first groups of the last step, with their scores; one where both are the same."""
+    """Best and worst completion (one where both are equal) of the last step's first groups, with their scores."""
     table = []
     for group in trainer.sampled_groups[:GROUPS_PER_TABLE]:
         ranked = sorted(group.rollouts, key=lambda rollout: -rollout.score.trained.total)

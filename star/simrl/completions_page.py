@@ -15,7 +15,8 @@ def completions_page(tables: dict[int, list[dict]]) -> str:
     """Renders one HTML page without scripts or links. Model text is escaped, and cut where it is long.
 
     Args:
-        tables: by step, the table that `star.simrl.completion_tables.completion_table` makes. The newest step comes first, unfolded.
+        tables: by step, the table that `star.simrl.completion_tables.completion_table` makes. The newest step comes
+            first, unfolded.
     """
     newest = max(tables, default=None)
     sections = "".join(

@@ -1,6 +1,7 @@
 """Stops a Sim-RL training whose reward collapses or whose KL grows too large, and keeps the last good model.
 
-The decision uses the trainer's log history only, which is part of every checkpoint, so a resumed training decides alike.
+The decision uses the trainer's log history only, which is part of every checkpoint, so a resumed training stops
+at the same step.
 """
 
 import os
@@ -20,7 +21,7 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt")
 
 
 class EarlyStop(TrainerCallback):
-    """Raises PipelineError at the limits `max_reward_drop` and `max_kl`; keeps the model of each checkpoint within half of them."""
+    """Raises PipelineError at the limits `max_reward_drop` and `max_kl`; keeps the last model within half of them."""
 
     def __init__(self, settings: SimRL) -> None:
         self.settings = settings
@@ -46,7 +47,10 @@ class EarlyStop(TrainerCallback):
         )
 
     def _find_collapse(self, history: list[dict], *, limit_share: float) -> str | None:
-        """What collapsed: the reward fell, or the KL rose, by more than `limit_share` of its limit. None where neither did."""
+        """What collapsed: the reward fell, or the KL rose, by more than `limit_share` of its limit.
+
+        None where neither did.
+        """
         settings = self.settings
         # TRL logs None where a whole step was NaN.
         kls = [inf if entry["kl"] is None else entry["kl"] for entry in history if "kl" in entry]
@@ -60,7 +64,7 @@ class EarlyStop(TrainerCallback):
 
 
 def _keep_good_model(checkpoint: Path, *, step: int) -> None:
-    """Keeps the checkpoint's model without the optimiser, as hard links where the file system has them; removes older ones."""
+    """Keeps a checkpoint's model without the optimiser, hard-linked where the file system can; removes older ones."""
     kept = checkpoint.with_name(f"{GOOD_MODEL_PREFIX}{step:06d}")
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()

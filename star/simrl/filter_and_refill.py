@@ -1,8 +1,9 @@
-"""Dynamic filtering: decides which groups of rollouts are kept, and which prompts refill a batch in place of the dropped ones.
+"""Dynamic filtering: decides which groups of rollouts are kept, and which prompts replace the dropped ones.
 
-The rollouts of one prompt are a group. GRPO's advantage is a rollout's reward relative to its group, so a group whose rollouts
-all score alike has advantages of 0 and no learning signal. A group that scores nearly nothing or nearly everything is noise. Both are
-dropped, and a prompt that this step has not tried takes the place (STAR, section on Sim-RL; after DAPO, arXiv 2503.14476).
+The rollouts of one prompt are a group. GRPO's advantage is a rollout's reward relative to its group, so a group whose
+rollouts all score alike has advantages of 0 and no learning signal. A group that scores nearly nothing or nearly
+everything is noise. Both are dropped, and a prompt that this step has not tried takes the place (STAR, section on
+Sim-RL; after DAPO, arXiv 2503.14476).
 
 These are the pure rules; `star.simrl.trainer` applies them, and its docstring shows one step.
 """
@@ -21,7 +22,7 @@ MIN_KEPT_FRACTION = 1 / 8  # a refill assumes at least this; a lower fraction wo
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a prompt: its tokens, its text, its score, and the sampler's log-probs where it gives them (vLLM)."""
+    """One completion of a prompt: tokens, text, score, and the sampler's log-probs where it gives them (vLLM)."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -45,7 +46,7 @@ class Group:
 
 
 def is_informative(contents: Sequence[float], *, between: tuple[float, float] | None) -> bool:
-    """Whether a group is kept: its mean content score lies strictly between the bounds, and not all scores are the same.
+    """Whether a group is kept: its mean content score lies strictly between the bounds, and not all scores are equal.
 
     Args:
         contents: content score of each rollout; a format error is 0.
@@ -58,7 +59,7 @@ def is_informative(contents: Sequence[float], *, between: tuple[float, float] | 
 
 
 def choose_batch(kept: Sequence[Group], dropped: Sequence[Group], *, count: int) -> list[Group]:
-    """Chooses the `count` groups to train on: kept groups in the order they were sampled, then dropped ones of the widest spread."""
+    """Chooses `count` groups to train on: kept ones in order of sampling, then dropped ones of the widest spread."""
     spare = sorted(dropped, key=lambda group: -group.reward_spread)
     return [*kept, *spare][:count]
 
@@ -82,8 +83,9 @@ def refill_size(*, missing: int, kept: int, tried: int, limit: int, multiple: in
 def draw_refill_rows(*, seed: int, step: int, count: int, rows: int, tried: set[int]) -> list[int]:
     """Draws the indices of `count` rows that this step has not tried, fewer when there are no more.
 
-    Each step has one random order of the rows, which depends on seed and step only, and a refill takes the next rows of it.
-    A resumed training therefore draws the same rows, and the first kept groups do not depend on the sizes of the refills.
+    Each step has one random order of the rows, which depends on seed and step only, and a refill takes the next rows of
+    it. A resumed training therefore draws the same rows, and the first kept groups do not depend on the sizes of the
+    refills.
 
     Args:
         rows: number of rows in the training set.

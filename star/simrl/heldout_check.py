@@ -1,8 +1,8 @@
-"""Checks during a Sim-RL training that a rising reward means better answers: exact match on prompts held out of the training.
+"""Checks during a Sim-RL training, on prompts held out of it, that a rising reward means better answers.
 
-A model may learn to raise the reward without answering better (reward hacking). Exact match cannot be raised that way, and on
-prompts that are never trained on it cannot be memorised. These prompts are taken from the training rows; the held-out split, on
-which the evaluation measures, is not touched.
+A model may learn to raise the reward without answering better (reward hacking). Exact match cannot be raised that way,
+and on prompts that are never trained on it cannot be memorised. These prompts are taken from the training rows; the
+held-out split, on which the evaluation measures, is not touched.
 """
 
 import json
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 def hold_out_prompts(prompts: list[Prompt], *, settings: SimRL, seed: int) -> tuple[list[Prompt], list[Prompt]]:
     """Splits prompts into those to train on and those for the checks.
 
-    The choice depends on the seed and the row ids only. Nothing is held out where no check is due within the training, or where
-    too few prompts would be left to train on.
+    The choice depends on the seed and the row ids only. Nothing is held out where no check is due within the training,
+    or where too few prompts would be left to train on.
 
     Returns:
         (training prompts, check prompts), both in the given order.
@@ -48,11 +48,12 @@ def hold_out_prompts(prompts: list[Prompt], *, settings: SimRL, seed: int) -> tu
 
 
 class HeldoutCheck(TrainerCallback):
-    """Measures exact match of greedy answers to the check prompts every `check_steps` steps, and warns of reward hacking.
+    """Measures exact match of greedy answers to the check prompts every `check_steps` steps; warns of reward hacking.
 
     Args:
         prompts: the check prompts; without any, nothing is done.
-        file: JSON file of all checks by step. A resumed training reads it, and drops the checks from after its checkpoint.
+        file: JSON file of all checks by step. A resumed training reads it, and drops the checks from after its
+            checkpoint.
     """
 
     def __init__(self, trainer: "SimRLTrainer", prompts: list[Prompt], *, file: Path) -> None:
@@ -97,10 +98,10 @@ class HeldoutCheck(TrainerCallback):
 
 
 def describe_reward_hacking(checks: list[dict[str, Any]]) -> str | None:
-    """The warning where the last check has a higher reward and clearly fewer exact answers than the best check before it.
+    """The warning where the last check has a higher reward and clearly fewer exact answers than the best one before.
 
-    "Clearly" is a sign test: among the prompts whose answer changed, the losses exceed the gains by at least two standard deviations
-    of a fair coin. With 9 lost and 1 gained it warns, because 9 - 1 = 8 >= 2 * sqrt(10) = 6.3.
+    "Clearly" is a sign test: among the prompts whose answer changed, the losses exceed the gains by at least two
+    standard deviations of a fair coin. With 9 lost and 1 gained it warns, because 9 - 1 = 8 >= 2 * sqrt(10) = 6.3.
 
     Args:
         checks: per check, `exact` (1 or 0 per prompt) and the mean `reward` of its step, in the order of steps.

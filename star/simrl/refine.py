@@ -1,7 +1,7 @@
-"""Refines a model with Sim-RL and writes it as a model folder: the stage `refine`, and the second half of `refine-teacher`.
+"""Refines a model with Sim-RL and writes a model folder: the stage `refine`, and the second half of `refine-teacher`.
 
-The student and the teacher are refined by the same function, `refine_model`. It puts together what lies in the other modules of
-this room:
+The student and the teacher are refined by the same function, `refine_model`. It puts together what lies in the other
+modules of this room:
 
     trainer.py             the training itself: GRPO on TRL's trainer, with dynamic filtering
     filter_and_refill.py   which groups of rollouts are kept, and which prompts replace the dropped ones
@@ -93,7 +93,8 @@ def refine_model(
         log_artifact: called with the page of completions whenever it has grown.
 
     Raises:
-        PipelineError: the reward collapsed or the KL grew too large; the message names the last good model and the remedy.
+        PipelineError: the reward collapsed or the KL grew too large; the message names the last good model and
+            the remedy.
     """
     seed_everything(seed)
     training_prompts, heldout_prompts = hold_out_prompts(prompts, settings=settings, seed=seed)

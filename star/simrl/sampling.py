@@ -1,7 +1,8 @@
 """Samples each rollout from its own random numbers.
 
-The random numbers of a rollout come from its key (seed, step, row, sample). So what is sampled depends neither on the rest of the
-batch nor on the number of processes, and a resumed training samples what the uninterrupted one would have sampled.
+The random numbers of a rollout come from its key (seed, step, row, sample). So what is sampled depends neither on the
+rest of the batch nor on the number of processes, and a resumed training samples what the uninterrupted one would have
+sampled.
 
 B rows of a batch, T new tokens, V vocabulary.
 """
@@ -21,8 +22,8 @@ RolloutKey = tuple[int, ...]  # identifies a rollout: seed, step, row, sample
 class SeededSampling(LogitsProcessor):
     """Draws one token per row at `temperature`, and masks all other tokens so that `generate` can only take it.
 
-    The draw inverts the cumulative distribution: with probabilities 0.5, 0.3, 0.2 and the row's next uniform number 0.6 the second
-    token is drawn, because 0.5 <= 0.6 < 0.8.
+    The draw inverts the cumulative distribution: with probabilities 0.5, 0.3, 0.2 and the row's next uniform number 0.6
+    the second token is drawn, because 0.5 <= 0.6 < 0.8.
     """
 
     def __init__(self, keys: Sequence[RolloutKey], *, temperature: float, max_new_tokens: int) -> None:

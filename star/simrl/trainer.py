@@ -1,8 +1,8 @@
 """Trains with Sim-RL: GRPO with dynamic filtering, on TRL's GRPOTrainer.
 
-The training loop, the loss and the advantages are TRL's. Ours is the choice of the batch: rollouts are scored, groups without
-a learning signal are replaced by groups of new prompts (star/simrl/filter_and_refill.py), and only then TRL goes on. So the reference
-log-probs, the advantages and the loss are computed for the chosen groups alone.
+The training loop, the loss and the advantages are TRL's. Ours is the choice of the batch: rollouts are scored, groups
+without a learning signal are replaced by groups of new prompts (star/simrl/filter_and_refill.py), and only then TRL
+goes on. So the reference log-probs, the advantages and the loss are computed for the chosen groups alone.
 
 One step, with prompts_per_step = 4, num_generations = 2 and max_refills = 2; the numbers are content scores:
 
@@ -13,23 +13,23 @@ One step, with prompts_per_step = 4, num_generations = 2 and max_refills = 2; th
                                                                 I and J are kept: 5 groups, 1 more than needed
     batch     A, D, F, I                                        the first 4 kept groups, in the order of sampling
 
-After `max_refills` refills the places that are left go to the dropped groups of the widest reward spread. Several processes share
-each round's prompts, exchange the groups, and take equal slices of the same batch.
+After `max_refills` refills the places that are left go to the dropped groups of the widest reward spread. Several
+processes share each round's prompts, exchange the groups, and take equal slices of the same batch.
 
 What is overridden of TRL, in the order in which a step calls it:
 
     _generate_and_score_completions(inputs)  TRL: samples the inputs, then computes advantages and reference log-probs.
                                              Ours: first chooses the batch as above, sampling with TRL's `_generate`;
                                              then calls TRL's method with the rows of the chosen groups.
-    _generate(prompts)                       TRL: samples, and logs the lengths of completions. Called by the method above.
+    _generate(prompts)                       TRL: samples, logs the completions' lengths. Called by the method above.
                                              Ours: replays the chosen rollouts, which are sampled already.
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
                                              (star/simrl/sampling.py); vLLM is left as it is.
 
-TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's `_generate`
-runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These are internals of TRL:
-pyproject.toml pins its version.
+TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's
+`_generate` runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These
+are internals of TRL: pyproject.toml pins its version.
 """
 
 import importlib.util
@@ -82,8 +82,8 @@ def build_trainer(
     """Builds the trainer of these prompts; checkpoints go to `folder`.
 
     Raises:
-        InputError: fewer prompts than a step takes, prompts_per_step that the processes cannot share, or vLLM is set but not
-            installed.
+        InputError: fewer prompts than a step takes, prompts_per_step that the processes cannot share, or vLLM is set
+            but not installed.
     """
     if len(prompts) < settings.prompts_per_step:
         raise InputError(
@@ -214,14 +214,14 @@ class SimRLTrainer(GRPOTrainer):
         return totals
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Overrides TRL's method: replaces `inputs` by the rows of the chosen groups, whose rollouts are sampled already."""
+        """Overrides TRL's method: replaces `inputs` by the rows of the chosen groups, which are sampled already."""
         self.batch_groups = self._sample_batch(inputs)
         self._rollouts_to_replay = [rollout for group in self.batch_groups for rollout in group.rollouts]
         rows = [group.row for group in self.batch_groups for _ in group.rollouts]
         return super()._generate_and_score_completions(rows)
 
     def _generate(self, prompts: list[str]) -> tuple:
-        """Overrides TRL's method: returns the chosen rollouts instead of sampling, in the form in which TRL returns them."""
+        """Overrides TRL's method: returns the chosen rollouts, in the form of TRL's result, instead of sampling."""
         rollouts, self._rollouts_to_replay = self._rollouts_to_replay, None
         if rollouts is None:
             raise RuntimeError("no rollouts were chosen: only _generate_and_score_completions may call _generate")
@@ -245,10 +245,10 @@ class SimRLTrainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
 
     def _sample_batch(self, inputs: list[dict[str, Any]]) -> list[Group]:
-        """Samples until the batch is full of kept groups or the refills are used up; returns this process's slice of it.
+        """Samples until kept groups fill the batch or the refills are used up; returns this process's slice of it.
 
-        All processes see all groups and choose alike, so the batch is the one that a single process would have chosen, except
-        that matrix products of another shape round differently.
+        All processes see all groups and choose alike, so the batch is the one that a single process would have chosen,
+        except that matrix products of another shape round differently.
 
         Args:
             inputs: this process's rows of the step, each `num_generations` times in a row.
@@ -274,7 +274,7 @@ class SimRLTrainer(GRPOTrainer):
         return is_informative(contents, between=self.settings.keep_between)
 
     def _choose_refill_rows(self, *, missing: int, kept: int) -> list[int]:
-        """Indices of the rows that all processes together sample next; fewer than wanted, or none, when the set is used up."""
+        """Indices of the rows that all processes together sample next; fewer than wanted when the set is used up."""
         processes = self.accelerator.num_processes
         size = refill_size(
             missing=missing,
@@ -312,7 +312,7 @@ class SimRLTrainer(GRPOTrainer):
         return gather_object(groups)
 
     def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:
-        """Adds the means over all sampled rollouts, the dropped ones included, to the metrics that TRL logs for this step."""
+        """Adds means over all sampled rollouts, those of dropped groups included, to the metrics that TRL logs."""
         scores = [rollout.score for group in self.sampled_groups for rollout in group.rollouts]
         values: dict[str, Sequence[float | None]] = {
             "sampled_reward": [score.trained.total for score in scores],

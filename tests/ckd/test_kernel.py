@@ -1,4 +1,4 @@
-"""The Triton kernels compute what plain torch computes; without a GPU they run in Triton's interpreter (see tests/conftest.py)."""
+"""The Triton kernels compute what plain torch computes. Without a GPU they run in Triton's interpreter."""
 
 import importlib.util
 import logging

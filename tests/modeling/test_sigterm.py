@@ -1,4 +1,4 @@
-"""A training that is told to end saves first, and the next try goes on from there: on the same disk, or from the object store."""
+"""After SIGTERM a training saves a checkpoint, and the retry resumes from it: on the same disk, or from S3."""
 
 import shutil
 import signal
@@ -30,13 +30,13 @@ def command(name: str, finished: dict[str, Path], out: Path) -> list[str]:
     return [sys.executable, "-m", "star.cli", name, f"--config={MICRO}", *inputs, f"--out={out}"]
 
 
-def told_to_end(name: str, sign: str, finished: dict[str, Path], out: Path) -> int:
-    """Runs a stage until a checkpoint is there, tells it to end, and returns the step of the last checkpoint it left."""
+def interrupt(name: str, first_checkpoint: str, finished: dict[str, Path], out: Path) -> int:
+    """Runs a stage until a checkpoint is there, sends SIGTERM, and returns the step of its last checkpoint."""
     process = subprocess.Popen(command(name, finished, out), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    checkpoint = out.parent / f".{out.name}.partial" / "state" / sign / "complete"
+    checkpoint = out.parent / f".{out.name}.partial" / "state" / first_checkpoint / "complete"
     deadline = time.monotonic() + 120
     while not checkpoint.exists():
-        assert process.poll() is None, f"the stage ended before {sign} appeared"
+        assert process.poll() is None, f"the stage ended before {first_checkpoint} appeared"
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
@@ -48,18 +48,18 @@ def told_to_end(name: str, sign: str, finished: dict[str, Path], out: Path) -> i
 
 
 @pytest.mark.parametrize(("name", "phase", "checkpoint"), TRAININGS, ids=[phase for _, phase, _ in TRAININGS])
-def test_a_training_told_to_end_goes_on_with_the_same_bytes(
+def test_an_interrupted_training_ends_with_the_same_bytes(
     name: str, phase: str, checkpoint: str, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    # The step it was in is not lost: what it left is newer than what it had.
-    assert told_to_end(name, f"{phase}/{checkpoint}", finished, out) > int(checkpoint.split("-")[1])
+    # The step that SIGTERM interrupted is not lost: the last checkpoint is newer than the first one.
+    assert interrupt(name, f"{phase}/{checkpoint}", finished, out) > int(checkpoint.split("-")[1])
     again = subprocess.run(command(name, finished, out), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert read_manifest(out).digest == read_manifest(finished[name]).digest
 
 
-def test_a_training_goes_on_where_the_disk_is_gone(
+def test_a_training_resumes_from_s3_when_its_disk_is_gone(
     finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = ThreadedMotoServer(port=0)
@@ -78,7 +78,7 @@ def test_a_training_goes_on_where_the_disk_is_gone(
     store.create_bucket(Bucket="star")
     try:
         out = tmp_path / "out"
-        step = told_to_end("distill", "ckd/checkpoint-2", finished, out)
+        step = interrupt("distill", "ckd/checkpoint-2", finished, out)
         shutil.rmtree(tmp_path / ".out.partial")
         again = subprocess.run(command("distill", finished, out), capture_output=True, text=True)
         assert again.returncode == 0, again.stderr
