@@ -204,7 +204,7 @@ CHATS = [
 
 @pytest.mark.parametrize("with_tools", [False, True])
 def test_template_agrees_with_the_official_one_on_whole_chats(tokenizer, with_tools):
-    """trl ships Qwen3's template as published."""
+    """The installed trl includes Qwen3's published template."""
     trl = pytest.importorskip("trl")
     official = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
     if not official.is_file():
@@ -284,7 +284,7 @@ tagged = st.tuples(spaces, bodies, spaces, st.booleans(), bodies, spaces).map(
 
 @given(text=tagged | hostile, strict=st.booleans())
 def test_an_end_token_changes_nothing(text, strict):
-    """A text without it may be read at once, one with it never is: both readings are the same."""
+    """Both code paths agree: a simple text is parsed by one regular expression, with an end token it never is."""
     if not text.strip().endswith("<|im_end|>"):
         assert reading(text, strict=strict) == reading(text + "<|im_end|>", strict=strict)
 

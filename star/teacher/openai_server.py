@@ -102,8 +102,8 @@ class TeacherServer:
             response = self._session.request(method, f"{self.url}/{path}", timeout=TIMEOUT, **arguments)
         except requests.RequestException as error:
             raise InputError(
-                f"the teacher's server at {self.url} does not answer ({type(error).__name__}): start it, or correct the "
-                "URL; finished batches are kept"
+                f"the teacher's server at {self.url} does not answer ({type(error).__name__}): start it, or correct "
+                "the URL; finished batches are kept"
             ) from error
         if not response.ok:
             raise InputError(f"{self.url}/{path} refused the request ({response.status_code}): {response.text[:300]!r}")
@@ -158,7 +158,8 @@ def completion_top_k(
     positions = positions[len(sequence.prompt_ids) :]
     if len(positions) != len(sequence.completion_ids) or any(len(position) < k for position in positions):
         raise InputError(
-            f"{source} returned fewer than {k} log-probs per token: start it with `--max-logprobs {k}`, or lower topk.top_k"
+            f"{source} returned fewer than {k} log-probs per token: start it with `--max-logprobs {k}`, "
+            "or lower topk.top_k"
         )
     rows = [sorted(position.items(), key=lambda pair: (-pair[1], pair[0]))[:k] for position in positions]
     ids_TK = torch.tensor([[token for token, _ in row] for row in rows])

@@ -30,7 +30,8 @@ class TeacherEngine:
             import vllm
         except ImportError as error:
             raise InputError(
-                f"`vllm` is set and vLLM cannot be imported ({error}): install it on this GPU node, or name a `server` that runs it"
+                f"`vllm` is set and vLLM cannot be imported ({error}): install it on this GPU node, "
+                "or name a `server` that runs it"
             ) from error
         self._sampling = vllm.SamplingParams
         self._engine = vllm.LLM(

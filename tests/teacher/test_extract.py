@@ -1,4 +1,4 @@
-"""Extraction: the right numbers, the same bytes after a kill, parts that make the whole, and no start without room on the disk."""
+"""Extraction: correct log-probs, the same bytes after a kill, shards that make the whole, no start on a full disk."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def inputs(micro: Config, finished: dict[str, Path]) -> Stages:
     return Stages(micro, finished["synthesize"], finished["refine-teacher"])
 
 
-def test_parts_are_disjoint_and_make_the_whole(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_shards_are_disjoint_and_make_the_whole(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
     config, data, teacher = inputs
     for number in (1, 2):
         made = tmp_path / f"rollouts-{number}"
@@ -111,7 +111,7 @@ def test_parts_are_disjoint_and_make_the_whole(inputs: Stages, finished: dict[st
     stages.distill(config, topk=tmp_path / "topk", out=tmp_path / "student")
 
 
-def test_parts_of_an_extraction_hold_the_bytes_of_the_whole(
+def test_shards_of_an_extraction_hold_the_bytes_of_the_whole(
     inputs: Stages, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     config, _, teacher = inputs
@@ -129,7 +129,7 @@ def test_parts_of_an_extraction_hold_the_bytes_of_the_whole(
     assert sorted(seen) == sorted(whole)
 
 
-def test_a_part_alone_is_not_trained_on(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_distillation_refuses_a_single_shard(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
     config, _, teacher = inputs
     stages.extract_topk(config, rollouts=finished["rollout"], teacher=teacher, out=tmp_path / "part", shard="1/2")
     with pytest.raises(InputError, match="part is part 1/2 only: .*star merge"):
@@ -147,19 +147,19 @@ def test_a_part_alone_is_not_trained_on(inputs: Stages, finished: dict[str, Path
 
 
 @pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/2/3", "-1/2"])
-def test_a_shard_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_shard_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="is not like 2/4"):
         Shard.parse(text)
 
 
 @given(items=st.lists(st.integers(), max_size=50), count=st.integers(1, 9))
-def test_parts_share_nothing_and_leave_nothing_out(items: list[int], count: int) -> None:
+def test_shards_are_disjoint_and_complete(items: list[int], count: int) -> None:
     parts = [Shard(number, count).select(list(enumerate(items))) for number in range(1, count + 1)]
     assert sorted(item for part in parts for item in part) == list(enumerate(items))
 
 
-def of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:
-    """The first shard of the same sequences with their first k ids, as another extraction would have stored them."""
+def first_file_of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:
+    """The first file of a store with the same sequences and their first k ids, as another extraction would write it."""
     store = TopKStore(folder)
     with tempfile.TemporaryDirectory() as other:
         provenance = store.provenance | {"teacher": teacher}
@@ -170,23 +170,23 @@ def of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "truncated", "another run", "another k"])
-def test_a_damaged_shard_is_refused_by_name_before_training(
+def test_a_damaged_file_is_refused_by_name_before_training(
     damage: str, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     topk = tmp_path / "topk"
     shutil.copytree(finished["extract-topk"], topk)
-    shard = topk / "topk-00000.safetensors"
-    content = shard.read_bytes()
+    file = topk / "topk-00000.safetensors"
+    content = file.read_bytes()
     store = TopKStore(topk)
     damaged = {
         "flipped": content[:700] + bytes([content[700] ^ 4]) + content[701:],
         "truncated": content[:-1],
-        "another run": of_another_run(topk, k=store.top_k, teacher="0" * 64),
-        "another k": of_another_run(topk, k=store.top_k - 1, teacher=store.provenance["teacher"]),
+        "another run": first_file_of_another_run(topk, k=store.top_k, teacher="0" * 64),
+        "another k": first_file_of_another_run(topk, k=store.top_k - 1, teacher=store.provenance["teacher"]),
     }
-    shard.unlink()
+    file.unlink()
     if damage != "missing":
-        shard.write_bytes(damaged[damage])
+        file.write_bytes(damaged[damage])
     with pytest.raises(InputError, match="topk-00000.safetensors is missing or was changed"):
         stages.distill(micro, topk=topk, out=tmp_path / "student")
     assert not (tmp_path / "student").exists() and not list(tmp_path.glob(".student.partial/state/*"))
@@ -194,31 +194,33 @@ def test_a_damaged_shard_is_refused_by_name_before_training(
         TopKStore(topk)
 
 
-def test_a_disk_without_room_is_refused_before_the_teacher_works(tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_refused_before_the_teacher_runs(tmp_path: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
     sequences = [Sequence([1] * 5, [2] * 300)] * 2
     writer = TopKWriter(tmp_path / "store", 100, vocab_size=151936)
 
     def never(_: list) -> list:
-        raise AssertionError("the teacher was asked")
+        raise AssertionError("the teacher ran")
 
     with pytest.raises(InputError, match="the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
         store_top_k(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
 
 
-def test_the_estimate_is_said_first(finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_estimate_is_printed_first(
+    finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     model = load_model(finished["refine-teacher"]).eval()
     sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
     with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
         top_k = model_top_k(model, pad_id=0, k=4)
         assert store_top_k(top_k, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
-    said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("top-k: 2 sequences, 4 tokens; ")
-    assert any("completion tokens per second" in line for line in said)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("top-k: 2 sequences, 4 tokens; ")
+    assert any("completion tokens per second" in line for line in lines)
 
 
-def test_inspection_tells_what_the_store_holds(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+def test_inspection_describes_the_store(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     folder = finished["extract-topk"]
     store = TopKStore(folder)
     found = inspect_store(folder)
@@ -238,7 +240,7 @@ threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.
 sys.argv[0] = "star"
 runpy.run_module("star.cli", run_name="__main__")
 """
-SMALL_SHARDS = """
+SMALL_FILES = """
 import sys, runpy
 import star.topk.store as store
 store.TopKWriter.__init__.__kwdefaults__["tokens_per_file"] = 150
@@ -252,9 +254,9 @@ def extraction(finished: dict[str, Path], out: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_an_extraction_killed_at_any_moment_ends_with_the_same_bytes(finished: dict[str, Path], tmp_path: Path) -> None:
-    """Kills at every file operation of the store in turn: each shard's write, rename and sync, the lookup's and the index's."""
+    """Kills at every file operation of the store in turn: write, rename and sync of each shard file, lookup and index."""
     script = (
-        SMALL_SHARDS
+        SMALL_FILES
         + """
 import os, signal
 left = int(sys.argv.pop(1))
@@ -284,7 +286,7 @@ runpy.run_module("star.cli", run_name="__main__")
     assert len(list(whole.glob("topk-*"))) >= 3
     out, kept, kills = tmp_path / "out", -1, 0
     while not out.exists():
-        # One operation later each time: the kills fall on writes, renames and syncs of shards, then of the lookup and the index.
+        # One operation later each time: first at operations on shard files, then on the lookup and the index.
         before = len(list(tmp_path.glob(".out.partial/out/topk-*.safetensors")))
         assert before >= kept
         kept = before

@@ -1,4 +1,4 @@
-"""A teacher behind a server or in vLLM's engine: the same sequences and the same signal as from transformers."""
+"""A teacher behind a server or in vLLM gives the same sequences and the same signal as with transformers."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ from star.topk.store import TopKStore
 
 
 class Teacher:
-    """A real model that samples and scores as vLLM's engine does: each completion of a prompt from a seed of its own."""
+    """A real model that samples and scores like vLLM's engine: every completion of a prompt has its own seed."""
 
     def __init__(self, folder: Path, *, max_logprobs: int = 100) -> None:
         self.model, self.tokenizer = load_model(folder).eval(), load_tokenizer(folder)
@@ -51,7 +51,7 @@ class Teacher:
 
 
 class Served(ThreadingHTTPServer):
-    """Speaks what is used of `vllm serve`: /v1/models and /v1/completions, with prompt_logprobs; a real model answers."""
+    """The used part of `vllm serve`: /v1/models and /v1/completions with prompt_logprobs. A real model answers."""
 
     daemon_threads = True
 
@@ -167,7 +167,7 @@ def test_samples_end_with_the_end_token(served: Served) -> None:
             assert tokenizer.eos_token not in sample.text
 
 
-def test_a_prompt_that_is_asked_twice_is_drawn_twice(served: Served) -> None:
+def test_a_repeated_prompt_gets_different_samples(served: Served) -> None:
     assert split_by_occurrence(["a", "b", "a", "a", "b"]) == [[0, 1], [2, 4], [3]]
     prompts = ["<|im_start|>user\nHi", "x", "<|im_start|>user\nHi"]
     groups = TeacherServer(served.url).generate(
@@ -177,7 +177,9 @@ def test_a_prompt_that_is_asked_twice_is_drawn_twice(served: Served) -> None:
     assert len(set(drawn)) == 4
 
 
-def test_a_server_that_gives_too_few_logprobs_is_named(served: Served, micro: Config, finished, tmp_path: Path) -> None:
+def test_a_server_that_returns_too_few_logprobs_is_named(
+    served: Served, micro: Config, finished, tmp_path: Path
+) -> None:
     served.teacher.max_logprobs = 5
     folders = {"rollouts": finished["rollout"], "teacher": finished["refine-teacher"]}
     with pytest.raises(InputError, match="refused the request .400.: .*max allowed: 5"):
@@ -185,7 +187,7 @@ def test_a_server_that_gives_too_few_logprobs_is_named(served: Served, micro: Co
     assert not (tmp_path / "topk").exists()
 
 
-def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "RETRIES", 1)
     with pytest.raises(InputError, match="server at http://127.0.0.1:9/v1 does not answer .*: start it"):
         TeacherServer("http://127.0.0.1:9/v1/")
@@ -193,7 +195,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 @dataclass
 class SamplingParams:
-    """The names and defaults of vLLM's that are used."""
+    """The used names and defaults of vLLM."""
 
     n: int = 1
     temperature: float = 1.0
@@ -207,7 +209,7 @@ class SamplingParams:
 
 
 class LLM:
-    """What is used of vLLM's engine in a process, with its answers' fields; a real model answers."""
+    """The used part of vLLM's engine, with the fields of its output. A real model answers."""
 
     def __init__(
         self,
@@ -244,7 +246,7 @@ class LLM:
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM itself needs a GPU; its names, with a real model behind them, need none."""
+    """vLLM itself needs a GPU. This module has its names and a real model, and needs none."""
     module = ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, SamplingParams
     monkeypatch.setitem(sys.modules, "vllm", module)
@@ -254,7 +256,7 @@ def with_vllm(config: Config, section: str) -> Config:
     return config.model_copy(update={section: getattr(config, section).model_copy(update={"vllm": Engine()})})
 
 
-def test_an_engine_in_the_process_gives_the_same_signal(
+def test_vllm_in_the_process_gives_the_same_signal(
     vllm: None, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     folders = {"rollouts": finished["rollout"], "teacher": finished["refine-teacher"]}
@@ -266,7 +268,7 @@ def test_an_engine_in_the_process_gives_the_same_signal(
         np.testing.assert_array_equal(store[sequence_id][0][:, 0], here[sequence_id][0][:, 0])
 
 
-def test_an_engine_in_the_process_is_rolled_out(
+def test_vllm_in_the_process_is_rolled_out(
     vllm: None, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     folders = {"data": finished["synthesize"], "teacher": finished["refine-teacher"]}
@@ -280,7 +282,7 @@ def test_an_engine_in_the_process_is_rolled_out(
         assert sample.finished == (sample.token_ids[-1] == tokenizer.eos_token_id)
 
 
-def test_a_machine_without_vllm_is_told_so(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_vllm_is_refused(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match="vLLM cannot be imported .*: install it on this GPU node, or name a `server`"):
         TeacherEngine(finished["refine-teacher"], Engine())

@@ -1,4 +1,4 @@
-"""Refining with adapters: what is published is a plain model."""
+"""Refining with adapters publishes a plain model."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def lora() -> Lora:
     return Lora(rank=4, alpha=8)
 
 
-def test_only_adapters_are_trained_and_they_start_as_nothing(finished: dict[str, Path], lora: Lora) -> None:
+def test_only_adapters_are_trained_and_they_start_at_zero(finished: dict[str, Path], lora: Lora) -> None:
     plain = load_model(finished["refine-teacher"])
     adapted = load_model(finished["refine-teacher"], training=True, lora=lora)
     trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}

@@ -1,4 +1,4 @@
-"""What becomes of the teacher's samples."""
+"""The rollout assigns the right verdict to every sample, and draws failed ones again."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_every_sample_has_its_verdict(tokenizer) -> None:
     assert len({row["id"] for row in rows}) == len(rows)
 
 
-def test_a_truncated_sample_does_not_make_a_whole_one_a_duplicate(tokenizer) -> None:
+def test_a_complete_sample_is_no_duplicate_of_a_truncated_one(tokenizer) -> None:
     rows = assign_verdicts(
         Prompt("r", "a prompt", CALL, TOOLS), [sample(CALL, finished=False), sample(CALL)], tokenizer
     )
@@ -71,7 +71,7 @@ def test_low_rewards_are_dropped_and_counted_by_prompt(tokenizer) -> None:
 
 
 class Scripted:
-    """A sampler that gives one text a round, and notes what it was asked."""
+    """A sampler that returns one text per call and records its arguments."""
 
     def __init__(self, *rounds: str) -> None:
         self.rounds, self.asked = rounds, []
@@ -94,7 +94,7 @@ def test_failures_are_sampled_again_up_to_the_limit(tokenizer, retries: int) -> 
     assert kept == (["r", "s"] if retries >= 2 else [])
 
 
-def test_every_prompt_is_accounted_for(finished: dict[str, Path]) -> None:
+def test_every_prompt_has_its_counts(finished: dict[str, Path]) -> None:
     folder = finished["rollout"]
     prompts = pq.read_table(folder / "prompts.parquet").to_pylist()
     metrics = json.loads((folder / "metrics.json").read_text())

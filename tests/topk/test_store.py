@@ -22,7 +22,7 @@ K = 8
 
 
 def make_sequence(tokens: int, *, seed: int = 0, vocab: int = VOCAB, k: int = K) -> tuple[np.ndarray, np.ndarray]:
-    """The top-k of random logits, as a teacher gives them: ids int64, log-probabilities float32, in falling order."""
+    """The top-k of random logits, like a teacher's: ids int64, log-probabilities float32, in falling order."""
     logits = 4 * np.random.default_rng(seed).standard_normal((tokens, vocab)).astype(np.float32)
     logprobs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     ids = np.argsort(-logprobs, axis=1)[:, :k]
@@ -123,7 +123,7 @@ def test_torch_tensors_are_taken(tmp_path, dtype):
     assert_holds(TopKStore(tmp_path), {"tensor": (ids.numpy(), logprobs.detach().double().numpy())})
 
 
-def test_what_was_added_is_a_copy(tmp_path):
+def test_arrays_are_copied_when_added(tmp_path):
     ids, logprobs = make_sequence(4)
     given_ids, given_logprobs = ids.astype(np.uint16), logprobs.astype(np.float16)
     with TopKWriter(tmp_path, K, vocab_size=VOCAB) as writer:
@@ -412,7 +412,7 @@ def test_file_of_another_run_is_named(tmp_path, teacher, k, message):
         TopKStore(tmp_path / "one")
 
 
-def test_ids_that_come_again_are_not_kept_again(tmp_path):
+def test_repeated_ids_take_fewer_bytes(tmp_path):
     ids = np.tile(np.random.default_rng(0).permutation(151936)[:100], (64, 1))
     logprobs = -np.sort(np.random.default_rng(1).uniform(0, 15, (64, 100)))
     with TopKWriter(tmp_path, 100, vocab_size=151936) as writer:
@@ -442,7 +442,7 @@ def test_rows_padded_with_minus_infinity_come_back_padded(tmp_path):
     np.testing.assert_allclose(got_logprobs[np.isfinite(logprobs)], logprobs[np.isfinite(logprobs)], rtol=0, atol=0.01)
 
 
-def test_parts_are_merged_by_their_manifests(tmp_path):
+def test_the_stores_of_shards_are_merged(tmp_path):
     sequences = make_sequences([4, 2, 3, 9, 1, 5])
     names = list(sequences)
     parts = [tmp_path / f"part-{number}" for number in range(3)]
@@ -455,7 +455,7 @@ def test_parts_are_merged_by_their_manifests(tmp_path):
         np.testing.assert_array_equal(store[name][0], ids)
 
 
-def test_parts_that_do_not_belong_together_are_not_merged(tmp_path):
+def test_stores_of_different_extractions_are_not_merged(tmp_path):
     for name, teacher in (("one", "a"), ("two", "b"), ("three", "a")):
         write(tmp_path / name, make_sequences([4]), provenance={"teacher": teacher})
     with pytest.raises(InputError, match="two and .*one are not parts of one extraction"):
