@@ -103,15 +103,6 @@ def read_rows(path: Path) -> Iterator[dict]:
             raise InputError(f"{path}, line {number}: {error}") from error
 
 
-def write_rows(path: Path, rows: Iterable[dict]) -> int:
-    """Writes rows as JSON Lines and returns how many. The same rows give the same bytes.
-
-    Raises:
-        InputError: a row is not in row form, or holds what JSON cannot (nan, a lone surrogate).
-    """
-    return write_json_lines(path, map(ordered_row, rows))
-
-
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number from 1, value) for every line that is not blank; InputError names the file and the line."""
     for number, line in read_lines(path):
