@@ -27,14 +27,14 @@ def merge(parts: list[Path], *, out: Path) -> Metrics:
     Raises:
         InputError: a part is missing, damaged, there twice, or of another run; the message names it.
     """
-    from star.teacher.merge_shards import merge_parts
+    from star.teacher.merge_shards import merge_shards
     from star.tracking.runs import Run
 
     if read_manifest(Path(parts[0])).stage == "evaluate":
         return merge_evaluation(parts, out=out)
 
     def work(manifests: dict[Path, Manifest], made: Path, run: "Run") -> Metrics:
-        return merge_parts(list(manifests), stage=next(iter(manifests.values())).stage, out=made)
+        return merge_shards(list(manifests), stage=next(iter(manifests.values())).stage, out=made)
 
     return _put_together(parts, work, out=out, code=code_digest(merge), tracked=nullcontext(Run()))
 

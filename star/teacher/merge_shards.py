@@ -13,7 +13,7 @@ from star.topk.sequences import SEQUENCES, TOKENIZER
 from star.topk.store import merge_stores
 
 
-def merge_parts(folders: list[Path], *, stage: str, out: Path) -> dict[str, float]:
+def merge_shards(folders: list[Path], *, stage: str, out: Path) -> dict[str, float]:
     """Writes the merged result to `out`.
 
     Args:
