@@ -99,6 +99,7 @@ def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> It
 
     A batch, padded to its longest sequence, has at most `batch_tokens` tokens, unless a single sequence is longer.
     """
+    # In ascending order of length, so the last one that is added is the longest and sets the padded size.
     lengths = [len(sequence) for sequence in sequences]
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -132,6 +133,7 @@ def completion_hidden_states(model: PreTrainedModel, sequences: list[Sequence], 
 def policy_entropy(model: PreTrainedModel, sequences: list[Sequence], *, pad_id: int, batch_tokens: int) -> list[float]:
     """Per sequence, the entropy of the next-token distribution in nats, averaged over the completion tokens."""
     model.eval()
+    # The head is applied per sequence: logits of a whole batch [B, L, V] would need far more memory.
     head = model.get_output_embeddings()
     entropies = [0.0] * len(sequences)
     for batch in batches_by_length(sequences, batch_tokens=batch_tokens):

@@ -98,6 +98,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def save_model_atomically(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a model folder whole or not at all. Collective: rank 0 writes, and the other ranks wait until it has."""
     if distributed.is_rank0():
+        # A rename is atomic: a kill leaves the folder as it was, or whole.
         unfinished = folder.with_name(f"{folder.name}.partial")
         save_model(model, tokenizer, unfinished)
         unfinished.rename(folder)

@@ -90,12 +90,13 @@ def common_arguments(
         "learning_rate": settings.learning_rate,
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
-        "save_total_limit": 2,
+        "save_total_limit": 2,  # one more than needed: a kill may cut the newest one short
         "logging_steps": logging_steps or _default_logging_steps(settings),
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": True,
         "report_to": [],
+        # Columns such as teacher_ids are no arguments of `forward`; Trainer would remove them.
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
@@ -202,10 +203,12 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     else:
         with sigterm:
             trainer.train(resume_from_checkpoint=checkpoint)
+    # If SIGTERM came during the last step, the training is complete and goes on to write its result.
     if sigterm.received and trainer.state.global_step < trainer.args.max_steps:
         sys.exit(EXIT_STATUS)
     if trainer.state.global_step != trainer.args.max_steps:
         raise RuntimeError(f"{phase} stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
+    # Trainer restores the history with a checkpoint, so the curve includes the steps from before a kill.
     history = [
         _without_run_dependent_metrics(entry) for entry in trainer.state.log_history if "train_runtime" not in entry
     ]
@@ -253,7 +256,7 @@ class _MarkCheckpointComplete(TrainerCallback):
         self.state_folder = state
 
     def on_save(self, args, state, control, **kwargs) -> None:
-        os.sync()
+        os.sync()  # the marker must not reach the disk before the checkpoint does
         distributed.barrier()  # every rank writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         if state.is_world_process_zero:

@@ -45,6 +45,7 @@ def score_parts(completion: str, target: str, tools: list[dict[str, Any]]) -> Sc
         validate_calls(predicted, tools)
     except FormatError:
         return ScoreParts(format=0.0)
+    # Parsed as leniently as the reward parses, so that the parts explain its value.
     error = abs(len(predicted.tool_calls) - len(expected.tool_calls))
     if not predicted.tool_calls and not expected.tool_calls:
         return ScoreParts(format=1.0, call_count_error=0.0)

@@ -64,6 +64,7 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         official reward (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply,
         and scores 0.
     """
+    # The reward must not raise: one bad row would stop a training.
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
     compare = _compare_cached if len(completion) + len(target) <= MAX_CACHED_LENGTH else _compare
@@ -143,6 +144,7 @@ def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, 
         for number, other in enumerate(left):
             if other["name"] == name and (score := arguments_similarity(arguments, other["arguments"])) > best:
                 best, match = score, number
+        # Paired even with similarity 0: the pair still makes the denominator smaller.
         if best >= 0:
             del left[match]
             similarity, pairs = similarity + best, pairs + 1
@@ -213,4 +215,5 @@ def _canonical(value: Any) -> Any:
         return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_canonical(item) for item in value]
+    # 1.0 and 1 are the same JSON number. True is no float, so it stays apart from 1.
     return int(value) if isinstance(value, float) and value.is_integer() else value

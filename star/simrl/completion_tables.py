@@ -53,6 +53,7 @@ def completion_table(trainer: "SimRLTrainer") -> list[dict[str, Any]]:
     for group in trainer.sampled_groups[:GROUPS_PER_TABLE]:
         ranked = sorted(group.rollouts, key=lambda rollout: -rollout.score.trained.total)
         prompt = trainer.prompts[group.row["row"]]
+        # Keyed by the text, so that a best and a worst completion with the same text are shown once.
         for rollout in {rollout.completion: rollout for rollout in (ranked[0], ranked[-1])}.values():
             table.append(
                 {

@@ -54,8 +54,10 @@ class EarlyStop(TrainerCallback):
         settings = self.settings
         # TRL logs None where a whole step was NaN.
         kls = [inf if entry["kl"] is None else entry["kl"] for entry in history if "kl" in entry]
+        # Written with `not`, so that a KL of NaN counts as too large.
         if settings.max_kl and kls and not kls[-1] <= settings.max_kl * limit_share:
             return f"the KL to the start is {kls[-1]:.3g} nats per token"
+        # The mean over a window: single steps vary with their prompts.
         rewards = [entry["sampled_reward"] for entry in history if "sampled_reward" in entry]
         means = [fmean(rewards[end - REWARD_WINDOW : end]) for end in range(REWARD_WINDOW, len(rewards) + 1)]
         if settings.max_reward_drop and means and means[-1] < max(means) - settings.max_reward_drop * limit_share:
@@ -68,6 +70,7 @@ def _keep_good_model(checkpoint: Path, *, step: int) -> None:
     kept = checkpoint.with_name(f"{GOOD_MODEL_PREFIX}{step:06d}")
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
+    # A hard link costs no space, and survives when the trainer deletes the checkpoint.
     for file in (file for pattern in MODEL_FILES for file in checkpoint.glob(pattern)):
         try:
             os.link(file, kept / file.name)

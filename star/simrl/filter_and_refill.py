@@ -91,6 +91,7 @@ def draw_refill_rows(*, seed: int, step: int, count: int, rows: int, tried: set[
         rows: number of rows in the training set.
         tried: indices of the rows that this step has sampled.
     """
+    # Rows that were tried are skipped, not removed: the draws, and with them the order, stay the same.
     draw, taken = random.Random(f"{seed} {step}"), set(tried)
     chosen: list[int] = []
     while len(chosen) < count and len(taken) < rows:

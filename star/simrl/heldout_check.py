@@ -62,6 +62,7 @@ class HeldoutCheck(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if not self.prompts or state.global_step % self.trainer.settings.check_steps:
             return
+        # On every rank: under FSDP a forward pass needs all of them. Only rank 0 writes.
         exact = self._exact_matches()
         self.trainer._metrics["train"]["heldout_exact_match"].append(fmean(exact))
         rewards = [rollout.score.trained.total for group in self.trainer.sampled_groups for rollout in group.rollouts]
@@ -93,7 +94,7 @@ class HeldoutCheck(TrainerCallback):
                 int(exact_match(answer[0].text, prompt.target, prompt.tools))
                 for answer, prompt in zip(answers, batch, strict=True)
             ]
-        model.train()
+        model.train()  # `generate` switched it to evaluation
         return exact
 
 

@@ -186,6 +186,7 @@ class SimRLTrainer(GRPOTrainer):
         self.batch_groups: list[Group] = []
         self._rollouts_to_replay: list[Rollout] | None = None
         self._sampling_keys: list[RolloutKey] = []
+        # Cached per trainer, not on the method, so that a trainer's cache ends with it.
         self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)
         reward_funcs: list[RewardFunc] = [self._reward_function(name) for name in _reward_names(settings)]
         super().__init__(
@@ -227,6 +228,7 @@ class SimRLTrainer(GRPOTrainer):
             raise RuntimeError("no rollouts were chosen: only _generate_and_score_completions may call _generate")
         prompt_ids = [rollout.prompt_ids for rollout in rollouts]
         completion_ids = [rollout.completion_ids for rollout in rollouts]
+        # The remaining values are TRL's for a model without tools and images.
         tool_mask = None
         completions = [rollout.completion for rollout in rollouts]
         logprobs = [rollout.logprobs for rollout in rollouts] if self.use_vllm else None
@@ -260,9 +262,11 @@ class SimRLTrainer(GRPOTrainer):
             kept = [group for group in self.sampled_groups if self.is_kept(group)]
             missing = count - len(kept)
             rows = self._choose_refill_rows(missing=missing, kept=len(kept)) if missing > 0 else []
+            # There are no rows if the batch is full, or if this step has tried the whole set.
             if not rows or refills == self.settings.max_refills:
                 break
             refills += 1
+            # Each row `num_generations` times in a row, as TRL's sampler gives the first inputs.
             inputs = [self.rows[row] for row in self._slice_of_rank(rows) for _ in range(self.settings.num_generations)]
         self._log_sampling(kept=len(kept), refills=refills, missing=max(0, missing))
         dropped = [group for group in self.sampled_groups if not self.is_kept(group)]
@@ -299,6 +303,7 @@ class SimRLTrainer(GRPOTrainer):
     def _sample_groups(self, inputs: list[dict[str, Any]]) -> list[Group]:
         """Samples one completion per input of this process, scores it, and returns the groups of all processes."""
         size = self.settings.num_generations
+        # The keys hold the row and the number of the sample, not the place in the batch, so no draw depends on the number of ranks.
         base = (self.args.seed, self.state.global_step)
         self._sampling_keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
         prompts = [row["prompt"] for row in inputs]
@@ -309,6 +314,7 @@ class SimRLTrainer(GRPOTrainer):
             for row, prompt_tokens, tokens, text, token_logprobs in columns
         ]
         groups = [Group(inputs[start], rollouts[start : start + size]) for start in range(0, len(inputs), size)]
+        # Every rank needs all groups, because how many were kept decides for all ranks together about a refill.
         return gather_object(groups)
 
     def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:

@@ -30,7 +30,7 @@ def trainer_for(folder: Path, student: Path, state: Path, config: Config, **sett
     )
 
 
-def test_the_loss_is_the_methods(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_the_loss_follows_the_equations(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, top_m=9, tail_weight=3.0)
     rows = [trainer.train_dataset[index] for index in range(3)]
     batch = trainer.data_collator(rows)
@@ -80,7 +80,7 @@ def test_what_is_logged_adds_up_to_the_loss(micro: Config, finished: dict[str, P
         assert entry["loss"] == pytest.approx(entry["fkl"] + 2.0 * entry["tail"], rel=1e-3)
 
 
-def test_what_is_logged_says_how_the_student_is(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_the_log_describes_the_student(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=2)
     train(trainer, phase="ckd", label="test", state=tmp_path, log_metrics=lambda values, step: None)
     entry = next(entry for entry in trainer.state.log_history if "fkl" in entry)
@@ -199,7 +199,7 @@ def test_a_student_of_a_smaller_vocabulary_is_refused(micro: Config, finished: d
         CKDTrainer(model, finished["extract-topk"], settings=micro.distill, state=tmp_path, pad_id=0, seed=1)
 
 
-def test_broken_weights_are_named(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_broken_weights_are_reported(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro)
     with torch.no_grad():
         trainer.model.get_decoder().norm.weight.fill_(torch.nan)

@@ -55,7 +55,7 @@ def teacher_trainer(finished: dict[str, Path], folder: Path, settings: SimRL = S
 
 
 def run(trainer: SimRLTrainer, state: Path) -> list[dict]:
-    """Trains to the end; the logged values by step."""
+    """Trains to the end and returns the logged metrics by step."""
     state.mkdir(exist_ok=True)
     train(trainer, phase="simrl", label="test", state=state, log_metrics=lambda values, step: None)
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8"))
@@ -78,7 +78,7 @@ def test_the_reward_knows_each_rows_tools(micro: Config, finished: dict[str, Pat
     assert reward(prompts=rows["prompt"], completions=[pong, "nonsense"], row=rows["row"]) == [-1.0, -1.0]
 
 
-def test_the_trainer_has_the_methods_settings(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+def test_the_trainer_has_the_papers_settings(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     folder = finished["distill"]
     prompts = [Prompt(name, "prompt", CALL, tool("NAME")) for name in ("a", "b")]
     settings = micro.refine.model_copy(update={"beta": 1e-3, "micro_batch_size": 2})
@@ -100,18 +100,18 @@ def test_too_few_prompts_for_a_step_are_refused(micro: Config, finished: dict[st
         )
 
 
-def test_groups_that_teach_nothing_are_replaced(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_groups_without_a_learning_signal_are_replaced(finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = teacher_trainer(finished, tmp_path / "simrl", SETTINGS.model_copy(update={"log_rewards": ("binary",)}))
     taken: list[list[int]] = []
 
-    class Look(TrainerCallback):
+    class RecordGroups(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
             drawn = [group.row["row"] for group in trainer.sampled_groups]
             assert len(drawn) == len(set(drawn))  # a refill is a new prompt
             assert {len(group.rollouts) for group in trainer.sampled_groups} == {SETTINGS.num_generations}
             taken.append(drawn)
 
-    trainer.add_callback(Look())
+    trainer.add_callback(RecordGroups())
     curve = run(trainer, tmp_path / "state")
     assert any(len(drawn) > SETTINGS.prompts_per_step for drawn in taken)
     for entry, drawn in zip(curve, taken, strict=True):
@@ -122,7 +122,7 @@ def test_groups_that_teach_nothing_are_replaced(finished: dict[str, Path], tmp_p
         assert {"name_accuracy", "entropy", "kl", "completions/mean_length", "rewards/binary/mean"} <= entry.keys()
     full = [entry for entry in curve if entry["unfilled_groups"] == 0]
     assert full, "no step was filled: the test shows nothing"
-    # A batch of groups that teach has no group of equal rewards.
+    # A full batch of kept groups has no group of equal rewards.
     assert all(entry["frac_reward_zero_std"] == 0 for entry in full)
 
 
@@ -219,7 +219,7 @@ def test_a_collapse_stops_and_names_the_last_good_model(finished: dict[str, Path
     assert "learning_rate" in str(error.value)
 
 
-def test_exact_match_is_checked_on_prompts_kept_back(finished: dict[str, Path], tmp_path: Path) -> None:
+def test_exact_match_is_checked_on_held_out_prompts(finished: dict[str, Path], tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"steps": 2, "check_steps": 1, "check_prompts": 8})
     workspace = refine_teacher_again(finished, tmp_path, settings)
     checks = json.loads((workspace.state / "checks.json").read_text(encoding="utf-8"))
@@ -230,7 +230,7 @@ def test_exact_match_is_checked_on_prompts_kept_back(finished: dict[str, Path], 
         assert entry["heldout_exact_match"] == sum(check["exact"]) / 8
 
 
-def test_vllm_settings_are_passed_through_and_its_absence_is_said(
+def test_vllm_settings_reach_trl_and_a_missing_vllm_is_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = SimRL(steps=1, vllm={"mode": "server", "server_url": "http://localhost:8000"})
@@ -263,7 +263,7 @@ def test_groups_are_not_split_over_processes(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_two_processes_keep_the_groups_that_one_keeps(finished: dict[str, Path], tmp_path: Path) -> None:
-    """Over gloo: the same rows, the same completions and the same verdicts in the same order, step by step."""
+    """Over gloo: the same rows, the same completions and the same groups kept, in the same order, step by step."""
     script = Path(__file__).with_name("groups_of_processes.py")
     for processes in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
