@@ -113,9 +113,7 @@ def synthesize_command(
     counts = synthesize(settings, out=out, resume=resume)
     _print_counts(counts, out)
     if written_by:
-        used = f"{counts['requests']} requests, {counts['retries']} retries, {counts['failed']} rows without an answer"
-        tokens = f"{counts['prompt_tokens']} prompt and {counts['completion_tokens']} completion tokens"
-        typer.echo(f"{used}; {tokens}, cost {counts['cost']}")
+        _print_usage(counts)
 
 
 @data_app.command("check")
@@ -196,3 +194,9 @@ def _print_counts(counts: dict[str, Any], out: Path) -> None:
     left_out = ", ".join(f"{reason} {count}" for reason, count in counts["rejects"].items()) or "none"
     typer.echo(f"{counts['rows']} of {counts['read']} rows kept in {out / 'rows.jsonl'}; left out: {left_out}")
     typer.echo(f"the set's card: {out / 'card.html'}")
+
+
+def _print_usage(usage: dict[str, Any]) -> None:
+    requests = f"{usage['requests']} requests, {usage['retries']} retries, {usage['failed']} rows without an answer"
+    tokens = f"{usage['prompt_tokens']} prompt and {usage['completion_tokens']} completion tokens"
+    typer.echo(f"{requests}; {tokens}, cost {usage['cost']}")

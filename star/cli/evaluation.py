@@ -47,8 +47,7 @@ def evaluate(
     if model is None:
         folders = {"data": data, "teacher": teacher, "distilled": distilled, "refined": refined}
         if out is None or None in folders.values():
-            missing = [f"--{option}" for option, folder in {**folders, "out": out}.items() if folder is None]
-            raise InputError(f"evaluate needs {', '.join(missing)}, or --model for one model alone")
+            raise InputError(f"evaluate needs {_missing({**folders, 'out': out})}, or --model for one model alone")
         if suite or limit or category or acebench:
             raise InputError("--suite, --limit, --category and --acebench go with --model; a stage reads `evaluate`")
         run_stage("evaluate", config, **folders, out=out, shard=shard, resume=resume)
@@ -92,6 +91,10 @@ def compare(
     from star.evaluation.compare import print_comparison
 
     print_comparison(a, b)
+
+
+def _missing(options: dict[str, Path | None]) -> str:
+    return ", ".join(f"--{option}" for option, folder in options.items() if folder is None)
 
 
 def _split_at_commas(text: str | None) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""`star pipeline`: the pipeline compiled for Kubeflow Pipelines, and its runs on a server."""
+"""Defines `star pipeline`: compile the pipeline for Kubeflow Pipelines, and start and follow its runs on a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,21 +10,26 @@ from star.cli.options import ConfigOption
 if TYPE_CHECKING:
     from star.pipelines.kfp_client import KfpClient
 
-pipeline_app = typer.Typer(help="The pipeline on Kubeflow Pipelines.", no_args_is_help=True)
+pipeline_app = typer.Typer(help="Compile, start and follow the pipeline on Kubeflow Pipelines.", no_args_is_help=True)
 
 ImageOption = Annotated[str, typer.Option(help="Container image of the tasks.")]
 HostOption = Annotated[
     str | None,
-    typer.Option(envvar="KFP_HOST", help="Address of the server; inside the cluster it is found without."),
+    typer.Option(
+        envvar="KFP_HOST",
+        help="Address of the Kubeflow Pipelines server. Inside the cluster it is found automatically.",
+    ),
 ]
 TokenOption = Annotated[
-    str | None, typer.Option(envvar="KFP_TOKEN", show_envvar=True, help="Bearer token, where the server wants one.")
+    str | None, typer.Option(envvar="KFP_TOKEN", show_envvar=True, help="Bearer token, if the server requires one.")
 ]
 NamespaceOption = Annotated[
-    str | None, typer.Option(envvar="KFP_NAMESPACE", help="Of the user, where the server has several.")
+    str | None, typer.Option(envvar="KFP_NAMESPACE", help="Namespace of the user, if the server has several.")
 ]
-RunArgument = Annotated[str, typer.Argument(help="Id of the run, as `star pipeline submit` printed it.")]
-PollOption = Annotated[float, typer.Option("--poll", min=0.0, help="Seconds between two looks at the run.")]
+RunArgument = Annotated[str, typer.Argument(help="Id of the run, as printed by `star pipeline submit`.")]
+PollOption = Annotated[
+    float, typer.Option("--poll", min=0.0, help="Seconds between two requests for the state of the run.")
+]
 
 
 @pipeline_app.command("compile")
@@ -51,11 +56,18 @@ def submit_command(
     host: HostOption = None,
     token: TokenOption = None,
     namespace: NamespaceOption = None,
-    experiment: Annotated[str, typer.Option(envvar="KFP_EXPERIMENT", help="Group of runs.")] = "star",
-    wait: Annotated[bool, typer.Option("--wait", help="Stay, print every change, end as the run ends.")] = False,
+    experiment: Annotated[
+        str, typer.Option(envvar="KFP_EXPERIMENT", help="KFP experiment that groups the runs.")
+    ] = "star",
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait", help="Wait until the run ends, print every change of state, and exit with 1 unless it succeeded."
+        ),
+    ] = False,
     poll: PollOption = 10.0,
 ) -> None:
-    """Compile the pipeline of a configuration and start it on a server. Prints the run's id.
+    """Compile the pipeline of a configuration and start a run on a server. Prints the id of the run.
 
     Example: `star pipeline submit --config my.yaml --image registry.example.com/star-python:1 --host http://localhost:8080 --wait`
     """
@@ -76,7 +88,12 @@ def status_command(
     host: HostOption = None,
     token: TokenOption = None,
     namespace: NamespaceOption = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay, print every change, end as the run ends.")] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait", help="Wait until the run ends, print every change of state, and exit with 1 unless it succeeded."
+        ),
+    ] = False,
     poll: PollOption = 10.0,
 ) -> None:
     """Print the state of a run and of its tasks.
@@ -98,12 +115,14 @@ def status_command(
 @pipeline_app.command("logs")
 def logs_command(
     run_id: RunArgument,
-    task: Annotated[str | None, typer.Option(help="Only the tasks of that name, such as rollout.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Name of the tasks whose logs to print, such as rollout. Default: all.")
+    ] = None,
     host: HostOption = None,
     token: TokenOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Print what the tasks of a run printed.
+    """Print the logs of the tasks of a run.
 
     Example: `star pipeline logs 5a1c... --task rollout`
     """
@@ -111,7 +130,7 @@ def logs_command(
     from star.pipelines.kfp_client import KfpClient
 
     for name, log in KfpClient(host, token, namespace).logs(run_id, task=task):
-        # A log may hold what a model wrote: a terminal gets only what it can show.
+        # A log may contain text of a model, with escape sequences of the terminal: only their visible form is printed.
         for line in log.splitlines():
             typer.echo(f"{name}: {visible(line)}")
 
@@ -120,7 +139,7 @@ def logs_command(
 def cancel_command(
     run_id: RunArgument, host: HostOption = None, token: TokenOption = None, namespace: NamespaceOption = None
 ) -> None:
-    """Stop a run. What its tasks finished stays cached, and a new run goes on from there.
+    """Cancel a run. The results of its finished tasks stay cached, and a new run continues from them.
 
     Example: `star pipeline cancel 5a1c...`
     """

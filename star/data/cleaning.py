@@ -12,7 +12,7 @@ calls. The same question in almost the same words cannot end up in both the trai
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from referencing.exceptions import Unresolvable
@@ -52,7 +52,7 @@ def clean(rows: Iterable[dict | Reject]) -> CleanResult:
     return CleanResult(kept, rejects, sum(is_coerced(*pair) for pair in zip(given, checked, strict=True)))
 
 
-def check_row(given: dict | Reject, checks: list[Check]) -> dict | Reject:
+def check_row(given: dict | Reject, checks: Sequence[Check]) -> dict | Reject:
     """Returns the row with its arguments in the declared types, or a Reject with the fault that the first check finds.
 
     A Reject is returned as it is.

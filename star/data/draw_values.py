@@ -1,7 +1,11 @@
-"""Values for a tool's parameters, drawn from their schemas, and how a person says them.
+"""Draws values for a tool's parameters from their schemas, and writes values as a person would say them.
 
-What the schema names comes first (const, enum, examples), then its type, bounds, pattern and format; a text that nothing describes is drawn
-by the parameter's name from Faker (a `city` is a city), else it is a plain word. All randomness comes from the generator that is given.
+    draw_value({"type": "integer", "minimum": 1, "maximum": 3}, random.Random(0), name="guests")    # 2
+    value_as_text(["Oslo", "Rome"])                                                                 # "Oslo and Rome"
+
+The values that a schema names (const, enum, examples) come first, then its type, bounds, pattern and format. A text that nothing describes
+is drawn by the parameter's name from Faker (`city` gives a city), else it is a plain word. All randomness comes from the generator that is
+given, and the rows of a seed depend on the order of the draws.
 """
 
 import json
@@ -15,7 +19,7 @@ from star.data.tools import is_valid
 WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "ivory", "juniper", "kestrel", "lotus", "maple",
 )  # fmt: skip
-# Which Faker provider fits a parameter whose name holds the word; the first that matches counts.
+# Faker's provider for a parameter whose name contains the word. The first match counts.
 PROVIDERS = {
     "email": "email", "phone": "phone_number", "url": "url", "uri": "url", "link": "url", "website": "url", "domain": "domain_name",
     "city": "city", "town": "city", "location": "city", "place": "city", "origin": "city", "destination": "city", "country": "country",
@@ -25,13 +29,18 @@ PROVIDERS = {
     "color": "color_name", "colour": "color_name", "ip": "ipv4", "date": "date", "time": "time", "isbn": "isbn13", "iban": "iban",
     "file": "file_name", "message": "sentence", "text": "sentence", "query": "bs", "title": "catch_phrase", "name": "name",
 }  # fmt: skip
-POOL_SIZE = 64  # values a provider is asked for
-MAX_DEPTH = 6  # levels of a value; deeper ones take the shortest way out
+POOL_SIZE = 64  # number of values that are drawn from a provider
+MAX_DEPTH = 6  # below this level, arrays and objects get as few parts as their schema allows
 MAX_TRIES = 20
 
 
 def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth: int = 0) -> object:
-    """One value that the schema should accept; `name` is the parameter's, which says what a plain text may be."""
+    """Draws a value that the schema should accept.
+
+    Args:
+        name: name of the parameter, by which a plain text is chosen.
+        depth: number of arrays and objects around the value.
+    """
     if not isinstance(schema, dict):  # `true` accepts anything
         schema = {}
     if "const" in schema:
@@ -73,7 +82,7 @@ def _type_by_keywords(schema: dict) -> str:
 
 
 def _draw_alternative(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
-    """A value of one of the alternatives that the whole schema accepts: `oneOf` refuses what fits two of them."""
+    """Draws a value of one alternative that the whole schema accepts: `oneOf` rejects a value that fits two of them."""
     shared = {key: value for key, value in schema.items() if key not in ("oneOf", "anyOf", "description", "title")}
     options = [part for part in parts if isinstance(part, dict) and part.get("type") != "null"] or parts
     for _ in range(MAX_TRIES):
@@ -160,11 +169,11 @@ def _draw_by_format(form: str, rng: random.Random) -> str:
 
 
 def _draw_by_pattern(pattern: str, schema: dict, rng: random.Random) -> str:
-    """A text that the pattern matches, of an allowed length; the schema refuses it later where none was found."""
+    """Draws a text that matches the pattern and has an allowed length. Where none is found, the schema rejects the row later."""
     from rstr import Rstr
 
     least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
-    # An unbounded repetition of a dot gives line breaks and noise: letters are what a person would write.
+    # An unbounded repetition of a dot would give line breaks and noise; a person would write letters.
     plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
     text = ""
     for _ in range(MAX_TRIES):
@@ -191,14 +200,14 @@ def _value_pool(provider: str) -> list[str]:
 
 @cache
 def name_as_words(name: str) -> str:
-    """A name as a person says it: shipment_id, shipmentId and shipment-id are `shipment id`."""
+    """Returns a name as a person says it: shipment_id, shipmentId and shipment-id become `shipment id`."""
     return " ".join(
         re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).replace("_", " ").replace("-", " ").replace(".", " ").split()
     )
 
 
 def value_as_text(value: object) -> str:
-    """A value as a person would write it in a request."""
+    """Returns a value as a person would write it in a request."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

@@ -1,7 +1,11 @@
-"""Reads other people's data into rows: `messages` + `tools` files, xLAM-60k, Hammer's irrelevance set, ToolACE and ToolMind as published.
+"""Imports rows from public data sets and files of one's own: `messages` + `tools`, xLAM-60k, Hammer, ToolACE, ToolMind.
 
-One record becomes one row, whose target is the record's last message, the earlier assistant turns of a conversation staying prompt; or one
-row for every assistant turn. A record that cannot be a row is handed back as a Reject, so that what comes out counts up to what went in.
+    import_rows(Path("xlam.json"), source="xlam")
+    {"id": 1, "query": "Weather in Oslo?", "answers": "[{\"name\": \"weather\", ...}]", "tools": "[...]"}     # a record of xLAM
+    {"id": "xlam-1", "messages": [...], "tools": [...], "source": "xlam", "kind": "simple", ...}    # the row it becomes
+
+One record becomes one row: the target is its last message, and earlier assistant turns are part of the prompt. With `every_turn`, each
+assistant turn becomes a row. A record that cannot become a row is yielded as a Reject, so that none is lost.
 """
 
 import hashlib
@@ -13,7 +17,7 @@ from typing import Any
 
 from star.data.conversations import assistant_message, call_of, calls_in_text, list_field, message_of, tools_in_system
 from star.data.read_records import read_records
-from star.data.rows import Reject, json_line, ordered_row
+from star.data.rows import REFUSAL, Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
 from star.errors import InputError
 
@@ -31,15 +35,15 @@ def import_rows(
     "arguments"}, in `<tool_call>` tags or as ToolACE's text; xLAM's and Hammer's {"query", "answers", "tools"}. Lists may be JSON text. A
     record's own `id` is kept (behind the source where it is a number); without one, the id is a hash of the content.
 
-    A row that STAR wrote says where it comes from, and keeps it: its source, licence, generator, seed and parents.
+    A row that STAR wrote keeps its source, licence, generator, seed and parents.
 
     Args:
-        source: where all other rows come from.
-        licence: written on every row; when not given, the row's own, that of a known source, or `unknown`.
-        every_turn: one row for every assistant turn instead of the last alone; ids end in the turn's number.
+        source: name of the origin of all other rows.
+        licence: written on every row; without it the row's own licence, that of a known source, or `unknown`.
+        every_turn: one row per assistant turn instead of one per record; ids end in the turn's number.
 
     Raises:
-        InputError: the file is missing, or not one record in it is JSON; names the file.
+        InputError: the file is missing, or no record in it is JSON; the message names the file.
     """
     broken, read = None, False
     for number, record in read_records(path):
@@ -80,7 +84,8 @@ def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
         messages, tools = _conversation(record)
     elif "query" in record:
         calls = [call_of(call) for call in list_field(record, "answers")]
-        said = None if calls else REFUSAL_OF_AN_EMPTY_ANSWER
+        # Without answers, xLAM and Hammer mean that no tool can help. The row needs a text that says so.
+        said = None if calls else REFUSAL
         messages = [{"role": "user", "content": record["query"]}, assistant_message(said, calls, None)]
         tools = list_field(record, "tools")
     else:
@@ -100,12 +105,8 @@ def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     ]
 
 
-# What xLAM's and Hammer's records mean by no answers: a model must be told what to say instead.
-REFUSAL_OF_AN_EMPTY_ANSWER = "None of the given tools can do that."
-
-
 def _conversation(record: dict) -> tuple[list[dict], list]:
-    """(messages, tools as written) of a conversation; ToolACE's tools and calls are taken out of its texts."""
+    """Returns (messages, tools as written) of a conversation. ToolACE's tools and calls are read from its texts."""
     messages = [
         message_of(message) for message in list_field(record, "messages" if "messages" in record else "conversations")
     ]
@@ -118,7 +119,7 @@ def _conversation(record: dict) -> tuple[list[dict], list]:
         return messages, []
     names = {str(tool.get("name") or (tool.get("function") or {}).get("name")) for tool in listed}
     with_calls = []
-    for message in messages[1:]:  # the tools come back in every prompt, so the system message that listed them goes
+    for message in messages[1:]:  # without the system message that lists the tools: every prompt shows them anyway
         calls = (
             calls_in_text(message["content"], names)
             if message["role"] == "assistant" and not message["tool_calls"]
@@ -130,7 +131,7 @@ def _conversation(record: dict) -> tuple[list[dict], list]:
 
 @lru_cache(maxsize=16384)
 def _tool(text: str) -> dict:
-    """The tool in normal form. Data sets repeat their tools and a check takes milliseconds, hence the cache."""
+    """Returns the tool in normal form. Cached, because data sets repeat their tools and a check takes milliseconds."""
     tool = normalize_tool(json.loads(text))
     return {key: tool[key] for key in ("name", "description", "parameters")}
 
@@ -138,7 +139,7 @@ def _tool(text: str) -> dict:
 def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
     """Yields {"original", "tool"} for every distinct tool of the files' records: as it was written, and in normal form.
 
-    A tool that has no normal form is left out here; the rows that show it are rejects, with the reason.
+    A tool without a normal form is left out. The rows that show it are rejects with the reason.
     """
     seen: set[bytes] = set()
     for path in paths:
@@ -172,8 +173,10 @@ def _identity(given: Any, content: dict, source: str) -> str:
 
 
 def kind_of(messages: list[dict]) -> str:
-    """What the last message does: `simple` is one call, `parallel` several of one tool, `parallel-multiple` of more than one, `multi-step`
-    calls after results of the same request, `multi-turn` after an earlier answer, `response` text after a result, else `irrelevance`.
+    """Returns the kind of a conversation by its last message.
+
+    simple: one call. parallel: several calls of one tool. parallel-multiple: calls of several tools. multi-step: calls after results of the
+    same request. multi-turn: calls after an earlier answer. response: text after a result. irrelevance: text without one.
     """
     calls = (messages[-1].get("tool_calls") or []) if messages else []
     asked = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=0)

@@ -1,7 +1,8 @@
-"""Two augmentations that keep a model from leaning on names (Hammer, Lin et al. 2024, arXiv 2410.04587).
+"""Masks and shuffles rows, so that a model does not rely on names and order (Hammer, Lin et al. 2024, arXiv 2410.04587).
 
-Masking gives functions and parameters random names everywhere in a row, so only descriptions say what they do. Shuffling changes the order
-of the tools and of each tool's parameters. Both give a new row whose `parents` name the row it came from.
+Masking gives functions and parameters random names everywhere in a row (book_hotel(city) becomes func_x95re6(arg_k2m0qa)), so only the
+descriptions say what they do. Shuffling changes the order of the tools and of each tool's parameters. Both return a new row whose `parents`
+name the row it was made of.
 """
 
 import random
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 
 def mask_row(row: dict, rng: random.Random) -> dict:
-    """The row with random names for its functions and their top-level parameters: in the tools, the calls and the reasoning."""
+    """Returns the row with random names for its functions and their top-level parameters, in tools, calls and reasoning."""
     functions = {tool["name"]: _random_name(rng, "func") for tool in row["tools"]}
     parameters = {
         tool["name"]: {name: _random_name(rng, "arg") for name in tool["parameters"]["properties"]}
@@ -28,7 +29,7 @@ def mask_row(row: dict, rng: random.Random) -> dict:
 
 
 def shuffle_row(row: dict, rng: random.Random) -> dict:
-    """The row with its tools, and each tool's parameters, in another order."""
+    """Returns the row with its tools, and each tool's parameters, in random order."""
     tools = []
     for tool in rng.sample(row["tools"], len(row["tools"])):
         properties = tool["parameters"]["properties"]

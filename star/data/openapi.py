@@ -1,9 +1,13 @@
-"""OpenAPI 3 documents as tools: every operation becomes one tool in normal form.
+"""Reads OpenAPI 3 documents: every operation becomes one tool in normal form.
 
-Path, query, header and cookie parameters and the properties of a JSON body are the tool's parameters, side by side. References inside the
-document are written in place; where a schema contains itself, the inner occurrence becomes a plain object. Credentials are no parameters: a
-model must not make them up. How to call the operation (method, path, where each parameter goes, which security schemes) is kept in
-`x-call`, the operation as it was written in `x-original`; no prompt shows either.
+    GET /shipments/{id}?lang=en, operationId trackShipment
+    {"name": "trackShipment", "description": ..., "parameters": {"type": "object", "properties": {"id": ..., "lang": ...}, ...},
+     "x-call": {"method": "GET", "path": "/shipments/{id}", "in": {"id": "path", "lang": "query"}, "security": []}, "x-original": {...}}
+
+The tool's parameters are the path, query, header and cookie parameters and the properties of a JSON body. References inside the document
+are replaced by what they point to; where a schema contains itself, the inner occurrence becomes a plain object. Credentials are left out,
+because a model must not invent them. `x-call` says how to call the operation, `x-original` is the operation as it was written. No prompt
+shows either.
 """
 
 import re
@@ -14,18 +18,18 @@ from star.data.tools import normalize_tool
 from star.errors import InputError
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
-MAX_SCHEMA_NODES = 20_000  # schema nodes of one operation once its references are written in place
-MAX_NAME_LENGTH = 64  # what OpenAI's API accepts
+MAX_SCHEMA_NODES = 20_000  # schema nodes of one operation after its references were replaced
+MAX_NAME_LENGTH = 64  # the longest name that OpenAI's API accepts
 IGNORED = frozenset(
     {"xml", "externalDocs", "discriminator", "readOnly", "writeOnly", "deprecated", "example", "nullable"}
 )
 CREDENTIAL_HEADERS = frozenset(
     {"authorization", "accept", "content-type"}
-)  # the specification ignores these three as well
+)  # the specification ignores these three, too
 
 
 def is_openapi(document: object) -> bool:
-    """Whether this is an OpenAPI 3 document, or something that means to be one."""
+    """Whether this is an OpenAPI document, of whichever version."""
     return isinstance(document, dict) and ("openapi" in document or "swagger" in document)
 
 
@@ -66,14 +70,14 @@ def _unused_name(name: str, taken: set[str]) -> str:
 
 
 class _Document:
-    """Writes the references of one operation in place, and counts, so that no document can blow up."""
+    """Replaces the references of one operation, and counts its nodes, so that no document can grow without bound."""
 
     def __init__(self, root: dict) -> None:
         self.root = root
         self.nodes = 0
 
     def follow(self, reference: object) -> object:
-        """What a reference inside the document points to."""
+        """Returns what a reference inside the document points to."""
         if not isinstance(reference, str) or not reference.startswith("#/"):
             raise InputError(
                 f"the reference {str(reference)[:80]!r} leaves the document: bundle it into one file first"
@@ -87,7 +91,11 @@ class _Document:
         return found
 
     def resolve_object(self, written: object) -> dict:
-        """A parameter, body or operation, its own reference followed; of a circle of references nothing is left."""
+        """Returns a parameter, body or operation after following its own reference.
+
+        Raises:
+            InputError: the references form a circle, or lead to something that is not an object.
+        """
         seen = []
         while isinstance(written, dict) and "$ref" in written:
             if written["$ref"] in seen:
@@ -99,7 +107,7 @@ class _Document:
         return written
 
     def resolve_schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
-        """The schema with its references written in place; `inside` are the references that led here."""
+        """Returns the schema with its references replaced. `inside` are the references that led here."""
         self.nodes += 1
         if self.nodes > MAX_SCHEMA_NODES:
             raise InputError(
@@ -159,7 +167,7 @@ def _nullable(schema: dict) -> dict:
 
 
 def _merged(parts: list[dict]) -> dict:
-    """The schemas of an `allOf` as one: properties and requirements together, otherwise the first word counts."""
+    """Merges the schemas of an `allOf`: all properties and requirements; of any other keyword the first value."""
     merged: dict = {}
     for part in parts:
         for key, value in part.items():
@@ -205,7 +213,7 @@ def _tool(document: _Document, path: str, method: str, item: dict, operation: ob
 
 
 def _parameters(document: _Document, item: dict, operation: dict) -> list[dict]:
-    """The path item's parameters and the operation's own, which take their place."""
+    """Returns the parameters of the path item and of the operation, which override them."""
     found: dict[tuple, dict] = {}
     for written in [*_list(item.get("parameters")), *_list(operation.get("parameters"))]:
         parameter = document.resolve_object(written)
@@ -235,7 +243,7 @@ def _described(schema: dict, parameter: dict) -> dict:
 
 
 def _credentials(document: _Document, place: str) -> set[str]:
-    """Names of the parameters that API keys travel in, lower case."""
+    """Returns the names, in lower case, of the parameters that carry API keys."""
     schemes = _components(document, "securitySchemes")
     return {
         str(scheme.get("name")).lower()
@@ -256,7 +264,7 @@ def _security(document: _Document, operation: dict) -> list[str]:
 
 
 def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, bool]]:
-    """(name, schema, required) of what goes into the body: an object's properties, anything else whole as `body`."""
+    """Yields (name, schema, required) of what goes into the body: the properties of an object, anything else as one `body`."""
     if operation.get("requestBody") is None:
         return
     body = document.resolve_object(operation["requestBody"])
@@ -274,7 +282,7 @@ def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, boo
 
 
 def _name(given: object, method: str, path: str) -> str:
-    """The operation's id, else method and path, in the letters that every API accepts."""
+    """Returns the operation's id, else method and path, in characters that every API accepts."""
     name = given if isinstance(given, str) and given.strip() else f"{method}_{path.strip('/')}"
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:MAX_NAME_LENGTH] or method
 

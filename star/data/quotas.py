@@ -1,4 +1,4 @@
-"""Stratified quotas: so many rows of every kind, chosen by a hash of their content, and a report of the kinds that fell short."""
+"""Selects a wanted number of rows of every kind, by a hash of their content, and counts the rows that are missing."""
 
 import heapq
 from collections import Counter
@@ -10,10 +10,10 @@ from star.errors import InputError
 
 
 def wanted_rows(shares: Mapping[str, float], total: int) -> dict[str, int]:
-    """How many rows of each kind `total` rows should have.
+    """Returns how many of `total` rows each kind should have.
 
     Raises:
-        InputError: a share is negative or all are nothing.
+        InputError: a share is negative, or all are 0.
     """
     whole = sum(shares.values())
     if whole <= 0 or min(shares.values()) < 0:
@@ -27,7 +27,7 @@ def within_quotas(
     """Yields every row of `again`, or a Reject (`over_quota`, `no_quota`) for it.
 
     Args:
-        rows, again: the same rows twice, for two passes over a file. Memory grows with what is wanted, not with what there is.
+        rows, again: the same rows twice, for two passes over a file. Memory grows with the wanted rows, not with the given ones.
     """
     lowest: dict[str, list[int]] = {kind: [] for kind in wanted}
     for row in rows:
@@ -51,5 +51,5 @@ def within_quotas(
 
 
 def shortfalls(kinds: Mapping[str, int], wanted: Mapping[str, int]) -> Counter:
-    """How many rows are missing of each kind that has too few."""
+    """Returns how many rows are missing of each kind that has too few."""
     return Counter({kind: count - kinds.get(kind, 0) for kind, count in wanted.items() if kinds.get(kind, 0) < count})

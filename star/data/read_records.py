@@ -1,7 +1,7 @@
-"""Reads records one at a time from JSON Lines, a JSON list, Parquet, or a data set folder of Hugging Face's `save_to_disk`.
+"""Reads raw records one at a time from JSON Lines, a JSON list, Parquet, or a folder of Hugging Face's `save_to_disk`.
 
-Memory holds one record, whatever the size of the file. What cannot be read is yielded as the ValueError that says why, so that one bad line
-does not cost the others.
+Only one record is in memory, whatever the size of the file. A record that cannot be read is yielded as the ValueError that says why, so
+that one bad line does not stop the others.
 """
 
 import json
@@ -12,15 +12,15 @@ from typing import Any
 from star.data.rows import MAX_LINE_BYTES, parse_line, read_lines
 from star.errors import InputError
 
-CHUNK_CHARACTERS = 2**20  # characters
-PARQUET_BATCH_ROWS = 256  # Parquet rows
+CHUNK_CHARACTERS = 2**20
+PARQUET_BATCH_ROWS = 256
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields (number from 1, record or ValueError): the number is the line, or the place in the list or table.
 
     Raises:
-        InputError: there is no such file, or it is of no kind that is read here.
+        InputError: there is no such file, or it is in none of these formats.
     """
     if path.is_dir():
         yield from _read_folder(path)
@@ -58,7 +58,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_folder(path: Path) -> Iterator[tuple[int, Any]]:
-    """A folder of `datasets.save_to_disk`, or one with Parquet, JSON Lines or JSON lists, as a clone of a data set's repository."""
+    """Reads a folder of `datasets.save_to_disk`, or one with Parquet, JSON Lines or JSON lists, such as a clone of a data set."""
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import DatasetDict, load_from_disk
 
@@ -76,7 +76,7 @@ def _read_folder(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of one JSON list, decoded as they come; after an element that is not JSON nothing more can be told apart."""
+    """Reads the elements of one JSON list as a stream. After an element that is not JSON, the others cannot be told apart."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         text, number = file.read(CHUNK_CHARACTERS).lstrip()[1:], 0
@@ -88,7 +88,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
                 value, end = decoder.raw_decode(text) if text else (None, 0)
             except (ValueError, RecursionError) as error:
                 value, end, problem = None, 0, error
-            # A number at the end of what was read may go on, so an element counts once something follows it.
+            # A number at the end of the chunk may continue in the next one, so an element counts only when something follows it.
             if 0 < end < len(text):
                 number += 1
                 yield number, value

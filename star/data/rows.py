@@ -1,8 +1,11 @@
-"""The row: one prompt with its tools and the assistant's answer, as every stage reads and writes it (JSON Lines).
+"""Reads, checks and writes rows: one prompt with its tools and the assistant's answer per line (JSON Lines), as all stages use them.
 
-{"id", "messages", "tools", "source", "kind"}: the last message is the assistant's target, the others are the prompt.
-Fields are written in a fixed order, so that equal rows are equal bytes; a call's arguments keep the order they came in,
-because the target's text shows it.
+    {"id": "gen-7-3-a41c", "messages": [{"role": "user", "content": "Book a hotel in Rome for 22 nights"},
+     {"role": "assistant", "content": "", "tool_calls": [{"name": "book_hotel", "arguments": {"city": "Rome", "nights": 22}}]}],
+     "tools": [{"name": "book_hotel", "description": ..., "parameters": {...}}], "source": "generated", "kind": "simple"}
+
+The last message is the assistant's target, the others are the prompt. Fields are written in a fixed order, so that equal rows are equal
+bytes. The arguments of a call keep their order, because it shows in the text that the model learns.
 """
 
 import json
@@ -15,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from star.errors import InputError
 
-MAX_LINE_BYTES = 16 * 2**20  # bytes: no model is trained on a row of that size, and a line must fit into memory
+MAX_LINE_BYTES = 16 * 2**20  # no model is trained on a row of that size, and a line must fit into memory
+REFUSAL = "None of the given tools can do that."  # the answer of a row whose tools cannot do what the user asks
 
 
 class Call(BaseModel):
@@ -47,7 +51,7 @@ class Tool(BaseModel):
 
 
 class Row(BaseModel):
-    """The form of a row. A stage may add fields of its own; they are kept, sorted, behind these."""
+    """The form of a row. A stage may add fields of its own; they follow these, sorted."""
 
     model_config = ConfigDict(extra="allow", strict=True)
     id: str = Field(min_length=1)
@@ -66,7 +70,13 @@ class Row(BaseModel):
 
 @dataclass(frozen=True)
 class Reject:
-    """A row left out: `reason` is a fixed word to count by, `detail` one line for a person, `row` what was read."""
+    """A row that was left out.
+
+    Attributes:
+        reason: a fixed word to count by, such as near_duplicate.
+        detail: one line for a person.
+        row: what was read.
+    """
 
     id: str
     reason: str
@@ -75,10 +85,10 @@ class Reject:
 
 
 def ordered_row(row: dict) -> dict:
-    """The row with its fields in the fixed order.
+    """Returns the row with its fields in the fixed order.
 
     Raises:
-        InputError: it is not in row form; names the field.
+        InputError: it is not in row form; the message names the field.
     """
     try:
         dumped = Row.model_validate(row).model_dump(exclude_unset=True)
@@ -94,7 +104,7 @@ def read_rows(path: Path) -> Iterator[dict]:
     """Yields the rows of a JSON Lines file, one at a time.
 
     Raises:
-        InputError: no such file, or a line that is not JSON or not a row; names the file and the line.
+        InputError: there is no such file, or a line is not JSON or not a row; the message names the file and the line.
     """
     for number, row in read_json_lines(path):
         try:
@@ -104,7 +114,11 @@ def read_rows(path: Path) -> Iterator[dict]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields (line number from 1, value) for every line that is not blank; InputError names the file and the line."""
+    """Yields (line number from 1, value) for every line that is not blank.
+
+    Raises:
+        InputError: there is no such file, or a line is not JSON; the message names the file and the line.
+    """
     for number, line in read_lines(path):
         try:
             yield number, parse_line(line)
@@ -113,7 +127,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (line number from 1, line) for every line that is not blank; None stands for one longer than MAX_LINE_BYTES.
+    """Yields (line number from 1, line) for every line that is not blank. A line longer than MAX_LINE_BYTES is yielded as None.
 
     Raises:
         InputError: the file cannot be opened.
@@ -136,7 +150,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 
 def parse_line(line: bytes | None) -> Any:
-    """The JSON value of a line; ValueError says what is wrong with it."""
+    """Returns the JSON value of a line.
+
+    Raises:
+        ValueError: the line is too long, or not JSON.
+    """
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MiB, so it is no row")
     try:
@@ -146,7 +164,11 @@ def parse_line(line: bytes | None) -> Any:
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> int:
-    """Writes one JSON value a line and returns how many; InputError names the file and the line that cannot be JSON."""
+    """Writes one JSON value per line and returns their number.
+
+    Raises:
+        InputError: a value cannot be written as JSON; the message names the file and the line.
+    """
     count = 0
     with path.open("wb") as file:
         for count, value in enumerate(values, start=1):
@@ -158,12 +180,16 @@ def write_json_lines(path: Path, values: Iterable[Any]) -> int:
 
 
 def json_line(value: Any) -> bytes:
-    """The value as one line of UTF-8 JSON; ValueError for nan, infinity and lone surrogates."""
+    """Returns the value as one line of UTF-8 JSON.
+
+    Raises:
+        ValueError: it contains nan, infinity or a lone surrogate.
+    """
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def query_of(row: dict) -> str:
-    """All that the target answers, as one text for comparing rows: case, spacing and system messages do not count."""
+    """Returns all messages before the target as one text for comparing rows, without case, spacing and system messages."""
     said = []
     for message in row["messages"][:-1]:
         if message["role"] != "system":
@@ -173,7 +199,7 @@ def query_of(row: dict) -> str:
 
 
 def target_of(row: dict) -> str:
-    """The answer as one text for comparing rows: its calls in any order, or, where it makes none, what it says."""
+    """Returns the target as one text for comparing rows: its calls, whatever their order, or else its content."""
     target = row["messages"][-1]
     if calls := target.get("tool_calls"):
         return "\n".join(sorted(_canonical(call) for call in calls))

@@ -1,17 +1,18 @@
-"""What a data set is made of, counted while it is written: the numbers behind its card. Memory grows with the tools, not with the rows."""
+"""Counts what a set is made of while it is written: the numbers of its card. Memory grows with the tools, not with the rows."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from star.data.rows import Reject, query_of
 
-WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges; the last bin is open
-MOST_TOOLS = 100_000  # names counted one by one; further ones are counted together
+WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges of the bins; the last bin has none
+MOST_TOOLS = 100_000  # names that are counted one by one; further ones are counted together
 
 
 @dataclass
 class SetStatistics:
-    """Counters over rows and rejects."""
+    """Counters over rows and rejects. `fitted` counts rows with a value that was changed to the type its tool declares."""
 
     read: int = 0
     rows: int = 0
@@ -32,10 +33,15 @@ class SetStatistics:
     shortfalls: Counter = field(default_factory=Counter)
 
     @classmethod
-    def from_json(cls, values: dict) -> "SetStatistics":
-        return cls(**{key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()})
+    def from_json(cls, values: dict[str, Any]) -> "SetStatistics":
+        """Reads what `to_json` returned."""
+        counters: dict[str, Any] = {
+            key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()
+        }
+        return cls(**counters)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """Returns the counters as JSON values."""
         return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
 
     def counts(self) -> dict:
@@ -43,6 +49,7 @@ class SetStatistics:
         return {"rows": self.rows, "read": self.read, "rejects": dict(self.rejects.most_common())}
 
     def add(self, row: dict) -> None:
+        """Counts a row that was kept."""
         target = row["messages"][-1]
         calls = target.get("tool_calls") or []
         self.rows += 1
@@ -59,6 +66,7 @@ class SetStatistics:
             self.called[call["name"] if known else "(others)"] += 1
 
     def add_reject(self, reject: Reject) -> None:
+        """Counts a reject, by its reason and source."""
         self.rejects[reject.reason] += 1
         source = reject.row.get("source") if isinstance(reject.row, dict) else None
         self.rejects_by_source[f"{source or 'unread'}: {reject.reason}"] += 1

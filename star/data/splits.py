@@ -1,10 +1,10 @@
-"""The split into training and held-out rows: by the content of a row or by tool, never by its place in the file.
+"""Splits rows into training and held-out ones: by the content of a row, or by tool, never by the position in the file.
 
-By row: rows are ranked by a hash of (seed, query, target) and the lowest ones of each kind are held out. So the order of the rows does not
-matter, and adding rows moves none but those at the edge: the ranking of the others is what it was.
+By row: rows are sorted by a hash of (seed, query, target), their rank, and the lowest ones of each kind are held out. So the order of the
+rows does not matter, and rows that are added change the side of few others, because all ranks stay.
 
-By tool: tools are ranked by a hash, and the lowest ones are held out with all rows that call them, until there are as many rows as wanted.
-Training prompts show none of them: where one was only shown beside others, it is taken out of the prompt.
+By tool: tools are sorted by a hash, and the lowest ones are held out with all rows that call them, until there are enough rows. Training
+prompts show none of these tools: where one was only shown beside others, it is removed from the prompt.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def split(rows: list[dict], *, heldout: int, seed: int) -> tuple[list[dict], lis
 
 
 def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
-    """The ranks of the rows to hold out: all that a second pass over a file needs. Memory is 9 bytes a row.
+    """Returns the ranks of the rows to hold out: all that a second pass over the file needs. Takes 9 bytes of memory per row.
 
     Raises:
         InputError: as `split`.
@@ -67,20 +67,20 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
 
 
 def _ascending(ranks: array) -> Iterator[int]:
-    """Places in the order of their ranks, without a Python object for each at once."""
+    """Yields the positions of the rows by ascending rank, without a Python object per row in memory."""
     import numpy as np
 
     return map(int, np.argsort(np.frombuffer(ranks, dtype=np.uint64), kind="stable")) if len(ranks) else iter(())
 
 
 def row_rank(row: dict, seed: int) -> int:
-    """64 bits of a hash of the row's content."""
+    """Returns the rank of a row: 64 bits of a hash of its content."""
     text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _quotas(sizes: dict[str, int], heldout: int, *, total: int) -> dict[str, int]:
-    """How many of each kind to hold out: its share rounded down, and what is left to the largest remainders."""
+    """Returns how many rows of each kind to hold out: its share rounded down; the rest goes to the largest remainders."""
     quota = {kind: heldout * size // total for kind, size in sizes.items()}
     by_remainder = sorted(sizes, key=lambda kind: (-(heldout * sizes[kind] % total), kind))
     for kind in by_remainder[: heldout - sum(quota.values())]:
@@ -89,15 +89,15 @@ def _quotas(sizes: dict[str, int], heldout: int, *, total: int) -> dict[str, int
 
 
 def tool_identity(tool: dict) -> str:
-    """What a tool is the same by: its description, which masking leaves alone, else its name."""
+    """Returns what identifies a tool: its description, which masking does not change, else its name."""
     return " ".join(tool["description"].casefold().split()) or tool["name"]
 
 
 def choose_heldout_tools(rows: Iterable[dict], *, heldout: int, seed: int) -> set[str]:
-    """Identities of the tools to hold out, so that at least `heldout` rows call one of them.
+    """Returns the identities of the tools to hold out, so that at least `heldout` rows call one of them.
 
     Raises:
-        InputError: the tools that would be left to train on have no row.
+        InputError: no row would be left to train on.
     """
     calling: Counter = Counter()
     rows_calling_both: dict[str, Counter] = defaultdict(Counter)
@@ -130,8 +130,8 @@ def _called(row: dict) -> set[str]:
 def split_by_tool(rows: Iterable[dict], *, tools: set[str], heldout: int) -> Iterator[tuple[str, dict | Reject]]:
     """Yields ("train" | "heldout" | "reject", row or Reject) for each row, in order.
 
-    Rows that call a held-out tool are held out, the first `heldout` of them; the others are rejected, for training must not see the tool.
-    Of all other rows the held-out tools are taken away; a row with no tool left is rejected.
+    The first `heldout` rows that call a held-out tool are held out. The others are rejected, because training must not see the tool. From
+    all other rows the held-out tools are removed; a row without any tool left is rejected.
     """
     taken = 0
     for row in rows:

@@ -1,4 +1,4 @@
-"""The data set of a run: generated and imported rows, cleaned together and split, nothing left out without a reason."""
+"""Makes the data set of a run: generates and imports rows, cleans them together, and splits them into training and held-out rows."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     """Writes train.jsonl, heldout.jsonl, rejects.jsonl, figures.json and the card (card.md, card.html).
 
     Args:
-        state: a folder that outlives a kill; set_folder that was done there is not done again.
+        state: folder that outlives a kill; what is finished there is not done again.
 
     Returns:
-        counts: train and held-out rows, imported rows, rejected rows in all and by reason.
+        number of train and held-out rows, imported rows, and rejected rows in all and by reason.
     """
     tools = load_tools(settings.tools.read_verified())
     seed_data = settings.seed_data.read_verified() if settings.seed_data else None
@@ -61,7 +61,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     write_json(out / STATISTICS, statistics.to_json())
     write_card(out)
     imported = statistics.read - settings.generated_rows
-    counts = {
+    counts: dict[str, float] = {
         **statistics.split,
         "imported": imported,
         "rejected": statistics.rejects.total(),
@@ -71,7 +71,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
 
 
 def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed: int, out: Path) -> SetStatistics:
-    """Writes train.jsonl and heldout.jsonl; returns the statistics with the rows of both."""
+    """Writes train.jsonl and heldout.jsonl; returns the statistics with the number of rows of both."""
     if by == "tool":
         tools = choose_heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout)

@@ -1,4 +1,4 @@
-"""Tools from a file, whatever it is: a list of tools in any dialect, an MCP answer, one JSON Schema, an OpenAPI document; JSON or YAML."""
+"""Reads tools from a file, JSON or YAML: a list of tools in any dialect, an MCP answer, one JSON Schema, or an OpenAPI document."""
 
 import json
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from star.data.rows import Reject
 from star.data.tools import normalize_tool, repeated_name
 from star.errors import InputError
 
-MAX_FILE_BYTES = 64 * 2**20  # bytes; the largest public OpenAPI documents have ten million
+MAX_FILE_BYTES = 64 * 2**20  # the largest public OpenAPI documents have ten million bytes
 MAX_NODES = 1_000_000
 
 
 def load_tools(path: Path) -> list[dict]:
-    """The tools of a file in normal form.
+    """Reads the tools of a file in normal form.
 
     Raises:
-        InputError: no such file, not JSON or YAML, no tool in it, a tool that cannot be read, or two tools of one name.
+        InputError: there is no such file, it is not JSON or YAML, has no tool, a tool cannot be read, or two have one name.
     """
     tools = []
     for tool in read_tools(path):
@@ -34,10 +34,10 @@ def load_tools(path: Path) -> list[dict]:
 
 
 def read_tools(path: Path) -> Iterator[dict | Reject]:
-    """Yields a tool in normal form, with the tool as it was written in `x-original`, or a Reject, for each one in the file.
+    """Yields a tool in normal form or a Reject for each tool in the file. `x-original` is the tool as it was written.
 
     Raises:
-        InputError: no such file, too large, not JSON or YAML, or no tool in it.
+        InputError: there is no such file, it is too large, not JSON or YAML, or has no tool.
     """
     document = _read_document(path)
     if is_openapi(document):
@@ -61,19 +61,19 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
 
 
 def holds_tools(path: Path) -> bool:
-    """Whether a file holds tools; else it holds rows, which are records with messages or a query."""
-    if path.suffix.lower() in (".yaml", ".yml"):
+    """Whether a file holds tools. Otherwise it holds rows: records with messages or a query."""
+    if _format_of(path) == "YAML":
         return True
     if path.is_dir() or path.suffix.lower() in (".parquet", ".jsonl"):
         return False
     for _, record in read_records(path):
         if isinstance(record, dict):
             return not record.keys() & {"messages", "conversations", "query"}
-    return True  # an object over many lines: an OpenAPI document, for one
+    return True  # an object over many lines, such as an OpenAPI document
 
 
 def _find_tool_list(document: object) -> object:
-    """The list of tools in a document: itself, its `tools` (also of an MCP `tools/list` answer), or the one tool it is."""
+    """Returns the list of tools in a document: itself, its `tools` (also of an MCP `tools/list` answer), or the one tool that it is."""
     if not isinstance(document, dict):
         return document
     if isinstance(result := document.get("result"), dict) and "tools" in result:
@@ -99,18 +99,20 @@ def _read_document(path: Path) -> Any:
     if len(content) > MAX_FILE_BYTES:
         raise InputError(f"the tools file {path} has more than {MAX_FILE_BYTES // 2**20} MiB: give the tools alone")
     try:
-        if path.suffix.lower() in (".yaml", ".yml"):
-            return _parse_yaml(content)
-        return json.loads(content)
+        return _parse_yaml(content) if _format_of(path) == "YAML" else json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the tools file {path} is not JSON: {error}") from error
+        raise InputError(f"the tools file {path} cannot be read as {_format_of(path)}: {error}") from error
+
+
+def _format_of(path: Path) -> str:
+    return "YAML" if path.suffix.lower() in (".yaml", ".yml") else "JSON"
 
 
 def _parse_yaml(content: bytes) -> Any:
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        """Dates stay the text they are: JSON has no other."""
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen at run time
+        """Reads dates as text, because JSON has no dates."""
 
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -119,12 +121,12 @@ def _parse_yaml(content: bytes) -> Any:
     try:
         loaded = yaml.load(content, Loader=Loader)  # a safe loader
     except yaml.YAMLError as error:
-        raise ValueError(f"nor YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(" ".join(str(error).split())[:200]) from error
     return _as_json_value(loaded, [MAX_NODES])
 
 
 def _as_json_value(value: Any, left: list[int]) -> Any:
-    """The value as JSON has it; `left` counts down, because a few aliases of aliases stand for billions of nodes."""
+    """Returns the value with JSON's types only. `left` counts the nodes down, because a few nested YAML aliases can mean billions."""
     left[0] -= 1
     if left[0] < 0:
         raise ValueError(f"written out it has more than {MAX_NODES:,} parts")

@@ -1,20 +1,23 @@
-"""Tool schemas: every dialect that people write, turned into one normal form.
+"""Normalises tool schemas: every dialect that people write becomes one form.
 
-The normal form is {"name", "description", "parameters"}, where parameters is a JSON Schema (2020-12) object with
-`properties` and `required`; keys that begin with `x-` are kept beside them. Read are: that form, OpenAI's {"type":
-"function", "function": ...}, MCP's `inputSchema`, and the two dialects of xLAM (a flat map of parameters, and `type:
-"dict"` with properties), whose types are Python annotations such as `List[Tuple[float, float]]` or `str, optional`.
+    {"name": "book", "parameters": {"city": {"type": "str"}, "nights": {"type": "int, optional"}}}                  # xLAM
+    {"name": "book", "description": "", "parameters": {"type": "object", "properties": {"city": {"type": "string"},
+     "nights": {"type": "integer"}}, "required": ["city"]}}                                                         # normal form
 
-Which parameters are required: `required` decides where it is given, and a JSON Schema object without it requires
-nothing. xLAM never says; there a parameter is required unless its type says optional, it has a default, or its
-description states one. That is what its answers do: they leave such parameters out. (The description counts because
-xLAM at times puts a function's default on the wrong parameter.)
+In the normal form, `parameters` is a JSON Schema (2020-12) object with `properties` and `required`; keys that begin with `x-` are kept
+beside it. The dialects: this form, OpenAI's {"type": "function", "function": ...}, MCP's `inputSchema`, and the two of xLAM (a flat map
+of parameters, and `type: "dict"` with properties), whose types are Python annotations such as `List[Tuple[float, float]]`.
+
+Which parameters are required: those in `required`, where it is given; a JSON Schema object without it requires nothing. xLAM never says.
+There a parameter is required unless its type says optional, it has a default, or its description states one, because xLAM's answers leave
+such parameters out. (The description counts because xLAM sometimes puts a function's default on the wrong parameter.)
 """
 
 import ast
 import json
 import re
 from functools import lru_cache
+from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -36,8 +39,8 @@ PLAIN_TYPES: dict[str, dict] = {
     "set": {"type": "array", "uniqueItems": True},
     "dict": {"type": "object"},
     "any": {},
-    "callable": {"type": "string"},  # a function is written as its source text
-    # Java's and JavaScript's, as BFCL writes them
+    "callable": {"type": "string"},  # a function is given as its source text
+    # types of Java and JavaScript, as BFCL writes them
     **dict.fromkeys(("long", "short", "byte", "bigint"), {"type": "integer"}),
     "double": {"type": "number"},
     "char": {"type": "string"},
@@ -50,7 +53,7 @@ TYPES = Draft202012Validator({})
 
 
 def repeated_name(tools: list[dict]) -> str | None:
-    """The first name that two tools share, or None."""
+    """Returns the first name that two tools share, or None."""
     seen: set[str] = set()
     for tool in tools:
         if tool["name"] in seen:
@@ -60,12 +63,12 @@ def repeated_name(tools: list[dict]) -> str | None:
 
 
 def normalize_tool(tool: dict) -> dict:
-    """One tool of any dialect, in normal form. Normalising twice changes nothing.
+    """Returns a tool of any dialect in normal form. Normalising twice changes nothing.
 
     Raises:
-        InputError: names the tool and the reason.
+        InputError: the tool cannot be used; the message names it and the reason.
     """
-    inner = tool.get("function") if isinstance(tool, dict) and isinstance(tool.get("function"), dict) else tool
+    inner: Any = tool.get("function") if isinstance(tool, dict) and isinstance(tool.get("function"), dict) else tool
     name = inner.get("name") if isinstance(inner, dict) else None
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"a tool must be an object with a name, got {str(tool)[:120]}")
@@ -90,7 +93,7 @@ def normalize_tool(tool: dict) -> dict:
 
 
 def public_tool(tool: dict) -> dict:
-    """The tool as a prompt shows it: without `x-` hints and without `examples`, which are for the generator only."""
+    """Returns the tool as prompts show it: without `x-` keys and `examples`, which are for the generator only."""
     return {
         "name": tool["name"],
         "description": tool["description"],
@@ -116,18 +119,18 @@ def _without_examples(schema: object) -> object:
 
 @lru_cache(maxsize=4096)
 def _check_schema(schema: str) -> None:
-    """Checks a schema once however many tools share it: the check takes milliseconds."""
+    """Checks a schema. Cached, because many tools share a schema and a check takes milliseconds."""
     Draft202012Validator.check_schema(json.loads(schema))
 
 
 @lru_cache(maxsize=4096)
 def validator(schema: str) -> Draft202012Validator:
-    """A validator for a schema as JSON text, made once; the empty registry keeps `$ref` from fetching anything."""
+    """Returns a validator for a schema as JSON text. The empty registry prevents `$ref` from loading anything from elsewhere."""
     return Draft202012Validator(json.loads(schema), registry=Registry())
 
 
 def is_valid(value: object, schema: dict) -> bool:
-    """Whether the schema accepts the value; a schema that cannot be used accepts none."""
+    """Whether the schema accepts the value. A schema that cannot be used accepts nothing."""
     try:
         return validator(json.dumps(schema)).is_valid(value)
     except (Unresolvable, RecursionError):
@@ -135,9 +138,9 @@ def is_valid(value: object, schema: dict) -> bool:
 
 
 def coerce_value(value: object, schema: dict) -> object:
-    """The value in the scalar type that the schema names, where its text stays the same: "5" and 5, "true" and true.
+    """Returns the value in the scalar type that the schema names, where its text stays the same: "5" becomes 5, "true" becomes true.
 
-    Any other value is returned as it is, for the schema to refuse.
+    Any other value is returned unchanged, and the schema rejects it later.
     """
     wanted = schema.get("type")
     if wanted == "string" and isinstance(value, (bool, int, float)):
@@ -148,24 +151,26 @@ def coerce_value(value: object, schema: dict) -> object:
             read = json.loads(text.lower() if wanted == "boolean" else text)
         except (ValueError, RecursionError):
             return value
-        return read if TYPES.is_type(read, wanted) and read - read == 0 else value  # nan and inf are no JSON
+        return read if TYPES.is_type(read, wanted) and read - read == 0 else value  # nan and inf are not JSON
     return value
 
 
 def json_schema_of_type(text: str) -> tuple[dict, bool]:
     """Reads a Python annotation or a JSON Schema type name; returns (schema, whether the annotation makes it optional).
 
-    The text is parsed and never executed. After the type may come `optional`, `required` or `default=<literal>`; a type
-    that admits None is optional too. A stated default becomes the schema's `default`.
+    The text is parsed and never executed. `optional`, `required` or `default=<literal>` may follow the type; a type that allows None is
+    optional, too. A default becomes the schema's `default`.
 
     Raises:
-        InputError: the text is no such type.
+        InputError: the text is not such a type.
     """
     unreadable = InputError(f"{text[:80]!r} is not a type: write a JSON Schema type, or a Python one such as List[int]")
     if len(text) > MAX_TYPE_LENGTH:
         raise unreadable
     try:
-        parsed = ast.parse(f"t({text}\n)", mode="eval").body  # as a call's arguments: `str, default='x'` parses too
+        parsed = ast.parse(
+            f"t({text}\n)", mode="eval"
+        ).body  # parsed as the arguments of a call, so that `str, default='x'` is valid, too
         if not (isinstance(parsed, ast.Call) and isinstance(parsed.func, ast.Name) and parsed.args):
             raise unreadable
         schema = _schema_of_node(parsed.args[0])
@@ -179,7 +184,7 @@ def json_schema_of_type(text: str) -> tuple[dict, bool]:
 
 
 def _parameters(written: object) -> dict:
-    """The parameters of a tool, in whichever dialect, as a JSON Schema object."""
+    """Returns the parameters of a tool, in whichever dialect, as a JSON Schema object."""
     written = {} if written is None else written
     if not isinstance(written, dict):
         raise InputError(f"parameters must be an object, got {str(written)[:80]}")
@@ -200,7 +205,7 @@ def _parameters(written: object) -> dict:
 
 
 def _is_flat(written: dict) -> bool:
-    """Whether this is xLAM's flat map: every value is itself a schema. One may be named `type` or `properties`."""
+    """Whether this is xLAM's flat map, where every value is a schema. A parameter may be named `type` or `properties`."""
 
     def schema_like(value: object) -> bool:
         return isinstance(value, dict) and isinstance(value.get("type") or value.get("description"), (str, list))
@@ -223,7 +228,7 @@ def _property(name: str, written: object) -> dict | bool:
 
 
 def _schema(written: object) -> dict | bool:
-    """A schema at any depth: Python types read, defaults settled, references kept inside the document."""
+    """Normalises a schema at any depth: reads Python types, coerces defaults, and rejects references to other documents."""
     if isinstance(written, bool):
         return written
     if not isinstance(written, dict):
@@ -240,7 +245,7 @@ def _schema(written: object) -> dict | bool:
 
 
 def _part(key: str, value: object) -> object:
-    """The value of a schema's keyword, with the schemas inside it normalised."""
+    """Returns the value of a schema's keyword, with the schemas inside it normalised."""
     if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
         return {name: _property(name, schema) for name, schema in value.items()}
     if key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
@@ -251,7 +256,7 @@ def _part(key: str, value: object) -> object:
 
 
 def _coerce_default(schema: dict) -> dict:
-    """Gives a default the type of its parameter ("10" is 10) and drops one that cannot have it (an int with 'fasta').
+    """Gives a default the type of its parameter ("10" becomes 10) and removes one that cannot have it ('fasta' for an integer).
 
     An integer whose default is a fraction is a number: xLAM writes latitudes as `int` with the default '40.41'.
     """
@@ -273,7 +278,11 @@ def _admits_null(schema: dict) -> bool:
 
 
 def _schema_of_node(node: ast.expr) -> dict:
-    """One node of an annotation's syntax tree as JSON Schema; ValueError where it is none."""
+    """Returns one node of an annotation's syntax tree as JSON Schema.
+
+    Raises:
+        ValueError: it is not a type.
+    """
     match node:
         case ast.Constant(value=None):
             return {"type": "null"}
@@ -287,7 +296,11 @@ def _schema_of_node(node: ast.expr) -> dict:
 
 
 def _literal(node: ast.expr) -> object:
-    """A Python literal as JSON has it; ValueError or TypeError where JSON has no such value."""
+    """Returns a Python literal as a JSON value.
+
+    Raises:
+        ValueError, TypeError: JSON has no such value.
+    """
     return json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
 
 
@@ -309,7 +322,7 @@ def _generic(name: str, parts: list[ast.expr]) -> dict:
         case "dict", [{"type": "string"}, values]:
             return {"type": "object", "additionalProperties": values}
         case "dict", [_, _]:
-            return {"type": "object"}  # JSON has text keys only, so another key type says nothing about what may come
+            return {"type": "object"}  # JSON has text keys only, so another key type says nothing about the values
         case "union", [_, *_]:
             return _union(schemas)
         case "optional", [schema]:
@@ -318,7 +331,7 @@ def _generic(name: str, parts: list[ast.expr]) -> dict:
 
 
 def _union(schemas: list[dict]) -> dict:
-    """Either schema: one `type` where each is a bare type (a number may be an integer), else `anyOf`."""
+    """Returns a schema that accepts what any of these accepts: one `type` where all are bare types, else `anyOf`."""
     if {} in schemas:
         return {}
     kinds: list[str] = []

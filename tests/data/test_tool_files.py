@@ -39,7 +39,7 @@ def test_a_tools_file_is_a_list_or_an_object(tmp_path: Path, document: object) -
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "is not JSON"),
+        ("{", "cannot be read as JSON"),
         ("[]", "at least one"),
         ('{"other": 1}', "must hold a list of tools"),
         (json.dumps([WEATHER, WEATHER]), "two tools named 'get_weather'"),
@@ -168,7 +168,7 @@ def test_dates_in_yaml_stay_text_and_nothing_is_constructed(tmp_path: Path) -> N
     text = yaml.safe_dump([{"name": "f", "parameters": parameters}]).replace("'2026-01-02'", "2026-01-02")
     [tool] = load_tools(written(tmp_path, text, "tools.yaml"))
     assert tool["parameters"]["properties"]["day"]["default"] == "2026-01-02"
-    with pytest.raises(InputError, match="nor YAML"):
+    with pytest.raises(InputError, match="cannot be read as YAML"):
         load_tools(written(tmp_path, "!!python/object/apply:os.getcwd []", "evil.yaml"))
 
 
