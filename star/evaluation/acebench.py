@@ -158,12 +158,14 @@ def check_calls(rows: list[dict], calls: list[list[dict]], checkout: Path) -> li
         for row, made in zip(rows, calls, strict=True)
         if made
     ]
+    # -I and an empty environment keep the user's own modules and settings out of the checker.
     command = [sys.executable, "-I", acebench_checker.__file__, str(checkout.resolve())]
     lines = "".join(json.dumps(row) + "\n" for row in asked)
     done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=CHECKER_TIMEOUT_SECONDS, env={})
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
         raise InputError(f"the checker of {checkout} cannot be run ({reason}): give a whole checkout of ACEBench")
+    # Only rows with calls were sent, so only they take a verdict.
     verdicts = iter(json.loads(line) for line in done.stdout.splitlines())
     return [bool(made) and next(verdicts) for made in calls]
 

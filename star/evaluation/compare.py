@@ -37,6 +37,7 @@ def _scores_table(first: dict, second: dict) -> Table:
     table = Table(title="Scores, each with its 95% interval")
     for heading in ("score", *(visible(model["name"]) for model in (first, second))):
         table.add_column(heading, justify="left" if heading == "score" else "right")
+    # In the order of the first model, without what only one of them was asked.
     for name in [name for name in first["scores"] if name in second["scores"]]:
         scores = (first["scores"][name], second["scores"][name])
         cells = [
@@ -61,6 +62,7 @@ def _differences_table(differences: list[dict]) -> Table:
 
 def _read_model(place: Path) -> tuple[dict, Outcomes]:
     """One model's entry in evaluation.json, and its outcomes. `place` is FOLDER or FOLDER:MODEL."""
+    # A path may hold a colon itself, so it is split only where the whole of it is no folder.
     folder, wanted = place, ""
     if not place.is_dir():
         path, _, wanted = str(place).rpartition(":")

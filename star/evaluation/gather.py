@@ -47,6 +47,7 @@ def gather(
         settings=json.loads(config.slice(("seed", "evaluate"))),
         models=gathered_models,
         curves={name: curve for folder in folders.values() for name, curve in _learning_curves(folder)},
+        # A hub id has no manifest, so only folders have curves and digests.
         lineage=_digests({**({"data": data} if data else {}), **folders}),
         stages=_stages_of(list(models.values())[-1]),
     )
@@ -58,6 +59,7 @@ def _gather_model_once(
     finished = state / f"{name}.json"
     if not finished.exists():
         write_json(finished, _gather_model(name, model, data, config=config, state=state, shard=shard).to_json())
+    # Read back also when it was just written: a resumed evaluation must not differ, not even by a tuple for a list.
     return GatheredModel.from_json(json.loads(finished.read_text(encoding="utf-8")))
 
 
@@ -70,6 +72,7 @@ def _gather_model(
     journal = Journal(state / f"{name}.jsonl")
     candidate = Candidate(name, loaded, tokenizer, config.evaluate, config.seed, journal, shard)
     suites: dict[str, Any] = {suite: SUITES[suite].ask(candidate, data) for suite in config.evaluate.suites}
+    # Measured after the suites, on prompts that the model was asked. With all answers in the journal there are none.
     latency = candidate.measure_latency() if candidate.seconds else None
     gathered = GatheredModel(
         name=name,
@@ -86,6 +89,7 @@ def _gather_model(
 
 def _learning_curves(folder: Path) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """The learning curves that a model's folder holds, each under "stage: phase", in the order of the trainings."""
+    # Sorted, because a file system lists files in any order. Unknown phases keep this order, after the known ones.
     files = {file.stem.removesuffix("_curve"): file for file in sorted(folder.glob("*_curve.json"))}
 
     def position(phase: str) -> int:
@@ -107,5 +111,6 @@ def _stages_of(model: ModelSource) -> list[dict[str, str]]:
         return []
     manifest = read_manifest(model)
     shown = ("stage", "config_digest", "code_digest", "code_version")
+    # The ancestors are in the manifest, so the stages are known also where their folders are gone.
     summaries = {manifest.digest: manifest.summary(), **manifest.ancestors}
     return [{"digest": digest, **{key: summary[key] for key in shown}} for digest, summary in summaries.items()]

@@ -104,6 +104,7 @@ def score_heldout(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) ->
         "mistakes": _count_mistakes(outcomes),
         "call_confusion": dict(Counter(f"{o['expected_call']}_{o['predicted_call']}" for o in outcomes)),
     }
+    # Plain dicts, which is what all suites have in common.
     rows: list[dict[str, Any]] = [{**outcome} for outcome in outcomes]
     return SuiteScores(_scores(outcomes, samples=samples, seed=seed), details, rows, _failures(rows))
 
@@ -116,6 +117,7 @@ def called_tools(rows: list[dict]) -> set[str]:
 def _answer_batch(candidate: Candidate, prompts: list[str], *, number: int) -> list[Answers]:
     """The answers to a batch of prompts, from the journal where they are in it."""
     sampling = candidate.settings.model_dump(mode="json", include={"samples", "temperature", "max_new_tokens"})
+    # The batches of two evaluations with different seeds must not share a seed.
     seed = candidate.seed * 1_000_003 + number
     question = {"suite": "heldout", "prompts": prompts, "seed": seed, **sampling}
     return candidate.journal.once(question, lambda: _generate_answers(candidate, prompts, seed=seed))
@@ -126,6 +128,7 @@ def _generate_answers(candidate: Candidate, prompts: list[str], *, seed: int) ->
 
     settings, tokenizer = candidate.settings, candidate.tokenizer
     limit = settings.max_new_tokens
+    # Exact match is greedy, because a model is used so. The samples are for pass@k and the entropy.
     greedy = candidate.generate(prompts, samples=1, temperature=0.0, seed=seed, max_new_tokens=limit)
     sampled = candidate.generate(
         prompts, samples=settings.samples, temperature=settings.temperature, seed=seed, max_new_tokens=limit
@@ -184,6 +187,7 @@ def _scores(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> dict[
     for k in PASS_K:
         if k <= samples:
             values[f"pass_at_{k}"] = [pass_at_k(samples, o["passes"], k) for o in outcomes]
+    # Shares lie in [0, 1]. The reward is -1 for a broken format, and the entropy has no upper bound.
     bounds: dict[str, tuple[float, float] | None] = {"mean_reward": (-1.0, 1.0), "entropy": None}
     return {name: mean_score(column, seed=seed, bounds=bounds.get(name, (0.0, 1.0))) for name, column in values.items()}
 

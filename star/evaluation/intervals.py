@@ -70,6 +70,7 @@ def mean_interval(
     lowest, highest = bounds
     if rows.min() < lowest or rows.max() > highest:
         raise ValueError(f"scores lie outside of their bounds: {rows.min()} to {rows.max()}, not in {bounds}")
+    # Mapped to [0, 1] and back, so that one interval serves shares, rewards and all other bounded scores.
     low, high = _bounded((rows - lowest) / (highest - lowest), level)
     return lowest + (highest - lowest) * low, lowest + (highest - lowest) * high
 
@@ -91,6 +92,7 @@ def weighted_score(weights: Mapping[str, float], categories: Mapping[str, Score]
         weights: weight of each category's share, by its name.
         categories: the share of each category with its interval, by its name.
     """
+    # Categories share no rows, so their errors are independent.
     mean = sum(weight * categories[name]["mean"] for name, weight in weights.items())
     below = sqrt(
         sum((weight * (categories[name]["mean"] - categories[name]["low"])) ** 2 for name, weight in weights.items())
@@ -120,6 +122,7 @@ def bootstrap_interval(
     samples = (rows[rng.integers(len(rows), size=(n, len(rows)))] for n in _blocks(draws, rows))
     means, errors = (np.concatenate(column) for column in zip(*((s.mean(1), s.std(1)) for s in samples), strict=True))
     tail = (1 - level) / 2
+    # A resample of one value only has no standard error. With more of them, they alone would decide the quantiles.
     if (errors <= 1e-12).mean() > tail / 2:
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
@@ -127,6 +130,7 @@ def bootstrap_interval(
     distances = (means - mean) / np.maximum(errors, 1e-12)
     far_low, far_high = np.quantile(distances, [tail, 1 - tail])
     error = float(rows.std())
+    # Both ends can come out on one side of the mean, which the interval has to hold.
     low, high = min(mean - far_high * error, mean), max(mean - far_low * error, mean)
     return max(float(low), float(rows.min())), min(float(high), float(rows.max()))
 
@@ -148,9 +152,11 @@ def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray
     if len(first) != len(second):
         raise ValueError(f"a paired comparison needs one score per row from both: got {len(first)} and {len(second)}")
     differences = first - second
+    # A bootstrap of such differences is empty where no row differs, and too short where few do.
     if np.isin(first, (0.0, 1.0)).all() and np.isin(second, (0.0, 1.0)).all():
         low, high = _agresti_min(int((differences > 0).sum()), int((differences < 0).sum()), len(differences))
     else:
+        # Equal differences leave nothing to resample.
         low, high = bootstrap_interval(differences, seed=seed) if np.ptp(differences) else (differences[0],) * 2
     return Difference(float(differences.mean()), float(low), float(high), _sign_flip_p_value(differences, seed=seed))
 
@@ -188,6 +194,7 @@ def _agresti_min(gained: int, lost: int, count: int) -> tuple[float, float]:
     centre = (gained - lost) / all_rows
     spread = _z(0.95) * sqrt(more - (gained - lost) ** 2 / all_rows) / all_rows
     observed = (gained - lost) / count
+    # The added cells move the centre towards 0. The interval is widened so far that it holds the observed difference.
     return max(-1.0, min(centre - spread, observed)), min(1.0, max(centre + spread, observed))
 
 

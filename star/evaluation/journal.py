@@ -21,6 +21,7 @@ class Journal:
         self.file, self.recalled, self.asked = file, 0, 0
         self._answers: dict[str, Any] = {}
         if file.exists():
+            # Cut off, so that the next answer does not continue a line that a kill cut short.
             os.truncate(file, self._read_complete_lines())
 
     def once(self, question: object, answer: Callable[[], Any]) -> Any:
@@ -37,6 +38,7 @@ class Journal:
         self.asked += 1
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"question": key, "answer": found}) + "\n")
+            # On disk before the next question is asked: an answer can have taken minutes.
             lines.flush()
             os.fsync(lines.fileno())
         self._answers[key] = found

@@ -64,7 +64,9 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     tokenizer.save_pretrained(out / TOKENIZER)
     table = pq.read_table(rollouts / SEQUENCES)
     ids, sequences = read_sequences(rollouts)
+    # The batches of all sequences are made before the shard takes its own: a batch is the same in any number of shards.
     batches = shard.select(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
+    # In the order of the rollout, not of the batches, so that it does not depend on batch_tokens.
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
     top_k, vocab_size = _connect_back_end(teacher, tokenizer, settings)
@@ -75,6 +77,7 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
 
 def _connect_back_end(teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK) -> tuple[TopKFunction, int]:
     """Starts the back end of the settings; returns its top-k function and the width of the teacher's logits."""
+    # From the model and not from the tokenizer: the logits may be wider than the vocabulary, as in Qwen3.
     vocab_size = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
     k = min(settings.top_k, vocab_size)
     if settings.server:
@@ -107,6 +110,7 @@ def store_top_k(
     tokens = sum(len(sequences[index].completion_ids) for batch in batches for index in batch)
     missing = [batch for batch in batches if any(ids[index] not in writer for index in batch)]
     missing_tokens = sum(len(sequences[index].completion_ids) for batch in missing for index in batch)
+    # Only what is still to be written counts: what a killed run stored is on the disk already.
     needed = int(missing_tokens * max_bytes_per_token(writer.top_k, writer.vocab_size))
     require_disk_space(writer.folder, needed, what=f"the top-k of {missing_tokens:,} tokens")
     sequence_count = sum(map(len, batches))
@@ -116,6 +120,7 @@ def store_top_k(
         writing: Future[None] | None = None
         for number, batch in enumerate(missing):
             results = top_k([sequences[index] for index in batch])
+            # At most one batch waits to be written. An error of its writing is raised here.
             if writing:
                 writing.result()
             writing = pool.submit(_add_batch, writer, [ids[index] for index in batch], results)
@@ -160,6 +165,7 @@ def model_top_k(model: PreTrainedModel, *, pad_id: int, k: int) -> TopKFunction:
                 logits_CV += bias_V
             results += [top_k_logprobs(rows_CV.float(), k) for rows_CV in logits_CV.split(rows_in_cache)]
         ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
+        # The chunks ignore where sequences end, so the rows are split into sequences only now.
         lengths = [len(hidden_TH) for hidden_TH in hidden]
         return list(zip(ids_NK.split(lengths), logprobs_NK.split(lengths), strict=True))
 
@@ -173,12 +179,14 @@ def top_k_logprobs(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     only k * B candidates (and the rest of V / B) are sorted, not V.
     """
     blocks = logits_CV.shape[1] // BLOCK
+    # With so few blocks every one would be chosen.
     if blocks <= k:
         top_CK, ids_CK = logits_CV.topk(k, dim=1)
     else:
         blocked_CPB = logits_CV[:, : blocks * BLOCK].unflatten(1, (blocks, BLOCK))
         chosen_CK = blocked_CPB.amax(2).topk(k, dim=1, sorted=False).indices
         ids_CKB = chosen_CK[:, :, None] * BLOCK + torch.arange(BLOCK, device=logits_CV.device)
+        # The ids after the last whole block are candidates without a search.
         rest = torch.arange(blocks * BLOCK, logits_CV.shape[1], device=logits_CV.device).expand(len(logits_CV), -1)
         candidates = torch.cat([ids_CKB.flatten(1), rest], dim=1)
         top_CK, positions_CK = logits_CV.gather(1, candidates).topk(k, dim=1)

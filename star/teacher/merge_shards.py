@@ -26,6 +26,7 @@ def merge_shards(folders: list[Path], *, stage: str, out: Path) -> dict[str, flo
     for name in (SEQUENCES, PROMPTS):
         if all((folder / name).is_file() for folder in folders):
             table = pa.concat_tables([pq.read_table(folder / name) for folder in folders])
+            # By id or row id, the first column: the order that a rollout without shards has.
             pq.write_table(table.sort_by(table.column_names[0]), out / name)
     if stage == "extract-topk":
         shutil.copytree(folders[0] / TOKENIZER, out / TOKENIZER, dirs_exist_ok=True)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from star.errors import InputError
 from star.modeling.generation import Sample, Sequence
 
-RETRIES = 6  # per request; the pauses double, from half a second on
+RETRIES = 6  # per request: the first at once, the others after pauses of 1, 2, 4, 8 and 16 seconds
 TIMEOUT = (10, 1800)  # seconds: to connect, and to answer a batch
 
 
@@ -34,6 +34,7 @@ class TeacherServer:
 
         self.url = url.rstrip("/")
         self._session = requests.Session()
+        # None stands for all methods. By default urllib3 does not retry a POST, which is what asks for completions.
         retry = Retry(RETRIES, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
@@ -90,6 +91,7 @@ class TeacherServer:
     def _complete(self, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
         """Requests completions; returns the `n` choices of each prompt, in the order of the prompts."""
         answer = self._request("POST", "completions", json={"model": self.model, "prompt": prompts, **settings})
+        # A server may return the choices in the order in which they were finished.
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if len(choices) != len(prompts) * settings["n"]:
             raise RuntimeError(f"{self.url} returned {len(choices)} completions for {len(prompts)} prompts")
@@ -121,6 +123,7 @@ def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase
 
 def sample_with_end_token(ids: AbstractSequence[int], tokenizer: PreTrainedTokenizerBase, *, finished: bool) -> Sample:
     """Makes the sample of a completion. A finished one ends with the end token, which some servers leave out."""
+    # The end token is no part of the text, and ends the ids of every finished sample, whatever the server returned.
     body = list(ids[:-1] if finished and ids and ids[-1] == tokenizer.eos_token_id else ids)
     text = tokenizer.decode(body, skip_special_tokens=False)
     assert isinstance(text, str)  # a list only for a batch of completions

@@ -128,8 +128,10 @@ def roll_out(
     Returns:
         the number of samples per verdict: kept, truncated, format_errors, low_reward, duplicates.
     """
+    # Prompts of similar length share a batch, because a long one pads all others. The row id makes the order unique.
     by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.row_id))
     starts = range(0, len(by_length), settings.batch_size)
+    # Numbered before the shard takes its own, so that a batch has the same seed in any number of shards.
     batches = shard.select(
         [(number, by_length[start : start + settings.batch_size]) for number, start in enumerate(starts)]
     )
@@ -148,6 +150,7 @@ def roll_out(
                 continue
             rows = sample_batch(sample, tokenizer, batch, settings=settings, seed=seed * BATCH_SEED_STEP + number)
             _write_batch(file, rows)
+            # From the first batch that is sampled now: those of a killed run took this process no time.
             if bar.done == done:
                 seconds = time.monotonic() - began
                 rate = sum(len(row["completion_ids"]) for row in rows) / seconds
@@ -155,6 +158,7 @@ def roll_out(
                 say(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
             bar.advance()
     table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])
+    # Sorted by id, so that neither the batches nor the shards show in the file.
     kept = table.filter(pc.equal(table["verdict"], "kept")).drop(["verdict"]).sort_by("id")
     pq.write_table(kept, workspace.out / SEQUENCES)
     pq.write_table(count_verdicts(table), workspace.out / PROMPTS)
@@ -183,6 +187,7 @@ def sample_batch(
         )
         for index, [retried] in zip(again, more, strict=True):
             groups[index].append(retried)
+        # All samples of the prompt again: whether a retry is a duplicate depends on the earlier ones.
         for index in set(again):
             rows_by_prompt[index] = assign_verdicts(
                 batch[index], groups[index], tokenizer, min_reward=settings.min_reward
@@ -206,6 +211,7 @@ def assign_verdicts(
     seen: set[str] = set()
     rows = []
     for number, sample in enumerate(samples):
+        # Rewarded whatever the verdict, because prompts.parquet has the mean over all samples of a prompt.
         reward = similarity_reward(sample.text, prompt.target, prompt.tools).total
         if not sample.finished:
             verdict = "truncated"
@@ -252,6 +258,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _write_batch(file: Path, rows: list[dict[str, Any]]) -> None:
+    # Renamed when complete: a resumed rollout takes every file that exists for a finished batch.
     temporary = file.with_suffix(".tmp")
     pq.write_table(_table(rows), temporary)
     temporary.replace(file)

@@ -58,6 +58,7 @@ FIRST_PARAMETER = 4  # the first octave's parameter is stored as the difference 
 FALLING, SIGNED = 0, 1  # whether the gaps of all rows are >= 0
 PADDED = 2  # rows may end in -inf, and the number of finite values of each row is stored
 COMPRESSED = 4  # the ids are stored by zstd
+
 _ZSTD = pa.Codec("zstd", 3)
 
 
@@ -78,6 +79,7 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
         # -inf gets the level before it, a gap of 0. The stored count says where in the row it begins.
         last_T1 = np.take_along_axis(levels_TK, np.maximum(count_T - 1, 0)[:, None], 1)
         levels_TK = np.where(finite_TK, levels_TK, last_T1)
+    # Gaps of the rounded levels, not rounded gaps: the rounding errors do not add up along a row.
     gaps_TK = np.diff(levels_TK, axis=1, prepend=0)
     order = SIGNED if gaps_TK.min() < 0 else FALLING
     if order == SIGNED:
@@ -87,6 +89,7 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
     differences_TO = _fold_signs(_parameter_differences(parameters_TO))
     unary = _pack_unary(np.concatenate([differences_TO.ravel(), (gaps_TK >> widths_TK).ravel()]))
     ids = _pack_ids(ids_TK.ravel(), vocab_size)
+    # Which of the two is shorter depends on how often the ids repeat, so both are made.
     compressed = _ZSTD.compress(ids_TK.astype("<u4").tobytes(), asbytes=True)
     zstd_is_shorter = len(compressed) + 4 < len(ids)  # 4 bytes for its length
     parts = [
@@ -117,6 +120,7 @@ def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) ->
     octaves = tokens * len(starts)
     parameters_TO = _parameters_from_differences(_unfold_signs(quotients[:octaves]).reshape(tokens, -1))
     widths = np.repeat(parameters_TO, sizes, axis=1).ravel()
+    # Only the unary part has its size stored. The size of the low bits follows from the parameters.
     low_end = unary_end + (int(widths.sum()) + 7) // 8
     gaps = (quotients[octaves:] << widths) + unpack_bits(buffer[unary_end:low_end], widths)
     if flags & SIGNED:
@@ -140,6 +144,7 @@ def _choose_parameters(gaps_TK: np.ndarray) -> np.ndarray:
     """Returns the Rice parameters [T, O] with which the gaps of each octave take the fewest bits."""
     starts, sizes = _octaves(gaps_TK.shape[1])
     best_TO = np.add.reduceat(gaps_TK, starts, axis=1)
+    # Parameter 0 stores the gaps in unary only. A larger one replaces it where it takes fewer bits.
     parameters_TO = np.zeros_like(best_TO)
     for parameter in range(1, int(gaps_TK.max()).bit_length()):
         bits_TO = np.add.reduceat(gaps_TK >> parameter, starts, axis=1) + parameter * sizes
@@ -179,6 +184,7 @@ def _unfold_signs(values: np.ndarray) -> np.ndarray:
 @cache
 def _id_layout(vocab_size: int) -> tuple[int, int, int]:
     """Returns the low bits of an id, the base of the high parts, and the bits of GROUP high parts together."""
+    # The high parts have 8 bits at most, so that GROUP of them fit into the 32 bits that pack_bits takes.
     low = max(0, (vocab_size - 1).bit_length() - 8)
     base = -(-vocab_size >> low)
     return low, base, max(0, (base**GROUP - 1).bit_length())
@@ -230,6 +236,7 @@ def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
     most = int(widths.max(initial=0))
     octets = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)[:, : -(-most // 8)]
     bits = np.unpackbits(octets, axis=1, count=most, bitorder="little")
+    # With equal widths, as for ids, no bit has to be left out.
     if int(widths.min(initial=most)) < most:
         bits = bits[np.arange(most) < widths[:, None]]
     return np.packbits(bits, bitorder="little").tobytes()

@@ -108,6 +108,7 @@ class ShardFile:
     def _bytes(self, row: int) -> bytes:
         begin = int(self._ends[row - 1]) if row else 0
         data = self._data[begin : int(self._ends[row])].tobytes()
+        # Compared at every read: a resumed writer has no sha256 yet, and a reader compares that only once.
         if zlib.crc32(data) != self._table[row, 2]:
             raise file_error(self.path, "damaged")
         return data
@@ -144,6 +145,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(data)
+        # The content must be on disk before its name is, or a crash could leave an empty file under that name.
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -95,10 +95,12 @@ class TopKWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise InputError(f"{self.folder} is a file: name a folder for the top-k store") from None
+        # A killed writer left these half written. No index names them.
         for leftover in [path for pattern in UNFINISHED for path in self.folder.glob(pattern)]:
             leftover.unlink()
         self._sequences: set[str] = set()
         self._files: list[dict[str, Any]] = []
+        # By number and not by the names found: a gap in the numbers is then reported as a missing file.
         for number in range(len(list(self.folder.glob(SHARD_FILES)))):
             file = ShardFile(self.folder / SHARD_FILE.format(number))
             file.check_header(self._header)
@@ -137,6 +139,7 @@ class TopKWriter:
         problem = _find_problem(ids_TK, logprobs_TK, self._header)
         if problem:
             raise InputError(f"sequence {sequence_id!r} cannot be added to {self.folder}: {problem}")
+        # Before adding, so that a file never has more than its limit, unless a single sequence is longer.
         if self._pending and self._pending_tokens + len(ids_TK) > self.tokens_per_file:
             self._write_file()
         data = encode(ids_TK, logprobs_TK, vocab_size=self._header["vocab_size"])
@@ -253,6 +256,7 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
         if store._header != stores[0]._header:
             raise InputError(f"{store.folder} and {stores[0].folder} are not parts of one extraction: merge only those")
         for entry in store._index["shards"]:
+            # Every shard numbers its files from 0, so they are numbered again.
             name = SHARD_FILE.format(len(entries))
             _link(store.folder / entry["file"], out / name)
             entries.append(entry | {"file": name})
@@ -311,6 +315,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing, so the store is unfinished: run the extract-topk stage to its end")
     try:
         index = json.loads(path.read_bytes())
+        # A rebuilt header also compares the format, its version and the step of the log-probabilities.
         header = make_header(index["top_k"], index["vocab_size"], index["provenance"])
         entries = all({"file", "size", "sha256"} <= entry.keys() for entry in [*index["shards"], index["lookup"]])
         counts = all(isinstance(index[name], int) for name in ("sequences", "tokens"))
@@ -328,6 +333,7 @@ def _verify_file(path: Path, entry: dict[str, Any], *, header: dict[str, Any]) -
     size = path.stat().st_size
     if size == entry["size"] and sha256_of(path) == entry["sha256"]:
         return
+    # The lookup has no header to compare.
     found = header if path.name == LOOKUP else _header_or(path, header)
     for name, value in header.items():
         if found.get(name) != value:

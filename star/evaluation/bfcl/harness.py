@@ -57,6 +57,7 @@ def main() -> None:
     """Reads the job, runs every conversation, scores them all, and reports."""
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what the harness prints goes to the log and not between the messages
+    # Before the imports below start threads: only a process of one thread can make a user namespace.
     isolated = isolate_network()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     job = json.loads(sys.stdin.readline())
@@ -178,6 +179,7 @@ def register_handler() -> None:
     from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_checker
     from bfcl_eval.model_handler import base_handler
 
+    # Both have imported the executor by name, so each needs the guarded one.
     for module in (base_handler, multi_turn_checker):
         module.execute_multi_turn_func_call = guard_executor(module.execute_multi_turn_func_call)
     for checker in ("ast_checker", "multi_turn_checker"):
@@ -217,6 +219,7 @@ def handler_class() -> type:
         ask: Callable[[str], dict]  # set by run_conversation; a handler that only scores needs none
 
         def __init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs) -> None:
+            # Not QwenFCHandler's constructor, which makes the client of a server.
             BaseHandler.__init__(self, model_name, temperature, registry_name, is_fc_model, **kwargs)
             self.model_style = ModelStyle.OSSMODEL
 
@@ -278,6 +281,7 @@ def run_conversations(
                 entry = waiting.popleft()
                 active[entry["id"]] = Conversation(entry)
             queries = []
+            # One after another, so that the queries have the order of the entries, whichever is ready first.
             for key, conversation in list(active.items()):
                 message = conversation.next_message()
                 if "prompt" in message:
@@ -302,6 +306,7 @@ class Conversation:
         self.pipe, child_pipe = context.Pipe()
         self.process = context.Process(target=run_conversation, args=(entry, child_pipe), daemon=True)
         self.process.start()
+        # With this process's copy open, the pipe would not end when the child dies.
         child_pipe.close()
 
     def next_message(self) -> dict:
@@ -353,6 +358,7 @@ def score_category(category: str, entries: list[dict], results: dict[str, object
     if not given:
         return []
     evaluate_task(category, RESULT_PATH, SCORE_PATH, given, MODEL, new_handler(), {}, allow_missing=True)
+    # The file has a line of totals, then one line per wrong entry.
     [file] = SCORE_PATH.rglob(f"*_{category}_score.json")
     wrong = {item["id"]: item for item in map(json.loads, file.read_text(encoding="utf-8").splitlines()[1:])}
     verdicts = []

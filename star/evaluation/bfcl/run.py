@@ -57,6 +57,7 @@ class HarnessReport(TypedDict):
 
 def ask_suite(candidate: Candidate, data: Path | None) -> HarnessReport | None:
     """Asks the candidate its shard of the categories; None where the shard holds no category. `data` is not used."""
+    # Without duplicates, so that no two shards run the same category.
     chosen = list(dict.fromkeys(candidate.settings.bfcl_categories or CATEGORIES))
     categories = candidate.shard.select(chosen)
     if not categories:
@@ -106,6 +107,7 @@ def score_bfcl(reports: list[HarnessReport], *, order: Sequence[str]) -> dict[st
         The result of `bfcl_scores`, with `verdicts`, `package`, `data`, `data_sha256`, `isolated`, `sizes` and `unanswered`.
     """
     verdicts = [verdict for report in reports for verdict in report["verdicts"]]
+    # As if one process had run all categories: the shards took every n-th one.
     verdicts.sort(key=lambda verdict: order.index(verdict["category"]))
     sizes = {category: size for report in reports for category, size in report["sizes"].items()}
     digests = {category: digest for report in reports for category, digest in report["digests"].items()}
@@ -115,6 +117,7 @@ def score_bfcl(reports: list[HarnessReport], *, order: Sequence[str]) -> dict[st
         "package": reports[0]["package"],
         "data": reports[0]["data"],
         "data_sha256": digest_of(digests),
+        # Sorted like the report of a single process.
         "sizes": {category: sizes[category] for category in sorted(sizes)},
         "unanswered": sum(report["unanswered"] for report in reports),
         **bfcl_scores(verdicts, sizes),
@@ -143,6 +146,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
         except (BrokenPipeError, json.JSONDecodeError):
             process.kill()
         finally:
+            # Without its input and output the harness ends, and its forked conversations with it.
             stdin.close()
             stdout.close()
             status = process.wait()
