@@ -147,7 +147,7 @@ def test_inputs_are_refused_by_name(micro: Config, finished: dict[str, Path], tm
     shutil.copytree(finished["distill"], corrupt)
     weights = corrupt / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
-    with pytest.raises(InputError, match="model.safetensors"):
+    with pytest.raises(InputError, match=r"model\.safetensors"):
         refine(micro, student=corrupt, data=finished["synthesize"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

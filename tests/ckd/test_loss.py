@@ -245,7 +245,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_lower_precision_stays_near_float64(device, dtype, tolerance):
     if device == "cuda" and not torch.cuda.is_available():
@@ -282,7 +282,7 @@ def test_a_head_of_another_type_is_cast_and_keeps_its_own_gradient_type():
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         ({"weight_VH": torch.zeros(40, 7)}, r"hidden \(6, 8\) and weight \(40, 7\)"),
         ({"teacher_ids_TK": torch.zeros(5, 10, dtype=torch.int64)}, r"teacher ids \(5, 10\)"),
@@ -402,7 +402,7 @@ def test_statistics_are_those_of_the_whole_distribution():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"kind": "jsd"}, "kind must be one of ce, fkl, rkl, akl, rskd, ckd"),
         ({"kd_ratio": 1.5}, r"kd_ratio in \[0, 1\]"),

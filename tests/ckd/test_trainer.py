@@ -195,7 +195,7 @@ def test_one_process_trains_on_one_gpu(
 def test_a_student_of_a_smaller_vocabulary_is_refused(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     model = load_model(finished["distill"])
     model.resize_token_embeddings(100)
-    with pytest.raises(InputError, match="was stored for a vocabulary of .* the student's head has 100"):
+    with pytest.raises(InputError, match=r"was stored for a vocabulary of .* the student's head has 100"):
         CKDTrainer(model, finished["extract-topk"], settings=micro.distill, state=tmp_path, pad_id=0, seed=1)
 
 

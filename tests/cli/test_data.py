@@ -38,7 +38,9 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     statistics = json.loads((tmp_path / "clean" / "figures.json").read_text())
     assert statistics["rejects"]["duplicate_id"] > 200, "the same rows again"
     assert statistics["rows"] == 40
-    assert (statistics["sources"], statistics["licences"]) == ({"generated": 40}, {"own": 40}), "where rows come from is kept"
+    assert (statistics["sources"], statistics["licences"]) == ({"generated": 40}, {"own": 40}), (
+        "where rows come from is kept"
+    )
     shown = star("card", "clean", cwd=tmp_path)
     assert "## Kinds" in shown.stdout
     assert dvc_digest(tmp_path / "clean") in shown.stdout

@@ -168,5 +168,5 @@ def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None
     assert refinement("none") is None
     assert refinement("sim-rl") == SimRL(steps=500)
     assert refinement("{steps: 3}") == SimRL(steps=3)
-    with pytest.raises(InputError, match="teacher.refine"):
+    with pytest.raises(InputError, match=r"teacher\.refine"):
         refinement("sft")

@@ -12,7 +12,6 @@ from star.data.rows import (
     read_rows,
     target_of,
     write_json_lines,
-    write_rows,
 )
 from star.errors import InputError
 
@@ -40,7 +39,7 @@ def reply(text: str) -> dict:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    assert write_rows(path, [ROW, reply("No.")]) == 2
+    assert write_json_lines(path, map(ordered_row, [ROW, reply("No.")])) == 2
     assert list(read_rows(path)) == [ROW, reply("No.")]
     assert "Zürich" in path.read_text(encoding="utf-8")
 
@@ -48,8 +47,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_the_order_of_fields_is_fixed_and_that_of_arguments_is_kept(tmp_path: Path) -> None:
     shuffled = {key: ROW[key] for key in ("tools", "kind", "messages", "source", "id")}
     shuffled["messages"] = [dict(reversed(message.items())) for message in ROW["messages"]]
-    write_rows(tmp_path / "a", [{**ROW, "zeta": 1, "alpha": 2}])
-    write_rows(tmp_path / "b", [{"alpha": 2, "zeta": 1, **shuffled}])
+    write_json_lines(tmp_path / "a", [ordered_row({**ROW, "zeta": 1, "alpha": 2})])
+    write_json_lines(tmp_path / "b", [ordered_row({"alpha": 2, "zeta": 1, **shuffled})])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     written = json.loads((tmp_path / "b").read_bytes())
     assert list(written) == ["id", "messages", "tools", "source", "kind", "alpha", "zeta"]
@@ -84,7 +83,7 @@ def test_a_faulty_line_is_named(tmp_path: Path, line: bytes, says: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.jsonl"):
+    with pytest.raises(InputError, match=r"nothing\.jsonl"):
         list(read_rows(tmp_path / "nothing.jsonl"))
 
 

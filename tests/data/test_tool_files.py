@@ -54,7 +54,7 @@ def test_a_faulty_tools_file_is_named(tmp_path: Path, text: str, says: str) -> N
 
 
 def test_a_missing_tools_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing.json"):
+    with pytest.raises(InputError, match=r"nothing\.json"):
         load_tools(tmp_path / "nothing.json")
 
 
@@ -142,7 +142,7 @@ def test_references_that_lead_nowhere_are_a_reject(tmp_path: Path, schema: dict,
     [reject] = read_tools(path)
     assert isinstance(reject, Reject)
     assert says in reject.detail
-    with pytest.raises(InputError, match="POST|reference|parts"):
+    with pytest.raises(InputError, match=r"POST|reference|parts"):
         load_tools(path)
 
 

@@ -243,7 +243,7 @@ def test_a_broken_environment_is_named_with_its_cure(
 def test_all_faults_are_in_one_message(healthy: dict, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
     no_bucket(healthy)
     student_with_another_tokenizer(healthy, models)
-    with pytest.raises(InputError, match="checkpoints: .*tokenizers: "):
+    with pytest.raises(InputError, match=r"checkpoints: .*tokenizers: "):
         require_all(Config.model_validate(healthy))
 
 

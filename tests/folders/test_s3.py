@@ -178,11 +178,11 @@ def test_a_store_that_fails_is_asked_again(proxy: Proxy, tmp_path: Path, fault: 
 def test_a_store_that_keeps_failing_publishes_nothing(proxy: Proxy, tmp_path: Path, fault: str, name: str) -> None:
     folder = make_folder(tmp_path / "topk")
     proxy.fault = failing(1000, fault, "PUT", name)
-    with pytest.raises(InputError, match="s3://bucket/runs/topk.*(again later|run again)") as error:
+    with pytest.raises(InputError, match=r"s3://bucket/runs/topk.*(again later|run again)") as error:
         upload_folder(folder, URL)
     assert "\n" not in str(error.value)
     assert "runs/topk/manifest.json" not in keys()
-    with pytest.raises(InputError, match="s3://bucket/runs/topk has no manifest.json"):
+    with pytest.raises(InputError, match=r"s3://bucket/runs/topk has no manifest\.json"):
         download_folder(URL, tmp_path / "here")
     proxy.fault = failing(0, "")
     upload_folder(folder, URL)
@@ -195,7 +195,7 @@ def test_a_newer_result_is_never_mixed_with_an_older_one(proxy: Proxy, tmp_path:
     proxy.fault = failing(1000, "500", "PUT", "shard")
     with pytest.raises(InputError):
         upload_folder(newer, URL)
-    with pytest.raises(InputError, match="no manifest.json"):
+    with pytest.raises(InputError, match=r"no manifest\.json"):
         download_folder(URL, tmp_path / "here")
     proxy.fault = failing(0, "")
     upload_folder(newer, URL)

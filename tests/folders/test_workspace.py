@@ -1,7 +1,6 @@
 """Folders that are whole or not there."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,12 @@ def finish(out: Path, *, fingerprint: str = "f", content: str = "rows") -> Manif
         return publish(work.out, out=out, manifest=manifest(fingerprint))
 
 
+def fail_halfway(out: Path) -> None:
+    with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
+        (work.state / "half").write_text("done so far")
+        raise ValueError("failed halfway")
+
+
 def test_a_finished_folder_is_verified_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     out = tmp_path / "data"
     written = finish(out)
@@ -36,9 +41,8 @@ def test_a_finished_folder_is_verified_and_leaves_nothing_beside_it(tmp_path: Pa
 
 def test_a_failed_stage_leaves_no_output_and_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with pytest.raises(ValueError), partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-        (work.state / "half").write_text("done so far")
-        raise ValueError
+    with pytest.raises(ValueError, match="failed halfway"):
+        fail_halfway(out)
     assert not out.exists()
     with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
         assert (work.state / "half").read_text() == "done so far"
@@ -47,9 +51,8 @@ def test_a_failed_stage_leaves_no_output_and_goes_on_where_it_was(tmp_path: Path
 @pytest.mark.parametrize(("fingerprint", "resume"), [("other", True), ("f", False)])
 def test_other_work_and_a_restart_begin_anew(tmp_path: Path, fingerprint: str, resume: bool) -> None:
     out = tmp_path / "data"
-    with pytest.raises(ValueError), partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-        (work.state / "half").write_text("done so far")
-        raise ValueError
+    with pytest.raises(ValueError, match="failed halfway"):
+        fail_halfway(out)
     with partial_folder(out, stage="s", fingerprint=fingerprint, resume=resume) as work:
         assert not list(work.state.iterdir())
 
@@ -187,7 +190,7 @@ def test_files_are_readable_by_other_users(tmp_path: Path) -> None:
     out = tmp_path / "data"
     with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
         (work.out / "model.safetensors").write_text("")
-        os.chmod(work.out / "model.safetensors", 0o600)
+        (work.out / "model.safetensors").chmod(0o600)
         publish(work.out, out=out, manifest=manifest())
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
 

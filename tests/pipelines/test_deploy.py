@@ -135,7 +135,7 @@ def test_manifests_refer_to_secrets_of_the_template() -> None:
 
 def test_the_network_policy_selects_the_pods_of_the_evaluation() -> None:
     policy = next(document for _, document in MANIFESTS if document["metadata"]["name"] == "evaluate")
-    spec, platform = yaml.safe_load_all((DEPLOY / "pipelines" / "h100.yaml").read_text())
+    _, platform = yaml.safe_load_all((DEPLOY / "pipelines" / "h100.yaml").read_text())
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-evaluate"]
     assert policy["spec"]["podSelector"]["matchLabels"] == pod["podMetadata"]["labels"]
     assert not any("ipBlock" in peer for rule in policy["spec"]["egress"] for peer in rule["to"])

@@ -69,11 +69,13 @@ class Handler(BaseHTTPRequestHandler):
         kfp, url = self.server, urlsplit(self.path)
         kfp.requests.append(f"{method} {url.path}")
         if self.headers.get("Authorization") != f"Bearer {kfp.token}":
-            return self.answer(401, {"code": 16, "message": "Request header error: there is no user identity header."})
+            self.answer(401, {"code": 16, "message": "Request header error: there is no user identity header."})
+            return
         faults = kfp.faults.get(f"{method} {url.path}", [])
         fault = faults.pop(0) if faults else None
         if fault and not kfp.arrives:
-            return self.answer(fault, {"code": 14, "message": "upstream connect error"})
+            self.answer(fault, {"code": 14, "message": "upstream connect error"})
+            return
         status, content = self.routed(method, url.path, parse_qs(url.query), body)
         self.answer(fault or status, content if not fault else {"code": 14, "message": "upstream connect error"})
 

@@ -15,9 +15,9 @@ from star.rewards.similarity import FORMAT_ERROR, exact_match, rouge_l, similari
 
 PARAMETERS = ("a", "b", "c")
 TOOLS = [
-    {"name": "f", "description": "", "parameters": {"type": "object", "properties": dict.fromkeys(PARAMETERS, {})}},
+    {"name": "f", "description": "", "parameters": {"type": "object", "properties": {key: {} for key in PARAMETERS}}},
     {"name": "g", "description": "", "parameters": {key: {"type": "str"} for key in PARAMETERS}},
-    {"name": "h", "description": "", "parameters": {"type": "dict", "properties": dict.fromkeys(PARAMETERS, {})}},
+    {"name": "h", "description": "", "parameters": {"type": "dict", "properties": {key: {} for key in PARAMETERS}}},
 ]
 
 words = st.lists(st.sampled_from(["run", "running", "RUNS", "Oslo", "7", "é", ".", "y"]), max_size=6).map(" ".join)

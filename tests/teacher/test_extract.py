@@ -132,17 +132,17 @@ def test_shards_of_an_extraction_hold_the_bytes_of_the_whole(
 def test_distillation_refuses_a_single_shard(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
     config, _, teacher = inputs
     stages.extract_topk(config, rollouts=finished["rollout"], teacher=teacher, out=tmp_path / "part", shard="1/2")
-    with pytest.raises(InputError, match="part is part 1/2 only: .*star merge"):
+    with pytest.raises(InputError, match=r"part is part 1/2 only: .*star merge"):
         stages.distill(config, topk=tmp_path / "part", out=tmp_path / "student")
     with pytest.raises(InputError, match="missing among the parts: 2/2"):
         stages.merge([tmp_path / "part"], out=tmp_path / "whole")
+    shutil.copytree(tmp_path / "part", tmp_path / "copy")
     with pytest.raises(InputError, match="the same part is there twice"):
-        shutil.copytree(tmp_path / "part", tmp_path / "copy")
         stages.merge([tmp_path / "part", tmp_path / "copy"], out=tmp_path / "whole")
     with pytest.raises(InputError, match="is a whole result, not a part"):
         stages.merge([finished["extract-topk"], tmp_path / "part"], out=tmp_path / "whole")
+    stages.rollout(config, data=inputs.data, teacher=teacher, out=tmp_path / "rolled", shard="2/2")
     with pytest.raises(InputError, match="differ in their stage"):
-        stages.rollout(config, data=inputs.data, teacher=teacher, out=tmp_path / "rolled", shard="2/2")
         stages.merge([tmp_path / "part", tmp_path / "rolled"], out=tmp_path / "whole")
 
 
@@ -187,7 +187,7 @@ def test_a_damaged_file_is_refused_by_name_before_training(
     file.unlink()
     if damage != "missing":
         file.write_bytes(damaged[damage])
-    with pytest.raises(InputError, match="topk-00000.safetensors is missing or was changed"):
+    with pytest.raises(InputError, match=r"topk-00000\.safetensors is missing or was changed"):
         stages.distill(micro, topk=topk, out=tmp_path / "student")
     assert not (tmp_path / "student").exists() and not list(tmp_path.glob(".student.partial/state/*"))
     with pytest.raises(InputError, match=f"topk-00000.safetensors is .*({damage}|damaged|top_k)"):
@@ -203,7 +203,7 @@ def test_a_full_disk_is_refused_before_the_teacher_runs(tmp_path: Path, monkeypa
     def never(_: list) -> list:
         raise AssertionError("the teacher ran")
 
-    with pytest.raises(InputError, match="the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
+    with pytest.raises(InputError, match=r"the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
         store_top_k(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
 
 

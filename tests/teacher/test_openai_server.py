@@ -182,14 +182,14 @@ def test_a_server_that_returns_too_few_logprobs_is_named(
 ) -> None:
     served.teacher.max_logprobs = 5
     folders = {"rollouts": finished["rollout"], "teacher": finished["refine-teacher"]}
-    with pytest.raises(InputError, match="refused the request .400.: .*max allowed: 5"):
+    with pytest.raises(InputError, match=r"refused the request \(400\): .*max allowed: 5"):
         stages.extract_topk(with_server(micro, "topk", served.url), **folders, out=tmp_path / "topk")
     assert not (tmp_path / "topk").exists()
 
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "RETRIES", 1)
-    with pytest.raises(InputError, match="server at http://127.0.0.1:9/v1 does not answer .*: start it"):
+    with pytest.raises(InputError, match=r"server at http://127\.0\.0\.1:9/v1 does not answer .*: start it"):
         TeacherServer("http://127.0.0.1:9/v1/")
 
 
@@ -284,7 +284,9 @@ def test_vllm_in_the_process_is_rolled_out(
 
 def test_a_machine_without_vllm_is_refused(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(InputError, match="vLLM cannot be imported .*: install it on this GPU node, or name a `server`"):
+    with pytest.raises(
+        InputError, match=r"vLLM cannot be imported .*: install it on this GPU node, or name a `server`"
+    ):
         TeacherEngine(finished["refine-teacher"], Engine())
 
 

@@ -1,7 +1,5 @@
 """Events wait on disk for a server that is down, and are sent when it is back: nothing is lost, nothing is doubled."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -68,8 +66,8 @@ def test_a_pipeline_without_a_server_is_there_afterwards(
             run.log_metrics({"loss": 0.25}, 3)
             run.log_artifact(report)
             report.unlink()
-        with pytest.raises(ValueError), stage_run("distill"):
-            raise ValueError
+        with pytest.raises(ValueError, match="no rows"), stage_run("distill"):
+            raise ValueError("no rows")
     done, left = replay(spools())
     assert done == 0 and "Connection refused" in left[0]
     local_server.start()
@@ -169,4 +167,4 @@ def test_a_full_disk_is_one_warning(home: Path, caplog: pytest.LogCaptureFixture
         run.log_metrics({"loss": 1.0})
     assert run.run_id is None
     assert len([record for record in caplog.records if record.name.startswith("star")]) == 1
-    assert json.loads("{}") == {} and os.path.exists(spools())
+    assert spools().exists()
