@@ -1,8 +1,8 @@
-"""Builds the parts of HTML pages: safe text, tables, word diffs, SVG charts (intervals, bars, lines), and the style sheet.
+"""Builds the parts of HTML pages: safe text, tables, word diffs, SVG charts (intervals, bars, lines), style sheet.
 
-The report, the data card and the page of Sim-RL's completions use it. It does not know what the values are. Charts are drawn at about the
-size that a phone shows them at, so that their text stays readable there. Colours come from the style sheet, so that they follow light,
-dark and print.
+The report, the data card and the page of Sim-RL's completions use it. It does not know what the values are. Charts
+are drawn at about the size that a phone shows them at, so that their text stays readable there. Colours come from the
+style sheet, so that they follow light, dark and print.
 """
 
 import difflib
@@ -45,7 +45,7 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line: number of the colour, label ("" for none), points by rising x, (x, low, high) where an interval is known."""
+    """One line: number of the colour, label ("" for none), points by rising x, (x, low, high) of known intervals."""
 
     colour: int
     label: str
@@ -133,7 +133,10 @@ def interval_chart(title: str, rows: list[Dot]) -> str:
 
 
 def bar_chart(title: str, groups: list[tuple[str, list[Bar]]], *, low: float = 0.0, high: float = 1.0) -> str:
-    """Groups of bars, each under its label, with intervals as thin lines. Bars start at 0; the scale spans [low, high] and all values."""
+    """Groups of bars, each under its label, with intervals as thin lines.
+
+    Bars start at 0. The scale spans [low, high] and all values.
+    """
     values = [bar.value for _, bars in groups for bar in bars]
     low, high = min(low, *values), max(high, *values)
     # Bars span 1 to 352 of the chart's 400 units; the rest is room for the value beside the longest bar.
@@ -237,7 +240,7 @@ def _scale(value: float, low: float, high: float, start: float, end: float) -> f
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """[low, high] a little wider, so that nothing lies on the chart's edge; an empty range becomes one that can be drawn."""
+    """[low, high] a little wider, so that nothing lies on the chart's edge. An empty range gets a width too."""
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return low - pad, high + pad
 

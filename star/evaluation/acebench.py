@@ -1,8 +1,9 @@
 """Evaluates a model on ACEBench's normal part in English, from a checkout that the user points to.
 
-Its rows and its checker come from the checkout; this package holds none of them. A conversation is right when all of its turns are. A
-category's score is the share of right conversations, and `normal` is the plain mean of the categories (Chen et al. 2025, arXiv
-2501.12835). The model is asked in its own tool-call format, not in the benchmark's.
+Its rows and its checker come from the checkout; this package holds none of them. A conversation is right when all of
+its turns are. A category's score is the share of right conversations, and `normal` is the plain mean of the
+categories (Chen et al. 2025, arXiv 2501.12835). The model is asked in its own tool-call format, not in the
+benchmark's.
 """
 
 import json
@@ -96,7 +97,8 @@ def score_acebench(shards: list[AceBenchAnswers]) -> dict[str, Any]:
     """Scores the verdicts on disjoint categories.
 
     Returns:
-        `scores` (`normal`, where all categories were asked), `categories`, `verdicts` in the order of the categories, `unanswered`.
+        `scores` (`normal`, where all categories were asked), `categories`, `verdicts` in the order of the categories,
+        and `unanswered`.
     """
     verdicts = [verdict for shard in shards for verdict in shard["verdicts"]]
     verdicts.sort(key=lambda verdict: CATEGORIES.index(verdict["kind"]))

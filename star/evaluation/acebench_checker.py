@@ -1,6 +1,7 @@
-"""Runs the checker of an ACEBench checkout in a process of its own: reads rows as JSON lines from stdin, writes verdicts to stdout.
+"""Runs the checker of an ACEBench checkout in a process of its own: JSON lines of rows in, JSON lines of verdicts out.
 
-Its command is `python -I acebench_checker.py CHECKOUT`. The checker gets model output as parsed data only. What it prints goes to stderr.
+Its command is `python -I acebench_checker.py CHECKOUT`. The checker gets model output as parsed data only. What it
+prints goes to stderr.
 """
 
 import json
@@ -26,7 +27,7 @@ def passes(checker: Callable[..., dict], row: dict, answer: dict) -> bool:
     """Whether the checker accepts the row's calls. Calls that it cannot read are wrong."""
     try:
         return bool(checker(row["functions"], row["calls"], answer, row["question"], row["category"])["valid"])
-    except Exception:  # noqa: BLE001 - it may raise anything on calls that it does not expect, and none of those may pass
+    except Exception:  # noqa: BLE001 - it may raise anything on unexpected calls, and none of those may pass
         return False
 
 

@@ -77,7 +77,7 @@ class Candidate:
         lengths = [len(ids) for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         replies = [{"error": f"the prompt has {length} tokens, the model's context {context}"} for length in lengths]
-        # Batches of similar length, the longest first: the largest batch comes first, so a lack of memory shows at once.
+        # Batches of similar length, the longest first: the largest batch shows at once whether there is enough memory.
         fitting = sorted((i for i, length in enumerate(lengths) if length < context), key=lambda i: (lengths[i], i))
         while fitting:
             longest = lengths[fitting[-1]]
@@ -95,7 +95,7 @@ class Candidate:
         return replies
 
     def measure_latency(self, *, repeats: int = 5) -> float:
-        """Median seconds from a prompt to its whole greedy answer, asked alone, over prompts that were generated from before."""
+        """Median seconds from a prompt to its whole greedy answer, asked alone, over some of `first_prompts`."""
         from star.modeling.generation import generate
 
         seconds = []

@@ -18,7 +18,8 @@ def print_comparison(a: Path, b: Path) -> None:
     """Prints both models' scores and the paired differences a - b on the rows that both answered.
 
     Args:
-        a: a folder that `star evaluate` wrote, with `:MODEL` where it holds several models. Without it, the last model is taken.
+        a: a folder that `star evaluate` wrote, with `:MODEL` where it holds several models. Without it, the last
+            model is taken.
         b: the same for the other model.
 
     Raises:

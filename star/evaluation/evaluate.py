@@ -1,14 +1,15 @@
 """Evaluates one or more models on every configured suite, on the same rows, and writes the results side by side.
 
-It writes evaluation.json (scores with intervals, paired differences; the same bytes on every run), outcomes.jsonl (one line per row
-and model, for `star compare`), timing.json (speed), report.html and report.md.
+It writes evaluation.json (scores with intervals, paired differences; the same bytes on every run), outcomes.jsonl
+(one line per row and model, for `star compare`), timing.json (speed), report.html and report.md.
 
-The way through the room: gather.py asks the models, here the answers are scored, and report.py draws them. For example, with teacher
-and refined on the suite heldout:
+gather.py asks the models, this file scores the answers, and report.py draws the scores. For example, with teacher and
+refined on the suite heldout:
 
-1. `gather` returns a `Gathered` whose two models each hold the outcomes on all held-out rows. With `--shard 1/2` it holds every second
-   batch, and `score_and_write` runs when `star merge` has both shards.
-2. `SUITES["heldout"].score` turns a model's outcomes into `SuiteScores`: {"exact_match": {"mean": 0.74, "low": 0.70, "high": 0.78}, ...}.
+1. `gather` returns a `Gathered` whose two models each hold the outcomes on all held-out rows. With `--shard 1/2` it
+   holds every second batch, and `score_and_write` runs when `star merge` has both shards.
+2. `SUITES["heldout"].score` turns a model's outcomes into `SuiteScores`: {"exact_match": {"mean": 0.74, "low": 0.70,
+   "high": 0.78}, ...}.
 3. `paired_differences("refined", "teacher", outcomes)` compares both on the rows that both answered.
 4. `score_and_write` writes all of it.
 """
@@ -41,7 +42,8 @@ class EvaluatedModel:
 
     Attributes:
         memory: bytes of the weights.
-        timing: `seconds`, and where the model generated anything `tokens_per_second` and `latency`, as timing.json holds them.
+        timing: `seconds`, and where the model generated anything `tokens_per_second` and `latency`, as timing.json
+            holds them.
         suites: the scores by suite, in the order of the configuration.
     """
 
@@ -67,7 +69,9 @@ class EvaluatedModel:
 def evaluate_models(
     models: Mapping[str, ModelSource], data: Path | None, *, config: Config, workspace: Workspace, title: str
 ) -> dict[str, float]:
-    """Asks and scores each model, and writes the files of this module. A model that was finished before a kill is not asked again.
+    """Asks and scores each model, and writes the files of this module.
+
+    A model that was finished before a kill is not asked again.
 
     Args:
         models: folders or hub ids by the name they are shown under. The report is about the last one.

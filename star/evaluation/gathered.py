@@ -1,8 +1,8 @@
 """Defines what an evaluation gathers from its models before it scores anything, and its JSON.
 
-A shard of an evaluation (`star evaluate --shard 2/4`) writes this as gathered.json and timing.json. It holds the answers of whole
-batches and whole categories only, so that the shards put together are scored as if one process had asked them all. For example, with
-one model, one suite and three rows in two batches, shard 1/2 gathers:
+A shard of an evaluation (`star evaluate --shard 2/4`) writes this as gathered.json and timing.json. It holds the
+answers of whole batches and whole categories only, so that the shards put together are scored as if one process had
+asked them all. For example, with one model, one suite and three rows in two batches, shard 1/2 gathers:
 
     {"title": "...", "settings": {"seed": 7, "evaluate": {...}},
      "models": [{"name": "refined", "parameters": 596049920, "memory": 1192099840,

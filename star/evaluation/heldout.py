@@ -1,4 +1,4 @@
-"""Evaluates a model on the held-out rows: greedy exact match, reward and mistakes, sampled pass@k and policy entropy."""
+"""Evaluates a model on the held-out rows: greedy exact match, reward, mistakes, sampled pass@k, policy entropy."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -22,7 +22,7 @@ FAILURE_KEYS = ("id", "kind", "query", "expected", "predicted", "reward", "mista
 
 
 class Answers(TypedDict):
-    """A model's answers to one prompt, as the journal keeps them: the greedy text, sampled texts, entropy over the first sample."""
+    """A model's answers to one prompt, as the journal keeps them. The entropy is over the first sample."""
 
     greedy: str
     samples: list[str]
@@ -30,7 +30,7 @@ class Answers(TypedDict):
 
 
 class HeldoutOutcome(TypedDict):
-    """What a model made of one held-out row. `row` is its place among all rows, `passes` the number of exactly right samples."""
+    """The result of one held-out row. `row` is its index among all rows, `passes` counts the exactly right samples."""
 
     row: NotRequired[int]
     id: str
@@ -81,7 +81,7 @@ def ask_heldout(
     # Prompts of similar length share a batch, because one long prompt pads all others to its length.
     order = sorted(range(len(rows)), key=lambda index: (len(prompts[index].text), index))
     batches = [order[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
-    # All batches are numbered before the shard takes its own: a batch has the same rows and seed in any number of shards.
+    # Numbered before the shard takes its own, so that a batch has the same rows and seed in any number of shards.
     numbered = candidate.shard.select(list(enumerate(batches)))
     outcomes: list[HeldoutOutcome] = []
     with Bar(f"evaluate the {candidate.name} model", len(numbered)) as bar:
@@ -195,8 +195,8 @@ def _scores(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> dict[
 def _scores_by_kind(outcomes: list[HeldoutOutcome], *, seed: int) -> dict[str, dict[str, float]]:
     """For each kind of row the number of rows, exact match with its interval, and mean reward.
 
-    Rows that the offline generator did not make are grouped by their source as well. The rows that call a tool unseen in training are
-    one more group.
+    Rows that the offline generator did not make are grouped by their source as well. The rows that call a tool unseen
+    in training are one more group.
     """
     groups: dict[str, list[HeldoutOutcome]] = defaultdict(list)
     for outcome in outcomes:

@@ -1,7 +1,7 @@
 """Computes the statistics of an evaluation: pass@k, the interval of a mean, and the difference of two models.
 
-All are deterministic: the same values and the same seed give the same numbers. Memory does not grow with the number of rows, because
-resampling runs in blocks.
+All are deterministic: the same values and the same seed give the same numbers. Memory does not grow with the number
+of rows, because resampling runs in blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of `k` samples is right, from `n` samples of which `c` are right.
+    """Unbiased estimate, from `n` samples of which `c` are right, of the chance that at least one of `k` is right.
 
     1 - C(n-c, k) / C(n, k), Chen et al. 2021 (arXiv 2107.03374, eq. 1). The binomials are whole numbers and Python
     rounds their quotient once, so the value is exact to the last digit for any n.
@@ -53,10 +53,11 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Confidence interval (low, high) of the mean of `values`, one value per row.
 
-    Values with known `bounds` (the lowest and the highest value that a row can have) get Wilson's score interval (1927) with an effective
-    number of rows: the number of right-or-wrong rows that would carry as much information. For shares (all values 0 or 1, with bounds or
-    without) this is Wilson's interval itself, because a bootstrap of shares is too short near 0 and 1, and empty at them. Values without
-    bounds get the studentized bootstrap. benchmarks/intervals.py measures the coverage of each.
+    Values with known `bounds` (the lowest and the highest value that a row can have) get Wilson's score interval
+    (1927) with an effective number of rows: the number of right-or-wrong rows that would carry as much information.
+    For shares (all values 0 or 1, with bounds or without) this is Wilson's interval itself, because a bootstrap of
+    shares is too short near 0 and 1, and empty at them. Values without bounds get the studentized bootstrap.
+    benchmarks/intervals.py measures the coverage of each.
 
     Raises:
         ValueError: there are no values, some are not finite or out of bounds, or the level lies outside (0, 1).
@@ -108,9 +109,10 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Studentized bootstrap interval (low, high) of the mean of `values`, one value per row (Efron 1981, Hall 1988).
 
-    The rows are resampled with replacement `draws` times. The distance of a resample's mean to the mean is measured in the resample's own
-    standard errors, which follows skewed values where the percentile bootstrap is too short. The interval stays within the values seen.
-    Where many resamples hold one value only, there is no standard error to divide by, and the percentile interval is returned.
+    The rows are resampled with replacement `draws` times. The distance of a resample's mean to the mean is measured
+    in the resample's own standard errors, which follows skewed values where the percentile bootstrap is too short.
+    The interval stays within the values seen. Where many resamples hold one value only, there is no standard error to
+    divide by, and the percentile interval is returned.
 
     Raises:
         ValueError: as `mean_interval` does.
@@ -126,7 +128,7 @@ def bootstrap_interval(
     if (errors <= 1e-12).mean() > tail / 2:
         low, high = np.quantile(means, [tail, 1 - tail])
         return float(low), float(high)
-    # The ends change places below: where resamples lie far above the mean, the mean itself may lie as far above the truth.
+    # The ends change places below: where resamples lie far above the mean, the mean may lie as far above the truth.
     distances = (means - mean) / np.maximum(errors, 1e-12)
     far_low, far_high = np.quantile(distances, [tail, 1 - tail])
     error = float(rows.std())
@@ -138,12 +140,12 @@ def bootstrap_interval(
 def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray, *, seed: int) -> Difference:
     """Compares two models on the same rows: `a[i]` and `b[i]` are their scores on row i.
 
-    The interval of mean(a - b) is that of Agresti and Min (2005) where all scores are right or wrong, else the studentized bootstrap of
-    the rows' differences.
+    The interval of mean(a - b) is that of Agresti and Min (2005) where all scores are right or wrong, else the
+    studentized bootstrap of the rows' differences.
 
-    The p value is that of the sign-flip permutation test: if the models are equally good, each row's difference could as well have the
-    other sign. It is the share of 10 000 random sign flips whose mean is at least as far from 0 as the observed one. The observed mean
-    counts as one of the flips (Phipson & Smyth 2010), so the p value is never 0.
+    The p value is that of the sign-flip permutation test: if the models are equally good, each row's difference could
+    as well have the other sign. It is the share of 10 000 random sign flips whose mean is at least as far from 0 as
+    the observed one. The observed mean counts as one of the flips (Phipson & Smyth 2010), so the p value is never 0.
 
     Raises:
         ValueError: the lengths differ, or as `mean_interval` does.
@@ -164,9 +166,10 @@ def paired_difference(a: Sequence[float] | NDArray, b: Sequence[float] | NDArray
 def _bounded(shares: NDArray, level: float) -> tuple[float, float]:
     """Wilson's interval of the mean of values in [0, 1], with an effective number of rows.
 
-    Values of a given mean vary most when each is 0 or 1: their variance is mean * (1 - mean). A row that varies less carries more
-    information, as much as `possible / variance` rows of 0 or 1 (a design effect, Kish 1965, with Wilson as in Dean & Pagano 2015). Both
-    variances count one more row at 0 and one at 1 (Laplace), because a few equal rows do not prove that there are no others.
+    Values of a given mean vary most when each is 0 or 1: their variance is mean * (1 - mean). A row that varies less
+    carries more information, as much as `possible / variance` rows of 0 or 1 (a design effect, Kish 1965, with Wilson
+    as in Dean & Pagano 2015). Both variances count one more row at 0 and one at 1 (Laplace), because a few equal rows
+    do not prove that there are no others.
     """
     seen = np.concatenate([shares, (0.0, 1.0)])
     possible = seen.mean() * (1 - seen.mean())
@@ -199,7 +202,11 @@ def _agresti_min(gained: int, lost: int, count: int) -> tuple[float, float]:
 
 
 def _z(level: float) -> float:
-    """Standard normal quantile that leaves half of 1 - level on each side. Raises ValueError for a level outside (0, 1)."""
+    """Standard normal quantile that leaves half of 1 - level on each side.
+
+    Raises:
+        ValueError: the level lies outside (0, 1).
+    """
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
     return NormalDist().inv_cdf((1 + level) / 2)

@@ -1,4 +1,4 @@
-"""Keeps a model's answers on disk as they come, so that a killed evaluation resumes without asking the same question twice."""
+"""Keeps a model's answers on disk as they come, so that a resumed evaluation asks no question twice."""
 
 import json
 import os

@@ -29,7 +29,7 @@ METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of a score. A pass@k and a category of BFCL follow a rule, and an unknown score is shown by its plain name."""
+    """The metric of a score: pass@k and the categories of BFCL by a rule, an unknown score by its plain name."""
     if name in METRICS:
         return METRICS[name]
     if name.startswith("pass_at_"):

@@ -62,7 +62,7 @@ def _mistake_in_arguments(predicted: Completion, expected: Completion) -> str | 
     unmatched = list(expected.tool_calls)
     for call in predicted.tool_calls:
         same_name = [other for other in unmatched if other["name"] == call["name"]]
-        # An equal call first, so that the order of calls of one name does not matter. There is one: the names were compared.
+        # An equal call first, so that the order of calls of one name does not matter.
         match = next(
             (other for other in same_name if _differing_argument(call["arguments"], other["arguments"]) is None),
             same_name[0],

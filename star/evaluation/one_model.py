@@ -33,7 +33,7 @@ def evaluate_one(
     out: Path | None,
     resume: bool,
 ) -> None:
-    """Evaluates a model and prints its table. Run again with the same input, it prints the table of the folder it wrote.
+    """Evaluates a model and prints its table. With the same input again, it prints the table of the folder it wrote.
 
     Args:
         source: the model's folder, or its hub id.
@@ -82,7 +82,7 @@ def _evaluate(
 
 
 def _with_options(settings: Evaluate, **given: object) -> Evaluate:
-    """The settings with the command's options in their place, validated like a configuration. An option that is None changes nothing."""
+    """The settings with the command's options, validated like a configuration. An option of None changes nothing."""
     changed = {key: str(value) if key == "acebench" else value for key, value in given.items() if value is not None}
     try:
         return Evaluate.model_validate({**settings.model_dump(), **changed})

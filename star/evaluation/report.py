@@ -1,10 +1,12 @@
 """Writes the report of an evaluation: one HTML page to read, and one Markdown table to paste.
 
-The page is a single file. Its style and its charts (star/html_kit.py) are inside, it has no script and asks the network for nothing, and
-a content security policy forbids both. What models wrote is hostile until it is escaped: every text goes through `html_kit.escape_html`. A
-section that the evaluation has nothing for is left out with its heading.
+The page is a single file. Its style and its charts (star/html_kit.py) are inside, it has no script and asks the
+network for nothing, and a content security policy forbids both. What models wrote is hostile until it is escaped:
+every text goes through `html_kit.escape_html`. A section that the evaluation has nothing for is left out with its
+heading.
 
-The sections are in report_charts.py, report_tables.py and report_benchmarks.py. report_values.py reads the evaluation's values for them.
+The sections are in report_charts.py, report_tables.py and report_benchmarks.py. report_values.py reads the
+evaluation's values for them.
 """
 
 from collections.abc import Callable
@@ -55,8 +57,9 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
 
     Args:
         path: the file to write; its folder is created if needed.
-        evaluation: evaluation.json with the timing in its models. All keys are optional: title, created, suite, models, comparisons,
-            curves, failures, lineage, stages. A score is {"mean", "low", "high"}; what is not a finite number counts as missing.
+        evaluation: evaluation.json with the timing in its models. All keys are optional: title, created, suite,
+            models, comparisons, curves, failures, lineage, stages. A score is {"mean", "low", "high"}; what is not a
+            finite number counts as missing.
     """
     parts = [(anchor, heading, render(evaluation)) for anchor, heading, render in _SECTIONS]
     parts = [part for part in parts if part[2]]
@@ -80,7 +83,7 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
 
 
 def markdown_table(evaluation: Evaluation) -> str:
-    """The comparison of the models as a GitHub table, one column per model, intervals in brackets; "" without models."""
+    """The comparison as a GitHub table, one column per model, intervals in brackets; "" without models."""
     models = models_of(evaluation)
     if not models:
         return ""

@@ -1,4 +1,4 @@
-"""Draws the report's section on benchmarks such as BFCL: their categories as a chart and as a table, with notes on how to read them."""
+"""Draws the report's section on benchmarks such as BFCL: categories as chart and table, with notes."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""Draws the report's sections that are tables and texts: scores, differences, mistakes, calls made, worst failures, lineage."""
+"""Draws the report's tables and texts: scores, differences, mistakes, calls made, worst failures, lineage."""
 
 import json
 import re
@@ -77,7 +77,10 @@ def mistakes_section(evaluation: Evaluation) -> str:
 
 
 def calls_section(evaluation: Evaluation) -> str:
-    """One two by two table per model: was a call due, did it call. The counts' keys are `expected_predicted`, as in `call_none`."""
+    """One two by two table per model: was a call due, did it call.
+
+    The counts' keys are `expected_predicted`, as in `call_none`.
+    """
     tables = ""
     for series, model in enumerate(models_of(evaluation)):
         counts = model.get("call_confusion") or {}

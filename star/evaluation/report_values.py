@@ -1,7 +1,7 @@
 """Reads what the reports show out of an evaluation: models, scores, and the rows of the comparison table.
 
-The HTML page and the Markdown table share these. Every key of an evaluation is optional, and whatever JSON holds in the place of a
-finite number counts as missing.
+The HTML page and the Markdown table share these. Every key of an evaluation is optional, and whatever JSON holds in
+the place of a finite number counts as missing.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Formats scores, their intervals and their differences for reports and the terminal, each in the unit of its metric."""
+"""Formats scores, their intervals and their differences for people, each in the unit of its metric."""
 
 from star.evaluation.labels import metric_of
 

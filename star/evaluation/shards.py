@@ -1,4 +1,4 @@
-"""Writes and reads the shards of an evaluation, and merges them: what `star evaluate --shard i/n` leaves and `star merge` reads."""
+"""Writes the shards of an evaluation (`star evaluate --shard i/n`), reads them, and merges them (`star merge`)."""
 
 import json
 from dataclasses import asdict

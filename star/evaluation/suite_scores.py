@@ -1,4 +1,4 @@
-"""Defines what every suite is given to score and what it returns: the shared types of star/evaluation/suites.py and its suites."""
+"""Defines what every suite gets to score with and what it returns: the types that all suites share."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypedDict

@@ -2,13 +2,17 @@
 
 To add a suite:
 
-1. Write its module with two functions. `ask_suite(candidate, data)` asks a model the candidate's shard of the suite's batches or
-   categories and returns the answers as JSON. `score_suite(shards, settings)` scores the answers of all shards as one.
+1. Write its module with two functions. `ask_suite(candidate, data)` asks a model the candidate's shard of the suite's
+   batches or categories and returns the answers as JSON. `score_suite(shards, settings)` scores the answers of all
+   shards as one.
 2. Add its entry to SUITES. Gathering, scoring, comparisons, the report and the registration read this table.
-3. Add its name to `Suite` in star/config/evaluation.py, so that a configuration may name it. A test holds the two equal.
-4. Give its scores labels and units in METRICS of star/evaluation/labels.py. A score without an entry is shown by its plain name.
+3. Add its name to `Suite` in star/config/evaluation.py, so that a configuration may name it. A test compares
+   the two.
+4. Give its scores labels and units in METRICS of star/evaluation/labels.py. A score without an entry is shown by its
+   plain name.
 
-The report shows the categories of every suite whose `details` hold its own name with `categories` below it, as `bfcl` does.
+The report shows the categories of every suite whose `details` hold its own name with `categories` below it, as `bfcl`
+does.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,10 +33,10 @@ class Suite:
     Attributes:
         name: its name in the configuration and in every file of an evaluation.
         label: its name in reports.
-        measures: what two models are compared by: the name of a metric -> the key of an outcome that holds its value. The first one
-            is whether the row was answered right, which the registration's gate compares by category.
-        ask: asks a model the candidate's shard of the suite. Its arguments are the candidate and the folder of `star synthesize`; its
-            result is JSON, None where the shard holds no category.
+        measures: what two models are compared by: the name of a metric -> the key of an outcome that holds its value.
+            The first one is whether the row was answered right, which the registration's gate compares by category.
+        ask: asks a model the candidate's shard of the suite. Its arguments are the candidate and the folder of
+            `star synthesize`. Its result is JSON, or None where the shard holds no category.
         score: scores the answers of all shards that asked something.
     """
 

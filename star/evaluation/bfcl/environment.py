@@ -1,7 +1,9 @@
-"""Makes the Python environment of the Berkeley harness on first use, and keeps it in the user's cache under the digest of its requirements.
+"""Makes the Python environment of the Berkeley harness on first use.
 
-`python -m star.evaluation.bfcl.environment` makes it ahead of time (for an image, or a machine that will be offline) and prints the path
-of its python.
+It is kept in the user's cache, under the digest of its requirements.
+
+`python -m star.evaluation.bfcl.environment` makes it ahead of time (for an image, or a machine that will be offline)
+and prints the path of its python.
 """
 
 import hashlib

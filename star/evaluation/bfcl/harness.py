@@ -1,20 +1,21 @@
-"""Runs the Berkeley harness in a process of its own: its data, its inference loop and its checkers. Queries go through a pipe.
+"""Runs the Berkeley harness in a process of its own: its data, inference loop and checkers. Queries go through a pipe.
 
-The python of the environment that star/evaluation/bfcl/environment.py makes runs this file, so it imports only the standard library and
-bfcl_eval. The other end of the pipe is star/evaluation/bfcl/run.py. Each message is one line of JSON:
+The python of the environment that star/evaluation/bfcl/environment.py makes runs this file, so it imports only the
+standard library and bfcl_eval. The other end of the pipe is star/evaluation/bfcl/run.py. Each message is one line of
+JSON:
 
-    stdin   {"categories": ["simple_python"], "limit": 2, "workers": 64}                            the job, once
-    stdout  {"entries": 2}                                                                          number of conversations, once
-    stdout  {"ask": [{"id": "simple_python_0", "step": 0, "prompt": "..."}, ...]}                   a batch of queries
-    stdin   [{"text": "..."}, {"error": "..."}]                                                     the replies, in the same order
-    stdout  {"done": 2}                                                                             conversations finished so far
-    stdout  {"report": {"verdicts": [...], ...}}                                                    the last message
+    stdin   {"categories": ["simple_python"], "limit": 2, "workers": 64}                the job, once
+    stdout  {"entries": 2}                                                              number of conversations, once
+    stdout  {"ask": [{"id": "simple_python_0", "step": 0, "prompt": "..."}, ...]}       a batch of queries
+    stdin   [{"text": "..."}, {"error": "..."}]                                         the replies, in the same order
+    stdout  {"done": 2}                                                                 conversations finished so far
+    stdout  {"report": {"verdicts": [...], ...}}                                        the last message
 
-What a model wrote is hostile. The harness's multi-turn executor passes it to `eval`, so a call gets there only when it names a public
-method of the entry's simulated classes (which the entry's functions are) and all its arguments are literals. In case that check has a
-hole, there are further protections: no network, an empty environment, an audit hook that refuses programs, sockets and writes outside
-of the scratch folder, and limits on memory and time. Every conversation has a forked process, so that the state of its simulators
-cannot reach another conversation.
+What a model wrote is hostile. The harness's multi-turn executor passes it to `eval`, so a call gets there only when
+it names a public method of the entry's simulated classes (which the entry's functions are) and all its arguments are
+literals. In case that check has a hole, there are further protections: no network, an empty environment, an audit
+hook that refuses programs, sockets and writes outside of the scratch folder, and limits on memory and time. Every
+conversation has a forked process, so that the state of its simulators cannot reach another conversation.
 """
 
 import ast
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def isolate_network() -> bool:
-    """Moves this process into a network namespace without interfaces. Returns False where the system does not allow it."""
+    """Moves this process into a network namespace without interfaces. False where the system does not allow it."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -98,7 +99,7 @@ def isolate_network() -> bool:
 
 
 def refuse_side_effects(root: Path) -> None:
-    """Installs an audit hook that refuses programs, sockets, and writes outside of `root`. A hook cannot be removed again."""
+    """Installs an audit hook, for good, that refuses programs, sockets, and writes outside of `root`."""
     allowed, null = str(root.resolve()) + os.sep, os.devnull
 
     def hook(event: str, arguments: tuple) -> None:
@@ -138,7 +139,7 @@ def refuse_call(call: str, methods: set[str]) -> str | None:
 
 
 def guard_executor(execute: Callable[..., tuple[list[str], dict]]) -> Callable[..., tuple[list[str], dict]]:
-    """Wraps the harness's executor: a call that `refuse_call` refuses gets its error as the result and is not executed."""
+    """Wraps the harness's executor: a call that `refuse_call` refuses is not executed; its result is the error."""
 
     def execute_guarded(func_call_list: list[str], *arguments: object, **named: object) -> tuple[list[str], dict]:
         results: list[str] = []
@@ -164,8 +165,8 @@ def guard_executor(execute: Callable[..., tuple[list[str], dict]]) -> Callable[.
 def register_handler() -> None:
     """Registers our handler as the harness's only model and puts the guard before its executor.
 
-    The harness's own registry imports the clients of twenty services, which are not installed. A registry with one model takes its
-    place, and empty modules take the place of the two clients that the handler's base class imports.
+    The harness's own registry imports the clients of twenty services, which are not installed. A registry with one
+    model takes its place, and empty modules take the place of the two clients that the handler's base class imports.
     """
     for name in ("openai", "requests"):
         sys.modules[name] = types.ModuleType(name)
@@ -204,7 +205,10 @@ def fail_instead_of_raise(check: Callable[..., dict]) -> Callable[..., dict]:
 
 
 def write_ascii(filename: str, data: list[dict], subdir: Path) -> None:
-    """Writes score files in ASCII: the harness's own writer fails on half a surrogate pair, which a model can write as an escape."""
+    """Writes score files in ASCII, because the harness's own writer fails on half a surrogate pair.
+
+    A model can write one as an escape.
+    """
     subdir.mkdir(parents=True, exist_ok=True)
     (subdir / filename).write_text("".join(json.dumps(entry, default=str) + "\n" for entry in data), encoding="ascii")
 
@@ -261,8 +265,8 @@ def run_conversations(
 ) -> dict[str, object]:
     """Runs the harness's inference on every entry.
 
-    All open conversations wait until each has asked or ended. This makes the batches that `ask` gets depend on the answers alone, and
-    not on timing.
+    All open conversations wait until each has asked or ended. This makes the batches that `ask` gets depend on the
+    answers alone, and not on timing.
 
     Args:
         ask: replies to a batch of queries.
@@ -379,7 +383,7 @@ def error_type(failure: dict | None) -> str | None:
 
 
 def data_version(categories: list[str]) -> dict[str, object]:
-    """Which data was used: the package's version, its name for the data, and for each category a digest of its files and its size."""
+    """Which data was used: the package's version, its name for the data, and digest and size of each category."""
     from bfcl_eval.constants.category_mapping import VERSION_PREFIX
     from bfcl_eval.constants.eval_config import POSSIBLE_ANSWER_PATH, PROMPT_PATH
 

@@ -1,7 +1,8 @@
-"""Evaluates a model on BFCL: runs the official harness in a process of its own, answers its queries, and scores its verdicts.
+"""Evaluates a model on BFCL: runs the official harness in its own process, answers its queries, scores its verdicts.
 
-The harness is bfcl-eval, unchanged, in an environment of its own (environment.py). Its prompts are those of its handler for Qwen3, so
-that scores compare with published ones. This package holds none of its data. The other end of the pipe is harness.py.
+The harness is bfcl-eval, unchanged, in an environment of its own (environment.py). Its prompts are those of its
+handler for Qwen3, so that scores compare with published ones. This package holds none of its data. The other end of
+the pipe is harness.py.
 """
 
 import json
@@ -42,8 +43,9 @@ class Verdict(TypedDict):
 class HarnessReport(TypedDict):
     """What the harness found on whole categories.
 
-    `isolated` says whether it ran without a network, `package` and `data` which version it is. `digests` and `sizes` are those of the
-    data files, by category. `unanswered` counts the queries that were too long for the model's context.
+    `isolated` says whether it ran without a network, `package` and `data` which version it is. `digests` and `sizes`
+    are those of the data files, by category. `unanswered` counts the queries that were too long for the model's
+    context.
     """
 
     verdicts: list[Verdict]
@@ -104,7 +106,8 @@ def score_bfcl(reports: list[HarnessReport], *, order: Sequence[str]) -> dict[st
         order: the categories of all reports, in the order in which their verdicts are returned.
 
     Returns:
-        The result of `bfcl_scores`, with `verdicts`, `package`, `data`, `data_sha256`, `isolated`, `sizes` and `unanswered`.
+        The result of `bfcl_scores`, with `verdicts`, `package`, `data`, `data_sha256`, `isolated`, `sizes` and
+        `unanswered`.
     """
     verdicts = [verdict for report in reports for verdict in report["verdicts"]]
     # As if one process had run all categories: the shards took every n-th one.
@@ -125,7 +128,7 @@ def score_bfcl(reports: list[HarnessReport], *, order: Sequence[str]) -> dict[st
 
 
 def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limit: int | None) -> HarnessReport:
-    """Runs every conversation of the categories with `answer` as the model, and returns the harness's report, not scored yet.
+    """Runs every conversation of the categories with `answer` as the model. Returns the report, not scored yet.
 
     Raises:
         InputError: a category is not known, or the harness's environment could not be made.
@@ -138,7 +141,7 @@ def run_harness(answer: Answer, *, label: str, categories: tuple[str, ...], limi
         process = _start_harness(python, Path(scratch), log)
         stdin, stdout = _pipes_of(process)
         job = {"categories": categories, "limit": limit, "workers": MAX_OPEN_CONVERSATIONS}
-        # A harness that died is seen as a broken pipe, a cut line, or the end of its output. All end in the error below.
+        # A dead harness shows as a broken pipe, a cut line, or the end of its output. All end in the error below.
         try:
             if report := _answer_queries(stdin, stdout, answer, job=job, label=label):
                 _warn_if_not_isolated(report)

@@ -1,9 +1,10 @@
-"""Computes BFCL's two overall scores from its categories, with intervals, and the score of a model that never calls anything.
+"""Computes BFCL's two overall scores from its categories, with intervals, and those of a model that never calls.
 
-v3: the mean of non-live (mean of simple, multiple, parallel, parallel multiple and irrelevance; simple is the mean over three
-languages), live (mean over all its entries) and multi-turn (mean of four categories). The STAR paper's tables use this formula.
-v4: 10% non-live and 10% live without the irrelevance categories, 10% irrelevance, 30% multi-turn, 40% agentic. The agentic
-categories need the open web and are not run, so the score is over the other 60%.
+v3: the mean of non-live (mean of simple, multiple, parallel, parallel multiple and irrelevance; simple is the mean
+over three languages), live (mean over all its entries) and multi-turn (mean of four categories). The STAR paper's
+tables use this formula.
+v4: 10% non-live and 10% live without the irrelevance categories, 10% irrelevance, 30% multi-turn, 40% agentic. The
+agentic categories need the open web and are not run, so the score is over the other 60%.
 """
 
 from collections.abc import Iterable, Mapping
@@ -54,14 +55,15 @@ def formulas(sizes: Mapping[str, int]) -> dict[str, Weights]:
 
 
 def bfcl_scores(verdicts: Iterable[Mapping[str, Any]], sizes: Mapping[str, int]) -> BfclScores:
-    """Scores one model. Intervals are 95%: Wilson's for a category, MOVER over Wilson's for a weighted sum of categories.
+    """Scores one model. Intervals are 95%: Wilson's for a category, MOVER over Wilson's for a weighted sum.
 
     Args:
         verdicts: one per entry, with `category` and `valid`.
         sizes: entries of each category in the whole data set.
 
     Returns:
-        As `scores` the formulas whose categories were all run, and each category by itself where the overall formula's were not.
+        As `scores` the formulas whose categories were all run. Where those of the overall formula were not, also each
+        category by itself.
     """
     columns: dict[str, list[float]] = {}
     for verdict in verdicts:
