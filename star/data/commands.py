@@ -290,7 +290,8 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
     from star.json_file import write_json
 
     model = settings.model
-    assert model is not None  # synthesize() chooses this function only when there is a model
+    if model is None:
+        raise ValueError("settings.model is None: synthesize() calls this only when a model writes the rows")
     plan = Plan(
         load_tools(settings.tools),
         settings.rows,

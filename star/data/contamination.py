@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,7 @@ COMMON = frozenset([
 
 
 def _features(skeleton: tuple[str, ...]) -> set[str]:
-    return {*skeleton, *map(" ".join, zip(skeleton, skeleton[1:], strict=False))}
+    return {*skeleton, *map(" ".join, pairwise(skeleton))}
 
 
 def _ngrams(words: tuple[str, ...], width: int) -> Iterator[int]:

@@ -135,7 +135,7 @@ class Duplicates:
             (number for number, count in shared.items() if count > 1), key=lambda number: (-shared[number], number)
         )
         marks = ",".join("?" * len(likely[:MAX_CANDIDATES]))
-        found = f"select id, query from rows where number in ({marks}) order by number"
+        found = f"select id, query from rows where number in ({marks}) order by number"  # noqa: S608 - only question marks
         return self.database.execute(found, likely[:MAX_CANDIDATES]).fetchall()
 
 

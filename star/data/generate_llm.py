@@ -184,7 +184,7 @@ def _index_log(log: Path) -> dict[int, int]:
 
 def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
     """Asks for row number `index` and returns its entry for the log."""
-    rng = random.Random(f"{plan.seed}:{index}")
+    rng = random.Random(f"{plan.seed}:{index}")  # noqa: S311 - rows are repeatable
     kind = rng.choices(list(weights := _cumulative_weights(plan)), cum_weights=list(weights.values()))[0]
     shown = rng.sample(plan.tools, rng.randint(2, max(2, min(plan.tools_per_prompt, len(plan.tools)))))
     asked = shown[: 2 if kind in ("parallel-multiple", "multi-step") else 1]

@@ -95,18 +95,17 @@ def generate_rows(
     provenance = {"generator": "star-offline-2", "licence": licence, "parents": [], "seed": seed}
 
     def row_of(index: int) -> dict:
-        rng = random.Random(f"{seed}:{index}")
+        rng = random.Random(f"{seed}:{index}")  # noqa: S311 - rows are repeatable
         kind = rng.choices(list(weights), cum_weights=list(weights.values()))[0]
         made = _conversation(kind, tools, rng, tools_per_prompt=tools_per_prompt)
         row = {"messages": made["messages"], "tools": [shown[name] for name in made["tools"]]}
         digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
         row = {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind, **provenance}
-        if masked and (mask_rng := random.Random(f"{seed}:{index}:mask")).random() < masked:
-            row = {
-                **mask_row(shuffle_row(row, mask_rng), mask_rng),
-                "id": f"{row['id']}-masked",
-                "parents": [row["id"]],
-            }
+        # The mask has a random generator of its own, so that masking some rows changes nothing in the others.
+        mask_rng = random.Random(f"{seed}:{index}:mask") if masked else None  # noqa: S311 - rows are repeatable
+        if mask_rng and mask_rng.random() < masked:
+            masked_row = mask_row(shuffle_row(row, mask_rng), mask_rng)
+            row = {**masked_row, "id": f"{row['id']}-masked", "parents": [row["id"]]}
         return row
 
     return map(row_of, range(start, count))
@@ -226,7 +225,7 @@ def _irrelevance(pool: list[dict], rng: random.Random) -> Conversation:
 
 
 def _missing_parameter(pool: list[dict], rng: random.Random) -> Conversation:
-    tool, name, request, rest = _request_without_parameter(pool, rng)
+    tool, name, _, rest = _request_without_parameter(pool, rng)
     ask = _text_message(_question(name), reasoning=f"{tool['name']}: {name} missing")
     return Conversation([tool], [_user_message(rest), ask])
 

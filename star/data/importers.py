@@ -1,7 +1,7 @@
 """Imports rows from public data sets and files of one's own: `messages` + `tools`, xLAM-60k, Hammer, ToolACE, ToolMind.
 
     import_rows(Path("xlam.json"), source="xlam")
-    {"id": 1, "query": "Weather in Oslo?", "answers": "[{\"name\": \"weather\", ...}]", "tools": "[...]"}     # a record of xLAM
+    {"id": 1, "query": "Weather in Oslo?", "answers": "[...]", "tools": "[...]"}                          # a record of xLAM
     {"id": "xlam-1", "messages": [...], "tools": [...], "source": "xlam", "kind": "simple", ...}    # the row it becomes
 
 One record becomes one row: the target is its last message, and earlier assistant turns are part of the prompt. With `every_turn`, each

@@ -23,12 +23,16 @@ REFUSAL = "None of the given tools can do that."  # the answer of a row whose to
 
 
 class Call(BaseModel):
+    """A call of a tool."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
     arguments: dict[str, Any]
 
 
 class Message(BaseModel):
+    """A message of a conversation."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -37,6 +41,8 @@ class Message(BaseModel):
 
 
 class Parameters(BaseModel):
+    """The parameters of a tool: a JSON Schema object."""
+
     model_config = ConfigDict(extra="allow", strict=True)
     type: Literal["object"]
     properties: dict[str, Any]
@@ -44,6 +50,8 @@ class Parameters(BaseModel):
 
 
 class Tool(BaseModel):
+    """A tool in the normal form of `star.data.tools`."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
     name: str
     description: str

@@ -119,7 +119,7 @@ def _parse_yaml(content: bytes) -> Any:
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     try:
-        loaded = yaml.load(content, Loader=Loader)  # a safe loader
+        loaded = yaml.load(content, Loader=Loader)  # noqa: S506 - it extends a safe loader
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
     return _as_json_value(loaded, [MAX_NODES])

@@ -41,10 +41,10 @@ PLAIN_TYPES: dict[str, dict] = {
     "any": {},
     "callable": {"type": "string"},  # a function is given as its source text
     # types of Java and JavaScript, as BFCL writes them
-    **dict.fromkeys(("long", "short", "byte", "bigint"), {"type": "integer"}),
+    **{name: {"type": "integer"} for name in ("long", "short", "byte", "bigint")},
     "double": {"type": "number"},
     "char": {"type": "string"},
-    **dict.fromkeys(("hashmap", "map"), {"type": "object"}),
+    **{name: {"type": "object"} for name in ("hashmap", "map")},
     "arraylist": {"type": "array"},
 }
 MAX_TYPE_LENGTH = 300

@@ -37,6 +37,10 @@ def reply(text: str) -> dict:
     return {**ROW, "messages": [ROW["messages"][0], {"role": "assistant", "content": text}]}
 
 
+def write_rows(path: Path, rows: list[dict]) -> int:
+    return write_json_lines(path, map(ordered_row, rows))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     assert write_json_lines(path, map(ordered_row, [ROW, reply("No.")])) == 2
