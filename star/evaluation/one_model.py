@@ -57,6 +57,7 @@ def evaluate_one(
 
     # run_once compares this with the folder's manifest to see whether the work was done before.
     def describe() -> Manifest:
+        # A hub id stands for itself: the files behind it are not known before they are downloaded.
         inputs: dict[str, Manifest | str] = {"model": _digest_or_id(source)}
         if data:
             inputs["data"] = open_input(data, stage="synthesize")
@@ -106,5 +107,6 @@ def _digest_or_id(source: Path | str) -> str:
     if isinstance(source, str):
         return source
     files = sorted(file for file in source.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    # These vary between identical runs: the same weights must have the same digest.
     written_by_stages = {METRICS, "manifest.json"}
     return digest_of([(file.name, sha256_of(file)) for file in files if file.name not in written_by_stages])

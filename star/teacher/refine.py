@@ -52,6 +52,7 @@ def make_teacher(
     prompts = render_rows(rows, tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     trained = workspace.state / "trained"
+    # Rank 0 decides for all ranks, because all of them must train or none.
     if not distributed.broadcast_from_rank0((trained / "config.json").is_file()):
         model = _base(config, tokenizer, workspace=workspace, log_metrics=log_metrics)
         if config.teacher.sft:
@@ -123,6 +124,7 @@ def _fine_tune(
     log_metrics: LogMetrics,
 ) -> None:
     """Trains on the targets of the rows; the loss is over the target's tokens only."""
+    # Seeded here, so that a base that is only read and one that was trained just now give the same fine-tuning.
     seed_everything(seed)
     trainer = Trainer(
         model=model,

@@ -77,6 +77,7 @@ class TeacherEngine:
         outputs = self._run([sequence.prompt_ids + sequence.completion_ids for sequence in sequences], settings)
         results = []
         for sequence, output in zip(sequences, outputs, strict=True):
+            # vLLM has None in the place of the first token, which nothing predicts.
             positions = [
                 {token: entry.logprob for token, entry in (position or {}).items()}
                 for position in output.prompt_logprobs

@@ -34,6 +34,7 @@ def harness_python() -> Path:
         return python
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
+        # Another process may have made it while this one waited for the lock.
         if not _is_complete(folder):
             _make_environment(folder)
     return python
@@ -50,6 +51,7 @@ def _is_complete(folder: Path) -> bool:
 
 def _make_environment(folder: Path) -> None:
     print(f"bfcl: making the harness's environment in {folder} (once, about 200 MB)", file=sys.stderr, flush=True)
+    # What a killed attempt left: without the file `complete`, nothing of it can be trusted.
     shutil.rmtree(folder, ignore_errors=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
     limits = ["--retries=1", "--timeout=20", "--requirement", str(REQUIREMENTS)]

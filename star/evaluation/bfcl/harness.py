@@ -1,8 +1,7 @@
 """Runs the Berkeley harness in a process of its own: its data, inference loop and checkers. Queries go through a pipe.
 
 The python of the environment that star/evaluation/bfcl/environment.py makes runs this file, so it imports only the
-standard library and bfcl_eval. The other end of the pipe is star/evaluation/bfcl/run.py. Each message is one line of
-JSON:
+standard library and bfcl_eval. The other end of the pipe is star/evaluation/bfcl/run.py. A message is a line of JSON:
 
     stdin   {"categories": ["simple_python"], "limit": 2, "workers": 64}                the job, once
     stdout  {"entries": 2}                                                              number of conversations, once
@@ -205,10 +204,7 @@ def fail_instead_of_raise(check: Callable[..., dict]) -> Callable[..., dict]:
 
 
 def write_ascii(filename: str, data: list[dict], subdir: Path) -> None:
-    """Writes score files in ASCII, because the harness's own writer fails on half a surrogate pair.
-
-    A model can write one as an escape.
-    """
+    """Writes score files in ASCII. The harness's own writer fails on half a surrogate pair, as a model can write it."""
     subdir.mkdir(parents=True, exist_ok=True)
     (subdir / filename).write_text("".join(json.dumps(entry, default=str) + "\n" for entry in data), encoding="ascii")
 
@@ -265,8 +261,7 @@ def run_conversations(
 ) -> dict[str, object]:
     """Runs the harness's inference on every entry.
 
-    All open conversations wait until each has asked or ended. This makes the batches that `ask` gets depend on the
-    answers alone, and not on timing.
+    All open conversations wait until each has asked or ended, so that the batches do not depend on timing.
 
     Args:
         ask: replies to a batch of queries.
