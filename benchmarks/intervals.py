@@ -87,9 +87,7 @@ def exact_table() -> Iterator[str]:
         "Clopper-Pearson": clopper_pearson,
     }
     for name, method in methods.items():
-        cells = []
-        for count in ROWS:
-            cells.append(_coverage_cell(exact_coverage(method(count))))
+        cells = [_coverage_cell(exact_coverage(method(count))) for count in ROWS]
         yield f"| {name} | {' | '.join(cells)} |"
     yield "| any at all | " + " | ".join(f"{reachable_share(count):.1%}" for count in ROWS) + " |"
     yield f"| difference of two models: Agresti-Min | {' | '.join(exact_paired(count) for count in ROWS[:2])} | |"

@@ -14,6 +14,7 @@ Finished arms are kept in the work folder. A killed arm continues from its last 
 import argparse
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -110,9 +111,7 @@ def interval(values: list[float]) -> str:
 
 def steps_to(curve: dict[int, float], reward: float) -> int | None:
     """Returns the first evaluated step where the mean of this and the next evaluation is at least `reward`."""
-    steps = sorted(curve)
-    pairs = zip(steps, steps[1:], strict=False)
-    return next((step for step, after in pairs if (curve[step] + curve[after]) / 2 >= reward), None)
+    return next((step for step, after in pairwise(sorted(curve)) if (curve[step] + curve[after]) / 2 >= reward), None)
 
 
 def reward_table(curves: dict[str, list[dict[int, float]]]) -> str:

@@ -35,7 +35,7 @@ PAUSE = 1.0  # seconds before the second attempt; each further one waits twice a
 TIMEOUT = 30.0
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"
+NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"  # noqa: S105 - a hint, no token
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class RunStatus:
 
     @property
     def ended(self) -> bool:
+        """Whether the run is in a final state, failed or not."""
         return self.state in ENDED
 
 
@@ -168,7 +169,7 @@ class KfpClient:
 
     @cached_property
     def _client(self) -> kfp.Client:
-        """kfp's client, created after the server has answered once: kfp alone would wait half a minute and not say why."""
+        """Returns kfp's client, created after the server has answered once: kfp alone would wait half a minute and not say why."""
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise InputError("no Kubeflow Pipelines server: give --host or KFP_HOST, such as http://localhost:8080")
         with warnings.catch_warnings():

@@ -48,7 +48,8 @@ def _set_node(task: PipelineTask, node: Node) -> None:
     for taint in node.tolerations:
         kubernetes.add_toleration(task, **taint.model_dump(exclude_none=True))
     if node.shm:
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=node.shm)
+        path = "/dev/shm"  # noqa: S108 - a mount of the pod, no temporary file
+        kubernetes.empty_dir_mount(task, "shm", path, medium="Memory", size_limit=node.shm)
 
 
 def _set_retry(task: PipelineTask, cluster: Cluster) -> None:

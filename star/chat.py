@@ -1,6 +1,6 @@
-"""Renders and parses the Qwen3 tool-call format, for training, rollout, reward and evaluation alike.
+r"""Renders and parses the Qwen3 tool-call format, for training, rollout, reward and evaluation alike.
 
-A prompt is everything up to and including `<|im_start|>assistant\\n`. The tokenizer's chat template renders it: the
+A prompt is everything up to and including `<|im_start|>assistant\n`. The tokenizer's chat template renders it: the
 official one of Qwen3's tokenizers, or `CHAT_TEMPLATE` for tokenizers trained here. The question "What time is it in
 Oslo?" with one tool becomes this prompt:
 
@@ -28,7 +28,7 @@ target is the completion that a row asks for. Here it is, and what the parser re
     >>> from star.chat import parse_completion, render_target
     >>> target = render_target({"tool_calls": [{"name": "get_time", "arguments": {"city": "Oslo"}}]})
     >>> target
-    '<think>\\n\\n</think>\\n\\n<tool_call>\\n{"name": "get_time", "arguments": {"city": "Oslo"}}\\n</tool_call>'
+    '<think>\n\n</think>\n\n<tool_call>\n{"name": "get_time", "arguments": {"city": "Oslo"}}\n</tool_call>'
     >>> parse_completion(target)
     Completion(reasoning='', tool_calls=[{'name': 'get_time', 'arguments': {'city': 'Oslo'}}], content='')
 
@@ -181,9 +181,9 @@ def render_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]], t
 
 
 def render_target(message: dict[str, Any]) -> str:
-    """Renders an assistant message as the completion that a model should write, without the closing `<|im_end|>`.
+    r"""Renders an assistant message as the completion that a model should write, without the closing `<|im_end|>`.
 
-    There is always a think block, empty where the message has no reasoning. Prompt + target + `<|im_end|>\\n` equals
+    There is always a think block, empty where the message has no reasoning. Prompt + target + `<|im_end|>\n` equals
     what the chat template renders for the whole conversation.
     """
     reasoning = (message.get("reasoning_content") or "").strip("\n")
@@ -197,7 +197,7 @@ def render_target(message: dict[str, Any]) -> str:
 
 
 def parse_completion(text: str, *, strict: bool = True) -> Completion:
-    """Parses what a model wrote after `<|im_start|>assistant\\n`, with or without a trailing `<|im_end|>`.
+    r"""Parses what a model wrote after `<|im_start|>assistant\n`, with or without a trailing `<|im_end|>`.
 
     The text must be one `<think>...</think>`, then a reply or `<tool_call>` blocks, each of one JSON object with a
     string `name` and an object `arguments`. Other keys are dropped; of a repeated key the last one counts.

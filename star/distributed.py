@@ -76,7 +76,7 @@ def barrier() -> None:
 
 
 def _join_process_group() -> "PartialState":
-    """accelerate's state of this process. It makes the process group on first use; trainers made later find the same one."""
+    """Returns accelerate's state of this process. It makes the process group on first use; trainers made later find the same one."""
     import torch
     from accelerate import PartialState
 

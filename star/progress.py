@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from star.number_format import format_seconds
@@ -22,7 +23,7 @@ WATCH_SECONDS = 0.5  # between two looks at the runner
 def emit(**event: Any) -> None:
     """Appends one event for the runner, where one listens."""
     if path := os.environ.get("STAR_EVENTS"):
-        with open(path, "a", encoding="utf-8") as file:
+        with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 

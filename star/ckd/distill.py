@@ -56,7 +56,7 @@ def _load_or_build_base(
 ) -> PreTrainedModel:
     base, lora = config.student.base, config.distill.lora
     if isinstance(base, Architecture):
-        assert config.scratch is not None  # Config requires it where a base is built from scratch
+        assert config.scratch is not None  # noqa: S101 - Config requires it where a base is built from scratch
         student = build_base(
             base,
             config.scratch,

@@ -267,7 +267,7 @@ class _FusedKD(torch.autograd.Function):
 
 
 def _matmul_into(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
-    """out (+)= left @ right. Half-precision factors (CUDA) are summed in the float32 of `out`."""
+    """Computes out (+)= left @ right. Half-precision factors (CUDA) are summed in the float32 of `out`."""
     if left.dtype == out.dtype:
         out.addmm_(left, right, beta=int(add))
     elif add:

@@ -17,7 +17,10 @@ def write_settings(stage: str, config: Config, folder: Path) -> Path:
 
 
 def torchrun_command(*flags: str) -> list[str]:
-    """torchrun under this Python. What no flag sets, torchrun reads from the environment (PET_NNODES, PET_NODE_RANK, ...)."""
+    """Returns the torchrun command under this Python.
+
+    What no flag sets, torchrun reads from the environment (PET_NNODES, PET_NODE_RANK, ...).
+    """
     return [sys.executable, "-m", "torch.distributed.run", *flags]
 
 

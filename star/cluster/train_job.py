@@ -175,7 +175,7 @@ def _pod_spec(node: Node, cluster: Cluster, *, work_folder: str) -> dict[str, An
     mounts = [{"name": "work", "mountPath": str(Path(work_folder).parent)}]
     if node.shm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shm}})
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount of the pod, no temporary file
     pod: dict[str, Any] = {
         "securityContext": {"runAsUser": cluster.run_as_user, "runAsNonRoot": True},
         "volumes": volumes,
@@ -233,7 +233,7 @@ class RetriedJob:
         Raises:
             RuntimeError: the job failed or was deleted, or the cluster's API did not answer MAX_FAILED_POLLS times.
         """
-        assert self.attempt is not None, "create_or_resume comes first"
+        assert self.attempt is not None, "create_or_resume comes first"  # noqa: S101 - a mistake of the caller
         name = self._name_of(self.attempt)
         failed_polls = 0
         while True:

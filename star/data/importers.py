@@ -1,4 +1,4 @@
-"""Imports rows from public data sets and files of one's own: `messages` + `tools`, xLAM-60k, Hammer, ToolACE, ToolMind.
+r"""Imports rows from public data sets and files of one's own: `messages` + `tools`, xLAM-60k, Hammer, ToolACE, ToolMind.
 
     import_rows(Path("xlam.json"), source="xlam")
     {"id": 1, "query": "Weather in Oslo?", "answers": "[...]", "tools": "[...]"}                          # a record of xLAM

@@ -28,7 +28,7 @@ def check_tokenizers(config: Config) -> str:
     from star.modeling.tokenizer import tokenizer_digest
 
     def source_of(model: Teacher | Student) -> Path | str:
-        assert not isinstance(model.base, Architecture), "only pretrained models have a tokenizer to compare"
+        assert not isinstance(model.base, Architecture), "only pretrained models have a tokenizer to compare"  # noqa: S101 - preflight_checks asks only then
         return base_source(model.base)
 
     teacher_source, student_source = source_of(config.teacher), source_of(config.student)
@@ -45,7 +45,7 @@ def check_tokenizers(config: Config) -> str:
 def check_accelerator_memory(config: Config, stage: str) -> str:
     """Checks that the stage's model and optimiser fit one accelerator of its node, which must state `accelerator_memory`."""
     node = config.cluster.node_of(stage)
-    assert node.accelerator_memory is not None, f"the node of {stage} does not state accelerator_memory"
+    assert node.accelerator_memory is not None, f"the node of {stage} does not state accelerator_memory"  # noqa: S101 - preflight_checks asks only then
     needed = memory_needed(config, stage) / GIB
     text = f"at least {needed:.3g} GiB for weights and optimiser, {node.accelerator} has {node.accelerator_memory:g}"
     if needed > node.accelerator_memory:

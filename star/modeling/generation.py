@@ -90,7 +90,7 @@ def _cut_at_end_token(ids: list[int], ends: set[int], tokenizer: PreTrainedToken
     body = ids if stop is None else ids[:stop]
     kept = ids if stop is None else ids[: stop + 1]
     text = tokenizer.decode(body, skip_special_tokens=False)
-    assert isinstance(text, str)  # a list only for a batch
+    assert isinstance(text, str)  # noqa: S101 - a list only for a batch
     return Sample(text, kept, stop is not None)
 
 

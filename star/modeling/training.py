@@ -192,7 +192,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         trainer.add_callback(
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
         )
-    assert trainer.args.output_dir is not None  # transformers sets a default
+    assert trainer.args.output_dir is not None  # noqa: S101 - transformers sets a default
     checkpoint = distributed.broadcast_from_rank0(
         last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_rank0() else None
     )

@@ -52,10 +52,10 @@ FORMAT_ERROR = Reward(total=-1.0, format=-1.0, content=0.0)
 
 
 def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
-    """Scores a completion against its target.
+    r"""Scores a completion against its target.
 
     Args:
-        completion: what the model wrote after `<|im_start|>assistant\\n`.
+        completion: what the model wrote after `<|im_start|>assistant\n`.
         target: what it should have written; the opening `<think>` may be missing.
         tools: the tools of the prompt, bare or wrapped, in either dialect of `star.chat.tool_parameters`.
 

@@ -54,16 +54,17 @@ def completion_table(trainer: "SimRLTrainer") -> list[dict[str, Any]]:
         ranked = sorted(group.rollouts, key=lambda rollout: -rollout.score.trained.total)
         prompt = trainer.prompts[group.row["row"]]
         # Keyed by the text, so that a best and a worst completion with the same text are shown once.
-        for rollout in {rollout.completion: rollout for rollout in (ranked[0], ranked[-1])}.values():
-            table.append(
-                {
-                    "prompt": prompt.text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0],
-                    "target": prompt.target,
-                    "completion": rollout.completion,
-                    "rewards": {name: reward.total for name, reward in rollout.score.rewards.items()},
-                    "format": rollout.score.parts.format,
-                    "content": rollout.score.trained.content,
-                    "kept": trainer.is_kept(group),
-                }
-            )
+        shown = {rollout.completion: rollout for rollout in (ranked[0], ranked[-1])}
+        table.extend(
+            {
+                "prompt": prompt.text.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0],
+                "target": prompt.target,
+                "completion": rollout.completion,
+                "rewards": {name: reward.total for name, reward in rollout.score.rewards.items()},
+                "format": rollout.score.parts.format,
+                "content": rollout.score.trained.content,
+                "kept": trainer.is_kept(group),
+            }
+            for rollout in shown.values()
+        )
     return table

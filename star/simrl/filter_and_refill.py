@@ -92,7 +92,7 @@ def draw_refill_rows(*, seed: int, step: int, count: int, rows: int, tried: set[
         tried: indices of the rows that this step has sampled.
     """
     # Rows that were tried are skipped, not removed: the draws, and with them the order, stay the same.
-    draw, taken = random.Random(f"{seed} {step}"), set(tried)
+    draw, taken = random.Random(f"{seed} {step}"), set(tried)  # noqa: S311 - a draw that can be repeated, no secret
     chosen: list[int] = []
     while len(chosen) < count and len(taken) < rows:
         row = draw.randrange(rows)

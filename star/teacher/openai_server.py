@@ -126,7 +126,7 @@ def sample_with_end_token(ids: AbstractSequence[int], tokenizer: PreTrainedToken
     # The end token is no part of the text, and ends the ids of every finished sample, whatever the server returned.
     body = list(ids[:-1] if finished and ids and ids[-1] == tokenizer.eos_token_id else ids)
     text = tokenizer.decode(body, skip_special_tokens=False)
-    assert isinstance(text, str)  # a list only for a batch of completions
+    assert isinstance(text, str)  # noqa: S101 - a list only for a batch of completions
     return Sample(text, [*body, tokenizer.eos_token_id] if finished else body, finished)
 
 

@@ -89,7 +89,7 @@ def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenize
     base = config.teacher.base
     if not isinstance(base, Architecture):
         return load_tokenizer(base_source(base), revision=config.teacher.revision)
-    assert config.scratch is not None  # the configuration requires it for an Architecture
+    assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
     rendered = render_rows(rows, bootstrap_tokenizer())
     return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
 
@@ -100,7 +100,7 @@ def _base(
     """Loads the base's model, or trains one from scratch to copy (see star/modeling/scratch.py)."""
     base = config.teacher.base
     if isinstance(base, Architecture):
-        assert config.scratch is not None  # the configuration requires it for an Architecture
+        assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
         return build_base(
             base,
             config.scratch,

@@ -30,6 +30,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ def _make_lookup(names_by_file: list[list[str]], folder: Path) -> np.ndarray:
         for row, name in enumerate(names)
     ]
     found.sort()
-    for (key, _, name), (next_key, _, next_name) in zip(found, found[1:], strict=False):
+    for (key, _, name), (next_key, _, next_name) in pairwise(found):
         if key == next_key and name == next_name:
             raise InputError(f"sequence {name!r} is in {folder} twice: merge only parts of one extraction, each once")
     return np.array([[key for key, _, _ in found], [place for _, place, _ in found]], np.uint64)

@@ -63,7 +63,7 @@ def test_the_files_shared_with_train_jobs_are_removed(tmp_path: Path, monkeypatc
     assert [folder.name for folder in (tmp_path / "jobs").iterdir()] == ["2"]
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/hook?key=hidden-key", "no-address"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/hook?key=hidden-key", "no-address", "file:///dev/null?hidden-key"])
 def test_a_webhook_that_does_not_answer_is_a_log_line_without_its_address(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

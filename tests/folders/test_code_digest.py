@@ -131,7 +131,10 @@ def test_an_edit_of_code_changes_the_digest_of_the_stages_that_reach_it(edited) 
 
 
 def test_an_edit_of_words_changes_no_digest(edited) -> None:
-    assert edited("chat.py", "Renders and parses the Qwen3 tool-call format", "# Reworded.\n\nThe tool-call format") == set()
+    assert (
+        edited("chat.py", "Renders and parses the Qwen3 tool-call format", "# Reworded.\n\nThe tool-call format")
+        == set()
+    )
 
 
 def test_a_left_out_module_that_does_not_exist_is_an_error(monkeypatch) -> None:
