@@ -66,6 +66,7 @@ class Bar:
             self.rich.stop()
 
     def advance(self, steps: int = 1) -> None:
+        """Counts `steps` more steps as done and updates the display when that is due."""
         self.done += steps
         self._show(force=False)
 

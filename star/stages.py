@@ -234,6 +234,7 @@ STAGES: tuple[Stage, ...] = (
 
 
 def stage_named(name: str) -> Stage:
+    """Returns the stage of that name, such as `extract-topk`."""
     return next(stage for stage in STAGES if stage.name == name)
 
 

@@ -103,6 +103,7 @@ class CKDTrainer(Trainer):
         self._reset_log_window()
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Returns the loss of a micro batch, divided so that a whole batch adds up to its mean per completion token."""
         student = self.accelerator.unwrap_model(model)
         output: KDOutput = call_as_forward_of(model, student, self._summed_loss, inputs)
         tokens = inputs["teacher_ids"].shape[0]

@@ -55,6 +55,7 @@ class EvaluatedModel:
 
     @property
     def outcomes(self) -> Outcomes:
+        """Each row's measures, by suite."""
         return {suite: found.outcomes for suite, found in self.suites.items()}
 
     def to_json(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Timing:
     latency: float | None = None
 
     def to_json(self) -> dict[str, float]:
+        """The measured values; a `latency` of None is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -50,10 +51,12 @@ class GatheredModel:
     suites: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as a JSON object, which `from_json` reads."""
         return {**asdict(self), "timing": self.timing.to_json()}
 
     @classmethod
     def from_json(cls, model: dict[str, Any]) -> "GatheredModel":
+        """Reads what `to_json` wrote."""
         return cls(**{**model, "timing": Timing(**model["timing"])})
 
 
@@ -77,4 +80,5 @@ class Gathered:
 
     @property
     def scoring_settings(self) -> ScoringSettings:
+        """The settings that scoring needs."""
         return ScoringSettings.from_json(self.settings)

@@ -36,10 +36,12 @@ class ShownScore:
 
 
 def title_of(evaluation: Evaluation) -> str:
+    """The title of the report, or "Evaluation" where none is given."""
     return str(evaluation.get("title") or "Evaluation")
 
 
 def models_of(evaluation: Evaluation) -> list[Model]:
+    """The evaluated models' entries, in the order of the report; empty where there are none."""
     return evaluation.get("models") or []
 
 

@@ -22,6 +22,14 @@ ABOUT = frozenset({METRICS, "timing.json", "report.html", "report.md"})
 
 @dataclass(frozen=True)
 class FileEntry:
+    """One file of a stage's folder.
+
+    Attributes:
+        path: relative to the folder.
+        size: in bytes.
+        rows: number of data rows; None for files without rows.
+    """
+
     path: str
     size: int
     sha256: str

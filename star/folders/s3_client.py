@@ -28,6 +28,7 @@ class Place:
         return cls(bucket, prefix.strip("/"))
 
     def key(self, name: str) -> str:
+        """The object key of a file of the folder."""
         return f"{self.prefix}/{name}"
 
     def __str__(self) -> str:
@@ -58,6 +59,7 @@ def _client_of(endpoint: str | None, attempts: int, process: int):
 
 
 def is_remote(place: str | Path) -> bool:
+    """Whether the place is in S3. A Path, which folds the slashes, counts too."""
     return str(place).startswith("s3:/")
 
 

@@ -64,9 +64,11 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> dict[str, float]:
+        """The refined model's mean per score."""
         return {score: value["mean"] for score, value in self.model["scores"].items()}
 
     def measurements(self) -> Measurements:
+        """Everything that the gate compares."""
         return Measurements(
             self.scores,
             benchmark=self.report["lineage"]["data"],

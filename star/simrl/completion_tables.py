@@ -33,6 +33,7 @@ class CompletionTables(TrainerCallback):
         self.trainer, self.state, self.page, self.log_artifact = trainer, state, page, log_artifact
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Writes the table and the page when one is due, on rank 0 only."""
         step = state.global_step
         is_due = step in (1, state.max_steps) or step % self.trainer.settings.table_steps == 0
         if state.is_world_process_zero and is_due:

@@ -27,11 +27,17 @@ class EarlyStop(TrainerCallback):
         self.settings = settings
 
     def on_save(self, args, state, control, **kwargs) -> None:
+        """Keeps the checkpoint's model if the training is well within the limits."""
         # Half of the limits: a model close to a collapse is not one to go back to.
         if state.is_world_process_zero and not self._find_collapse(state.log_history, limit_share=0.5):
             _keep_good_model(Path(args.output_dir) / f"checkpoint-{state.global_step}", step=state.global_step)
 
     def on_log(self, args, state, control, **kwargs) -> None:
+        """Checks the limits at every logged step.
+
+        Raises:
+            PipelineError: a limit is exceeded; names the last good model.
+        """
         if not (collapse := self._find_collapse(state.log_history, limit_share=1.0)):
             return
         kept = sorted(Path(args.output_dir).glob(f"{GOOD_MODEL_PREFIX}*"))

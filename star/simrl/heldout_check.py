@@ -60,6 +60,7 @@ class HeldoutCheck(TrainerCallback):
         self.trainer, self.prompts, self.file = trainer, prompts, file
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        """Runs the check when it is due, on every rank; rank 0 writes the file."""
         if not self.prompts or state.global_step % self.trainer.settings.check_steps:
             return
         # On every rank: under FSDP a forward pass needs all of them. Only rank 0 writes.

@@ -32,6 +32,7 @@ class SeededSampling(LogitsProcessor):
         self.temperature, self.position = temperature, 0
 
     def __call__(self, input_ids: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        """Returns [B, V] scores: 0 for each row's drawn token, minus infinity for all others."""
         cumulative_BV = (scores_BV.float() / self.temperature).softmax(-1).cumsum(-1)
         uniforms_B1 = self.uniforms_TB[self.position].to(scores_BV.device)[:, None]
         self.position += 1

@@ -116,6 +116,7 @@ class Spool:
         return found
 
     def mark_sent(self, offset: int) -> None:
+        """Stores that all events before this byte offset have arrived."""
         fresh = self.folder / "sent.tmp"
         fresh.write_text(str(offset))
         fresh.replace(self.folder / "sent")
@@ -134,6 +135,7 @@ class Spool:
         return self.run["start"]
 
     def remove(self) -> None:
+        """Deletes the run's folder and releases its lock."""
         self.owner.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -160,6 +162,7 @@ class Sender(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
+        """Sends events whenever some are appended, until `finish`. Retries after growing pauses."""
         wait, longest = RETRY_SECONDS
         while not self.last.is_set():
             self.woken.wait()
@@ -228,6 +231,7 @@ def ensure_run(spool: Spool, client: "MlflowClient") -> str:
 
 
 def run_of_key(client: "MlflowClient", experiment: str, key: str) -> str | None:
+    """Returns the id of the MLflow run whose tag holds this key of a spool, or None when there is none yet."""
     found = client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
     return found[0].info.run_id if found else None
 

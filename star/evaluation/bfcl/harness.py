@@ -238,6 +238,7 @@ def handler_class() -> type:
 
 
 def new_handler():
+    """Returns the harness's handler of the model, which formats prompts and reads answers."""
     from bfcl_eval.eval_checker.eval_runner import get_handler
 
     return get_handler(MODEL)
@@ -317,10 +318,12 @@ class Conversation:
             return {"result": f"Error during inference: the conversation's process ended with {self.process.exitcode}"}
 
     def answer(self, answer: dict) -> None:
+        """Sends the answer to the process's last query. A process that died gets none."""
         with contextlib.suppress(ConnectionError):  # next_message reports a process that died
             self.pipe.send_bytes(json.dumps(answer).encode())
 
     def close(self) -> None:
+        """Waits for the process to end and closes the pipe to it."""
         self.process.join()
         self.pipe.close()
 

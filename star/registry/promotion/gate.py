@@ -36,10 +36,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether the version passed every check."""
         return all(check.passed for check in self.checks)
 
     @property
     def reasons(self) -> list[str]:
+        """One sentence per check, passed or not, then the notes."""
         return [check.reason for check in self.checks] + self.notes
 
 

@@ -65,6 +65,7 @@ class Decision:
 
     @property
     def digest(self) -> str:
+        """Digest over all fields. The next decision's `parent` is this value."""
         return digest_of(asdict(self))
 
 

@@ -61,6 +61,7 @@ class SqlLedgerStore:
         self.engine = _engine(uri)
 
     def create(self, folder: str, name: str, text: str) -> bool:
+        """Inserts the entry; False when the table has one of that name."""
         from sqlalchemy import text as sql
         from sqlalchemy.exc import IntegrityError
 
@@ -73,14 +74,17 @@ class SqlLedgerStore:
         return True
 
     def read(self, folder: str, name: str) -> str | None:
+        """The text of an entry, or None when it is missing."""
         statement = "SELECT content FROM star_records WHERE folder = :folder AND name = :name"
         return self._query(statement, folder=folder, name=name)
 
     def read_last(self, folder: str) -> str | None:
+        """The text of the entry whose name sorts last, or None in an empty folder."""
         statement = "SELECT content FROM star_records WHERE folder = :folder ORDER BY name DESC LIMIT 1"
         return self._query(statement, folder=folder)
 
     def read_all(self, folder: str) -> list[str]:
+        """The texts of a folder's entries in the order of their names."""
         from sqlalchemy import text as sql
 
         statement = sql("SELECT name, content FROM star_records WHERE folder = :folder")
@@ -102,6 +106,7 @@ class S3LedgerStore:
         self.bucket, self.prefix = split_s3(uri)
 
     def create(self, folder: str, name: str, text: str) -> bool:
+        """Puts the object on the condition that none of that name exists; False when one does."""
         from botocore.exceptions import ClientError
 
         key = self._key(folder, name)
@@ -114,6 +119,7 @@ class S3LedgerStore:
         return True
 
     def read(self, folder: str, name: str) -> str | None:
+        """The text of an object, or None when it is missing."""
         from botocore.exceptions import ClientError
 
         try:
@@ -125,10 +131,12 @@ class S3LedgerStore:
             raise
 
     def read_last(self, folder: str) -> str | None:
+        """The text of the object whose name sorts last, or None in an empty folder."""
         names = self._names(folder)
         return self.read(folder, names[-1]) if names else None
 
     def read_all(self, folder: str) -> list[str]:
+        """The texts of a folder's objects in the order of their names."""
         return [self.read(folder, name) or "" for name in self._names(folder)]
 
     def _names(self, folder: str) -> list[str]:
