@@ -29,6 +29,7 @@ def call(
     from star.registry.download import get_model_folder
 
     try:
+        # The tools are read first: a wrong file is reported before a model is downloaded.
         completion = answer_request(query, tools=load_tools(tools), model_folder=get_model_folder(model, name=name))
     except FormatError as error:
         fail(str(error), status=1)

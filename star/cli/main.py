@@ -198,11 +198,13 @@ app.command(rich_help_panel=TOOLS)(doctor)
 
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed as one line and exits with status 2."""
+    # Before anything imports the libraries that read them.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         sys.exit(app(standalone_mode=False))
     except TyperException as error:
+        # Wrong options: typer prints the usage with the error.
         error.show()  # type: ignore[attr-defined]  # every error of usage has it; typer's public base class does not
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):

@@ -115,6 +115,7 @@ def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None
     if name not in tools:
         return "unknown_tool", f"{name!r} is not among the tools {sorted(tools)}"
     parameters = tools[name]["parameters"]
+    # Checked before the schema, because a schema accepts arguments that it does not name.
     if unknown := sorted(call["arguments"].keys() - parameters["properties"].keys()):
         return "unknown_argument", f"{name} has no parameter {unknown[0]!r}"
     if missing := [key for key in parameters.get("required", []) if key not in call["arguments"]]:

@@ -70,6 +70,7 @@ class Benchmark:
         self._empty = MinHash(num_perm=BANDS * BAND_ROWS, seed=1)
         self._near = MinHashLSH(num_perm=BANDS * BAND_ROWS, params=(BANDS, BAND_ROWS))
         for number, turn in enumerate(self.turns):
+            # The first turn with these words is the one that a reject names.
             self._whole_turns.setdefault(_hash(turn.words), number)
             for width, ngrams in ((LONG_NGRAM, self._long_ngrams), (SHORT_NGRAM, self._short_ngrams)):
                 for ngram in _ngrams(turn.words, width):
@@ -87,6 +88,7 @@ class Benchmark:
             words = _words(text)
             if (number := self._whole_turns.get(_hash(words))) is not None:
                 turn = self.turns[number]
+                # Many rows answer "Yes, please.": only the same tool makes that a copy.
                 if len(words) >= MIN_TURN_WORDS or content.tools & turn.tools or content.parameters & turn.parameters:
                     return "contaminated_verbatim", f"a user turn is that of {turn.name}"
             if (
@@ -129,6 +131,7 @@ class Benchmark:
             similarity = len(features & turn_features) / len(features | turn_features)
             if similarity < MIN_SIMILARITY:
                 continue
+            # Few words are shared by chance, so a short skeleton needs a tool or parameters in common as well.
             enough_words = min(len(skeleton), len(turn.skeleton)) >= MIN_SKELETON_WORDS
             if enough_words or content.tools & turn.tools or content.parameters & turn.parameters:
                 return turn, similarity
@@ -169,7 +172,9 @@ def _sets_of_two_or_more(sets: Iterable[frozenset[str]]) -> frozenset[frozenset[
 
 
 def _benchmark_turns(folder: Path) -> Iterator[BenchmarkTurn]:
+    # Sorted, because the first match names the reject, and the order of a folder differs between machines.
     files = sorted(file for kind in ("*.json", "*.jsonl") for file in folder.rglob(kind)) if folder.is_dir() else []
+    # The answers come first: their values are removed from the questions' skeletons.
     answers: dict[str, Any] = {}
     for file in files:
         if "possible_answer" in file.parts:
@@ -254,6 +259,7 @@ def _skeleton(text: str, values: frozenset[str]) -> tuple[str, ...]:
         for place, found in enumerate(WORD.finditer(sentence)):
             word = found[0]
             lower = word.casefold()
+            # The first word of a sentence is upper case anyway.
             is_name = place > 0 and word[0].isupper() and word != "I"
             if is_name or lower in NUMBER_WORDS or any(letter.isdigit() for letter in word):
                 continue

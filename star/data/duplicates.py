@@ -56,6 +56,7 @@ class Duplicates:
         """
         query, target = query_of(row), target_of(row)
         names = sorted(tool["name"] for tool in row["tools"])
+        # Hashes of 64 bits take less room than the texts, and a collision among a million rows has a chance of about 1 in 40 million.
         identity, exact, target_hash = _hash(row["id"]), _hash("\0".join([query, target, *names])), _hash(target)
         known = self.database.execute(
             "select id, identity from rows where identity = ? or exact = ?", (identity, exact)
@@ -68,6 +69,7 @@ class Duplicates:
         shingles = shingles_of(query)
         for other, other_query in self._candidates(target_hash, bands):
             theirs = shingles_of(other_query)
+            # The similarity is at most the ratio of the two sizes, so the sets need not be compared.
             if min(len(shingles), len(theirs)) < MIN_SIMILARITY * max(len(shingles), len(theirs)):
                 continue
             if (similarity := len(shingles & theirs) / len(shingles | theirs)) >= MIN_SIMILARITY:
@@ -102,6 +104,7 @@ class Duplicates:
         ).fetchall()
         if len(same_target) < MAX_COMPARED_DIRECTLY:
             return []
+        # This row is the first that needs bands, so those of the earlier rows are not there yet.
         if len(same_target) == MAX_COMPARED_DIRECTLY:
             for number, theirs in same_target:
                 self._insert_bands(self._bands(theirs, target), number)
@@ -127,6 +130,7 @@ class Duplicates:
     def _candidates(self, target_hash: int, bands: list[int]) -> list[tuple[str, str]]:
         if not bands:
             return self.database.execute("select id, query from rows where target = ?", (target_hash,)).fetchall()
+        # A pair of similar queries shares several bands; one shared band is often chance.
         shared: Counter = Counter()
         for band in bands:
             recent = "select number from bands where band = ? order by number desc limit ?"

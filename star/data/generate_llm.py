@@ -121,6 +121,7 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
         pending: set[Future] = set()
         try:
             while True:
+                # Twice as many requests as threads: a thread that finishes always finds another one, and few are lost on a kill.
                 while len(pending) < 2 * plan.concurrency and (index := next(missing, None)) is not None:
                     pending.add(pool.submit(_make_entry, plan, endpoint, index))
                 if not pending:
@@ -129,6 +130,7 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
                 for future in done:
                     try:
                         file.write(json_line(future.result()))
+                        # Each answer costs money, so it is on the disk before the next one is handled.
                         file.flush()
                         failed_in_a_row = 0
                     except EndpointError as error:
@@ -137,6 +139,7 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
                             raise InputError(f"{error}: start it, then run the same command again to go on") from error
                     bar.advance()
         except BaseException:
+            # Otherwise leaving the `with` would wait for all requests that are queued.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     usage = Counter({"failed": failed})
@@ -177,6 +180,7 @@ def _index_log(log: Path) -> dict[int, int]:
     if log.is_file() and (content := log.stat().st_size):
         with log.open("rb+") as file:
             file.seek(content - 1)
+            # Otherwise the next entry would continue the cut line, and both would be lost.
             if file.read(1) != b"\n":
                 file.write(b"\n")
     return {entry["index"]: offset for offset, entry in _read_entries(log)}
@@ -187,6 +191,7 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
     rng = random.Random(f"{plan.seed}:{index}")  # noqa: S311 - rows are repeatable
     kind = rng.choices(list(weights := _cumulative_weights(plan)), cum_weights=list(weights.values()))[0]
     shown = rng.sample(plan.tools, rng.randint(2, max(2, min(plan.tools_per_prompt, len(plan.tools)))))
+    # The tools that the request is for come first; they are mixed among the others only after the request is written.
     asked = shown[: 2 if kind in ("parallel-multiple", "multi-step") else 1]
     example = rng.choice(plan.examples) if plan.examples else None
     messages = _request_messages(kind, shown, asked, style=rng.choice(STYLES), example=example)
@@ -212,6 +217,7 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
         fault = parse_verdict(answers[1].text)
     entry = {"index": index, "usage": usage_of(answers)}
     if fault:
+        # A model may write lone surrogates, which UTF-8 cannot hold.
         text = answers[0].text[:MAX_QUERY_CHARACTERS].encode("utf-8", "replace").decode()
         reason, detail = (part.encode("utf-8", "replace").decode() for part in fault)
         return entry | {

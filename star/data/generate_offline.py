@@ -92,13 +92,16 @@ def generate_rows(
     weights = _cumulative_weights(kinds, tools)
     tools = [_with_usable_examples(tool) for tool in tools]
     shown = {tool["name"]: public_tool(tool) for tool in tools}
+    # Raise the number of the generator when the same seed gives other rows.
     provenance = {"generator": "star-offline-2", "licence": licence, "parents": [], "seed": seed}
 
     def row_of(index: int) -> dict:
+        # Seeded by the number of the row, so that a row does not depend on those before it and a resumed run can start anywhere.
         rng = random.Random(f"{seed}:{index}")  # noqa: S311 - rows are repeatable
         kind = rng.choices(list(weights), cum_weights=list(weights.values()))[0]
         made = _conversation(kind, tools, rng, tools_per_prompt=tools_per_prompt)
         row = {"messages": made["messages"], "tools": [shown[name] for name in made["tools"]]}
+        # The digest makes ids differ between tool files: rows of two runs with one seed can be mixed.
         digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
         row = {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind, **provenance}
         # The mask has a random generator of its own, so that masking some rows changes nothing in the others.
@@ -147,8 +150,10 @@ def _conversation(kind: str, tools: list[dict], rng: random.Random, *, tools_per
     names = [tool["name"] for tool in made.wanted]
     others = [tool for tool in pool if tool["name"] not in names]
     if not made.shown:
+        # A refusal would be wrong if another tool could do the task.
         others = [tool for tool in others if not _may_do_the_same_task(tool, made.wanted[0])]
     rng.shuffle(others)
+    # Some prompts show few tools and some many, so that a model does not learn to expect one number.
     wanted_count = max(rng.randint(1, min(tools_per_prompt, len(pool))), made.least_tools)
     if made.shown:
         shown = names + [tool["name"] for tool in others[: max(0, wanted_count - len(names))]]
@@ -254,6 +259,7 @@ def _multi_step(pool: list[dict], rng: random.Random) -> Conversation:
     wanted = rng.sample(pool, 2)
     first, second = (_request(tool, rng) for tool in wanted)
     result: dict = {"ok": True}
+    # The second request leaves this parameter out, and the result of the first call contains its value.
     name = next((name for name in _parameters_to_ask_for(wanted[1]) if name in second.call["arguments"]), None)
     if name is not None:
         result = {name: second.call["arguments"][name]}

@@ -59,6 +59,7 @@ def import_rows(
                 for row in _rows(record, source=source, every_turn=every_turn)
             ]
             for row in rows:
+                # Raises ValueError for what cannot be written later, such as nan, while the record is still known.
                 json_line(row)
         except (InputError, ValueError) as error:
             identity = record.get("id") if isinstance(record, dict) else None

@@ -29,6 +29,7 @@ def _parse_json_object(text: str) -> dict:
     Raises:
         ValueError: there is none.
     """
+    # The reasoning may contain drafts of the object.
     answer = text.rpartition("</think>")[2]
     start = answer.find("{")
     if start < 0:
@@ -53,6 +54,7 @@ def parse_row(text: str, kind: str, tools: list[dict], *, identity: str) -> dict
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError("`calls` must be a list of objects")
     names = {str(call.get("name")) for call in calls}
+    # What the model wrote must be of the kind that it was asked for: the shares of the kinds are what a user configures.
     fits = {
         "simple": len(calls) == 1,
         "multiple": len(calls) == 1,
@@ -121,6 +123,7 @@ def _find_ungrounded_value(row: dict) -> tuple[str, str] | None:
         for name, value in call["arguments"].items():
             schema = properties[call["name"]].get(name)
             schema = schema if isinstance(schema, dict) else {}
+            # A request need not say these: a choice may follow from its meaning, and a default from what is left out.
             if "enum" in schema or "const" in schema or value == schema.get("default", said):
                 continue
             if missing := next((part for part in _scalar_values(value) if not _is_said(part, said, words)), None):
@@ -145,7 +148,9 @@ def _is_said(value: Any, said: str, words: set[str]) -> bool:
         parts = re.findall(r"\w+", value.casefold())
         return value.casefold() in said or all(part in words or part.lstrip("0") in words for part in parts)
     written = json.dumps(value)
+    # A person may write 3000 as 3,000, 4.0 as 4 and 3 as three.
     forms = {written, written.removesuffix(".0"), f"{value:,}", NUMBER_WORDS.get(value, written)}
+    # And 0.15 as 15%.
     percent = json.dumps(round(value * 100, 6)).removesuffix(".0")
     return any(re.search(rf"(?<![\w.]){re.escape(form)}(?!\w|\.\d)", said) for form in forms) or f"{percent}%" in said
 

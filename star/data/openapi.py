@@ -118,6 +118,7 @@ class _Document:
         if not isinstance(written, dict):
             raise InputError(f"a schema must be an object, got {str(written)[:80]}")
         if (reference := written.get("$ref")) is not None:
+            # The inner occurrence is cut off here, because prompts need a finite schema.
             if reference in inside:  # the schema contains itself
                 return {"type": "object", "description": f"another {str(reference).rpartition('/')[2]}"}
             beside = {key: value for key, value in written.items() if key != "$ref"}
@@ -197,6 +198,7 @@ def _tool(document: _Document, path: str, method: str, item: dict, operation: ob
         places[name] = place
         if place == "path" or parameter.get("required") is True:
             required.append(name)
+    # A body's property may have the name of a parameter: both are kept, under different names.
     for name, schema, needed in _body(document, operation):
         name = name if name not in properties else f"body_{name}"
         properties[name] = schema

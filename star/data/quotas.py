@@ -33,10 +33,12 @@ def within_quotas(
     for row in rows:
         if (heap := lowest.get(row["kind"])) is None or not wanted[row["kind"]]:
             continue
+        # A heap of negated ranks has the highest rank first: it is replaced when a lower one comes.
         if len(heap) < wanted[row["kind"]]:
             heapq.heappush(heap, -row_rank(row, seed))
         else:
             heapq.heappushpop(heap, -row_rank(row, seed))
+    # The highest rank that is kept of each kind; the second pass compares with it.
     edge = {kind: -heap[0] for kind, heap in lowest.items() if heap}
     taken: Counter = Counter()
     for row in again:

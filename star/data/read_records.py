@@ -79,6 +79,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
     """Reads the elements of one JSON list as a stream. After an element that is not JSON, the others cannot be told apart."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        # Without the opening bracket; lone bytes that are not UTF-8 become surrogates, and the row with them is a reject.
         text, number = file.read(CHUNK_CHARACTERS).lstrip()[1:], 0
         while True:
             text = text.lstrip(" \t\r\n,")
@@ -94,6 +95,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, value
                 text = text[end:]
                 continue
+            # Doubles each time, so that an element of any size is decoded in linear time.
             more = file.read(max(CHUNK_CHARACTERS, len(text)))
             if not more or len(text) > MAX_LINE_BYTES:
                 why = (

@@ -39,6 +39,7 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
     Raises:
         InputError: as `split`.
     """
+    # Arrays instead of lists: a list of integers would take several times the memory.
     ranks, kinds = array("Q"), array("B")
     names: dict[str, int] = {}
     for row in rows:
@@ -53,7 +54,9 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
     chosen: set[int] = set()
     for value, group in groupby(_ascending(ranks), key=lambda place: ranks[place]):
         places = list(group)
+        # Rows with the same query and target have one rank and must stay on one side, whatever their kinds.
         kind = min(by_number[kinds[place]] for place in places)
+        # A group that is larger than what is left of the quota stays in training, and a later one fills the quota.
         if len(places) <= quota[kind]:
             quota[kind] -= len(places)
             chosen.add(value)
@@ -113,6 +116,7 @@ def choose_heldout_tools(rows: Iterable[dict], *, heldout: int, seed: int) -> se
     for tool in sorted(calling, key=lambda tool: hashlib.sha256(f"{seed}\n{tool}".encode()).digest()):
         if rows_held_out >= heldout:
             break
+        # Rows that call this tool and one that is held out already are counted once.
         rows_held_out += calling[tool] - sum(rows_calling_both[tool][other] for other in chosen)
         chosen.add(tool)
     if rows_held_out < heldout or len(chosen) == len(calling) or rows_held_out >= total:
@@ -145,6 +149,7 @@ def split_by_tool(rows: Iterable[dict], *, tools: set[str], heldout: int) -> Ite
                     Reject(row["id"], "heldout_tool", "calls a held-out tool, and enough rows of it are held out", row),
                 )
             continue
+        # An earlier turn may call a held-out tool as well.
         used = {call["name"] for message in row["messages"] for call in message.get("tool_calls") or []}
         left = [tool for tool in row["tools"] if tool_identity(tool) not in tools]
         if not left or not used <= {tool["name"] for tool in left}:

@@ -34,6 +34,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         imported = 0
         if seed_data:
             given = import_rows(seed_data, source="seed")
+            # A resumed run skips the imported rows that are done; the generator starts at its own position.
             imported = sum(1 for _ in islice(given, position))
             yield from given
         yield from generate_rows(
@@ -78,6 +79,7 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
     else:
         chosen = choose_heldout_ranks(read_rows(rows), heldout=heldout, seed=seed)
         sides = (("heldout" if row_rank(row, seed) in chosen else "train", row) for row in read_rows(rows))
+    # A copy: the caller still needs the statistics from before the split.
     statistics = SetStatistics.from_json(statistics.to_json())
     with (
         (out / "train.jsonl").open("wb") as train,

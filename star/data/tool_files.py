@@ -93,6 +93,7 @@ def _find_tool_list(document: object) -> object:
 def _read_document(path: Path) -> Any:
     try:
         with path.open("rb") as file:
+            # One byte more than allowed tells a file that is too large, without reading all of it.
             content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the tools file {path}: {error.strerror}") from error
@@ -114,6 +115,7 @@ def _parse_yaml(content: bytes) -> Any:
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen at run time
         """Reads dates as text, because JSON has no dates."""
 
+    # Otherwise 2026-01-31 in an example would become a date, which JSON does not have.
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

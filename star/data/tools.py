@@ -189,6 +189,7 @@ def _parameters(written: object) -> dict:
     if not isinstance(written, dict):
         raise InputError(f"parameters must be an object, got {str(written)[:80]}")
     if _is_flat(written):
+        # From here on both dialects of xLAM are one.
         written = {"type": "dict", "properties": written}
     properties = written.get("properties", {})
     neither = written and not written.keys() & {"type", "properties"}
@@ -263,6 +264,7 @@ def _coerce_default(schema: dict) -> dict:
     kinds = schema.get("type")
     if "default" not in schema or kinds is None:
         return schema
+    # As text or as number: xLAM writes defaults either way.
     number = coerce_value(schema["default"], {"type": "number"})
     if kinds == "integer" and isinstance(number, float) and not number.is_integer():
         kinds = "number"

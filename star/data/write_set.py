@@ -69,6 +69,7 @@ def write_set(
         ):
 
             def commit() -> None:
+                # The files first: sizes that were committed must be on the disk.
                 rows.flush()
                 rejects.flush()
                 sizes = {ROWS: rows.tell(), REJECTS: rejects.tell()}
@@ -89,6 +90,7 @@ def write_set(
                     rows.write(json_line(ordered_row(result)))
                 if statistics.read % COMMIT_EVERY == 0:
                     commit()
+                # Imported rows come on top of the expected ones.
                 if bar.total is not None:
                     bar.total = max(bar.total, statistics.read)
                 bar.advance()
@@ -103,6 +105,7 @@ def _roll_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, SetSta
     state: dict[str, Any] = json.loads(kept) if kept else {"done": 0, "sizes": {ROWS: 0, REJECTS: 0}, "figures": {}}
     for name, size in state["sizes"].items():
         (out / name).touch()
+        # What was written after the last commit is not in the index of duplicates, so it is written again.
         os.truncate(out / name, size)
     return state["done"], SetStatistics.from_json(state["figures"])
 
@@ -118,8 +121,10 @@ def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed:
         read=before.read, fitted=before.fitted, rejects=before.rejects, rejects_by_source=before.rejects_by_source
     )
     after.overlaps = before.overlaps
+    # Written beside the rows and renamed at the end, so that they are never half there.
     rows, cut = folder / ROWS, folder / f".{ROWS}"
     with cut.open("wb") as kept, (folder / REJECTS).open("ab") as rejects:
+        # Two passes over the file: the rows to keep are known only after all were seen.
         for row in within_quotas(read_rows(rows), read_rows(rows), wanted=wanted, seed=seed):
             if isinstance(row, Reject):
                 after.add_reject(row)
