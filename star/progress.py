@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from star.number_format import format_seconds
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 15.0  # between two lines in a log
 EVENT_SECONDS = 0.5  # between two events of one bar
@@ -39,7 +42,7 @@ class Bar:
         self.label, self.total, self.done, self.start = label, total, start, start
         self.began = time.monotonic()
         self.shown_at = 0.0
-        self.rich = None
+        self.rich: Progress | None = None  # on a terminal only
 
     def __enter__(self) -> "Bar":
         if sys.stderr.isatty() and "STAR_EVENTS" not in os.environ:

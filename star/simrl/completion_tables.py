@@ -50,7 +50,7 @@ class CompletionTables(TrainerCallback):
 
 def completion_table(trainer: "SimRLTrainer") -> list[dict[str, Any]]:
     """Best and worst completion (one where both are equal) of the last step's first groups, with their scores."""
-    table = []
+    table: list[dict[str, Any]] = []
     for group in trainer.sampled_groups[:GROUPS_PER_TABLE]:
         ranked = sorted(group.rollouts, key=lambda rollout: -rollout.score.trained.total)
         prompt = trainer.prompts[group.row["row"]]
