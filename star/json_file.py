@@ -2,10 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def write_json(path: Path, value: object) -> None:

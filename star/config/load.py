@@ -12,12 +12,8 @@ from star.errors import InputError
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
-PATHS = (
-    ("data", "tools"),
-    ("data", "seed_data"),
-    ("teacher", "base"),
-    ("student", "base"),
-)  # settings that may be paths
+# Settings that may be paths.
+PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"))
 TYPE_NAMES = ("str", "Architecture", "ModelFolder")  # pydantic adds the tried type of a union to an error's location
 
 

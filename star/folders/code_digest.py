@@ -17,6 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]  # the package star
 # These only show, check or store results. A stage's own sections of the configuration are in its config digest.
 LEFT_OUT = ("star.config", "star.errors", "star.folders", "star.progress", "star.tracking")
+# Tables in star.config that stages read beside their own sections. The scores of BFCL depend on its groups of categories.
+NOT_LEFT_OUT = ("star.config.bfcl_categories", "star.config.row_kinds")
 # Fields of a syntax tree that do not change what runs. Some Pythons have them and others do not.
 WITHOUT_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
 
@@ -25,7 +27,8 @@ def code_digest(function: Callable) -> str:
     """sha256 (hex) over the code of `function` and of all star modules it can reach by imports.
 
     Raises:
-        RuntimeError: a module of LEFT_OUT does not exist, so a renamed module would silently become a part of every digest.
+        RuntimeError: a module of LEFT_OUT or NOT_LEFT_OUT does not exist. A renamed module would silently become a part of every digest,
+            or of none.
     """
     code = {module: _read(_file_of(module))[0] for module in reachable_modules(function)}
     return hashlib.sha256(json.dumps([_code_of(_tree_of(function)), code]).encode()).hexdigest()
@@ -33,9 +36,9 @@ def code_digest(function: Callable) -> str:
 
 def reachable_modules(function: Callable) -> list[str]:
     """The names of the star modules that `function` imports in its body, and those that these import, sorted."""
-    for module in LEFT_OUT:
+    for module in (*LEFT_OUT, *NOT_LEFT_OUT):
         if not _file_of(module).is_file():
-            raise RuntimeError(f"{module} is left out of the code digest and does not exist: correct LEFT_OUT")
+            raise RuntimeError(f"{module} does not exist: correct LEFT_OUT and NOT_LEFT_OUT of the code digest")
     found: set[str] = set()
     waiting = list(_imports(_tree_of(function)))
     while waiting:
@@ -120,7 +123,7 @@ def _imports(tree: ast.AST) -> Iterable[str]:
 
 
 def _is_left_out(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in LEFT_OUT)
+    return module not in NOT_LEFT_OUT and any(module == name or module.startswith(f"{name}.") for name in LEFT_OUT)
 
 
 def _file_of(module: str) -> Path:

@@ -6,13 +6,9 @@ A folder without a valid manifest is refused as an input.
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.hashing import digest_of, sha256_of
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from star import distributed
 from star.home import spools
@@ -22,9 +21,6 @@ from star.sigterm import sigterm_raises_system_exit_by_default
 from star.tracking.parent_run import PARENT_VARIABLE, Above, shared_parent
 from star.tracking.server import connect, mlflow_key, reason_of, shown_uri, tracking_uri
 from star.tracking.spool import Sender, Spool, deliver, replay
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -130,6 +130,15 @@ def test_an_edit_of_code_changes_the_digest_of_the_stages_that_reach_it(edited) 
     assert "synthesize" not in changed
 
 
+def test_an_edit_of_the_bfcl_categories_evaluates_again(edited) -> None:
+    """They are kept with the configuration, which is left out, but the scores of BFCL are means over their groups."""
+    assert edited("config/bfcl_categories.py", '"simple_java", ', "") == {"evaluate", "register"}
+
+
+def test_an_edit_of_the_configuration_changes_no_digest(edited) -> None:
+    assert edited("config/evaluation.py", "Field(0.5, ", "Field(0.6, ") == set()
+
+
 def test_an_edit_of_words_changes_no_digest(edited) -> None:
     assert (
         edited("chat.py", "Renders and parses the Qwen3 tool-call format", "# Reworded.\n\nThe tool-call format")

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from sqlalchemy import Engine
 
-LOCATION_TAG = (
-    "star.records"  # tag of the registered model: a model's ledger never moves, two ledgers would contradict each other
-)
+# Tag of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
+LOCATION_TAG = "star.records"
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
