@@ -1,10 +1,12 @@
 """Tells which rank this process is and runs the collectives that ranks share: broadcast, any, barrier.
 
-torchrun starts one process per GPU and puts RANK and WORLD_SIZE into its environment; this is the only module that reads them. A process
-without them is alone: it is rank 0 of 1 and every collective here returns at once, without importing torch.
+torchrun starts one process per GPU and puts RANK and WORLD_SIZE into its environment; this is the only module that
+reads them. A process without them is alone: it is rank 0 of 1 and every collective here returns at once, without
+importing torch.
 
-Rank 0 locks and writes the stage's folder for all ranks. All ranks train, and all of them must see the same files. Every rank has to call
-the same collectives in the same order; a rank that skips one leaves the others waiting until TIMEOUT. A stage on two ranks:
+Rank 0 locks and writes the stage's folder for all ranks. All ranks train, and all of them must see the same files.
+Every rank has to call the same collectives in the same order; a rank that skips one leaves the others waiting until
+TIMEOUT. A stage on two ranks:
 
     rank 0                                          rank 1
     verifies the inputs, locks the folder           waits in broadcast_from_rank0(None)
@@ -42,7 +44,8 @@ def is_rank0() -> bool:
 def process_group() -> Iterator[None]:
     """Context manager for work shared by all ranks; destroys the process group on exit.
 
-    torch aborts a process that exits without destroying it. After an exception the group is left as it is: torchrun ends all ranks.
+    torch aborts a process that exits without destroying it. After an exception the group is left as it is: torchrun
+    ends all ranks.
     """
     yield
     if world_size() > 1:
@@ -76,7 +79,7 @@ def barrier() -> None:
 
 
 def _join_process_group() -> "PartialState":
-    """Returns accelerate's state of this process. It makes the process group on first use; trainers made later find the same one."""
+    """Returns accelerate's state of this process. The first call makes the process group; later trainers use the same one."""
     import torch
     from accelerate import PartialState
 

@@ -1,18 +1,19 @@
 """Handles SIGTERM: a process that receives it cleans up and exits with status 143.
 
-Kubernetes sends SIGTERM when a pod must leave its node and SIGKILL after the grace period (30 s by default); torchrun and the local runner
-send it to their children. Python's default is to end at once without running any `finally`. This module has
-three ways to handle it:
+Kubernetes sends SIGTERM when a pod must leave its node and SIGKILL after the grace period (30 s by default); torchrun
+and the local runner send it to their children. Python's default is to end at once without running any `finally`. This
+module has three ways to handle it:
 
-- `sigterm_raises_system_exit` raises SystemExit(143), whatever handler was set before. For a process that started others and must end
-  them: the launcher of torchrun and TrainJobs (star/cluster), `star run` (pipelines/local_runner.py).
-- `sigterm_raises_system_exit_by_default` does so only if no other handler is set. For a tracked run, which is then closed as KILLED
-  (star/tracking/runs.py).
-- `SigtermFlag` notes the signal and lets the work go on. For a training, which saves a checkpoint at its next logged step and exits then
-  (star/modeling/training.py).
+- `sigterm_raises_system_exit` raises SystemExit(143), whatever handler was set before. For a process that started
+  others and must end them: the launcher of torchrun and TrainJobs (star/cluster), `star run`
+  (pipelines/local_runner.py).
+- `sigterm_raises_system_exit_by_default` does so only if no other handler is set. For a tracked run, which is then
+  closed as KILLED (star/tracking/runs.py).
+- `SigtermFlag` notes the signal and lets the work go on. For a training, which saves a checkpoint at its next logged
+  step and exits then (star/modeling/training.py).
 
-They nest: the innermost block decides, and on exit each block restores the handler that it found. Python allows signal handlers in the
-main thread only; in any other thread all three do nothing.
+They nest: the innermost block decides, and on exit each block restores the handler that it found. Python allows
+signal handlers in the main thread only; in any other thread all three do nothing.
 """
 
 import signal
@@ -32,7 +33,8 @@ def sigterm_raises_system_exit(
 
     Args:
         before_exit: called in the signal handler, before the exception is raised.
-        ignore_repeats: ignore further SIGTERMs while the block is being left, so that they do not interrupt the clean-up.
+        ignore_repeats: ignore further SIGTERMs while the block is being left, so that they do not interrupt the
+            clean-up.
     """
 
     def raise_system_exit(signal_number: int, frame: FrameType | None) -> None:
@@ -67,7 +69,8 @@ class SigtermFlag:
 
     Args:
         on_first: called in the signal handler at the first SIGTERM.
-        ignore_repeats: ignore a second SIGTERM; otherwise it goes to the handler from outside the block, which ends the process at once.
+        ignore_repeats: ignore a second SIGTERM; otherwise it goes to the handler from outside the block, which ends
+            the process at once.
     """
 
     def __init__(self, *, on_first: Callable[[], None], ignore_repeats: bool) -> None:

@@ -20,7 +20,7 @@ from star.config.models import Student
 from star.errors import InputError, cure_of
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
-from star.folders.run_once import Result, describe_work, read_metrics, run_once
+from star.folders.run_once import Result, draft_manifest, read_metrics, run_once
 from star.folders.shard import WHOLE, Shard
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
@@ -280,7 +280,7 @@ def _run_on_rank0(
     def describe() -> Manifest:
         manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
         given = _part_of_inputs(stage, inputs, manifests, part)
-        return describe_work(
+        return draft_manifest(
             stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=given
         )
 

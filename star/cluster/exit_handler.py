@@ -13,7 +13,7 @@ from pathlib import Path
 
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError, redacted
-from star.folders.workspace import exchange_folder
+from star.folders.working_paths import train_jobs_folder
 
 MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # KFP's state -> MLflow's; every other state is FAILED
 MAX_ERROR_CHARACTERS = 2000
@@ -33,7 +33,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         that is kept for a retry, and all of it as one line of text.
     """
     if os.environ.get("STAR_WORK"):
-        shutil.rmtree(exchange_folder(run_id), ignore_errors=True)
+        shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
     closed = _close_mlflow_runs(run_id, MLFLOW_STATUS.get(state, "FAILED"))
     summary: dict[str, object] = {
         "run": run_id,

@@ -54,7 +54,8 @@ from star.config.cluster import Cluster, Node, TrainingStage
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import METRICS, open_input, read_manifest
-from star.folders.workspace import copy_whole, exchange_folder
+from star.folders.publish import copy_folder_atomically
+from star.folders.working_paths import train_jobs_folder
 from star.hashing import digest_of
 from star.progress import say
 from star.sigterm import sigterm_raises_system_exit
@@ -95,7 +96,7 @@ def run_train_job(
     # The name depends on everything that the result depends on, so that a retry of the same task finds its job.
     digests = {key: read_manifest(folder).digest for key, folder in inputs.items()}
     name = f"star-{stage}-{digest_of([stage, config.slice(stage_named(stage).sections), digests, run_id])[:12]}"
-    exchange = exchange_folder(run_id) / name
+    exchange = train_jobs_folder(run_id) / name
     result = exchange / "out"
     if not _is_finished(result, stage):
         job = RetriedJob(name, runtime=cluster.train_jobs[stage].runtime)
@@ -111,7 +112,7 @@ def run_train_job(
                 raise
         job.delete()
         open_input(result, stage=stage)
-    copy_whole(result, out)
+    copy_folder_atomically(result, out)
     for key in inputs:
         shutil.rmtree(exchange / key, ignore_errors=True)
     return json.loads((out / METRICS).read_text(encoding="utf-8"))
@@ -352,7 +353,7 @@ def _copy_inputs(stage: TrainingStage, inputs: dict[str, Path], exchange: Path) 
     for key, folder in inputs.items():
         if not copies[key].is_dir():
             open_input(folder, stage=stage_named(stage).inputs[key])
-            copy_whole(folder, copies[key])
+            copy_folder_atomically(folder, copies[key])
     return copies
 
 

@@ -19,7 +19,7 @@ from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest
-from star.folders.run_once import Result, describe_work, run_once
+from star.folders.run_once import Result, draft_manifest, run_once
 from star.folders.workspace import Workspace
 from star.hashing import digest_of, sha256_of
 
@@ -204,7 +204,7 @@ def _run(
         digests = {str(path): _content_digest(path) for path in inputs}
         # The files in their order: of duplicates the first is kept, and a file that is given twice repeats all of its rows.
         canonical = json.dumps({**relevant, "inputs": [str(path) for path in inputs]}, sort_keys=True)
-        return describe_work(f"data {command}", settings=canonical, code=code_digest(write), inputs=digests)
+        return draft_manifest(f"data {command}", settings=canonical, code=code_digest(write), inputs=digests)
 
     def work(workspace: Workspace, manifest: Manifest) -> Result:
         return Result(write(settings, workspace))

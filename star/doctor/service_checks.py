@@ -57,10 +57,10 @@ def check_model_registry(model_name: str) -> str:
 
 def check_object_store(url: str) -> str:
     """Writes an S3 object, reads it back and deletes it."""
-    from star.folders.s3_client import Place, connected
+    from star.folders.s3_client import S3Folder, open_s3
 
-    place, name = Place.parse(url), f".preflight-{uuid.uuid4().hex}"
-    with connected(place) as client:
+    place, name = S3Folder.parse(url), f".preflight-{uuid.uuid4().hex}"
+    with open_s3(place) as client:
         client.put_object(Bucket=place.bucket, Key=place.key(name), Body=PROBE)
         read = client.get_object(Bucket=place.bucket, Key=place.key(name))["Body"].read()
         client.delete_object(Bucket=place.bucket, Key=place.key(name))

@@ -12,7 +12,7 @@ from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import METRICS, Manifest, open_input
-from star.folders.run_once import Result, describe_work, run_once
+from star.folders.run_once import Result, draft_manifest, run_once
 from star.folders.workspace import Workspace
 from star.hashing import digest_of, sha256_of
 from star.home import home
@@ -62,7 +62,7 @@ def evaluate_one(
         if data:
             inputs["data"] = open_input(data, stage="synthesize")
         settled = json.dumps([title, config.slice(("seed", "evaluate"))])
-        return describe_work(STAGE, settings=settled, code=code_digest(_evaluate), inputs=inputs)
+        return draft_manifest(STAGE, settings=settled, code=code_digest(_evaluate), inputs=inputs)
 
     def work(workspace: Workspace, manifest: Manifest) -> Result:
         return Result(_evaluate(source, data, config=config, workspace=workspace, title=title))

@@ -1,0 +1,11 @@
+"""Keeps the storage contract: a folder that STAR publishes is complete and verified, or it is not there.
+
+- run_once.py: the contract step by step, with an example; every published folder goes through it
+- workspace.py: the folder in which unfinished work waits for a resume, and its lock
+- publish.py: how a finished folder gets to its place, also after a kill between two renames
+- manifest.py: what a finished folder says of itself, and how an input is verified
+- working_paths.py: the names of all these folders and files, next to the output or in $STAR_WORK
+- code_digest.py: the part of the cache key that changes when the code of a stage changes
+- shard.py: `--shard i/n`
+- s3.py, checkpoints_s3.py, s3_client.py: finished folders and unfinished work in S3
+"""

@@ -1,24 +1,35 @@
-"""Unfinished work kept in the object store, for nodes that vanish with their disks.
+"""Copies the state of unfinished work to S3, so that a retry on another node can resume when the node's disk is gone.
 
-STAR_CHECKPOINTS names s3://bucket/folder. What a stage keeps in `state/` lies there under its fingerprint: every content once, by its
-sha256, and an index written last, so that what is read is always one whole checkpoint. A finished stage's copy is deleted.
+STAR_CHECKPOINTS names the place. After every checkpoint of a training its `state/` folder is uploaded under the
+work's fingerprint: each file's content once, named by its sha256, and last an index of all files. A reader therefore
+sees one complete checkpoint or the one before. When the work is finished its copy is deleted. With
+STAR_CHECKPOINTS=s3://star/checkpoints:
+
+    s3://star/checkpoints/0b6dd34c.../index.json     {"ckd/checkpoint-40/model.safetensors": "5feceb66...", ...}
+    s3://star/checkpoints/0b6dd34c.../5feceb66...    the content with that sha256
 """
 
 import json
 import os
 import shutil
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.hashing import sha256_of
 from star.progress import say
 
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+    from star.folders.s3_client import S3Folder
+
 VARIABLE = "STAR_CHECKPOINTS"
 INDEX = "index.json"
 
 
-def keep(state: Path) -> None:
-    """Uploads what changed in a work's state. A store that is away costs a line, never the training."""
+def upload_state(state: Path) -> None:
+    """Uploads the changed files of a workspace's state. When S3 cannot be used, prints a line; the training goes on."""
     if url := os.environ.get(VARIABLE):
         try:
             _upload(state, f"{url}/{(state.parent / 'fingerprint').read_text()}")
@@ -26,65 +37,66 @@ def keep(state: Path) -> None:
             say(f"the checkpoint is on this disk only: {error}")
 
 
-def fetch(state: Path, fingerprint: str) -> None:
-    """Puts the kept state of a work into an empty folder, where there is one.
+def download_state(state: Path, fingerprint: str) -> None:
+    """Fills an empty state folder with the uploaded state of this work, if there is one.
 
     Raises:
-        InputError: the store does not answer, or a file is not what the index says.
+        InputError: S3 does not answer, or a file differs from what the index says.
     """
     if not (url := os.environ.get(VARIABLE)) or any(state.iterdir()):
         return
-    from star.folders.s3_client import Place, connected
+    from star.folders.s3_client import S3Folder, open_s3
 
-    place = Place.parse(f"{url}/{fingerprint}")
-    arriving = state.with_name(".state.fetched")
-    shutil.rmtree(arriving, ignore_errors=True)
-    arriving.mkdir()
-    with connected(place) as client:
-        for name, digest in _index(client, place).items():
-            file = arriving / name
+    source = S3Folder.parse(f"{url}/{fingerprint}")
+    incoming = state.with_name(".state.fetched")
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir()
+    with open_s3(source) as client:
+        for name, digest in _read_index(client, source).items():
+            file = incoming / name
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                raise InputError(f"{place}/{INDEX} names {name}, outside its folder: do not trust this store")
+                raise InputError(f"{source}/{INDEX} names {name}, outside its folder: do not trust this store")
             file.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(place.bucket, place.key(digest), str(file))
+            client.download_file(source.bucket, source.key(digest), str(file))
             if sha256_of(file) != digest:
-                raise InputError(f"{place}/{digest} is not what its name says: delete {place} and run the stage again")
-    # Half a checkpoint must not be taken for one: all of it appears at once.
+                raise InputError(f"{source}/{digest} has another sha256: delete {source} and run the stage again")
+    # A kill during the download must not leave a part of a checkpoint in `state`: all of it appears at once.
     state.rmdir()
-    arriving.rename(state)
+    incoming.rename(state)
 
 
-def forget(fingerprint: str) -> None:
-    """Deletes what was kept of a work that is done."""
+def delete_state(fingerprint: str) -> None:
+    """Deletes the uploaded state of finished work. When S3 cannot be used this prints a line."""
     if url := os.environ.get(VARIABLE):
-        from star.folders.s3_client import Place, connected
+        from star.folders.s3_client import S3Folder, open_s3
 
-        place = Place.parse(f"{url}/{fingerprint}")
+        folder = S3Folder.parse(f"{url}/{fingerprint}")
         try:
-            with connected(place) as client:
-                for name in (INDEX, *set(_index(client, place).values())):
-                    client.delete_object(Bucket=place.bucket, Key=place.key(name))
+            with open_s3(folder) as client:
+                for name in (INDEX, *set(_read_index(client, folder).values())):
+                    client.delete_object(Bucket=folder.bucket, Key=folder.key(name))
         except InputError as error:
-            say(f"old checkpoints are left: {error}")
+            say(f"old checkpoints could not be deleted: {error}")
 
 
 def _upload(state: Path, url: str) -> None:
-    from star.folders.s3_client import Place, connected
+    from star.folders.s3_client import S3Folder, open_s3
 
-    place = Place.parse(url)
+    target = S3Folder.parse(url)
     files = {file.relative_to(state).as_posix(): sha256_of(file) for file in sorted(state.rglob("*")) if file.is_file()}
-    with connected(place) as client:
-        before = set(_index(client, place).values())
+    with open_s3(target) as client:
+        uploaded = set(_read_index(client, target).values())
         for name, digest in files.items():
-            if digest not in before:
-                client.upload_file(str(state / name), place.bucket, place.key(digest))
-        client.put_object(Bucket=place.bucket, Key=place.key(INDEX), Body=json.dumps(files).encode())
-        for digest in before - set(files.values()):
-            client.delete_object(Bucket=place.bucket, Key=place.key(digest))
+            if digest not in uploaded:
+                client.upload_file(str(state / name), target.bucket, target.key(digest))
+        client.put_object(Bucket=target.bucket, Key=target.key(INDEX), Body=json.dumps(files).encode())
+        for digest in uploaded - set(files.values()):
+            client.delete_object(Bucket=target.bucket, Key=target.key(digest))
 
 
-def _index(client, place) -> dict[str, str]:
+def _read_index(client: "BaseClient", folder: "S3Folder") -> dict[str, str]:
+    """File name -> sha256; empty when nothing was uploaded."""
     try:
-        return json.loads(client.get_object(Bucket=place.bucket, Key=place.key(INDEX))["Body"].read())
+        return json.loads(client.get_object(Bucket=folder.bucket, Key=folder.key(INDEX))["Body"].read())
     except client.exceptions.NoSuchKey:
         return {}

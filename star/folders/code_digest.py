@@ -1,8 +1,8 @@
 """Computes the digest of the code that a stage runs: its function and every star module it imports, directly or through others.
 
-Results are cached by this digest. An edit to the reward makes Sim-RL and the evaluation run again and leaves the data alone. An edit of
-words reruns nothing: the digest is taken over the syntax tree without comments, docstrings, formatting and the type annotations of
-functions, and is the same under every Python that the package supports.
+Results are cached by this digest. An edit to the reward makes Sim-RL and the evaluation run again and leaves the data
+alone. An edit of words reruns nothing: the digest is taken over the syntax tree without comments, docstrings,
+formatting and the type annotations of functions, and is the same under every Python that the package supports.
 """
 
 import ast
@@ -52,8 +52,9 @@ def reachable_modules(function: Callable) -> list[str]:
 def canonical(node: object) -> object:
     """A syntax tree as nested lists of names and constants, equal for code that runs the same on every Python.
 
-    Leaves out docstrings and other bare strings, `pass`, blocks under `if TYPE_CHECKING`, annotations of arguments and results, and
-    fields that are empty: a newer Python has fields that an older one lacks, and they are empty where the older one can parse the code.
+    Leaves out docstrings and other bare strings, `pass`, blocks under `if TYPE_CHECKING`, annotations of arguments
+    and results, and fields that are empty: a newer Python has fields that an older one lacks, and they are empty
+    where the older one can parse the code.
     """
     if isinstance(node, list):
         return [canonical(item) for item in node if not _is_without_effect(item)]

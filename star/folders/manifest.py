@@ -1,19 +1,33 @@
-"""The manifest of a finished folder: every file with its size and sha256, and where the folder came from.
+"""Reads manifest.json and verifies finished folders by it: every file with size and sha256, and how it was made.
 
-A folder without a valid manifest is refused as an input.
+A folder without a valid manifest is refused as an input. Example (shortened), of a folder that `star rollout` wrote:
+
+    {"stage": "rollout",
+     "fingerprint": "0b6dd34c...",                    of the work: stage, settings, code, inputs
+     "config_digest": "91b1...", "code_digest": "4fc2...", "code_version": "0.1.0",
+     "inputs": {"data": "7a4e...", "teacher": "c01d..."},   the content digests of the input folders
+     "files": [{"path": "sequences.parquet", "size": 73311, "sha256": "5feceb66...", "rows": 412}, ...],
+     "part": null,                                    "2/4" in the folder of one shard
+     "ancestors": {"7a4e...": {"stage": "synthesize", ...}, ...},
+     "origin": {"commit": "...", "run": "..."}}
+
+Two digests matter. The `fingerprint` is known before the work starts: equal fingerprints mean equal work, so the
+result can be reused. The content digest (`Manifest.digest`) is known after it: the next stage's fingerprint contains
+it. Two runs that wrote the same files have the same content digest, and what was made from either is valid for both.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from star.errors import InputError
 from star.hashing import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.json"  # figures about the work (seconds among them): not part of what the work is
-# Nor is how fast it went, and what is drawn of both.
-ABOUT = frozenset({METRICS, "timing.json", "report.html", "report.md"})
+METRICS = "metrics.json"
+# Excluded from the content digest: these files vary between identical runs (durations, and reports that show them).
+NOT_IN_DIGEST = frozenset({METRICS, "timing.json", "report.html", "report.md"})
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,15 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a stage's folder holds and where it came from. `part` is i/n when it is one of several."""
+    """The content of manifest.json.
+
+    Attributes:
+        fingerprint: digest of the work (stage, settings, code, inputs), by which a finished result is recognised.
+        inputs: name of the input -> its content digest.
+        part: i/n in the folder of one shard, else None.
+        ancestors: content digest -> summary, of every folder that this one was made from, directly or through others.
+        origin: where it was made: commit, image, runs.
+    """
 
     stage: str
     fingerprint: str
@@ -44,26 +66,27 @@ class Manifest:
     inputs: dict[str, str]
     files: list[FileEntry] = field(default_factory=list)
     part: str | None = None
-    ancestors: dict[str, dict] = field(default_factory=dict)  # digest -> summary, of every stage above this one
-    origin: dict[str, str] = field(default_factory=dict)  # commit, image, runs: where it was made
+    ancestors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
 
-    def summary(self) -> dict:
-        """What the manifests below this one keep of it."""
+    def summary(self) -> dict[str, Any]:
+        """The fields that manifests of later folders repeat under `ancestors`."""
         kept = ("stage", "fingerprint", "config_digest", "code_digest", "code_version", "inputs", "origin")
         return {key: getattr(self, key) for key in kept}
 
     @property
     def digest(self) -> str:
-        """sha256 of the content: names, sizes and digests of all files but those about the work."""
-        content = [asdict(entry) for entry in self.files if entry.path not in ABOUT]
+        """The content digest: sha256 over the names, sizes and digests of all files but those of NOT_IN_DIGEST."""
+        content = [asdict(entry) for entry in self.files if entry.path not in NOT_IN_DIGEST]
         return digest_of({"stage": self.stage, "files": content})
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a finished folder.
+    """Reads a folder's manifest. The files are not verified; `open_input` does that.
 
     Raises:
-        InputError: the folder is missing, has no manifest, or the manifest cannot be read; the message names the folder.
+        InputError: the folder is missing, has no manifest, or the manifest cannot be read; the message names the
+            folder.
     """
     if not folder.is_dir():
         raise InputError(f"no folder at {folder}: run the stage that makes it first")
@@ -83,10 +106,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def open_input(folder: Path, *, stage: str) -> Manifest:
-    """Verifies a finished folder of `stage`, every file by size and sha256, and returns its manifest.
+    """Verifies that a folder is a finished output of `stage`, every file by size and sha256, and returns its manifest.
 
     Raises:
-        InputError: it is another stage's output, or a file is missing or changed; the message names it.
+        InputError: it is another stage's output, or a file is missing or was changed; the message names it.
     """
     manifest = read_manifest(folder)
     if manifest.stage != stage:
@@ -103,7 +126,7 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
 
 
 def is_finished(out: Path, *, fingerprint: str) -> bool:
-    """Whether `out` already is the whole result of exactly this work. A damaged result counts as not finished."""
+    """Whether `out` has the complete, undamaged result of the work with this fingerprint."""
     try:
         return read_manifest(out).fingerprint == fingerprint and bool(open_input(out, stage=read_manifest(out).stage))
     except InputError:
@@ -111,6 +134,6 @@ def is_finished(out: Path, *, fingerprint: str) -> bool:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises InputError when `out` holds anything that is not a stage's output: it will not be overwritten."""
+    """Raises InputError if `out` has content without a manifest: it is not STAR's, and would be overwritten."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise InputError(f"{out} exists and is not a stage's output: give another folder, or move it away")

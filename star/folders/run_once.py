@@ -1,16 +1,34 @@
-"""Runs one piece of work under the folder contract: done once, whole or not there, resumed after a kill.
+"""Runs one piece of work under the folder contract: once, published completely or not at all, resumed after a kill.
 
-Every folder that STAR publishes goes through `run_once`: the stages, their merges, `star evaluate --model` and the data commands.
+Every folder that STAR publishes goes through `run_once`: the stages, their merges, `star evaluate --model` and the
+data commands.
 
     run_once(describe, work, out=Path("runs/data"))
 
-    1. refuses to overwrite a folder that STAR did not write
-    2. describe(): verifies the inputs and returns the manifest of the work, its file list still empty
-    3. puts a whole result in place that a kill caught between two renames
-    4. answers from the result of the same work, where there is one, and removes what a kill left of the partial folder
-    5. otherwise locks the partial folder, which a killed run of the same work left or which is new
-    6. work(workspace, manifest): writes the result into workspace.out and keeps what a resumed run needs in workspace.state
-    7. writes metrics.json, then the manifest, renames the folder to its place and removes the partial folder
+ 1. Refuses an output folder that has content without a manifest, because STAR did not write it.
+ 2. Calls `describe()`, which verifies the inputs and returns the draft manifest. Its fingerprint identifies the work.
+ 3. If a killed process left the complete result in another place, moves or copies it to `out`.
+ 4. If `out` has the finished result of this work, returns its metrics and removes what a kill left of the workspace.
+ 5. Otherwise locks the workspace. One that a killed run of the same work left is used again; any other one is emptied.
+ 6. Calls `work(workspace, manifest)`, which writes the result to workspace.out, and to workspace.state what a resumed
+    run needs.
+ 7. Writes metrics.json and then manifest.json, renames the folder to `out`, removes the workspace and releases the
+    lock.
+
+On disk, for `star distill --out runs/model`:
+
+    during the work                      runs/.model.partial/fingerprint          0b6dd34c7f2e91aa...
+                                         runs/.model.partial/state/ckd/checkpoint-40/...
+                                         runs/.model.partial/out/                 (no manifest.json yet)
+                                         runs/.model.partial.lock
+    killed                               the same files; the operating system released the lock
+    started again, same fingerprint      goes on from checkpoint-40
+    started again, other settings        empties .model.partial first
+    published                            runs/model/{model.safetensors, ..., metrics.json, manifest.json} and no hidden files
+    started again                        answers from runs/model/metrics.json; the work is not done again
+
+A reader that finds a manifest.json can rely on every file that it lists. working_paths.py names the hidden folders,
+and where they lie with STAR_WORK; publish.py shows the order of the renames.
 """
 
 import json
@@ -21,14 +39,15 @@ from pathlib import Path
 from typing import Any
 
 from star.folders.manifest import METRICS, Manifest, is_finished, refuse_foreign
-from star.folders.workspace import Workspace, clear_finished, finish_interrupted, partial_folder, publish
+from star.folders.publish import finish_interrupted_publish, publish
+from star.folders.workspace import Workspace, open_workspace, remove_leftover_workspace
 from star.hashing import digest_of
 from star.json_file import write_json
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a piece of work found out: its figures, and where it was made (commit, image, runs)."""
+    """What `work` returns: the metrics for metrics.json, and the origin for the manifest (commit, image, runs)."""
 
     metrics: Mapping[str, Any]
     origin: dict[str, str] = field(default_factory=dict)
@@ -36,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The figures of the finished folder, and whether it was there already."""
+    """The metrics of the finished folder, and whether an earlier run had made it."""
 
     metrics: dict[str, Any]
     cached: bool
@@ -50,45 +69,52 @@ def run_once(
     resume: bool = True,
     reuse: bool = True,
 ) -> Outcome:
-    """Runs `work` unless `out` already holds its result, and publishes it.
+    """Runs `work` and publishes its result, unless `out` already has the result of the same work.
 
     Args:
-        describe: verifies the inputs; returns the manifest to be, with the fingerprint by which equal work is known.
-        work: writes the result into the workspace it is given; the manifest is that of `describe`.
-        resume: go on with a killed run of the same work; otherwise begin anew.
-        reuse: answer from a finished result; otherwise the work is done again each time.
+        describe: verifies the inputs and returns the draft manifest (`draft_manifest`).
+        work: writes the result into the workspace. Its second argument is the draft manifest.
+        out: the folder to publish, an absolute path.
+        resume: go on with a killed run of the same work; otherwise start from an empty workspace.
+        reuse: answer from a finished result; otherwise do the work again each time.
 
     Raises:
-        InputError: `out` is not a folder of STAR's, an input is missing or damaged, or another process does the same work.
+        InputError: `out` has content of others, an input is missing or damaged, or another process is doing the same
+            work.
     """
     refuse_foreign(out)
     manifest = describe()
-    finish_interrupted(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
+    finish_interrupted_publish(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
     if reuse and is_finished(out, fingerprint=manifest.fingerprint):
-        clear_finished(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
+        remove_leftover_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
         return Outcome(read_metrics(out), cached=True)
-    with partial_folder(out, stage=manifest.stage, fingerprint=manifest.fingerprint, resume=resume) as workspace:
+    with open_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint, resume=resume) as workspace:
         result = work(workspace, manifest)
         write_json(workspace.out / METRICS, result.metrics)
         publish(workspace.out, out=out, manifest=replace(manifest, origin=result.origin))
     return Outcome(dict(result.metrics), cached=False)
 
 
-def describe_work(
+def draft_manifest(
     stage: str, *, settings: str, code: str, inputs: Mapping[str, Manifest | str], part: str | None = None
 ) -> Manifest:
-    """The manifest of work to come, its file list empty.
+    """The manifest of work that is about to start: everything but the list of files.
+
+    Its fingerprint is the digest of all arguments. Two pieces of work with the same fingerprint have the same result.
 
     Args:
         settings: all settings that determine the result, as canonical JSON.
-        code: digest of the code that runs.
-        inputs: the verified manifest of each input folder, or the digest of an input that is none.
-        part: i/n, when the result will be one of n parts.
+        code: digest of the code that runs (`star.folders.code_digest`).
+        inputs: name -> the verified manifest of an input folder, or the digest of an input that has no manifest.
+        part: i/n if the result is one of n shards.
     """
     digests = {key: entry.digest if isinstance(entry, Manifest) else entry for key, entry in inputs.items()}
     config_digest = digest_of(settings)
     content = [stage, config_digest, code, digests, *([part] if part else [])]
-    folders = [entry for entry in inputs.values() if isinstance(entry, Manifest)]
+    ancestors: dict[str, dict[str, Any]] = {}
+    for entry in inputs.values():
+        if isinstance(entry, Manifest):
+            ancestors |= {entry.digest: entry.summary(), **entry.ancestors}
     return Manifest(
         stage=stage,
         fingerprint=digest_of(content),
@@ -97,21 +123,17 @@ def describe_work(
         code_version=code_version(),
         inputs=digests,
         part=part,
-        ancestors={
-            digest: summary
-            for entry in folders
-            for digest, summary in [(entry.digest, entry.summary()), *entry.ancestors.items()]
-        },
+        ancestors=ancestors,
     )
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The figures of a finished folder."""
+    """The metrics of a finished folder."""
     return json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
 
 def code_version() -> str:
-    """The version of the installed package."""
+    """The version of the installed package, or `source` where it is not installed."""
     try:
         return version("star-distill")
     except PackageNotFoundError:

@@ -1,105 +1,120 @@
-"""Stage folders in S3: files first, the manifest last, every file's sha256 checked on read, uploads that go on where they were cut.
+"""Uploads finished folders to S3 and downloads them: files first, the manifest last, every sha256 verified.
 
-Any store that speaks the protocol: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION as boto3 reads them.
+An S3 folder without a manifest is incomplete and is refused as an input, so a reader never sees a part of an upload.
+An interrupted transfer continues when it is started again: files that arrived with the right sha256 are skipped, and
+of a large file only the missing parts are sent.
+
+    s3://bucket/topk/topk-00000.safetensors      metadata: sha256
+    s3://bucket/topk/manifest.json               deleted before the first file is sent, written after the last one
+
+Any store with the S3 API works: boto3 reads AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and
+AWS_DEFAULT_REGION.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.folders.manifest import MANIFEST, FileEntry, Manifest, open_input, read_manifest
-from star.folders.s3_client import ATTEMPTS, Place, connected
+from star.folders.s3_client import ATTEMPTS, S3Folder, open_s3
 from star.hashing import sha256_of
 from star.progress import Bar
 
-PART_BYTES = 16 * 2**20  # of a multipart upload; what a cut connection can cost
-MOST_PARTS = 10_000  # of one object
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+PART_BYTES = 16 * 2**20  # of a multipart upload: at most this much is sent again after a cut connection
+MAX_PARTS = 10_000  # per object, S3's limit
 
 
 def upload_folder(folder: Path, url: str | Path) -> None:
-    """Publishes a finished stage folder. Until its last request the place has no manifest and is refused as an input.
+    """Uploads a finished folder. Until the last request the S3 folder has no manifest and is refused as an input.
 
     Raises:
-        InputError: the folder is not whole, or the store keeps failing; what was uploaded is kept, and is not sent again.
+        InputError: the folder is incomplete or damaged, or S3 keeps failing. Uploaded files are kept and are not sent
+            again.
     """
-    place, manifest = Place.parse(url), read_manifest(folder)
+    s3_folder, manifest = S3Folder.parse(url), read_manifest(folder)
     open_input(folder, stage=manifest.stage)
     content = (folder / MANIFEST).read_bytes()
-    with connected(place) as client:
-        if _get(client, place, MANIFEST) == content:
+    with open_s3(s3_folder) as client:
+        if _read_object(client, s3_folder, MANIFEST) == content:
             return
         # An older result's manifest would vouch for files that are being replaced.
-        client.delete_object(Bucket=place.bucket, Key=place.key(MANIFEST))
-        with Bar(f"upload to {place}", len(manifest.files)) as bar:
+        client.delete_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST))
+        with Bar(f"upload to {s3_folder}", len(manifest.files)) as bar:
             for entry in manifest.files:
-                if _digest_there(client, place, entry) != entry.sha256:
-                    _upload(client, place, folder / entry.path, entry)
+                if _uploaded_digest(client, s3_folder, entry) != entry.sha256:
+                    _upload(client, s3_folder, folder / entry.path, entry)
                 bar.advance()
-        client.put_object(Bucket=place.bucket, Key=place.key(MANIFEST), Body=content)
+        client.put_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST), Body=content)
 
 
 def download_folder(url: str | Path, root: Path) -> Path:
-    """A local copy of a published folder under `root`; files that are there with the right sha256 are not fetched again.
+    """Downloads an uploaded folder to `root`/bucket/folder and returns that path. Files with the right sha256 are kept.
 
     Raises:
-        InputError: no manifest is there, a file is not what the manifest says, or the store keeps failing; the message names it.
+        InputError: the manifest is missing, a file differs from what the manifest says, or S3 keeps failing; the
+            message names it.
     """
-    place = Place.parse(url)
-    folder = root / place.bucket / place.prefix
-    with connected(place) as client:
-        content = _get(client, place, MANIFEST)
+    s3_folder = S3Folder.parse(url)
+    folder = root / s3_folder.bucket / s3_folder.prefix
+    with open_s3(s3_folder) as client:
+        content = _read_object(client, s3_folder, MANIFEST)
         if content is None:
-            raise InputError(f"{place} has no {MANIFEST}, so nothing whole is there: run its stage, or correct the URL")
-        files = _files_of(content, place)
+            raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
+        files = _parse_files(content, s3_folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
-        with Bar(f"fetch {place}", len(files)) as bar:
+        with Bar(f"fetch {s3_folder}", len(files)) as bar:
             for entry in files:
-                _download(client, place, folder, entry)
+                _download(client, s3_folder, folder, entry)
                 bar.advance()
-    unfinished = folder / f".{MANIFEST}.tmp"
-    unfinished.write_bytes(content)
-    unfinished.replace(folder / MANIFEST)
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_bytes(content)
+    temporary.replace(folder / MANIFEST)
     return folder
 
 
-def _files_of(content: bytes, place: Place) -> list[FileEntry]:
+def _parse_files(content: bytes, s3_folder: S3Folder) -> list[FileEntry]:
+    """The file entries of a manifest, with paths that stay inside its folder."""
     try:
         fields = json.loads(content)
         entries = [FileEntry(**entry) for entry in fields.pop("files")]
         Manifest(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{place}/{MANIFEST} is damaged: run the stage that makes it again") from error
+        raise InputError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
     for entry in entries:
         if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
-            raise InputError(f"{place}/{MANIFEST} names {entry.path}, outside its folder: do not trust this source")
+            raise InputError(f"{s3_folder}/{MANIFEST} names {entry.path}, outside its folder: do not trust this source")
     return entries
 
 
-def _download(client, place: Place, folder: Path, entry: FileEntry) -> None:
+def _download(client: "BaseClient", s3_folder: S3Folder, folder: Path, entry: FileEntry) -> None:
     from boto3.s3.transfer import TransferConfig
 
     file = folder / entry.path
     if file.is_file() and file.stat().st_size == entry.size and sha256_of(file) == entry.sha256:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")
     transfer = TransferConfig(num_download_attempts=ATTEMPTS, multipart_threshold=PART_BYTES, use_threads=False)
-    client.download_file(place.bucket, place.key(entry.path), str(unfinished), Config=transfer)
-    if sha256_of(unfinished) != entry.sha256:
-        unfinished.unlink()
-        raise InputError(f"{place}/{entry.path} is not what its manifest says (sha256): upload the folder again")
-    unfinished.replace(file)
+    client.download_file(s3_folder.bucket, s3_folder.key(entry.path), str(temporary), Config=transfer)
+    if sha256_of(temporary) != entry.sha256:
+        temporary.unlink()
+        raise InputError(f"{s3_folder}/{entry.path} is not what its manifest says (sha256): upload the folder again")
+    temporary.replace(file)
 
 
-def _digest_there(client, place: Place, entry: FileEntry) -> str | None:
-    """The sha256 of the object that is there, as it was noted when it was uploaded."""
+def _uploaded_digest(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry) -> str | None:
+    """Returns the sha256 in the metadata of the uploaded object; None if there is no object of the right size."""
     from botocore.exceptions import ClientError
 
     try:
-        head = client.head_object(Bucket=place.bucket, Key=place.key(entry.path))
+        head = client.head_object(Bucket=s3_folder.bucket, Key=s3_folder.key(entry.path))
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
             return None
@@ -107,39 +122,40 @@ def _digest_there(client, place: Place, entry: FileEntry) -> str | None:
     return head["Metadata"].get("sha256") if head["ContentLength"] == entry.size else None
 
 
-def _upload(client, place: Place, file: Path, entry: FileEntry) -> None:
-    key = {"Bucket": place.bucket, "Key": place.key(entry.path)}
-    noted = {"Metadata": {"sha256": entry.sha256}}
+def _upload(client: "BaseClient", s3_folder: S3Folder, file: Path, entry: FileEntry) -> None:
+    key = {"Bucket": s3_folder.bucket, "Key": s3_folder.key(entry.path)}
+    metadata = {"Metadata": {"sha256": entry.sha256}}
     if entry.size <= PART_BYTES:
-        client.put_object(**key, **noted, Body=file.read_bytes())
+        client.put_object(**key, **metadata, Body=file.read_bytes())
         return
-    begun = _begun_uploads(client, place, entry)
-    _send_parts(client, key, begun[-1] if begun else client.create_multipart_upload(**key, **noted)["UploadId"], file)
-    if _digest_there(client, place, entry) != entry.sha256:  # the upload had been begun for another content
-        _send_parts(client, key, client.create_multipart_upload(**key, **noted)["UploadId"], file)
-    for upload in begun[:-1]:
-        client.abort_multipart_upload(**key, UploadId=upload)
+    unfinished_ids = _unfinished_uploads(client, s3_folder, entry)
+    upload_id = unfinished_ids[-1] if unfinished_ids else client.create_multipart_upload(**key, **metadata)["UploadId"]
+    _send_parts(client, key, upload_id, file)
+    if _uploaded_digest(client, s3_folder, entry) != entry.sha256:  # the unfinished upload was of another content
+        _send_parts(client, key, client.create_multipart_upload(**key, **metadata)["UploadId"], file)
+    for upload_id in unfinished_ids[:-1]:
+        client.abort_multipart_upload(**key, UploadId=upload_id)
 
 
-def _begun_uploads(client, place: Place, entry: FileEntry) -> list[str]:
-    """Ids of the file's unfinished uploads, the latest last."""
-    key = place.key(entry.path)
-    uploads = client.list_multipart_uploads(Bucket=place.bucket, Prefix=key).get("Uploads", [])
+def _unfinished_uploads(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry) -> list[str]:
+    """IDs of the file's unfinished multipart uploads, the latest last."""
+    key = s3_folder.key(entry.path)
+    uploads = client.list_multipart_uploads(Bucket=s3_folder.bucket, Prefix=key).get("Uploads", [])
     return [found["UploadId"] for found in sorted(uploads, key=lambda u: u["Initiated"]) if found["Key"] == key]
 
 
-def _send_parts(client, key: dict[str, str], upload: str, file: Path) -> None:
-    """Sends the parts that are not there yet; one that is there counts when its md5 is that of the file's."""
-    pages = client.get_paginator("list_parts").paginate(**key, UploadId=upload)
-    there = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", [])}
-    size = max(PART_BYTES, -(-file.stat().st_size // MOST_PARTS))
+def _send_parts(client: "BaseClient", key: dict[str, str], upload_id: str, file: Path) -> None:
+    """Sends the missing parts and completes the upload. A part is already there if its ETag is the md5 of its content."""
+    pages = client.get_paginator("list_parts").paginate(**key, UploadId=upload_id)
+    uploaded = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", [])}
+    size = max(PART_BYTES, -(-file.stat().st_size // MAX_PARTS))
     parts = []
     for number, content in enumerate(_read_parts(file, size), start=1):
         tag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
-        if there.get(number) != tag:
-            tag = client.upload_part(**key, UploadId=upload, PartNumber=number, Body=content)["ETag"]
+        if uploaded.get(number) != tag:
+            tag = client.upload_part(**key, UploadId=upload_id, PartNumber=number, Body=content)["ETag"]
         parts.append({"PartNumber": number, "ETag": tag})
-    client.complete_multipart_upload(**key, UploadId=upload, MultipartUpload={"Parts": parts})
+    client.complete_multipart_upload(**key, UploadId=upload_id, MultipartUpload={"Parts": parts})
 
 
 def _read_parts(file: Path, size: int) -> Iterator[bytes]:
@@ -148,8 +164,8 @@ def _read_parts(file: Path, size: int) -> Iterator[bytes]:
             yield part
 
 
-def _get(client, place: Place, name: str) -> bytes | None:
+def _read_object(client: "BaseClient", s3_folder: S3Folder, name: str) -> bytes | None:
     try:
-        return client.get_object(Bucket=place.bucket, Key=place.key(name))["Body"].read()
+        return client.get_object(Bucket=s3_folder.bucket, Key=s3_folder.key(name))["Body"].read()
     except client.exceptions.NoSuchKey:
         return None

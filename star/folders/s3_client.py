@@ -1,4 +1,4 @@
-"""Connects to S3: places like s3://bucket/folder, one client per process, and failures as one line that says what to do."""
+"""Connects to S3: one boto3 client per process; failures become one line with the cure."""
 
 import os
 from collections.abc import Iterator
@@ -6,45 +6,54 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from star.errors import InputError
 
-ATTEMPTS = 8  # of one request, with growing pauses
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
+ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder in S3."""
+class S3Folder:
+    """A folder in S3: all objects whose key starts with the prefix."""
 
     bucket: str
     prefix: str
 
     @classmethod
-    def parse(cls, url: str | Path) -> "Place":
-        """Reads s3://bucket/folder; a Path, which folds the slashes, does too."""
+    def parse(cls, url: str | Path) -> "S3Folder":
+        """Reads s3://bucket/folder. A Path, which turns the two slashes into one, is read too.
+
+        Raises:
+            InputError: the text does not have that form.
+        """
         bucket, _, prefix = str(url).removeprefix("s3:").lstrip("/").partition("/")
         if not bucket or not prefix.strip("/"):
             raise InputError(f"{url} is not like s3://bucket/folder")
         return cls(bucket, prefix.strip("/"))
 
     def key(self, name: str) -> str:
-        """The object key of a file of the folder."""
+        """The object key of a file in this folder."""
         return f"{self.prefix}/{name}"
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-def s3_client(endpoint: str | None = None):
-    """A boto3 client for the endpoint, or where none is given for that of AWS_ENDPOINT_URL, else for Amazon's; one a process.
+def s3_client(endpoint: str | None = None) -> "BaseClient":
+    """The process's boto3 client for an endpoint: the given one, else AWS_ENDPOINT_URL, else Amazon's.
 
-    It tries a request `ATTEMPTS` times, and slows down where the store throttles it.
+    It sends a request up to `ATTEMPTS` times, and sends more slowly when the store throttles it.
     """
     return _client_of(endpoint or os.environ.get("AWS_ENDPOINT_URL"), ATTEMPTS, os.getpid())
 
 
 @lru_cache(maxsize=4)
-def _client_of(endpoint: str | None, attempts: int, process: int):
+def _client_of(endpoint: str | None, attempts: int, process: int) -> "BaseClient":
+    """One client per endpoint and process: a forked process must not share the connections of its parent."""
     import boto3
     from botocore.config import Config
 
@@ -58,14 +67,14 @@ def _client_of(endpoint: str | None, attempts: int, process: int):
     return boto3.client("s3", endpoint_url=endpoint, config=config)
 
 
-def is_remote(place: str | Path) -> bool:
-    """Whether the place is in S3. A Path, which folds the slashes, counts too."""
-    return str(place).startswith("s3:/")
+def is_s3_url(path: str | Path) -> bool:
+    """Whether the path is s3://..., also as a Path, which turns the two slashes into one."""
+    return str(path).startswith("s3:/")
 
 
 @contextmanager
-def connected(place: Place) -> Iterator:
-    """A boto3 client whose failures are one line with the cure."""
+def open_s3(folder: S3Folder) -> Iterator["BaseClient"]:
+    """Yields the client; inside the block its errors become an InputError that names the folder and the cure."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -73,10 +82,10 @@ def connected(place: Place) -> Iterator:
         yield s3_client()
     except ClientError as error:
         code = error.response["Error"].get("Code", "?")
-        raise InputError(f"{place}: the store answered {code}, {_cure(code)}") from error
+        raise InputError(f"{folder}: the store answered {code}, {_cure(code)}") from error
     except (BotoCoreError, Boto3Error, ConnectionError) as error:
         raise InputError(
-            f"{place} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
+            f"{folder} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
             "run again to go on"
         ) from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from star.folders.s3 import download_folder, upload_folder
-from star.folders.s3_client import Place, is_remote
+from star.folders.s3_client import S3Folder, is_s3_url
 from star.home import home
 
 T = TypeVar("T")
@@ -27,17 +27,17 @@ def with_local_folders(work: Callable[..., T], *, out: Path, upload: bool, **arg
     Raises:
         InputError: an input is incomplete, or S3 does not answer.
     """
-    place = Place.parse(out) if is_remote(out) else None
-    local_out = home() / "s3" / "made" / place.bucket / place.prefix if place else out
+    s3_folder = S3Folder.parse(out) if is_s3_url(out) else None
+    local_out = home() / "s3" / "made" / s3_folder.bucket / s3_folder.prefix if s3_folder else out
     result = work(out=local_out, **{name: _with_local_copies(value) for name, value in arguments.items()})
-    if place and upload:
-        upload_folder(local_out, str(place))
+    if s3_folder and upload:
+        upload_folder(local_out, str(s3_folder))
     return result
 
 
 def local_copy(folder: Path) -> Path:
     """The folder itself, or a local copy of one that lies in S3."""
-    return download_folder(folder, home() / "s3" / "fetched") if is_remote(folder) else folder
+    return download_folder(folder, home() / "s3" / "fetched") if is_s3_url(folder) else folder
 
 
 def _with_local_copies(value: object) -> object:

@@ -1,7 +1,7 @@
 """Names one of the n shards that a stage's work can be divided into, as `--shard i/n` gives it.
 
-The n shards run as separate processes, on one machine or in one pod each. Every one takes each n-th item and publishes a folder of its own,
-whose manifest has `"part": "i/n"`; `star merge` makes one folder of all n. With n = 3:
+The n shards run as separate processes, on one machine or in one pod each. Every one takes each n-th item and
+publishes a folder of its own, whose manifest has `"part": "i/n"`; `star merge` makes one folder of all n. With n = 3:
 
     items        a b c d e f g
     shard 1/3    a     d     g

@@ -260,7 +260,7 @@ class _MarkCheckpointComplete(TrainerCallback):
         distributed.barrier()  # every rank writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
         if state.is_world_process_zero:
-            checkpoints_s3.keep(self.state_folder)
+            checkpoints_s3.upload_state(self.state_folder)
 
 
 class _StopWithCheckpoint(TrainerCallback):

@@ -117,7 +117,7 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
 
 def other_teacher(teacher: Path, copy: Path) -> Path:
     """The same model in a folder with another digest."""
-    from star.folders.workspace import publish
+    from star.folders.publish import publish
 
     shutil.copytree(teacher, copy)
     (copy / "note.txt").write_text("another")

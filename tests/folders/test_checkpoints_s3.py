@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from star.errors import InputError
 from star.folders import checkpoints_s3
-from star.folders.workspace import partial_folder
+from star.folders.workspace import open_workspace
 
 FINGERPRINT = "f" * 64
 
@@ -46,17 +46,17 @@ def at_work(out: Path, *, fail: bool = True) -> dict[str, str]:
     """One try of a work: what its state held when it began. It writes a checkpoint, and fails unless told otherwise."""
     with (
         contextlib.suppress(KeyboardInterrupt),
-        partial_folder(out, stage="distill", fingerprint=FINGERPRINT, resume=True) as work,
+        open_workspace(out, stage="distill", fingerprint=FINGERPRINT, resume=True) as workspace,
     ):
         found = {
-            file.relative_to(work.state).as_posix(): file.read_text()
-            for file in work.state.rglob("*")
+            file.relative_to(workspace.state).as_posix(): file.read_text()
+            for file in workspace.state.rglob("*")
             if file.is_file()
         }
         step = len(found) + 1
-        (work.state / "ckd").mkdir(exist_ok=True)
-        (work.state / "ckd" / f"checkpoint-{step}").write_text(f"weights of step {step}")
-        checkpoints_s3.keep(work.state)
+        (workspace.state / "ckd").mkdir(exist_ok=True)
+        (workspace.state / "ckd" / f"checkpoint-{step}").write_text(f"weights of step {step}")
+        checkpoints_s3.upload_state(workspace.state)
         if fail:
             raise KeyboardInterrupt
     return found
@@ -80,7 +80,7 @@ def test_what_was_dropped_here_is_dropped_there(store, tmp_path: Path) -> None:
     state = tmp_path / "a" / ".out.partial" / "state"
     shutil.rmtree(state / "ckd")
     (state / "base").write_text("x")
-    checkpoints_s3.keep(state)
+    checkpoints_s3.upload_state(state)
     assert len(objects(store)) == 2
 
 
@@ -94,7 +94,7 @@ def test_a_store_that_is_away_does_not_end_the_training(
     store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     store.delete_bucket(Bucket="star")
-    monkeypatch.setattr(checkpoints_s3, "fetch", lambda state, fingerprint: None)
+    monkeypatch.setattr(checkpoints_s3, "download_state", lambda state, fingerprint: None)
     at_work(tmp_path / "a" / "out")
     assert "the checkpoint is on this disk only" in capsys.readouterr().err
 
@@ -105,7 +105,7 @@ def test_a_damaged_or_hostile_copy_is_refused(store, tmp_path: Path) -> None:
     index = json.loads(store.get_object(Bucket="star", Key=f"{prefix}/index.json")["Body"].read())
     [digest] = index.values()
     store.put_object(Bucket="star", Key=f"{prefix}/{digest}", Body=b"other weights")
-    with pytest.raises(InputError, match="is not what its name says"):
+    with pytest.raises(InputError, match="has another sha256"):
         at_work(tmp_path / "b" / "out", fail=False)
     store.put_object(Bucket="star", Key=f"{prefix}/index.json", Body=json.dumps({"../../escape": digest}).encode())
     with pytest.raises(InputError, match="outside its folder"):

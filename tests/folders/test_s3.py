@@ -17,9 +17,10 @@ from moto.server import ThreadedMotoServer
 from star.errors import InputError
 from star.folders import s3
 from star.folders.manifest import Manifest, open_input
+from star.folders.publish import publish
 from star.folders.s3 import download_folder, upload_folder
-from star.folders.s3_client import Place, is_remote
-from star.folders.workspace import partial_folder, publish
+from star.folders.s3_client import S3Folder, is_s3_url
+from star.folders.workspace import open_workspace
 
 URL = "s3://bucket/runs/topk"
 
@@ -109,11 +110,11 @@ def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 
 def make_folder(out: Path, *, fill: str = "a", size: int = 1000) -> Path:
-    with partial_folder(out, stage="extract-topk", fingerprint=fill, resume=True) as work:
-        (work.out / "tokenizer").mkdir()
-        (work.out / "tokenizer" / "tokenizer.json").write_text("{}")
-        (work.out / "shard").write_bytes(fill.encode() * size)
-        publish(work.out, out=out, manifest=Manifest("extract-topk", fill, "c", "d", "0", {}))
+    with open_workspace(out, stage="extract-topk", fingerprint=fill, resume=True) as workspace:
+        (workspace.out / "tokenizer").mkdir()
+        (workspace.out / "tokenizer" / "tokenizer.json").write_text("{}")
+        (workspace.out / "shard").write_bytes(fill.encode() * size)
+        publish(workspace.out, out=out, manifest=Manifest("extract-topk", fill, "c", "d", "0", {}))
     return out
 
 
@@ -260,9 +261,9 @@ def test_a_missing_bucket_and_a_dead_store_are_one_line(proxy: Proxy, tmp_path: 
 
 @pytest.mark.parametrize("url", ["s3://", "s3://bucket", "s3://bucket/"])
 def test_a_place_needs_a_bucket_and_a_folder(url: str) -> None:
-    assert is_remote(url) and is_remote(Path(url + "x"))
+    assert is_s3_url(url) and is_s3_url(Path(url + "x"))
     with pytest.raises(InputError, match="is not like s3://bucket/folder"):
-        Place.parse(url)
+        S3Folder.parse(url)
 
 
 @pytest.mark.slow

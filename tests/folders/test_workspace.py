@@ -10,7 +10,8 @@ import pytest
 
 from star.errors import InputError
 from star.folders.manifest import Manifest, is_finished, open_input, read_manifest
-from star.folders.workspace import clear_finished, finish_interrupted, partial_folder, publish
+from star.folders.publish import finish_interrupted_publish, publish
+from star.folders.workspace import open_workspace, remove_leftover_workspace
 from star.hashing import digest_of
 
 
@@ -19,14 +20,14 @@ def manifest(fingerprint: str = "f") -> Manifest:
 
 
 def finish(out: Path, *, fingerprint: str = "f", content: str = "rows") -> Manifest:
-    with partial_folder(out, stage="synthesize", fingerprint=fingerprint, resume=True) as work:
-        (work.out / "train.jsonl").write_text(content)
-        return publish(work.out, out=out, manifest=manifest(fingerprint))
+    with open_workspace(out, stage="synthesize", fingerprint=fingerprint, resume=True) as workspace:
+        (workspace.out / "train.jsonl").write_text(content)
+        return publish(workspace.out, out=out, manifest=manifest(fingerprint))
 
 
 def fail_halfway(out: Path) -> None:
-    with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-        (work.state / "half").write_text("done so far")
+    with open_workspace(out, stage="s", fingerprint="f", resume=True) as workspace:
+        (workspace.state / "half").write_text("done so far")
         raise ValueError("failed halfway")
 
 
@@ -44,8 +45,8 @@ def test_a_failed_stage_leaves_no_output_and_goes_on_where_it_was(tmp_path: Path
     with pytest.raises(ValueError, match="failed halfway"):
         fail_halfway(out)
     assert not out.exists()
-    with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-        assert (work.state / "half").read_text() == "done so far"
+    with open_workspace(out, stage="s", fingerprint="f", resume=True) as workspace:
+        assert (workspace.state / "half").read_text() == "done so far"
 
 
 @pytest.mark.parametrize(("fingerprint", "resume"), [("other", True), ("f", False)])
@@ -53,17 +54,17 @@ def test_other_work_and_a_restart_begin_anew(tmp_path: Path, fingerprint: str, r
     out = tmp_path / "data"
     with pytest.raises(ValueError, match="failed halfway"):
         fail_halfway(out)
-    with partial_folder(out, stage="s", fingerprint=fingerprint, resume=resume) as work:
-        assert not list(work.state.iterdir())
+    with open_workspace(out, stage="s", fingerprint=fingerprint, resume=resume) as workspace:
+        assert not list(workspace.state.iterdir())
 
 
 def test_two_processes_at_the_same_work_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "data"
     code = (
-        "from pathlib import Path\nfrom star.folders.workspace import partial_folder\n"
-        f"with partial_folder(Path({str(out)!r}), stage='s', fingerprint='f', resume=True): print('entered')"
+        "from pathlib import Path\nfrom star.folders.workspace import open_workspace\n"
+        f"with open_workspace(Path({str(out)!r}), stage='s', fingerprint='f', resume=True): print('entered')"
     )
-    with partial_folder(out, stage="s", fingerprint="f", resume=True):
+    with open_workspace(out, stage="s", fingerprint="f", resume=True):
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another process" in other.stderr
     assert "entered" not in other.stdout
@@ -72,9 +73,9 @@ def test_two_processes_at_the_same_work_are_refused(tmp_path: Path) -> None:
 def test_the_work_folder_of_the_environment_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAR_WORK", str(tmp_path / "work"))
     out = tmp_path / "data"
-    with partial_folder(out, stage="s", fingerprint="f" * 64, resume=True) as work:
-        assert work.out.is_relative_to(tmp_path / "work")
-        publish(work.out, out=out, manifest=manifest())
+    with open_workspace(out, stage="s", fingerprint="f" * 64, resume=True) as workspace:
+        assert workspace.out.is_relative_to(tmp_path / "work")
+        publish(workspace.out, out=out, manifest=manifest())
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".done"]
 
 
@@ -83,13 +84,13 @@ def test_a_result_that_its_runner_did_not_note_is_not_made_again(
 ) -> None:
     monkeypatch.setenv("STAR_WORK", str(tmp_path / "work"))
     finish(tmp_path / "first")
-    finish_interrupted(tmp_path / "second", stage="synthesize", fingerprint="f")
+    finish_interrupted_publish(tmp_path / "second", stage="synthesize", fingerprint="f")
     assert is_finished(tmp_path / "second", fingerprint="f")
     assert is_finished(tmp_path / "first", fingerprint="f")
-    finish_interrupted(tmp_path / "third", stage="synthesize", fingerprint="other")
+    finish_interrupted_publish(tmp_path / "third", stage="synthesize", fingerprint="other")
     assert not (tmp_path / "third").exists()
     shutil.rmtree(tmp_path / "second")  # by hand: it shall be made again, not come back from the copy that nobody uses
-    finish_interrupted(tmp_path / "fourth", stage="synthesize", fingerprint="f")
+    finish_interrupted_publish(tmp_path / "fourth", stage="synthesize", fingerprint="f")
     assert not (tmp_path / "fourth").exists()
 
 
@@ -106,7 +107,7 @@ def test_what_a_kill_right_after_publishing_left_is_cleared(
     if not marked:
         (work / "synthesize-f" / "fingerprint").unlink()
     (work / "synthesize-f.lock").touch()
-    clear_finished(tmp_path / "data", stage="synthesize", fingerprint="f")
+    remove_leftover_workspace(tmp_path / "data", stage="synthesize", fingerprint="f")
     assert sorted(path.name for path in work.iterdir()) == ["synthesize-f.done", "synthesize-g"]
 
 
@@ -114,9 +115,9 @@ def test_a_result_caught_between_two_renames_is_put_in_its_place(tmp_path: Path)
     out = tmp_path / "data"
     finish(out)
     out.rename(tmp_path / ".data.incoming")
-    finish_interrupted(out, stage="synthesize", fingerprint="other")
+    finish_interrupted_publish(out, stage="synthesize", fingerprint="other")
     assert not out.exists()
-    finish_interrupted(out, stage="synthesize", fingerprint="f")
+    finish_interrupted_publish(out, stage="synthesize", fingerprint="f")
     assert is_finished(out, fingerprint="f")
 
 
@@ -179,19 +180,19 @@ def test_the_digest_is_of_the_content_and_not_of_the_metrics(tmp_path: Path) -> 
     digests = []
     for seconds in (1, 2):
         out = tmp_path / str(seconds)
-        with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-            (work.out / "train.jsonl").write_text("rows")
-            (work.out / "metrics.json").write_text(json.dumps({"seconds": seconds}))
-            digests.append(publish(work.out, out=out, manifest=manifest()).digest)
+        with open_workspace(out, stage="s", fingerprint="f", resume=True) as workspace:
+            (workspace.out / "train.jsonl").write_text("rows")
+            (workspace.out / "metrics.json").write_text(json.dumps({"seconds": seconds}))
+            digests.append(publish(workspace.out, out=out, manifest=manifest()).digest)
     assert digests[0] == digests[1]
 
 
 def test_files_are_readable_by_other_users(tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with partial_folder(out, stage="s", fingerprint="f", resume=True) as work:
-        (work.out / "model.safetensors").write_text("")
-        (work.out / "model.safetensors").chmod(0o600)
-        publish(work.out, out=out, manifest=manifest())
+    with open_workspace(out, stage="s", fingerprint="f", resume=True) as workspace:
+        (workspace.out / "model.safetensors").write_text("")
+        (workspace.out / "model.safetensors").chmod(0o600)
+        publish(workspace.out, out=out, manifest=manifest())
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 

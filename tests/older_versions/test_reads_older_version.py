@@ -23,7 +23,7 @@ import pytest
 
 from star.config.load import load_config
 from star.folders.manifest import open_input
-from star.folders.workspace import partial_folder
+from star.folders.workspace import open_workspace
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger_store import open_ledger_store
 from star.registry.promotion.promote import champion, current_decision, promote, rollback
@@ -238,7 +238,7 @@ def test_an_interrupted_training_resumes_from_its_checkpoint(stage: str, older: 
         if f"{phase}/loss" in metrics:
             steps.append(step)
 
-    with partial_folder(out, stage=stage, fingerprint=expected["fingerprint"], resume=True) as workspace:
+    with open_workspace(out, stage=stage, fingerprint=expected["fingerprint"], resume=True) as workspace:
         checkpoint = last_checkpoint(workspace.state / phase)
         assert checkpoint and Path(checkpoint).name == f"checkpoint-{expected['step']}"
         if stage == "distill":

@@ -18,7 +18,7 @@ from kfp import local
 
 from star.config.experiment import Config
 from star.folders.manifest import MANIFEST, read_manifest
-from star.folders.workspace import publish
+from star.folders.publish import publish
 from star.pipelines.star_pipeline import build_cluster_pipeline
 from star.topk.store import TopKStore
 

@@ -14,7 +14,7 @@ import pytest
 from star.data.dvc_digest import dvc_digest
 from star.errors import InputError
 from star.folders.manifest import Manifest
-from star.folders.workspace import publish
+from star.folders.publish import publish
 from star.registry.lineage import input_datasets
 from star.tracking import system_metrics
 from star.tracking.parent_run import PARENT_VARIABLE
