@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = ("star", "components", "pipelines", "configs", "docs", "pyproject.toml", ".importlinter", "zensical.toml")
+CHECKED = (
+    "star",
+    "components",
+    "pipelines",
+    "benchmarks",
+    "configs",
+    "docs",
+    "pyproject.toml",
+    ".importlinter",
+    "zensical.toml",
+)
 PROGRAMS = Path(sys.executable).parent
 
 Lint = Callable[..., subprocess.CompletedProcess[str]]
