@@ -79,7 +79,7 @@ def barrier() -> None:
 
 
 def _join_process_group() -> "PartialState":
-    """Returns accelerate's state of this process. The first call makes the process group; later trainers use the same one."""
+    """Returns accelerate's state of this process. The first call makes the process group that trainers use too."""
     import torch
     from accelerate import PartialState
 

@@ -1,8 +1,21 @@
-"""Computes the digest of the code that a stage runs: its function and every star module it imports, directly or through others.
+"""Computes the digest of the code that a stage runs: its function and every star module reachable by imports.
 
-Results are cached by this digest. An edit to the reward makes Sim-RL and the evaluation run again and leaves the data
-alone. An edit of words reruns nothing: the digest is taken over the syntax tree without comments, docstrings,
-formatting and the type annotations of functions, and is the same under every Python that the package supports.
+The digest is part of the cache key of a result. An edit to the reward makes Sim-RL and the evaluation run again and
+leaves the data alone. An edit of comments, docstrings, formatting or type annotations of functions reruns nothing,
+because the digest is taken over the syntax tree without them. It is the same under every Python that the package
+supports.
+
+    def shout(text: str) -> str:
+        '''Upper case.'''        # not in the digest, like this comment and both annotations
+        return text.upper()
+
+    canonical(...) == ["Module", ["body", [["FunctionDef",
+        ["args", ["arguments", ["args", [["arg", ["arg", "'text'"]]]]]],
+        ["body", [["Return", ["value", ["Call", ["func", ["Attribute", ["attr", "'upper'"], ["value", ["Name", ...]]]]]]]]],
+        ["name", "'shout'"]]]]]
+
+Modules that only show, check or store results are left out (LEFT_OUT): with them, an edit of an error message would
+make every stage run again.
 """
 
 import ast
@@ -10,32 +23,34 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # the package star
-# These only show, check or store results. A stage's own sections of the configuration are in its config digest.
+# These only show, check or store results. The settings that a stage reads are in its config digest.
 LEFT_OUT = ("star.config", "star.errors", "star.folders", "star.progress", "star.tracking")
-# Tables in star.config that stages read beside their own sections. The scores of BFCL depend on its groups of categories.
+# Tables in star.config that stages read as constants, so that no config digest has them.
 NOT_LEFT_OUT = ("star.config.bfcl_categories", "star.config.row_kinds")
 # Fields of a syntax tree that do not change what runs. Some Pythons have them and others do not.
-WITHOUT_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+FIELDS_WITHOUT_EFFECT = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+CanonicalTree = str | list["CanonicalTree"]
 
 
 def code_digest(function: Callable) -> str:
-    """sha256 (hex) over the code of `function` and of all star modules it can reach by imports.
+    """Returns the sha256 (hex) over the code of `function` and of all star modules it can reach by imports.
 
     Raises:
-        RuntimeError: a module of LEFT_OUT or NOT_LEFT_OUT does not exist. A renamed module would silently become a part of every digest,
-            or of none.
+        RuntimeError: a module of LEFT_OUT or NOT_LEFT_OUT does not exist. Without this check a renamed module would
+            silently become a part of every digest, or of none.
     """
     code = {module: _read(_file_of(module))[0] for module in reachable_modules(function)}
     return hashlib.sha256(json.dumps([_code_of(_tree_of(function)), code]).encode()).hexdigest()
 
 
 def reachable_modules(function: Callable) -> list[str]:
-    """The names of the star modules that `function` imports in its body, and those that these import, sorted."""
+    """Returns the names of the star modules that `function` imports in its body, and those that these import, sorted."""
     for module in (*LEFT_OUT, *NOT_LEFT_OUT):
         if not _file_of(module).is_file():
             raise RuntimeError(f"{module} does not exist: correct LEFT_OUT and NOT_LEFT_OUT of the code digest")
@@ -49,35 +64,46 @@ def reachable_modules(function: Callable) -> list[str]:
     return sorted(found)
 
 
-def canonical(node: object) -> object:
-    """A syntax tree as nested lists of names and constants, equal for code that runs the same on every Python.
+def canonical(node: object) -> CanonicalTree:
+    """Returns a syntax tree as nested lists of names and constants, equal for code that runs the same on every Python.
 
-    Leaves out docstrings and other bare strings, `pass`, blocks under `if TYPE_CHECKING`, annotations of arguments
-    and results, and fields that are empty: a newer Python has fields that an older one lacks, and they are empty
-    where the older one can parse the code.
+    It leaves out docstrings and other bare strings, `pass`, blocks under `if TYPE_CHECKING`, annotations of arguments
+    and results, and empty fields. A newer Python has fields that an older one lacks; they are empty in all code that
+    the older one can parse.
     """
     if isinstance(node, list):
         return [canonical(item) for item in node if not _is_without_effect(item)]
     if not isinstance(node, ast.AST):
-        return ascii(node)  # repr() shows a character as such or escaped, by the Unicode version of the Python
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in WITHOUT_EFFECT}
+        return ascii(node)  # repr() would escape a character or not, depending on the Unicode version of the Python
+    fields = _fields_with_effect(node)
+    return [type(node).__name__, *([name, canonical(value)] for name, value in sorted(fields.items()))]
+
+
+def _fields_with_effect(node: ast.AST) -> dict[str, object]:
+    """Returns the fields of a node that change what runs and are not empty."""
+    fields: dict[str, object] = dict(ast.iter_fields(node))
     if isinstance(node, ast.arg):
-        fields.pop("annotation", None)
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        fields.pop("returns", None)
-    if isinstance(node, ast.JoinedStr):
-        fields["values"] = _joined(node.values)
-    if (
-        isinstance(node, ast.FormattedValue)
-        and isinstance(node.format_spec, ast.JoinedStr)
-        and not node.format_spec.values
-    ):
+        fields["annotation"] = None
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        fields["returns"] = None
+    elif isinstance(node, ast.JoinedStr):
+        fields["values"] = _join_constants(node.values)
+    elif isinstance(node, ast.FormattedValue) and _is_empty_format(node.format_spec):
         fields["format_spec"] = None
-    kept = [[name, canonical(value)] for name, value in sorted(fields.items()) if value is not None and value != []]
-    return [type(node).__name__, *kept]
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in FIELDS_WITHOUT_EFFECT and value is not None and value != []
+    }
+
+
+def _is_empty_format(format_spec: ast.expr | None) -> bool:
+    """Whether a format is the empty one of `{value:}`, which some Pythons keep and others drop."""
+    return isinstance(format_spec, ast.JoinedStr) and not format_spec.values
 
 
 def _is_without_effect(item: object) -> bool:
+    """Whether a statement does nothing when it runs: `pass`, a bare string, a block under `if TYPE_CHECKING`."""
     match item:
         case ast.Pass() | ast.Expr(value=ast.Constant(value=str())):
             return True
@@ -86,15 +112,21 @@ def _is_without_effect(item: object) -> bool:
     return False
 
 
-def _joined(values: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string with neighbouring constants made one: Pythons differ in where they cut the text between two fields."""
+def _join_constants(values: list[ast.expr]) -> list[ast.expr]:
+    """Returns the parts of an f-string with neighbouring texts joined, because Pythons cut them differently."""
     joined: list[ast.expr] = []
+    text = ""
     for value in values:
-        if isinstance(value, ast.Constant) and joined and isinstance(joined[-1], ast.Constant):
-            joined[-1] = ast.Constant(joined[-1].value + value.value)
-        else:
-            joined.append(value)
-    return [value for value in joined if not (isinstance(value, ast.Constant) and value.value == "")]
+        if isinstance(value, ast.Constant):
+            text += str(value.value)  # within an f-string a constant is always a text
+            continue
+        if text:
+            joined.append(ast.Constant(text))
+        joined.append(value)
+        text = ""
+    if text:
+        joined.append(ast.Constant(text))
+    return joined
 
 
 def _code_of(tree: ast.AST) -> str:
@@ -107,13 +139,13 @@ def _tree_of(function: Callable) -> ast.AST:
 
 @cache
 def _read(file: Path) -> tuple[str, tuple[str, ...]]:
-    """The digest of a file's code, and the star modules it imports."""
+    """Returns the digest of a file's code, and the star modules it imports."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return _code_of(tree), tuple(_imports(tree))
 
 
-def _imports(tree: ast.AST) -> Iterable[str]:
-    """The star modules that are imported anywhere in a tree, except under `if TYPE_CHECKING`."""
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Yields the star modules that are imported anywhere in a tree, except under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if _is_without_effect(node):
             continue

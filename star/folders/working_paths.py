@@ -50,5 +50,5 @@ def outgoing_folder(out: Path) -> Path:
 
 
 def train_jobs_folder(run_id: str) -> Path:
-    """Returns the folder that the tasks of a pipeline run share with the pods of their TrainJobs. STAR_WORK must be set."""
+    """Returns the folder that a pipeline run shares with the pods of its TrainJobs. STAR_WORK must be set."""
     return Path(os.environ["STAR_WORK"]) / "jobs" / run_id
