@@ -92,24 +92,17 @@ def synthesize_command(
     """
     from star.data.commands import ModelSettings, SynthesizeSettings, synthesize
 
+    if bool(endpoint) != bool(model):
+        raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
+    written_by = None
     if endpoint and model:
         written_by = ModelSettings(endpoint, model, examples, concurrency, price_in=price_in, price_out=price_out)
-    elif endpoint or model:
-        raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
-    else:
-        written_by = None
     if written_by and masked:
         raise InputError("--masked belongs to the offline generator: leave it out, or --endpoint")
     settings = SynthesizeSettings(
-        tools,
-        rows=rows,
-        seed=seed,
-        tools_per_prompt=tools_per_prompt,
-        kinds=_parse_weights(kind),
-        masked=masked,
-        licence=licence,
-        model=written_by,
-    )
+        tools, rows=rows, seed=seed, tools_per_prompt=tools_per_prompt, kinds=_parse_weights(kind), masked=masked,
+        licence=licence, model=written_by,
+    )  # fmt: skip
     counts = synthesize(settings, out=out, resume=resume)
     _print_counts(counts, out)
     if written_by:

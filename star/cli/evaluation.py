@@ -1,7 +1,7 @@
 """Defines `star evaluate` (the stage, and one model alone) and `star compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,22 +56,20 @@ def evaluate(
         raise InputError("--shard is of the stage: leave it out with --model")
     if teacher or distilled or refined:
         raise InputError("--model is one model alone: leave out --teacher, --distilled and --refined")
+    options = {"suites": _split_at_commas(suite), "limit": limit, "bfcl_categories": _split_at_commas(category)}
+    _evaluate_one(
+        model, config, name=name, options={**options, "acebench": acebench}, data=data, out=out, resume=resume
+    )
+
+
+def _evaluate_one(model: str, config: str, *, name: str, options: dict[str, object], **folders: Any) -> None:
     from star.config.load import load_config
-    from star.evaluation.one_model import evaluate_one
+    from star.evaluation.one_model import choose_suites, evaluate_one
     from star.registry.download import get_model_folder_or_hub_id
 
-    evaluate_one(
-        get_model_folder_or_hub_id(model, name=name),
-        title=model,
-        config=load_config(config),
-        suites=_split_at_commas(suite),
-        limit=limit,
-        categories=_split_at_commas(category),
-        acebench=acebench,
-        data=data,
-        out=out,
-        resume=resume,
-    )
+    # The options are validated before the model is downloaded, which may take minutes.
+    chosen = choose_suites(load_config(config), **options)
+    evaluate_one(get_model_folder_or_hub_id(model, name=name), title=model, config=chosen, **folders)
 
 
 def compare(

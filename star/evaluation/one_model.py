@@ -20,15 +20,30 @@ from star.home import home
 STAGE = "evaluate-model"
 
 
+def choose_suites(config: Config, **options: object) -> Config:
+    """Returns the configuration with other settings of `evaluate`, validated like a file. An option of None changes nothing.
+
+    Args:
+        options: `suites`, `limit`, `bfcl_categories` and `acebench`, as the section `evaluate` has them.
+
+    Raises:
+        InputError: an option is not valid.
+    """
+    changed = {key: str(value) if key == "acebench" else value for key, value in options.items() if value is not None}
+    try:
+        settings = Evaluate.model_validate({**config.evaluate.model_dump(), **changed})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--suite: " if first["loc"] else ""  # a rule about several fields names them itself
+        raise InputError(option + first["msg"].removeprefix("Value error, ")) from None
+    return config.model_copy(update={"evaluate": settings})
+
+
 def evaluate_one(
     source: Path | str,
     *,
     title: str,
     config: Config,
-    suites: tuple[str, ...] | None,
-    limit: int | None,
-    categories: tuple[str, ...] | None,
-    acebench: Path | None,
     data: Path | None,
     out: Path | None,
     resume: bool,
@@ -38,21 +53,15 @@ def evaluate_one(
     Args:
         source: the model's folder, or its hub id.
         title: the model as the user named it.
-        config: where the settings come from that are not given here.
-        suites: names of the suites; None for the configuration's. So are the next three.
-        limit: entries per category of a benchmark.
-        categories: categories of BFCL.
-        acebench: a checkout of ACEBench.
+        config: the settings, as `choose_suites` returns them.
         data: the folder of `star synthesize`; None for that of the last run.
         out: the folder to write; None for one under the home's `evaluations/`.
         resume: whether to go on from what an earlier, killed run left.
 
     Raises:
-        InputError: the model, the data or a suite does not exist.
+        InputError: the data does not exist.
     """
-    settings = _with_options(config.evaluate, suites=suites, limit=limit, bfcl_categories=categories, acebench=acebench)
-    config = config.model_copy(update={"evaluate": settings})
-    data = _data_or_latest(data) if "heldout" in settings.suites else None
+    data = _data_or_latest(data) if "heldout" in config.evaluate.suites else None
     out = (out or home() / "evaluations" / re.sub(r"[^\w.-]+", "_", title).strip("._")).absolute()
 
     # run_once compares this with the folder's manifest to see whether the work was done before.
@@ -80,17 +89,6 @@ def _evaluate(
 
     models = {Path(title).name or title: source}
     return evaluate_models(models, data, config=config, workspace=workspace, title=f"Evaluation of {title}")
-
-
-def _with_options(settings: Evaluate, **given: object) -> Evaluate:
-    """The settings with the command's options, validated like a configuration. An option of None changes nothing."""
-    changed = {key: str(value) if key == "acebench" else value for key, value in given.items() if value is not None}
-    try:
-        return Evaluate.model_validate({**settings.model_dump(), **changed})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--suite: " if first["loc"] else ""  # a rule about several fields names them itself
-        raise InputError(option + first["msg"].removeprefix("Value error, ")) from None
 
 
 def _data_or_latest(data: Path | None) -> Path:

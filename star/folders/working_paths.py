@@ -25,7 +25,7 @@ from pathlib import Path
 def workspace_folder(out: Path, *, stage: str, fingerprint: str) -> Path:
     """Returns where the work with this fingerprint is done: in $STAR_WORK, or beside `out`."""
     root = os.environ.get("STAR_WORK")
-    return Path(root) / f"{stage}-{fingerprint[:16]}" if root else out.parent / f".{out.name}.partial"
+    return Path(root) / _name_of_work(stage, fingerprint) if root else out.parent / f".{out.name}.partial"
 
 
 def lock_file(workspace: Path) -> Path:
@@ -36,7 +36,7 @@ def lock_file(workspace: Path) -> Path:
 def published_note(stage: str, fingerprint: str) -> Path | None:
     """Returns the file in $STAR_WORK with the path of the published result; None without STAR_WORK."""
     root = os.environ.get("STAR_WORK")
-    return Path(root) / f"{stage}-{fingerprint[:16]}.done" if root else None
+    return Path(root) / f"{_name_of_work(stage, fingerprint)}.done" if root else None
 
 
 def incoming_folder(out: Path) -> Path:
@@ -52,3 +52,8 @@ def outgoing_folder(out: Path) -> Path:
 def train_jobs_folder(run_id: str) -> Path:
     """Returns the folder that a pipeline run shares with the pods of its TrainJobs. STAR_WORK must be set."""
     return Path(os.environ["STAR_WORK"]) / "jobs" / run_id
+
+
+def _name_of_work(stage: str, fingerprint: str) -> str:
+    # The stage of a data command has a space, as in "data check".
+    return f"{stage.replace(' ', '-')}-{fingerprint[:16]}"
