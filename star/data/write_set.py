@@ -73,9 +73,8 @@ def write_set(
                 rows.flush()
                 rejects.flush()
                 sizes = {ROWS: rows.tell(), REJECTS: rejects.tell()}
-                duplicates.commit(
-                    json.dumps({"done": statistics.read, "sizes": sizes, "figures": statistics.to_json()})
-                )
+                progress = {"done": statistics.read, "sizes": sizes, "figures": statistics.to_json()}
+                duplicates.commit(json.dumps(progress))
 
             for record in records(done):
                 statistics.read += 1
