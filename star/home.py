@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The folder of local runs: STAR_HOME, else `./runs`."""
+    """Returns the folder of local runs: STAR_HOME, else `./runs`."""
     return Path(os.environ.get("STAR_HOME") or "runs").expanduser().resolve()
 
 
-def spools() -> Path:
-    """The folder of what tracking does not have yet."""
+def spools_folder() -> Path:
+    """Returns the folder of the runs whose events the tracking server does not have yet (star/tracking/spool.py)."""
     return home() / "spool"

@@ -287,7 +287,7 @@ def _run_on_rank0(
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
         from star.registry.lineage import collect_origin, input_datasets
         from star.tracking.runs import stage_run
-        from star.tracking.system_metrics import sampled
+        from star.tracking.system_metrics import log_system_metrics
 
         progress.emit(kind="started", stage=stage.name)
         began = time.monotonic()
@@ -296,7 +296,7 @@ def _run_on_rank0(
         with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             made_in = collect_origin(seed=config.seed if "seed" in stage.sections else None)
-            with sampled(run.log_metrics):
+            with log_system_metrics(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
             distributed.barrier()
             metrics["seconds"] = round(time.monotonic() - began, 1)

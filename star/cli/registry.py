@@ -150,10 +150,10 @@ def replay_command() -> None:
 
     Example: `star tracking replay`
     """
-    from star.home import spools
-    from star.tracking.spool import replay
+    from star.home import spools_folder
+    from star.tracking.sender import replay
 
-    done, left = replay(spools())
+    done, left = replay(spools_folder())
     typer.echo(f"{done} runs brought to their end" if done else "nothing was waiting")
     if left:
         fail(f"{left[0]}; start the server or correct MLFLOW_TRACKING_URI", status=2)
@@ -167,7 +167,7 @@ def reap_command(
 
     Example: `star tracking reap --hours 6`
     """
-    from star.tracking.server import reap
+    from star.tracking.server import close_stale_runs
 
-    for line in reap(hours) or ["no stale runs"]:
+    for line in close_stale_runs(hours) or ["no stale runs"]:
         typer.echo(line)

@@ -52,15 +52,15 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
 
 def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
     """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
-    from star.home import spools
+    from star.home import spools_folder
+    from star.tracking.sender import replay
     from star.tracking.server import connect, experiment_id
-    from star.tracking.spool import replay
 
     try:
         client = connect()
-        # Metrics that a stage could not deliver go first: the server must have them before the run is closed.
-        if spools().is_dir():
-            replay(spools())
+        # Metrics that a stage could not send_events go first: the server must have them before the run is closed.
+        if spools_folder().is_dir():
+            replay(spools_folder())
         still_running = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
         runs = client.search_runs([experiment_id(client)], filter_string=still_running)
         for run in runs:

@@ -1,4 +1,4 @@
-"""Connects to the MLflow server (or local database) that the environment names."""
+"""Connects to MLflow: the server or database of MLFLOW_TRACKING_URI, else the database in STAR_HOME."""
 
 import logging
 import os
@@ -15,38 +15,38 @@ from star.home import home
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DEFAULTS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow's own patience is minutes: too long for training to wait
+MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # MLflow waits for minutes: too long for a training
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # ten small files are no progress to watch
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the bars for ten small files would fill the log
 }
 WRITE_ATTEMPTS = 5
 WRITE_PAUSE_SECONDS = 0.05
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else the database in `home()`."""
+    """Returns MLFLOW_TRACKING_URI, else the URI of the database in `home()`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
 def shown_uri(uri: str) -> str:
-    """An address as others may read it."""
+    """Returns a URI without its password, to be shown."""
     return redacted(uri)
 
 
 def mlflow_key(name: str) -> str:
-    """The name, with `_` for the characters that MLflow refuses in metrics, parameters and tags."""
+    """Returns the name with `_` for the characters that MLflow refuses in metrics, parameters and tags."""
     return re.sub(r"[^0-9A-Za-z_\-. :/]", "_", name)
 
 
-def point_at_server() -> None:
-    """Has MLflow use the tracking of the environment; asks nothing of it yet."""
-    for key, value in DEFAULTS.items():
+def configure_mlflow() -> None:
+    """Makes MLflow use the tracking URI of the environment. It sends no request yet."""
+    for key, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(key, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # MLflow's own tracebacks; what failed is said in one line.
+    # MLflow would print tracebacks; our callers print the reason in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     import mlflow
@@ -57,16 +57,16 @@ def point_at_server() -> None:
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
     if not given:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow exported it; a later STAR_HOME must still count
+        os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow exported it, which would hide a later STAR_HOME
 
 
 def connect() -> "MlflowClient":
-    """A client for the tracking of the environment, which answers.
+    """Returns a client for the tracking URI of the environment, after the server has answered a request.
 
     Raises:
-        InputError: it does not.
+        InputError: the server does not answer.
     """
-    point_at_server()
+    configure_mlflow()
     from mlflow import MlflowClient
 
     try:
@@ -83,7 +83,8 @@ def connect() -> "MlflowClient":
 def retry_write(write: Callable[[], object]) -> None:
     """Calls `write`, up to WRITE_ATTEMPTS times while MLflow answers with an error.
 
-    Of two processes that create the same tag or alias at once, MLflow answers one with an error; its second attempt succeeds.
+    Of two processes that create the same tag or alias at once, MLflow answers one with an error; its second attempt
+    succeeds.
     """
     from mlflow.exceptions import MlflowException
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
@@ -98,8 +99,8 @@ def retry_write(write: Callable[[], object]) -> None:
 
 
 @contextmanager
-def pointed_at(uri: str) -> Iterator[None]:
-    """Has everything inside go to the MLflow at another address."""
+def use_tracking_uri(uri: str) -> Iterator[None]:
+    """Makes everything inside the block use the MLflow at another URI."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:
@@ -110,8 +111,11 @@ def pointed_at(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def reap(hours: float) -> list[str]:
-    """Closes runs of the experiment that are RUNNING and from which no metric came for so long, and names them.
+def close_stale_runs(hours: float) -> list[str]:
+    """Closes the experiment's RUNNING runs that received no metric for so many hours. Their machine is gone.
+
+    Returns:
+        One line per closed run.
 
     Raises:
         InputError: MLflow does not answer.
@@ -120,8 +124,8 @@ def reap(hours: float) -> list[str]:
     experiment, long_ago = experiment_id(client), (time.time() - hours * 3600) * 1000
     closed = []
     for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
-        seen = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
-        newest = max([run.info.start_time, *seen])
+        latest = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
+        newest = max([run.info.start_time, *latest])
         if newest < long_ago:
             client.set_terminated(run.info.run_id, "KILLED", newest)
             closed.append(
@@ -131,7 +135,10 @@ def reap(hours: float) -> list[str]:
 
 
 def experiment_id(client: "MlflowClient") -> str:
-    """The experiment MLFLOW_EXPERIMENT_NAME, else MLFLOW_EXPERIMENT_ID, else `star`; made when it does not exist."""
+    """Returns the id of the experiment to use; it is created if it does not exist.
+
+    MLFLOW_EXPERIMENT_NAME names it, else MLFLOW_EXPERIMENT_ID is its id, else its name is `star`.
+    """
     from mlflow.exceptions import MlflowException
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
@@ -140,20 +147,24 @@ def experiment_id(client: "MlflowClient") -> str:
     name = name or "star"
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
-    # A server has a place of its own for artifacts; a plain database would put them into the working directory.
+    # A server has its own store of artifacts. With a plain database MLflow would write them to the working directory.
     artifacts = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
     try:
         return client.create_experiment(name, artifact_location=artifacts)
-    except MlflowException:  # another process was first
+    except MlflowException:  # another process created it in the meantime
         if found := client.get_experiment_by_name(name):
             return found.experiment_id
         raise
 
 
 def reason_of(error: BaseException) -> str:
-    """One line; of a failed connection or database file the innermost error, which says why (`Connection refused`)."""
+    """Returns one line that says why something failed.
+
+    For a failed connection or database file it is the message of the innermost error, which has the cause
+    (`Connection refused`). Otherwise it is the message of the error itself.
+    """
     inner = error
-    while inner.__cause__ or inner.__context__:
-        inner = inner.__cause__ or inner.__context__
-    said = inner if isinstance(inner, OSError | sqlite3.Error) and not isinstance(error, InputError) else error
-    return redacted(str(said).strip().partition("\n")[0][:300]) or type(said).__name__
+    while cause := inner.__cause__ or inner.__context__:
+        inner = cause
+    shown = inner if isinstance(inner, OSError | sqlite3.Error) and not isinstance(error, InputError) else error
+    return redacted(str(shown).strip().partition("\n")[0][:300]) or type(shown).__name__

@@ -1,18 +1,26 @@
-"""What the machine did during a run: MLflow's own system metrics, through the spool, so that they too survive a server that is down."""
+"""Logs what the machine did during a run (CPU, memory, disk, network, GPU), measured by MLflow's own monitors.
+
+The values go through the run's spool, as all other metrics do. MLflow's own logging of system metrics would send them
+directly and lose them while the server is unavailable.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 10.0
 
 
 @contextmanager
-def sampled(write: Callable[[Mapping[str, float], int], None]) -> Iterator[None]:
-    """Writes CPU, memory, disk, network and, where there is one, GPU figures every few seconds while the work goes on."""
+def log_system_metrics(log_metrics: Callable[[Mapping[str, float], int], None]) -> Iterator[None]:
+    """Calls `log_metrics` with the machine's metrics, and the number of the sample as step, every few seconds."""
     ended = threading.Event()
 
     def sample() -> None:
@@ -20,10 +28,11 @@ def sampled(write: Callable[[Mapping[str, float], int], None]) -> Iterator[None]
             monitors = _monitors()
             number = 0
             while not ended.wait(SAMPLE_SECONDS):
-                write({f"system/{key}": value for monitor in monitors for key, value in _read(monitor).items()}, number)
+                values = {f"system/{key}": value for monitor in monitors for key, value in _read(monitor).items()}
+                log_metrics(values, number)
                 number += 1
-        except Exception as error:  # figures about the machine are not worth the work
-            log.warning("system metrics are not logged: %s", error)
+        except Exception as error:  # a failure to measure the machine must never end the work
+            logger.warning("system metrics are not logged: %s", error)
 
     thread = threading.Thread(target=sample, daemon=True, name="system-metrics")
     thread.start()
@@ -34,19 +43,19 @@ def sampled(write: Callable[[Mapping[str, float], int], None]) -> Iterator[None]
         thread.join(SAMPLE_SECONDS)
 
 
-def _monitors() -> list:
+def _monitors() -> list["BaseMetricsMonitor"]:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with suppress(Exception):  # no NVIDIA library, or no GPU
         monitors.append(GPUMonitor())
     return monitors
 
 
-def _read(monitor) -> dict[str, float]:
+def _read(monitor: "BaseMetricsMonitor") -> dict[str, float]:
     monitor.collect_metrics()
     values = monitor.aggregate_metrics()
     monitor.clear_metrics()

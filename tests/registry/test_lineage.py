@@ -22,7 +22,7 @@ from star.registry.promotion.promote import promote
 from star.registry.publish import register_model
 from star.registry.versions import find_version
 from star.stages import register
-from star.tracking.server import connect, pointed_at
+from star.tracking.server import connect, use_tracking_uri
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_version_goes_from_one_registry_to_another(home: Path, model: Path, em
     folder = download_model("tiny/1", home / "models")
     production = home / "production.db"
     shutil.copy(empty_database, production)
-    with pointed_at(f"sqlite:///{production}"):
+    with use_tracking_uri(f"sqlite:///{production}"):
         copied = copy_version(version, folder)
         promote(copied.name, copied.version)
         there = find_version("tiny")

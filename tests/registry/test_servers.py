@@ -20,7 +20,7 @@ from star.registry.publish import register_model
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import find_version, list_versions
 from star.stages import register
-from star.tracking.server import connect, pointed_at
+from star.tracking.server import connect, use_tracking_uri
 
 pytestmark = pytest.mark.slow
 
@@ -135,7 +135,7 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
     for _ in range(2):  # the second time it is there already
         done = send()
         assert (done.returncode, done.stdout) == (0, "travel version 1 is the champion there\n"), done.stderr
-    with pointed_at(team.uri):
+    with use_tracking_uri(team.uri):
         [there] = list_versions("travel")
         assert (there.aliases, there.scores) == (("champion",), {"exact_match": 0.5})
         assert there.lineage == {"data": "5eed", "copied_from": "travel version 1"}

@@ -11,9 +11,9 @@ import pytest
 from star import stages
 from star.config.load import load_config
 from star.folders.manifest import read_manifest
-from star.home import spools
+from star.home import spools_folder
+from star.tracking.sender import replay
 from star.tracking.server import connect
-from star.tracking.spool import replay
 
 pytestmark = pytest.mark.slow
 # Long enough for a server to die and start again meanwhile.
@@ -51,8 +51,8 @@ def test_a_training_whose_server_is_killed_has_the_same_weights_and_all_its_metr
     assert process.returncode == 0, said
     assert read_manifest(out).digest == read_manifest(tmp_path / "undisturbed").digest
 
-    assert replay(spools())[1] == []  # what was left, if the training ended before its server was back
-    assert list(spools().iterdir()) == []
+    assert replay(spools_folder())[1] == []  # what was left, if the training ended before its server was back
+    assert list(spools_folder().iterdir()) == []
     client = connect()
     [run] = client.search_runs([client.get_experiment_by_name("star").experiment_id])
     assert (run.info.run_name, run.info.status) == ("distill", "FINISHED")

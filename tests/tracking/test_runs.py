@@ -204,7 +204,7 @@ def test_what_the_server_refuses_is_one_line_and_the_rest_goes_on(home: Path, ca
         run.log_params({"steps": 4})  # MLflow does not change a parameter
         run.log_metrics({"loss": 1.0})
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("star")]
-    assert len(lines) == 1 and "takes no params" in lines[0]
+    assert len(lines) == 1 and "does not accept the params" in lines[0]
     finished = run_of(run.run_id)
     assert (finished.data.params, finished.data.metrics) == ({"steps": "3"}, {"loss": 1.0})
 
@@ -248,7 +248,7 @@ def test_grandchildren_and_what_was_read(home: Path) -> None:
 
 def test_the_machine_is_measured_while_a_stage_works(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_metrics, "SAMPLE_SECONDS", 0.1)
-    with stage_run("distill") as run, system_metrics.sampled(run.log_metrics):
+    with stage_run("distill") as run, system_metrics.log_system_metrics(run.log_metrics):
         time.sleep(1)
     measured = run_of(run.run_id).data.metrics
     assert 0 <= measured["system/cpu_utilization_percentage"] <= 100

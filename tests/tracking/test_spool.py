@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from star.home import spools
+from star.home import spools_folder
 from star.tracking.runs import pipeline_run, stage_run
-from star.tracking.server import connect, reap
-from star.tracking.spool import replay
+from star.tracking.sender import replay
+from star.tracking.server import close_stale_runs, connect
 
 CHILD = """
 import os, signal, sys
@@ -46,11 +46,11 @@ def test_a_server_that_goes_away_and_comes_back_misses_nothing(
             began = time.monotonic()
             run.log_metrics({"loss": 1 / (step + 1)}, step)
             assert time.monotonic() - began < 0.5  # training does not wait
-    if list(spools().iterdir()):  # the thread may have been in a pause when the run ended
-        assert replay(spools()) == (1, [])
+    if list(spools_folder().iterdir()):  # the thread may have been in a pause when the run ended
+        assert replay(spools_folder()) == (1, [])
     assert losses(run.run_id) == [(step, 1 / (step + 1)) for step in range(30)]
     assert connect().get_run(run.run_id).info.status == "FINISHED"
-    assert list(spools().iterdir()) == []
+    assert list(spools_folder().iterdir()) == []
 
 
 @pytest.mark.slow
@@ -68,11 +68,11 @@ def test_a_pipeline_without_a_server_is_there_afterwards(
             report.unlink()
         with pytest.raises(ValueError, match="no rows"), stage_run("distill"):
             raise ValueError("no rows")
-    done, left = replay(spools())
+    done, left = replay(spools_folder())
     assert done == 0 and "Connection refused" in left[0]
     local_server.start()
-    assert replay(spools()) == (3, [])
-    assert replay(spools()) == (0, [])
+    assert replay(spools_folder()) == (3, [])
+    assert replay(spools_folder()) == (0, [])
     runs = runs_by_name()
     assert {name: run.info.status for name, run in runs.items()} == {
         "nightly": "FINISHED",
@@ -90,7 +90,7 @@ def test_a_pipeline_without_a_server_is_there_afterwards(
 def test_a_killed_run_is_closed_and_keeps_what_it_said(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    assert replay(spools()) == (1, [])
+    assert replay(spools_folder()) == (1, [])
     run = runs_by_name()["distill"]
     assert (run.info.status, losses(run.info.run_id)) == ("KILLED", [(1, 0.5)])
 
@@ -98,19 +98,19 @@ def test_a_killed_run_is_closed_and_keeps_what_it_said(home: Path) -> None:
 def test_sending_twice_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from star.tracking.spool import Spool
 
-    folder = spools() / "twice"
+    folder = spools_folder() / "twice"
     spool = Spool.open(
         folder, {"name": "twice", "run_id": None, "experiment": None, "parent": None, "tags": {}, "start": 1}
     )
     spool.append(kind="metrics", values={"loss": 0.5}, step=1)
     spool.append(kind="params", values={"a": "1"})
     spool.append(kind="end", status="FINISHED")
-    from star.tracking.spool import deliver
+    from star.tracking.sender import send_events
 
-    deliver(spool)
+    send_events(spool)
     (folder / "sent").unlink()  # the answers were lost, and so was the run's id
-    spool.describe({**spool.run, "run_id": None})
-    deliver(spool)
+    spool.write_run({**spool.read_run(), "run_id": None})
+    send_events(spool)
     spool.remove()
     [run] = runs_by_name().values()
     assert losses(run.info.run_id) == [(1, 0.5)]
@@ -120,10 +120,10 @@ def test_sending_twice_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPat
 def test_a_half_written_event_is_left_out(home: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    [folder] = spools().iterdir()
+    [folder] = spools_folder().iterdir()
     with (folder / "events.jsonl").open("a") as file:
         file.write('{"at": 1, "kind": "metr')
-    done, left = replay(spools())
+    done, left = replay(spools_folder())
     assert done == 1 and left == []
     assert runs_by_name()["distill"].info.status == "KILLED"
 
@@ -154,17 +154,17 @@ def test_stale_runs_are_reaped(home: Path) -> None:
     gone = client.create_run(experiment, start_time=long_ago, run_name="gone").info.run_id
     alive = client.create_run(experiment, start_time=long_ago, run_name="alive").info.run_id
     client.log_metric(alive, "loss", 1.0)
-    [line] = reap(24)
+    [line] = close_stale_runs(24)
     assert line.startswith(f"gone ({gone})")
     assert client.get_run(gone).info.status == "KILLED"
     assert client.get_run(alive).info.status == "RUNNING"
-    assert reap(24) == []
+    assert close_stale_runs(24) == []
 
 
 def test_a_full_disk_is_one_warning(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    spools().write_text("in the way")  # where a folder is needed
+    spools_folder().write_text("in the way")  # where a folder is needed
     with stage_run("distill") as run:
         run.log_metrics({"loss": 1.0})
     assert run.run_id is None
     assert len([record for record in caplog.records if record.name.startswith("star")]) == 1
-    assert spools().exists()
+    assert spools_folder().exists()

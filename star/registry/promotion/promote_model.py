@@ -5,7 +5,7 @@ from star.registry.copy_version import copy_version
 from star.registry.download import download_version
 from star.registry.promotion.promote import promote
 from star.registry.versions import Version, find_by_reference
-from star.tracking.server import pointed_at
+from star.tracking.server import use_tracking_uri
 
 
 def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: str | None = None) -> Version:
@@ -24,6 +24,6 @@ def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: s
     folder = download_version(version, home() / "models")
     if to_registry is None:
         return promote(version.name, version.version, to=to, reason=reason)
-    with pointed_at(to_registry):
+    with use_tracking_uri(to_registry):
         copied = copy_version(version, folder)
         return promote(copied.name, copied.version, to=to, reason=reason)
