@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from star.config.load import load_config
 from star.evaluation.evaluate import EVALUATION, evaluate_models
-from star.evaluation.score_format import format_range, format_score
+from star.evaluation.number_format import format_range, format_score
 from star.folders.workspace import Workspace
 from star.modeling.models import load_tokenizer, save_model
 

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from star.number_format import format_seconds
 from star.stages import STAGES
+from star.units import format_seconds
 
 LINE_SECONDS = 15.0  # between two progress lines where there is no terminal
 POLL_SECONDS = 0.25

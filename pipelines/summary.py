@@ -7,9 +7,9 @@ from rich.table import Table
 
 from star.config.files import FileRef, packaged_file
 from star.home import home
-from star.number_format import format_seconds
 from star.pipelines.local_runner import PipelineResult
 from star.tracking.server import shown_uri, tracking_uri
+from star.units import format_seconds
 
 STAGE_OF_MODEL = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
 HEADINGS = {

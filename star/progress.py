@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star.number_format import format_seconds
+from star.units import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress

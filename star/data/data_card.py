@@ -6,7 +6,8 @@ from pathlib import Path
 
 from star.data.set_statistics import WORD_BINS, SetStatistics
 from star.data.write_set import read_statistics
-from star.html_kit import STYLE, Bar, bar_chart, escape_html, table, visible
+from star.html_kit import STYLE, escape_html, table, visible
+from star.svg_charts import Bar, bar_chart
 
 MAX_ENTRIES = 20  # entries of a chart or table; the others are counted together
 # The charts fill columns from top to bottom. In rows, a long chart would leave the page empty beside it.

@@ -13,8 +13,8 @@ from star.errors import InputError
 
 def check_volume_space(config: Config, folder: Path) -> str:
     """Checks that the volume has room for the top-k store, the largest thing that is written there."""
-    from star.number_format import format_bytes
     from star.topk.disk_space import require_disk_space
+    from star.units import format_bytes
 
     samples, store_bytes = topk_store_bytes(config)
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())

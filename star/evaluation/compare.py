@@ -9,8 +9,8 @@ from rich.table import Table
 from star.errors import InputError
 from star.evaluation.evaluate import EVALUATION, OUTCOMES
 from star.evaluation.labels import metric_of
+from star.evaluation.number_format import format_range, format_score
 from star.evaluation.paired_differences import Outcomes, paired_differences
-from star.evaluation.score_format import format_range, format_score
 from star.html_kit import visible
 
 

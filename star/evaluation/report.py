@@ -5,7 +5,7 @@ network for nothing, and a content security policy forbids both. What models wro
 every text goes through `html_kit.escape_html`. A section that the evaluation has nothing for is left out with its
 heading.
 
-The sections are in report_charts.py, report_tables.py and report_benchmarks.py. report_values.py reads the
+The sections are in report_scores.py, report_tables.py and report_benchmarks.py. report_values.py reads the
 evaluation's values for them.
 """
 
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from star import html_kit
+from star.evaluation.number_format import format_score
 from star.evaluation.report_benchmarks import benchmarks_section
-from star.evaluation.report_charts import curves_section, headline_section, kinds_section, pass_at_k_section
+from star.evaluation.report_scores import curves_section, headline_section, kinds_section, pass_at_k_section
 from star.evaluation.report_tables import (
     calls_section,
     comparison_section,
@@ -32,10 +33,9 @@ from star.evaluation.report_values import (
     score_of,
     title_of,
 )
-from star.evaluation.score_format import format_score
 from star.evaluation.suites import SUITES
 from star.html_kit import escape_html
-from star.number_format import format_count
+from star.units import format_count
 
 # Anchor, heading, and the function that returns the section's HTML ("" for nothing to show), in the order of the page.
 _SECTIONS: tuple[tuple[str, str, Callable[[Evaluation], str]], ...] = (

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from star import html_kit
+from star import html_kit, svg_charts
+from star.evaluation.number_format import format_range, format_score
 from star.evaluation.report_values import Evaluation, Model, models_of
-from star.evaluation.score_format import format_range, format_score
 from star.evaluation.suites import SUITES, Suite
 from star.html_kit import escape_html
 
@@ -38,7 +38,7 @@ def _benchmark(suite: Suite, models: list[Model]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.categories))
     if not names:
         return ""
-    chart = html_kit.bar_chart(
+    chart = svg_charts.bar_chart(
         f"{suite.label}, share of entries right by category", [_category_bars(name, results) for name in names]
     )
     notes = "".join(f"<p class='note'>{escape_html(note)}</p>" for note in _notes(suite, results))
@@ -46,11 +46,11 @@ def _benchmark(suite: Suite, models: list[Model]) -> str:
     return f"<h3>{suite.label}</h3>{notes}{figure}{_categories_table(suite.label, names, results)}"
 
 
-def _category_bars(name: str, results: list[_Result]) -> tuple[str, list[html_kit.Bar]]:
+def _category_bars(name: str, results: list[_Result]) -> tuple[str, list[svg_charts.Bar]]:
     """The label of a category and one bar per model that has it."""
     scores = [(result, result.categories[name]) for result in results if name in result.categories]
     bars = [
-        html_kit.Bar(
+        svg_charts.Bar(
             result.series,
             result.name,
             score["mean"],

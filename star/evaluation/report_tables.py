@@ -5,8 +5,8 @@ import re
 
 from star import html_kit
 from star.evaluation.labels import metric_of
+from star.evaluation.number_format import format_range, format_score
 from star.evaluation.report_values import Evaluation, as_number, comparison_rows, final_model, models_of
-from star.evaluation.score_format import format_range, format_score
 from star.html_kit import escape_html
 
 _MAX_FAILURES = 30  # shown, worst first

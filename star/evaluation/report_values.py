@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from star.evaluation.labels import metric_of
-from star.evaluation.score_format import format_range, format_score
-from star.number_format import format_bytes, format_count, format_number, format_rate, format_seconds
+from star.evaluation.number_format import format_range, format_score
+from star.units import format_bytes, format_count, format_number, format_rate, format_seconds
 
 Evaluation = dict[str, Any]  # evaluation.json, with the timing in the entries of the models
 Model = dict[str, Any]  # a model's entry in it

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
+from star.evaluation.evaluate import OUTCOMES
+from star.folders.manifest import MANIFEST, METRICS
 from star.hashing import digest_of
+from star.json_file import write_json
+from star.registry.lineage import LINEAGE_FILE
 from star.registry.location import registry_location, registry_s3_client, split_s3
 from star.registry.versions import (
     DIGEST_TAG,
@@ -39,9 +44,33 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
+CARD = "README.md"
+LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
 MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
 UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
+
+
+def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path, name: str) -> None:
+    """Fills the folder that is published: the model as `from_pretrained` reads it, card, lineage, outcome on every row.
+
+    Args:
+        outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
+        name: the name of this model there.
+    """
+    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / LINEAGE_FILE, lineage)
+    lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
+    own = [line for line in lines if json.loads(line)["model"] == name]
+    (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
 
 
 def register_model(

@@ -13,8 +13,6 @@ is known) and decides nothing (the version was decided on with this evaluation);
 """
 
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,25 +24,23 @@ from star.config.evaluation import Gate, Registry
 from star.errors import InputError
 from star.evaluation.evaluate import EVALUATION, OUTCOMES, TIMING
 from star.evaluation.suites import SUITES
-from star.folders.manifest import MANIFEST, METRICS, Manifest, read_manifest
+from star.folders.manifest import Manifest, read_manifest
 from star.home import home
 from star.html_kit import escape_markdown
 from star.json_file import write_json
 from star.registry.download import download_file, download_version
-from star.registry.lineage import LINEAGE_FILE, build_lineage
+from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.ledger import CHAMPION, Decision
 from star.registry.promotion.promote import Overtaken, current_decision, promote, record_refusal
-from star.registry.publish import register_model, update_tags
+from star.registry.publish import assemble_model_folder, register_model, update_tags
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import Version, find_version
 from star.tracking.runs import current_run
 
 REGISTRATION, GATE, GATE_PAGE = "registration.json", "gate.json", "gate.md"
 DECIDED = "decided"  # key of a version's lineage: digest of the evaluation that the gate has decided on
-CARD = "README.md"
-LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
 REFINED = "refined"  # name of the registered model among the evaluated ones
 
 
@@ -149,7 +145,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     )
     with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
         model = Path(scratch) / "model"
-        assemble(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES)
+        assemble_model_folder(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
         version = register_model(
             model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
         )
@@ -176,23 +172,6 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
         "tokenizer": lineage["tokenizer"],
         **{key: published[key] for key in ("commit", "dirty", "image") if key in published},
     }
-
-
-def assemble(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path) -> None:
-    """Fills the folder that is published: the model as `from_pretrained` reads it, card, lineage, outcome on every row."""
-    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    write_json(folder / LINEAGE_FILE, lineage)
-    lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
-    own = [line for line in lines if json.loads(line)["model"] == REFINED]
-    (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 # Step 2: check the gate

@@ -1,7 +1,7 @@
 """Renders the page of sampled completions: what the model wrote at each step that has a table, beside the target."""
 
 from star.html_kit import STYLE, escape_html, table, truncate
-from star.number_format import format_number
+from star.units import format_number
 
 _CELL = "<td><pre>{}</pre></td>"
 _STYLE = """

@@ -28,13 +28,13 @@ from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.tokenizer import tokenizer_digest
-from star.number_format import format_bytes, format_seconds
 from star.progress import Bar, say
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import max_bytes_per_token, require_disk_space
 from star.topk.sequences import SEQUENCES, TOKENIZER, StoredSequences, read_sequences
 from star.topk.store import TopKWriter
+from star.units import format_bytes, format_seconds
 
 # Memory of the [C, V] logits. A chunk has enough rows to make reading the head's weights once per chunk cheap.
 CHUNK_BYTES = 128 * 2**20

@@ -34,13 +34,13 @@ from star.hashing import digest_of
 from star.modeling.generation import Sample, generate
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows, within_length
-from star.number_format import format_bytes, format_seconds
 from star.progress import Bar, say
 from star.rewards.similarity import similarity_reward
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import require_disk_space
 from star.topk.sequences import SEQUENCES
+from star.units import format_bytes, format_seconds
 
 PROMPTS = "prompts.parquet"
 SCHEMA = pa.schema(

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from star.errors import InputError
-from star.number_format import format_bytes
+from star.units import format_bytes
 
 LOGPROB_BITS = 5.3  # bits per log-probability when those of one token spread over 25 nats
 MARGIN = 1.1  # for manifests, metrics and logs, which are written beside the data

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from star.number_format import format_bytes
 from star.progress import Bar
 from star.topk.store import TopKStore
+from star.units import format_bytes
 
 BINS = 100_000  # of the histogram of covered probability, which keeps the memory constant for any size of store
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star import html_kit
+from star import html_kit, svg_charts
 from star.evaluation.report import markdown_table, write_report
 
 _VOID = {"meta", "link"}
@@ -355,7 +355,7 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
     high = low + width
     if high - low < 1e-9 * abs(low):
         return
-    found = html_kit.round_ticks(low, high)
+    found = svg_charts.round_ticks(low, high)
     assert 2 <= len(found) <= 6
     slack = 1e-9 * max(abs(low), abs(high))
     assert all(low - slack <= tick <= high + slack for tick in found)
@@ -364,7 +364,7 @@ def test_ticks_are_few_round_and_inside(low: float, width: float) -> None:
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=3000))
 def test_thinned_curves_keep_their_extremes(values: list[float]) -> None:
     points = [(float(x), y) for x, y in enumerate(values)]
-    found = html_kit.thin_out(points)
+    found = svg_charts.thin_out(points)
     assert len(found) <= 240 and found == sorted(found) and set(found) <= set(points)
     assert {max(values), min(values)} <= {y for _, y in found}
 

@@ -2,14 +2,7 @@
 
 import pytest
 
-from star.number_format import (
-    format_axis_tick,
-    format_bytes,
-    format_count,
-    format_number,
-    format_rate,
-    format_seconds,
-)
+from star.units import format_axis_tick, format_bytes, format_count, format_number, format_rate, format_seconds
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import math
 
-from star import html_kit
+from star import html_kit, svg_charts
 from star.evaluation.labels import metric_of
+from star.evaluation.number_format import format_score
 from star.evaluation.report_values import (
     Evaluation,
     Model,
@@ -16,9 +17,8 @@ from star.evaluation.report_values import (
     pass_at_k_names,
     score_of,
 )
-from star.evaluation.score_format import format_score
 from star.html_kit import escape_html
-from star.number_format import format_axis_tick, format_number
+from star.units import format_axis_tick, format_number
 
 # Learning curves that say how a training went. A trainer's other metrics are folded away.
 _MAIN_CURVES = ("loss", "fkl", "tail", "overlap", "reward", "content", "format_rate", "kept_fraction", "entropy", "kl")
@@ -43,10 +43,10 @@ def _card(name: str, models: list[Model], final_score: ShownScore) -> str:
     for series, model in enumerate(models):
         if score := score_of(model, name):
             low, high = score.interval or (score.mean, score.mean)
-            dots.append(html_kit.Dot(series, model["name"], score.mean, low, high, format_score(name, score.mean)))
+            dots.append(svg_charts.Dot(series, model["name"], score.mean, low, high, format_score(name, score.mean)))
     label = metric_of(name).label
     title = f"{label}: " + ", ".join(f"{dot.label} {dot.shown}" for dot in dots)
-    chart = html_kit.interval_chart(title, dots) if len(dots) > 1 else ""
+    chart = svg_charts.interval_chart(title, dots) if len(dots) > 1 else ""
     return (
         f'<article class="card"><h3>{label}</h3><p class="big">{format_score(name, final_score.mean)}</p>'
         f'<p class="note">{interval_text(name, final_score)}</p>{chart}</article>'
@@ -74,18 +74,18 @@ def _kinds_chart(name: str, models: list[Model]) -> str:
     if not groups:
         return ""
     label = metric_of(name).label
-    chart = html_kit.bar_chart(f"{label} by kind of row", groups)
+    chart = svg_charts.bar_chart(f"{label} by kind of row", groups)
     return f"<figure><figcaption><b>{label}</b></figcaption>{chart}</figure>"
 
 
-def _kind_bar(name: str, kind: str, series: int, model: Model) -> html_kit.Bar | None:
+def _kind_bar(name: str, kind: str, series: int, model: Model) -> svg_charts.Bar | None:
     found = (model.get("by_kind") or {}).get(kind, {})
     value = as_number(found.get(name))
     if value is None:
         return None
     # The interval of a kind is that of its exact match.
     low, high = (as_number(found.get(end)) if name == "exact_match" else None for end in ("low", "high"))
-    return html_kit.Bar(series, model["name"], value, format_score(name, value), low, high)
+    return svg_charts.Bar(series, model["name"], value, format_score(name, value), low, high)
 
 
 def pass_at_k_section(evaluation: Evaluation) -> str:
@@ -97,12 +97,12 @@ def pass_at_k_section(evaluation: Evaluation) -> str:
         points = [(x, score.mean) for x, score in scores]
         band = [(x, *score.interval) for x, score in scores if score.interval]
         if points:
-            lines.append(html_kit.Line(series, model["name"], points, band))
+            lines.append(svg_charts.Line(series, model["name"], points, band))
     if len(names) < 2 or not lines:
         return ""
     ticks = [(math.log2(k_of(name)), f"k = {k_of(name)}") for name in names]
     ends = ", ".join(f"{line.label} {line.points[0][1]:.1%} to {line.points[-1][1]:.1%}" for line in lines)
-    chart = html_kit.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
+    chart = svg_charts.line_chart(f"pass@k: {ends}", lines, x_ticks=ticks, y_text=lambda y: f"{100 * y:.4g}%")
     note = "The chance that at least one of k samples is exactly right (unbiased estimate), with its 95% interval. "
     note += "A line that stays flat as k grows belongs to a model whose samples are all alike."
     return f'<figure class="solo">{chart}<figcaption>{note}</figcaption></figure>'
@@ -132,9 +132,9 @@ def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
     if len({step for step, _ in points}) < 2:
         return ""
     first, last, label = points[0], points[-1], name.replace("_", " ")
-    ticks = [(x, f"{x:,.0f}") for x in html_kit.round_ticks(first[0], last[0]) if x == int(x)]
+    ticks = [(x, f"{x:,.0f}") for x in svg_charts.round_ticks(first[0], last[0]) if x == int(x)]
     span = f"{format_number(first[1])} → {format_number(last[1])}"
     title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"
-    line = html_kit.Line(1, "", html_kit.thin_out(points), [])
-    chart = html_kit.line_chart(title, [line], x_ticks=ticks, y_text=format_axis_tick, width=340, height=150)
+    line = svg_charts.Line(1, "", svg_charts.thin_out(points), [])
+    chart = svg_charts.line_chart(title, [line], x_ticks=ticks, y_text=format_axis_tick, width=340, height=150)
     return f"<figure><figcaption><b>{escape_html(label)}</b><span>{span}</span></figcaption>{chart}</figure>"
