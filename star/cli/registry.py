@@ -55,7 +55,7 @@ def models_delete(
 
     Example: `star models delete 2`
     """
-    from star.registry.promotion.promote import delete_version
+    from star.registry.promotion.promote_and_rollback import delete_version
 
     delete_version(name, version)
     typer.echo(f"{name} version {version} is deleted")
@@ -82,7 +82,7 @@ def promote(
 
     `star promote champion --to-registry https://mlflow.prod.example.com`
     """
-    from star.registry.promotion.promote_model import promote_model
+    from star.registry.promotion.promote_by_reference import promote_model
 
     promoted = promote_model(model, name=name, to=to, reason=reason, to_registry=to_registry)
     typer.echo(f"{promoted} is the {to}{' there' if to_registry is not None else ''}")
@@ -93,7 +93,7 @@ def rollback(reason: ReasonOption = "", name: NameOption = "star") -> None:
 
     Example: `star rollback --reason "more refusals in production"`
     """
-    from star.registry.promotion.promote import rollback as roll_back
+    from star.registry.promotion.promote_and_rollback import rollback as roll_back
 
     typer.echo(f"{roll_back(name, reason=reason)} is the champion again")
 

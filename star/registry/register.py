@@ -33,7 +33,7 @@ from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.ledger import CHAMPION, Decision
-from star.registry.promotion.promote import Overtaken, current_decision, promote, record_refusal
+from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.publish import assemble_model_folder, register_model, update_tags
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import Version, find_version

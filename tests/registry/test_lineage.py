@@ -18,7 +18,7 @@ from star.registry.download import download_model
 from star.registry.lineage import dvc_digests
 from star.registry.lineage_tree import print_lineage
 from star.registry.model_card import model_card
-from star.registry.promotion.promote import promote
+from star.registry.promotion.promote_and_rollback import promote
 from star.registry.publish import register_model
 from star.registry.versions import find_version
 from star.stages import register

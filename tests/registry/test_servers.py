@@ -14,7 +14,7 @@ from star.registry.download import download_model
 from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger_store import S3LedgerStore, open_ledger_store
-from star.registry.promotion.promote import champion, promote, rollback
+from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.registry.smoke_test import run_smoke_test

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from star.registry.promotion.promote import promote
+from star.registry.promotion.promote_and_rollback import promote
 from star.registry.publish import register_model
 from star.registry.tables import print_versions
 

@@ -3,7 +3,7 @@
 from star.home import home
 from star.registry.copy_version import copy_version
 from star.registry.download import download_version
-from star.registry.promotion.promote import promote
+from star.registry.promotion.promote_and_rollback import promote
 from star.registry.versions import Version, find_by_reference
 from star.tracking.server import use_tracking_uri
 

@@ -10,7 +10,14 @@ from star.registry.location import split_s3
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt
 from star.registry.promotion.ledger_store import SqlLedgerStore, open_ledger_store
-from star.registry.promotion.promote import Overtaken, champion, current_decision, delete_version, promote, rollback
+from star.registry.promotion.promote_and_rollback import (
+    Overtaken,
+    champion,
+    current_decision,
+    delete_version,
+    promote,
+    rollback,
+)
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.registry.versions import list_versions
