@@ -46,7 +46,7 @@ docs: install    ## the documentation as a site, served at http://localhost:8000
 	$(BIN)/zensical serve
 
 compile: install ## what the profiles compile to, for review (deploy/pipelines)
-	$(BIN)/python -W ignore -m star.pipelines.snapshots
+	$(BIN)/python -W ignore -m star.pipelines.compile_snapshots
 
 clean:           ## the environment and all runs
 	rm -rf $(VENV) runs site .cache

@@ -13,7 +13,7 @@ from star.config.cluster import Cluster, Node
 from star.config.experiment import Config
 from star.config.load import load_config
 from star.errors import InputError
-from star.pipelines.snapshots import FOLDER, PROFILES, snapshot
+from star.pipelines.compile_snapshots import FOLDER, PROFILES, snapshot
 from star.pipelines.star_pipeline import compile_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
