@@ -1,4 +1,6 @@
-"""Compiles the profiles to deploy/pipelines, so that a review shows what a change does to the tasks: `python -m star.pipelines.compile_snapshots`.
+"""Compiles the profiles to deploy/pipelines, so that a review shows what a change does to the tasks.
+
+Run it as `python -m star.pipelines.compile_snapshots`.
 
 The digests of the stages' code are replaced by a fixed word, because any edit of the library changes them. Do not submit these files:
 `star pipeline submit` and `star pipeline compile` compile the pipeline for the image that has the code.
