@@ -168,7 +168,7 @@ def no_bucket(settings: dict, **_: object) -> None:
 
 def store_down(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("star.folders.s3.ATTEMPTS", 1)
+    monkeypatch.setattr("star.folders.s3_client.ATTEMPTS", 1)
 
 
 def read_only_volume(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:

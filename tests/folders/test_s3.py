@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from star.errors import InputError
-from star.folders import s3
+from star.folders import s3, s3_client
 from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
 from star.folders.s3 import download_folder, upload_folder
@@ -97,7 +97,8 @@ def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)  # what eight attempts do, in seconds
+    for module in (s3, s3_client):
+        monkeypatch.setattr(module, "ATTEMPTS", 2)  # what eight attempts do, in seconds
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
     yield server
