@@ -25,7 +25,7 @@ from star.config.experiment import Config
 from star.errors import PipelineError
 from star.folders.manifest import METRICS
 from star.home import home
-from star.progress import listening_to
+from star.progress import send_events_to
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
 from star.tracking.runs import pipeline_run
@@ -87,7 +87,7 @@ def run_local(config: Config) -> PipelineResult:
         with (
             sigterm_raises_system_exit(before_exit=_terminate_stages),
             parent as run,
-            listening_to(str(events)),
+            send_events_to(str(events)),
             ProgressDisplay(events) as display,
         ):
             outputs = _run_pipeline(config, root=root, log=log, display=display)

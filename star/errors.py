@@ -1,4 +1,10 @@
-"""What the user can cure: such errors are shown as one line, without a traceback, and end the command with exit status 2."""
+"""Defines the errors that the user can cure, finds the cure of others, and masks secrets in what is printed.
+
+    InputError("no file at tools.json: check the path")    one line on stderr, no traceback, exit status 2
+    ValueError("...")                                      a traceback and exit status 1: the work itself failed
+
+The message of an InputError is one line: what is wrong, with the value and the place, then what to do.
+"""
 
 import errno
 import json
@@ -7,15 +13,15 @@ import re
 from urllib.parse import quote
 
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|CREDENTIAL|WEBHOOK|AUTH(?!OR)", re.IGNORECASE)
-SECRET_LENGTH = 6  # a shorter value would blot out ordinary words
+SECRET_LENGTH = 6  # a shorter value would mask ordinary words
 
 
 class InputError(Exception):
-    """The user can cure this. The message is one line that names the thing and says what to do."""
+    """The user's input is at fault. The message is one line that names it and says what to do."""
 
 
 class PipelineError(Exception):
-    """A stage of a pipeline failed. `input_fault` says that the user can cure it."""
+    """A stage of a pipeline failed. `input_fault` is true if the user's input was at fault."""
 
     def __init__(self, message: str, *, input_fault: bool) -> None:
         super().__init__(message)
@@ -23,10 +29,10 @@ class PipelineError(Exception):
 
 
 def cure_of(error: BaseException) -> str | None:
-    """The one line that tells the user what to do about an error, or None when the work itself failed."""
+    """Returns the line that tells the user what to do about an error, or None if the work itself failed."""
     if isinstance(error, InputError):
         return str(error)
-    # safetensors and torch report a full disk as errors of their own that only carry the text.
+    # safetensors and torch report a full disk by errors of their own, without an errno.
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' at {place}' if place else ''}: free some and run again, finished work is kept"
@@ -36,9 +42,10 @@ def cure_of(error: BaseException) -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The text without what must not be read by others: passwords in addresses, and values of variables that are named as secrets."""
+    """Masks secrets in a text: passwords in URLs, and the values of environment variables whose names are like secrets."""
     text = re.sub(r"//[^/@\s\"']*@", "//", text)
     secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SECRET_LENGTH}
+    # The longest first: a secret may contain a shorter one.
     for secret in sorted(secrets, key=len, reverse=True):
         for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
             text = text.replace(form, "***")

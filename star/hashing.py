@@ -1,4 +1,4 @@
-"""Digests: sha256 of files and of JSON values."""
+"""Computes digests: sha256 of files and of JSON values."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ from star.errors import InputError
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hex.
+    """Returns the sha256 of a file's content, in hex.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file is missing.
     """
     if not path.is_file():
         raise InputError(f"no file at {path}: check the path")
@@ -20,5 +20,5 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(value: object) -> str:
-    """sha256 of a JSON value in canonical form."""
+    """Returns the sha256 (hex) of a JSON value. The order of the keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,11 +1,11 @@
-"""Writes JSON files whole or not at all."""
+"""Writes JSON files completely or not at all."""
 
 import json
 from pathlib import Path
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file. After a kill the older content, or no file, is there; never a part of the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)

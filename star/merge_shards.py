@@ -1,4 +1,12 @@
-"""Parts become one: what a stage wrote with `--shard 1/n` to `n/n` is verified, put together, and published as one process's result."""
+"""Merges shards: verifies what a stage wrote with `--shard 1/n` to `n/n` and publishes it as one process's result.
+
+    runs/rollout-1  manifest: "part": "1/2", 206 sequences
+    runs/rollout-2  manifest: "part": "2/2", 206 sequences
+    star merge runs/rollout-1 runs/rollout-2 --out runs/rollout
+
+writes runs/rollout with 412 sequences and `"part": null`: the same files as one process without `--shard` writes. The
+order in which the folders are given does not matter.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,28 +29,29 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 
 
-def merge(parts: list[Path], *, out: Path) -> Metrics:
-    """Makes one folder of what `rollout`, `extract_topk` or `evaluate` wrote with shard 1/n to n/n; nothing is asked or computed again.
+def merge(folders: list[Path], *, out: Path) -> Metrics:
+    """Makes one folder of all shards of `rollout`, `extract_topk` or `evaluate`. Nothing is computed again.
 
     Raises:
-        InputError: a part is missing, damaged, there twice, or of another run; the message names it.
+        InputError: a shard is missing, damaged, given twice, or of another run; the message names it.
     """
     from star.teacher.merge_shards import merge_shards
     from star.tracking.runs import Run
 
-    if read_manifest(Path(parts[0])).stage == "evaluate":
-        return merge_evaluation(parts, out=out)
+    if read_manifest(Path(folders[0])).stage == "evaluate":
+        return merge_evaluation(folders, out=out)
 
-    def work(manifests: dict[Path, Manifest], made: Path, run: "Run") -> Metrics:
-        return merge_shards(list(manifests), stage=next(iter(manifests.values())).stage, out=made)
+    def work(manifests: dict[Path, Manifest], merged: Path, run: "Run") -> Metrics:
+        return merge_shards(list(manifests), stage=next(iter(manifests.values())).stage, out=merged)
 
-    return _put_together(parts, work, out=out, code=code_digest(merge), tracked=nullcontext(Run()))
+    return _merge_and_publish(folders, work, out=out, code=code_digest(merge), tracked=nullcontext(Run()))
 
 
-def merge_evaluation(parts: list[Path], *, out: Path) -> Metrics:
-    """`merge` of what `evaluate` wrote: scores all rows, and is tracked as the evaluation.
+def merge_evaluation(folders: list[Path], *, out: Path) -> Metrics:
+    """Merges the shards of `evaluate`: scores all rows, and is tracked as the evaluation.
 
-    It is a function of its own so that an edit of the evaluation has no signal merged, and students trained, again.
+    It is separate from `merge` because its code digest has the code of the evaluation. In one function, an edit of the
+    evaluation would merge the teacher's log-probabilities again, and train students again on them.
 
     Raises:
         InputError: as `merge` does.
@@ -51,57 +60,71 @@ def merge_evaluation(parts: list[Path], *, out: Path) -> Metrics:
     from star.evaluation.shards import merge_shards, read_shard
     from star.tracking.runs import stage_run
 
-    def work(manifests: dict[Path, Manifest], made: Path, run: "Run") -> Metrics:
-        folders = list(manifests)
-        gathered = [read_shard(folder) for folder in folders]
+    def work(manifests: dict[Path, Manifest], merged: Path, run: "Run") -> Metrics:
+        ordered = list(manifests)
+        gathered = [read_shard(folder) for folder in ordered]
         run.log_params(flat(gathered[0].settings))
-        metrics = merge_shards(folders, gathered, out=made)
+        metrics = merge_shards(ordered, gathered, out=merged)
         log_model_runs(metrics, gathered[0])
         return metrics
 
-    return _put_together(parts, work, out=out, code=code_digest(merge_evaluation), tracked=stage_run("evaluate"))
+    return _merge_and_publish(folders, work, out=out, code=code_digest(merge_evaluation), tracked=stage_run("evaluate"))
 
 
-def require_all_parts(manifests: dict[Path, Manifest]) -> None:
-    """Raises InputError unless the folders are all parts, each once, of one run of one stage."""
-    folders, found = list(manifests), list(manifests.values())
+def require_all_shards(manifests: dict[Path, Manifest]) -> dict[Path, Shard]:
+    """Returns the shard of each folder. They are all shards of one run of one stage, each once.
+
+    Raises:
+        InputError: a folder is no shard or of another run, or a shard is missing or there twice.
+    """
+    folders, first = list(manifests), next(iter(manifests.values()))
     alike = ["stage", "config_digest", "code_digest"]
-    if found[0].stage != "extract-topk":  # each of its parts may be made of another part of the rollout
+    if first.stage != "extract-topk":  # each of its shards may be made from another shard of the rollout
         alike.append("inputs")
+    shards: dict[Path, Shard] = {}
     for folder, manifest in manifests.items():
         if manifest.part is None:
-            raise InputError(f"{folder} is a whole result, not a part: merge only what --shard i/n wrote")
-        for what in alike:
-            if getattr(manifest, what) != getattr(found[0], what):
-                raise InputError(f"{folder} and {folders[0]} differ in their {what}: merge only parts of one run")
-    parts = [Shard.parse(manifest.part) for manifest in found]
-    wanted = {Shard(number, parts[0].count) for number in range(1, parts[0].count + 1)}
-    if len(parts) != len(set(parts)):
-        raise InputError(f"the same part is there twice among {', '.join(map(str, folders))}: give each once")
-    if set(parts) != wanted:
-        missing = ", ".join(sorted(str(part) for part in wanted - set(parts))) or "parts of one count"
-        raise InputError(f"missing among the parts: {missing}; run the stage with that --shard first")
+            raise InputError(f"{folder} is a whole result, not a shard: merge only what --shard i/n wrote")
+        for field in alike:
+            if getattr(manifest, field) != getattr(first, field):
+                raise InputError(f"{folder} and {folders[0]} differ in their {field}: merge only shards of one run")
+        shards[folder] = Shard.parse(manifest.part)
+    found = set(shards.values())
+    count = shards[folders[0]].count
+    wanted = {Shard(number, count) for number in range(1, count + 1)}
+    if len(found) != len(shards):
+        raise InputError(f"the same shard is there twice among {', '.join(map(str, folders))}: give each once")
+    if found != wanted:
+        missing = ", ".join(sorted(str(shard) for shard in wanted - found)) or "shards of one count"
+        raise InputError(f"missing among the shards: {missing}; run the stage with that --shard first")
+    return shards
 
 
-def _put_together(
-    parts: list[Path],
+def _merge_and_publish(
+    folders: list[Path],
     work: Callable[[dict[Path, Manifest], Path, "Run"], Metrics],
     *,
     out: Path,
     code: str,
     tracked: AbstractContextManager["Run"],
 ) -> Metrics:
-    """Has `work` write the whole into a partial folder, from the parts in their order, and publishes it."""
+    """Runs `work`, which merges the shards in their order into a folder, and publishes that folder.
+
+    Args:
+        work: called with the verified shards in their order, the folder to write, and the run to log to.
+        code: digest of the merging code.
+        tracked: opens the run.
+    """
     manifests: dict[Path, Manifest] = {}
 
     def describe() -> Manifest:
-        manifests.update(_open(parts))
-        digests = {manifest.part: manifest.digest for manifest in manifests.values()}
+        manifests.update(_open_shards(folders))
+        digests = {str(manifest.part): manifest.digest for manifest in manifests.values()}
         first = next(iter(manifests.values()))
         return replace(
             first,
             fingerprint=digest_of(["merge", code, digests]),
-            inputs=_inputs(manifests, digests),
+            inputs=_inputs_of_merged(manifests, digests),
             files=[],
             part=None,
         )
@@ -111,7 +134,7 @@ def _put_together(
 
         with tracked as run:
             run.set_tags({"star.fingerprint": manifest.fingerprint})
-            run.log_inputs(input_datasets({part.part: folder for folder, part in manifests.items()}))
+            run.log_inputs(input_datasets({str(shard.part): folder for folder, shard in manifests.items()}))
             metrics = work(manifests, workspace.out, run)
             run.log_metrics(metrics)
             for report in workspace.out.glob("report.*"):
@@ -121,15 +144,15 @@ def _put_together(
     return run_once(describe, tracked_work, out=Path(out).absolute(), resume=False).metrics
 
 
-def _open(parts: list[Path]) -> dict[Path, Manifest]:
-    """The parts, verified, in the order of their numbers."""
-    manifests = {Path(folder): open_input(Path(folder), stage=read_manifest(Path(folder)).stage) for folder in parts}
-    require_all_parts(manifests)
-    return dict(sorted(manifests.items(), key=lambda item: Shard.parse(item[1].part)))
+def _open_shards(folders: list[Path]) -> dict[Path, Manifest]:
+    """Verifies the shards and returns them in the order of their numbers."""
+    manifests = {Path(folder): open_input(Path(folder), stage=read_manifest(Path(folder)).stage) for folder in folders}
+    shards = require_all_shards(manifests)
+    return {folder: manifests[folder] for folder in sorted(shards, key=lambda folder: shards[folder])}
 
 
-def _inputs(manifests: dict[Path, Manifest], digests: dict[str, str]) -> dict[str, str]:
-    """The parts, and what all of them were made of."""
+def _inputs_of_merged(manifests: dict[Path, Manifest], digests: dict[str, str]) -> dict[str, str]:
+    """Returns the inputs that all shards have in common, and the shards themselves as inputs `1/n` to `n/n`."""
     first, *others = (manifest.inputs for manifest in manifests.values())
     shared = {key: digest for key, digest in first.items() if all(other.get(key) == digest for other in others)}
     return shared | digests

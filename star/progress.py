@@ -1,6 +1,11 @@
-"""Progress of long work: a bar on a terminal, a line now and then in a log, an event stream for the runner that shows all stages.
+"""Shows the progress of long work: a bar on a terminal, a line every 15 s in a log, events for `star run`.
 
-`star run` sets STAR_EVENTS to a file; every stage appends one JSON object a line to it, and the runner draws them.
+`star run` starts every stage as a process, names a file in STAR_EVENTS and its own process id in STAR_RUNNER. Stages
+append one JSON object per line to that file, and `star run` draws them (pipelines/progress_display.py):
+
+    {"time": 1764368690.1, "kind": "started", "stage": "distill"}
+    {"time": 1764368692.6, "kind": "progress", "label": "distil the student (CKD)", "done": 12, "total": 60}
+    {"time": 1764368705.9, "kind": "finished", "stage": "distill", "cached": false}
 """
 
 import json
@@ -20,23 +25,30 @@ if TYPE_CHECKING:
 
 LINE_SECONDS = 15.0  # between two lines in a log
 EVENT_SECONDS = 0.5  # between two events of one bar
-WATCH_SECONDS = 0.5  # between two looks at the runner
+RUNNER_CHECK_SECONDS = 0.5  # between two checks that the runner is alive
+KILLED_EXIT_STATUS = 137  # what a shell reports for a process that SIGKILL ended
 
 
-def emit(**event: Any) -> None:
-    """Appends one event for the runner, where one listens."""
+def send_event(**event: Any) -> None:
+    """Appends one event for `star run` to the file of STAR_EVENTS. Does nothing without it."""
     if path := os.environ.get("STAR_EVENTS"):
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
-def say(text: str) -> None:
-    """One line about the work, beside its bar."""
+def print_line(text: str) -> None:
+    """Prints one line about the work to stderr, where the progress is shown."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Bar:
-    """One piece of work, its number of steps known or None. `start` steps were done by an earlier, killed run."""
+    """Context manager that shows the progress of one piece of work.
+
+    Args:
+        label: what the work is, as `distil the student (CKD)`.
+        total: its number of steps, or None if that is not known.
+        start: steps that an earlier, killed run did. The estimate of the time left does not count them.
+    """
 
     def __init__(self, label: str, total: int | None, *, start: int = 0) -> None:
         self.label, self.total, self.done, self.start = label, total, start, start
@@ -77,13 +89,13 @@ class Bar:
         if self.rich:
             self.rich.update(self.task, completed=self.done)
             return
-        listening = "STAR_EVENTS" in os.environ
+        as_events = "STAR_EVENTS" in os.environ
         now = time.monotonic()
-        if not force and now - self.shown_at < (EVENT_SECONDS if listening else LINE_SECONDS):
+        if not force and now - self.shown_at < (EVENT_SECONDS if as_events else LINE_SECONDS):
             return
         self.shown_at = now
-        if listening:
-            emit(kind="progress", label=self.label, done=self.done, total=self.total)
+        if as_events:
+            send_event(kind="progress", label=self.label, done=self.done, total=self.total)
         elif self.total is None:
             print(f"{self.label}: {self.done}", file=sys.stderr, flush=True)
         else:
@@ -93,8 +105,8 @@ class Bar:
 
 
 @contextmanager
-def listening_to(path: str) -> Iterator[None]:
-    """Sends the events of this process and its children to `path`, and has the children end with this process."""
+def send_events_to(path: str) -> Iterator[None]:
+    """Makes this process and its children send events to `path`, and the children exit when this process does."""
     os.environ |= {"STAR_EVENTS": path, "STAR_RUNNER": str(os.getpid())}
     try:
         yield
@@ -103,17 +115,20 @@ def listening_to(path: str) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def end_with_runner() -> None:
-    """Ends this process soon after the runner that started it, however that ended: an orphan would hold the stage's folder."""
+def exit_with_runner() -> None:
+    """Exits this process soon after the runner that started it, also if that was killed with SIGKILL.
+
+    Otherwise the orphaned stage would keep its workspace locked, and the next `star run` could not resume it.
+    """
     runner = int(os.environ.get("STAR_RUNNER", os.getpid()))
     if runner != os.getpid():
-        threading.Thread(target=_watch, args=(runner,), daemon=True).start()
+        threading.Thread(target=_exit_when_gone, args=(runner,), daemon=True).start()
 
 
-def _watch(runner: int) -> None:
+def _exit_when_gone(runner: int) -> None:
     while True:
-        time.sleep(WATCH_SECONDS)
+        time.sleep(RUNNER_CHECK_SECONDS)
         try:
-            os.kill(runner, 0)
+            os.kill(runner, 0)  # signal 0 only checks whether the process exists
         except ProcessLookupError:
-            os._exit(137)
+            os._exit(KILLED_EXIT_STATUS)

@@ -1,8 +1,17 @@
-"""The eight stages as plain functions under one contract: (config, input folders, one output folder) -> metrics.
+"""Defines the eight stages as plain functions: (config, input folders, one output folder) -> metrics.
 
-A stage verifies the folders it is given, works in a partial folder, and publishes a finished one with its manifest. Called again for the
-same work it answers from the manifest; killed and called again it goes on. KFP, DVC and the command line all call these functions, and
-`STAGES` is the one description of the graph that they are held against.
+    data = Path("runs/data")
+    synthesize(config, out=data)                            # {"rows": 296.0, ..., "seconds": 4.1}
+    refine_teacher(config, data=data, out=Path("runs/teacher"))
+    synthesize(config, out=data)                            # the same call again answers from runs/data
+
+KFP, DVC and the command line all call these functions; `STAGES` describes the graph that all three are tested
+against. Every stage follows the folder contract of star/folders/run_once.py: it verifies its inputs, works in a
+workspace that a killed run resumes from, and publishes one folder with a manifest. To add a stage, write its function
+and its line in `STAGES`.
+
+A stage function imports what it needs inside `work`. This keeps `star --help` fast, and the code digest, which is
+part of the cache key, follows exactly these imports (star/folders/code_digest.py).
 """
 
 import json
@@ -31,20 +40,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the graph: what it is called, which stage feeds each of its inputs, which sections of the configuration it reads."""
+    """One stage of the graph.
+
+    Attributes:
+        name: the command `star <name>`, and the stage in the manifest.
+        function: does the stage.
+        inputs: keyword of the function -> name of the stage whose folder it takes.
+        sections: parts of the configuration that it reads. Only these are in its config digest.
+        cached: whether a finished folder is reused.
+        trains: whether several ranks may share the stage.
+    """
 
     name: str
     function: Callable[..., Metrics]
     inputs: dict[str, str]
     sections: tuple[str, ...]
     cached: bool = True
-    trains: bool = False  # several processes may share it
+    trains: bool = False
 
 
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
-    """Makes the data set: rows generated from the tools, seed rows imported, all cleaned, split into train and held-out.
+    """Makes the data set: generates rows from the tools, imports seed rows, cleans and splits into train and held-out.
 
-    Writes train.jsonl, heldout.jsonl, rejects.jsonl with a reason for every row that was left out, and the set's card.
+    Writes train.jsonl, heldout.jsonl, rejects.jsonl with the reason for every rejected row, and the set's card.
     """
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
@@ -52,11 +70,14 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
 
         return make_data_set(config.data, seed=config.seed, out=workspace.out, state=workspace.state)
 
-    return _run("synthesize", work, config, inputs={}, out=out, resume=resume)
+    return _run_stage("synthesize", work, config, inputs={}, out=out, resume=resume)
 
 
 def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True) -> Metrics:
-    """Makes the teacher fit the data: trained on it where its base is from scratch, then refined with Sim-RL. Writes a model folder."""
+    """Adapts the teacher to the data: trains it if its base is from scratch, then refines it with Sim-RL.
+
+    Writes a model folder.
+    """
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
@@ -70,55 +91,60 @@ def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True
             log_artifact=run.log_artifact,
         )
 
-    return _run("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
+    return _run_stage("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
 
 
 def rollout(
     config: Config, *, data: Path, teacher: Path, out: Path, shard: str = "1/1", resume: bool = True
 ) -> Metrics:
-    """Samples the teacher on the training prompts; valid, distinct completions become sequences.parquet.
+    """Samples the teacher on the training prompts. Writes the valid, distinct completions to sequences.parquet.
 
     Args:
-        shard: i/n, the part of the batches to do; `merge` makes one result of all n.
+        shard: i/n, which of the batches to do; `merge` makes one result of all n.
     """
-    part = Shard.parse(shard)
+    this_shard = Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
         from star.teacher.rollout import roll_out_rows
 
         rows = list(read_rows(data / "train.jsonl"))
-        return roll_out_rows(teacher, rows, config=config, shard=part, workspace=workspace)
+        return roll_out_rows(teacher, rows, config=config, shard=this_shard, workspace=workspace)
 
-    return _run("rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume, part=part)
+    return _run_stage(
+        "rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume, shard=this_shard
+    )
 
 
 def extract_topk(
     config: Config, *, rollouts: Path, teacher: Path, out: Path, shard: str = "1/1", resume: bool = True
 ) -> Metrics:
-    """Stores the teacher's top-k log-probs over the rollouts, with the sequences and the tokenizer: all that distillation reads.
+    """Stores the teacher's top-k log-probabilities over the rollouts, with the sequences and the tokenizer.
+
+    Distillation reads this folder only.
 
     Args:
-        shard: i/n, the part of the batches to do; `merge` makes one result of all n. A part of a rollout gives that part.
+        shard: i/n, which of the batches to do; `merge` makes one result of all n. The folder of a rollout shard is
+            extracted without this option, and the result is that shard.
     """
-    part = Shard.parse(shard)
+    this_shard = Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.teacher.extract import extract_top_k
 
-        return extract_top_k(teacher, rollouts, settings=config.topk, shard=part, out=workspace.out)
+        return extract_top_k(teacher, rollouts, settings=config.topk, shard=this_shard, out=workspace.out)
 
     inputs = {"rollouts": rollouts, "teacher": teacher}
-    return _run("extract-topk", work, config, inputs=inputs, out=out, resume=resume, part=part)
+    return _run_stage("extract-topk", work, config, inputs=inputs, out=out, resume=resume, shard=this_shard)
 
 
 def distill(
     config: Config, *, topk: Path, out: Path, student: Path | str | None = None, resume: bool = True
 ) -> Metrics:
-    """Distils the stored signal into the student with CKD. Writes a model folder.
+    """Distils the stored log-probabilities into the student with CKD. Writes a model folder.
 
     Args:
-        student: the base to start from, a folder or a Hugging Face id, instead of the configuration's.
+        student: base to start from, a folder or a Hugging Face id, instead of the configuration's `student`.
     """
     if student is not None:
         config = config.model_copy(update={"student": Student(base=str(student))})
@@ -128,7 +154,7 @@ def distill(
 
         return distill_student(config, topk, workspace=workspace, log_metrics=run.log_metrics)
 
-    return _run("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
+    return _run_stage("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
 
 
 def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
@@ -148,7 +174,7 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
             log_artifact=run.log_artifact,
         )
 
-    return _run("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
+    return _run_stage("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 
 
 def evaluate(
@@ -162,14 +188,16 @@ def evaluate(
     shard: str = "1/1",
     resume: bool = True,
 ) -> Metrics:
-    """Compares teacher, distilled and refined student on the configured suites. Writes evaluation.json, outcomes.jsonl and the reports.
+    """Evaluates teacher, distilled and refined student on the configured suites.
+
+    Writes evaluation.json, outcomes.jsonl and the reports.
 
     Args:
-        shard: i/n, the part of each suite's batches or categories to ask; `merge` scores all n.
+        shard: i/n, which of each suite's batches or categories to generate answers for; `merge` scores all n.
     """
     if "heldout" not in config.evaluate.suites:
         raise InputError("`evaluate.suites` must hold heldout: the gate of the registration reads its scores")
-    models, part = {"teacher": teacher, "distilled": distilled, "refined": refined}, Shard.parse(shard)
+    models, this_shard = {"teacher": teacher, "distilled": distilled, "refined": refined}, Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.evaluation.evaluate import log_model_runs, score_and_write
@@ -177,25 +205,32 @@ def evaluate(
         from star.evaluation.shards import write_shard
 
         title = "Teacher, distilled and refined student"
-        gathered = gather(models, data, config=config, state=workspace.state, title=title, shard=part)
-        if part != WHOLE:
+        gathered = gather(models, data, config=config, state=workspace.state, title=title, shard=this_shard)
+        if this_shard != WHOLE:
             return write_shard(gathered, out=workspace.out)
         metrics = score_and_write([gathered], out=workspace.out)
         log_model_runs(metrics, gathered)
         return metrics
 
-    return _run("evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume, part=part)
+    return _run_stage(
+        "evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume, shard=this_shard
+    )
 
 
 def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resume: bool = True) -> Metrics:
-    """Registers the refined student in MLflow with scores and lineage; behind the gate it becomes `champion`. Writes registration.json."""
+    """Registers the refined student in MLflow with scores and lineage; if it passes the gate it becomes `champion`.
+
+    Writes registration.json.
+    """
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.registry.register import register_and_promote
 
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
 
-    return _run("register", work, config, inputs={"refined": refined, "evaluation": evaluation}, out=out, resume=resume)
+    return _run_stage(
+        "register", work, config, inputs={"refined": refined, "evaluation": evaluation}, out=out, resume=resume
+    )
 
 
 STAGES: tuple[Stage, ...] = (
@@ -228,7 +263,7 @@ STAGES: tuple[Stage, ...] = (
         {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
         ("seed", "evaluate"),
     ),
-    # The registry may have changed since: whether the model is champion is looked at anew every time.
+    # Not cached: the registry may have changed since, and with it whether the model is champion.
     Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",), cached=False),
 )
 
@@ -238,7 +273,22 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def _run(
+def require_code_digest(name: str, digest: str) -> None:
+    """Checks that the code of a stage or merge is the code that the pipeline was compiled from.
+
+    KFP's cache key has the digest of compile time. With other code a cached result could come from different code.
+
+    Raises:
+        InputError: the code differs.
+    """
+    merges = {"merge": merge, "merge-evaluation": merge_evaluation}
+    if code_digest(merges.get(name) or stage_named(name).function) != digest:
+        raise InputError(
+            f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
+        )
+
+
+def _run_stage(
     name: str,
     work: Callable[[Workspace, "Run"], Metrics],
     config: Config,
@@ -246,22 +296,22 @@ def _run(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
-    part: Shard = WHOLE,
+    shard: Shard = WHOLE,
 ) -> Metrics:
-    """Runs one stage's work under the contract of this module, and tells a listening runner how it went."""
-    progress.end_with_runner()
+    """Runs one stage on this rank, and sends a failure to the runner that shows the progress of all stages."""
+    progress.exit_with_runner()
     try:
         stage, out = stage_named(name), Path(out).absolute()
         if distributed.world_size() > 1 and not stage.trains:
             raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
         with distributed.process_group():
             if not distributed.is_rank0():
-                return _help(work, out)
-            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, part=part)
+                return _run_on_nonzero_rank(work, out)
+            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
     except BaseException as error:
         cure = cure_of(error)
-        said = cure or f"{type(error).__name__}: {error}"
-        progress.emit(kind="failed", stage=name, error=said, input_fault=cure is not None)
+        message = cure or f"{type(error).__name__}: {error}"
+        progress.send_event(kind="failed", stage=name, error=message, input_fault=cure is not None)
         raise
 
 
@@ -273,15 +323,16 @@ def _run_on_rank0(
     inputs: dict[str, Path],
     out: Path,
     resume: bool,
-    part: Shard,
+    shard: Shard,
 ) -> Metrics:
+    """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
     settings = config.slice(stage.sections)
 
     def describe() -> Manifest:
         manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        given = _part_of_inputs(stage, inputs, manifests, part)
+        part = _part_of_result(stage, inputs, manifests, shard)
         return draft_manifest(
-            stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=given
+            stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=part
         )
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
@@ -289,35 +340,37 @@ def _run_on_rank0(
         from star.tracking.runs import stage_run
         from star.tracking.system_metrics import log_system_metrics
 
-        progress.emit(kind="started", stage=stage.name)
-        began = time.monotonic()
+        progress.send_event(kind="started", stage=stage.name)
+        start = time.monotonic()
+        # The other ranks wait for this: only now is it known that there is work, and where its state lies.
         distributed.broadcast_from_rank0(workspace.state)
         tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
         with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
-            made_in = collect_origin(seed=config.seed if "seed" in stage.sections else None)
+            origin = collect_origin(seed=config.seed if "seed" in stage.sections else None)
             with log_system_metrics(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
+            # The folder is published next; no rank may still write to its state then.
             distributed.barrier()
-            metrics["seconds"] = round(time.monotonic() - began, 1)
+            metrics["seconds"] = round(time.monotonic() - start, 1)
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
-        return Result(metrics, made_in)
+        return Result(metrics, origin)
 
     outcome = run_once(describe, tracked_work, out=out, resume=resume, reuse=stage.cached)
     if outcome.cached:
-        distributed.broadcast_from_rank0(None)
-    progress.emit(kind="finished", stage=stage.name, cached=outcome.cached)
+        distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
+    progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached)
     return outcome.metrics
 
 
-def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
-    """The part of every process but the first: it trains from the same state, and nothing that it writes is kept."""
+def _run_on_nonzero_rank(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
+    """Runs the stage on a non-zero rank: from the same state as rank 0; its output and metrics are discarded."""
     from star.tracking.runs import Run
 
     state = distributed.broadcast_from_rank0(None)
-    if state is None:  # the result is there already
+    if state is None:  # the result is cached
         return read_metrics(out)
     with TemporaryDirectory() as scratch:
         metrics = work(Workspace(out=Path(scratch), state=state), Run())
@@ -325,22 +378,15 @@ def _help(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
     return metrics
 
 
-def _part_of_inputs(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], part: Shard) -> str | None:
-    """Which part of the whole the result will be, or None. Only extraction takes a part of its input for one of its own."""
+def _part_of_result(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], shard: Shard) -> str | None:
+    """Returns i/n if the result will be one of n shards, else None.
+
+    Raises:
+        InputError: an input is a shard. Only the extraction accepts one, and its result is the same shard then.
+    """
     for key, manifest in manifests.items():
         if manifest.part is not None:
-            if stage.name != "extract-topk" or part != WHOLE:
-                raise InputError(
-                    f"{inputs[key]} is part {manifest.part} only: put the parts together with `star merge`"
-                )
+            if stage.name != "extract-topk" or shard != WHOLE:
+                raise InputError(f"{inputs[key]} is shard {manifest.part} only: merge all shards with `star merge`")
             return manifest.part
-    return str(part) if part != WHOLE else None
-
-
-def require_code(name: str, digest: str) -> None:
-    """Raises InputError when the code of a stage, or of a merge, is not what its pipeline was compiled from: the cache would lie."""
-    merges = {"merge": merge, "merge-evaluation": merge_evaluation}
-    if code_digest(merges.get(name) or stage_named(name).function) != digest:
-        raise InputError(
-            f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
-        )
+    return str(shard) if shard != WHOLE else None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError, cure_of
-from star.progress import Bar, listening_to
+from star.progress import Bar, send_events_to
 
 
 def test_a_log_gets_lines_with_the_time_left(capsys: pytest.CaptureFixture) -> None:
@@ -22,7 +22,7 @@ def test_a_log_gets_lines_with_the_time_left(capsys: pytest.CaptureFixture) -> N
 
 def test_a_runner_gets_events(tmp_path: Path) -> None:
     events = tmp_path / "events"
-    with listening_to(str(events)), Bar("train", 2) as bar:
+    with send_events_to(str(events)), Bar("train", 2) as bar:
         bar.advance()
     assert "STAR_EVENTS" not in os.environ
     read = [json.loads(line) for line in events.read_text().splitlines()]
@@ -34,7 +34,7 @@ def test_a_runner_gets_events(tmp_path: Path) -> None:
 
 def test_a_stage_ends_with_its_runner(tmp_path: Path) -> None:
     """A runner killed outright cannot end its stage; the stage must notice."""
-    stage = "import time; from star.progress import end_with_runner; end_with_runner(); print('up', flush=True); time.sleep(60)"
+    stage = "import time; from star.progress import exit_with_runner; exit_with_runner(); print('up', flush=True); time.sleep(60)"
     runner = (
         "import os, subprocess, sys; os.environ['STAR_RUNNER'] = str(os.getpid());"
         f"child = subprocess.Popen([sys.executable, '-c', {stage!r}], stdout=subprocess.PIPE, text=True);"

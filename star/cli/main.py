@@ -132,7 +132,7 @@ def merge(
     """
     from star.stages import merge as merge_shards
 
-    run_and_print(merge_shards, parts=parts, out=out)
+    run_and_print(merge_shards, folders=parts, out=out)
 
 
 @app.command(rich_help_panel=PIPELINE)

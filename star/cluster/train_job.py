@@ -57,7 +57,7 @@ from star.folders.manifest import METRICS, open_input, read_manifest
 from star.folders.publish import copy_folder_atomically
 from star.folders.working_paths import train_jobs_folder
 from star.hashing import digest_of
-from star.progress import say
+from star.progress import print_line
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import Metrics, stage_named
 
@@ -221,12 +221,12 @@ class RetriedJob:
         )
         name = self._name_of(self.attempt)
         if state:
-            say(f"going on with TrainJob {name}")
+            print_line(f"going on with TrainJob {name}")
             return
         manifest["metadata"]["name"] = name
         manifest["spec"]["runtimeRef"]["kind"] = self.runtime.kind.value
         self.api.create_namespaced_custom_object(*self.path, manifest)
-        say(f"started TrainJob {name}")
+        print_line(f"started TrainJob {name}")
 
     def wait_until_complete(self) -> None:
         """Prints the first pod's log until the job is complete.
@@ -281,7 +281,7 @@ class RetriedJob:
             return True
         except self.request_errors as error:
             if not is_missing(error):
-                say(f"TrainJob {name} could not be deleted ({error}): kubectl delete trainjob {name}")
+                print_line(f"TrainJob {name} could not be deleted ({error}): kubectl delete trainjob {name}")
             return False
 
     def _name_of(self, attempt: int) -> str:
@@ -304,7 +304,7 @@ class RetriedJob:
         if len(lines) < self.lines_printed:  # the pod was restarted, and its log with it
             self.lines_printed = 0
         for line in lines[self.lines_printed :]:
-            say(line)
+            print_line(line)
         self.lines_printed = len(lines)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.hashing import sha256_of
-from star.progress import say
+from star.progress import print_line
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -34,7 +34,7 @@ def upload_state(state: Path) -> None:
         try:
             _upload(state, f"{url}/{(state.parent / 'fingerprint').read_text()}")
         except InputError as error:
-            say(f"the checkpoint is on this disk only: {error}")
+            print_line(f"the checkpoint is on this disk only: {error}")
 
 
 def download_state(state: Path, fingerprint: str) -> None:
@@ -76,7 +76,7 @@ def delete_state(fingerprint: str) -> None:
                 for name in (INDEX, *set(_read_index(client, folder).values())):
                     client.delete_object(Bucket=folder.bucket, Key=folder.key(name))
         except InputError as error:
-            say(f"old checkpoints could not be deleted: {error}")
+            print_line(f"old checkpoints could not be deleted: {error}")
 
 
 def _upload(state: Path, url: str) -> None:

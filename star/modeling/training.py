@@ -27,7 +27,7 @@ from star import distributed
 from star.config.training import SimRL, Training
 from star.errors import InputError
 from star.folders import checkpoints_s3
-from star.progress import Bar, say
+from star.progress import Bar, print_line
 from star.sigterm import EXIT_STATUS, SigtermFlag
 
 # TRL calls transformers with arguments that were renamed; a user cannot do anything about it.
@@ -183,7 +183,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_MarkCheckpointComplete(state))
     sigterm = SigtermFlag(
-        on_first=lambda: say("received SIGTERM: saving a checkpoint before the training stops"),
+        on_first=lambda: print_line("received SIGTERM: saving a checkpoint before the training stops"),
         # A rank receives it twice: from whoever ends all ranks, and from torchrun, which kills ranks that stay.
         ignore_repeats=distributed.world_size() > 1,
     )

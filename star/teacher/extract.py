@@ -28,7 +28,7 @@ from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.tokenizer import tokenizer_digest
-from star.progress import Bar, say
+from star.progress import Bar, print_line
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import max_bytes_per_token, require_disk_space
@@ -114,7 +114,7 @@ def store_top_k(
     needed = int(missing_tokens * max_bytes_per_token(writer.top_k, writer.vocab_size))
     require_disk_space(writer.folder, needed, what=f"the top-k of {missing_tokens:,} tokens")
     sequence_count = sum(map(len, batches))
-    say(f"top-k: {sequence_count:,} sequences, {tokens:,} tokens; {format_bytes(needed)} to write")
+    print_line(f"top-k: {sequence_count:,} sequences, {tokens:,} tokens; {format_bytes(needed)} to write")
     began = time.monotonic()
     with Bar("extract the top-k", tokens, start=tokens - missing_tokens) as bar, ThreadPoolExecutor(1) as pool:
         writing: Future[None] | None = None
@@ -128,7 +128,7 @@ def store_top_k(
             if number == 0:
                 rate = batch_tokens / (time.monotonic() - began)
                 time_left = format_seconds(round(missing_tokens / rate))
-                say(f"top-k: about {time_left} at {rate:,.0f} completion tokens per second")
+                print_line(f"top-k: about {time_left} at {rate:,.0f} completion tokens per second")
             bar.advance(batch_tokens)
         if writing:
             writing.result()

@@ -34,7 +34,7 @@ from star.hashing import digest_of
 from star.modeling.generation import Sample, generate
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows, within_length
-from star.progress import Bar, say
+from star.progress import Bar, print_line
 from star.rewards.similarity import similarity_reward
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
@@ -142,7 +142,7 @@ def roll_out(
     needed_bytes = samples * settings.max_new_tokens * 8
     require_disk_space(workspace.out, needed_bytes, what=f"a rollout of {samples:,} samples")
     limit = f"at most {settings.max_new_tokens} tokens each, {format_bytes(needed_bytes)} to write"
-    say(f"rollout: {samples:,} samples, {limit}")
+    print_line(f"rollout: {samples:,} samples, {limit}")
     began = time.monotonic()
     with Bar("roll out the teacher", len(batches), start=done) as bar:
         for (number, batch), file in zip(batches, files, strict=True):
@@ -155,7 +155,7 @@ def roll_out(
                 seconds = time.monotonic() - began
                 rate = sum(len(row["completion_ids"]) for row in rows) / seconds
                 time_left = format_seconds(round(seconds * (len(batches) - done)))
-                say(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
+                print_line(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
             bar.advance()
     table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])
     # Sorted by id, so that neither the batches nor the shards show in the file.

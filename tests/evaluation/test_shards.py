@@ -93,12 +93,12 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
     several: Config, inputs: dict[str, Path], finished: dict[str, Path], shards: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
-    with pytest.raises(InputError, match="missing among the parts: 2/3"):
+    with pytest.raises(InputError, match="missing among the shards: 2/3"):
         merge([shards[0], shards[2]], out=out)
     shutil.copytree(shards[0], tmp_path / "copy")
-    with pytest.raises(InputError, match="the same part is there twice"):
+    with pytest.raises(InputError, match="the same shard is there twice"):
         merge([*shards, tmp_path / "copy"], out=out)
-    with pytest.raises(InputError, match="is a whole result, not a part"):
+    with pytest.raises(InputError, match="is a whole result, not a shard"):
         merge([finished["evaluate"], *shards[1:]], out=out)
     evaluate(several.model_copy(update={"seed": 8}), **inputs, out=tmp_path / "seed", shard="1/3")
     with pytest.raises(InputError, match="differ in their config_digest"):
@@ -110,7 +110,7 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
     (tmp_path / "copy" / "gathered.json").write_text("{}")
     with pytest.raises(InputError, match=r"gathered\.json is missing or was changed"):
         merge([tmp_path / "copy", *shards[1:]], out=out)
-    with pytest.raises(InputError, match=r"is part 1/3 only: .*star merge"):
+    with pytest.raises(InputError, match=r"is shard 1/3 only: .*star merge"):
         register(several, refined=inputs["refined"], evaluation=shards[0], out=tmp_path / "registration")
     assert not out.exists()
 

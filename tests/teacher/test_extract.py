@@ -132,14 +132,14 @@ def test_shards_of_an_extraction_hold_the_bytes_of_the_whole(
 def test_distillation_refuses_a_single_shard(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
     config, _, teacher = inputs
     stages.extract_topk(config, rollouts=finished["rollout"], teacher=teacher, out=tmp_path / "part", shard="1/2")
-    with pytest.raises(InputError, match=r"part is part 1/2 only: .*star merge"):
+    with pytest.raises(InputError, match=r"part is shard 1/2 only: .*star merge"):
         stages.distill(config, topk=tmp_path / "part", out=tmp_path / "student")
-    with pytest.raises(InputError, match="missing among the parts: 2/2"):
+    with pytest.raises(InputError, match="missing among the shards: 2/2"):
         stages.merge([tmp_path / "part"], out=tmp_path / "whole")
     shutil.copytree(tmp_path / "part", tmp_path / "copy")
-    with pytest.raises(InputError, match="the same part is there twice"):
+    with pytest.raises(InputError, match="the same shard is there twice"):
         stages.merge([tmp_path / "part", tmp_path / "copy"], out=tmp_path / "whole")
-    with pytest.raises(InputError, match="is a whole result, not a part"):
+    with pytest.raises(InputError, match="is a whole result, not a shard"):
         stages.merge([finished["extract-topk"], tmp_path / "part"], out=tmp_path / "whole")
     stages.rollout(config, data=inputs.data, teacher=teacher, out=tmp_path / "rolled", shard="2/2")
     with pytest.raises(InputError, match="differ in their stage"):
