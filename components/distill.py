@@ -27,7 +27,7 @@ def distill(
     from star.cluster import launch
     from star.config.experiment import Config
 
-    stages.require_code_digest("distill", code)
+    stages.require_code("distill", code)
     values = launch.train("distill", Config.from_json(config), topk=Path(topk.path), out=Path(distilled.path))
     for key, value in values.items():
         metrics.log_metric(key, value)

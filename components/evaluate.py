@@ -38,7 +38,7 @@ def evaluate(
     from star import stages
     from star.config.experiment import Config
 
-    stages.require_code_digest("evaluate", code)
+    stages.require_code("evaluate", code)
     values = stages.evaluate(
         Config.from_json(config),
         data=Path(data.path),

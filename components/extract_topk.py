@@ -30,7 +30,7 @@ def extract_topk(
     from star import stages
     from star.config.experiment import Config
 
-    stages.require_code_digest("extract-topk", code)
+    stages.require_code("extract-topk", code)
     values = stages.extract_topk(
         Config.from_json(config),
         rollouts=Path(rollouts.path),

@@ -23,7 +23,7 @@ def merge(
 
     from star import stages
 
-    stages.require_code_digest("merge", code)
+    stages.require_code("merge", code)
     values = stages.merge([Path(part.path) for part in parts], out=Path(merged.path))
     for key, value in values.items():
         metrics.log_metric(key, value)

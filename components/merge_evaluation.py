@@ -28,7 +28,7 @@ def merge_evaluation(
 
     from star import stages
 
-    stages.require_code_digest("merge-evaluation", code)
+    stages.require_code("merge-evaluation", code)
     values = stages.merge_evaluation([Path(part.path) for part in parts], out=Path(merged.path))
     for file, shown in (("report.html", report), ("report.md", summary)):
         Path(shown.path).parent.mkdir(parents=True, exist_ok=True)

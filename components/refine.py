@@ -29,7 +29,7 @@ def refine(
     from star.cluster import launch
     from star.config.experiment import Config
 
-    stages.require_code_digest("refine", code)
+    stages.require_code("refine", code)
     values = launch.train(
         "refine", Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path)
     )

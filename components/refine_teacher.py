@@ -27,7 +27,7 @@ def refine_teacher(
     from star.cluster import launch
     from star.config.experiment import Config
 
-    stages.require_code_digest("refine-teacher", code)
+    stages.require_code("refine-teacher", code)
     values = launch.train("refine-teacher", Config.from_json(config), data=Path(data.path), out=Path(teacher.path))
     for key, value in values.items():
         metrics.log_metric(key, value)

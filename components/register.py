@@ -31,7 +31,7 @@ def register(
     from star import stages
     from star.config.experiment import Config
 
-    stages.require_code_digest("register", code)
+    stages.require_code("register", code)
     values = stages.register(
         Config.from_json(config),
         refined=Path(refined.path),

@@ -30,7 +30,7 @@ def rollout(
     from star import stages
     from star.config.experiment import Config
 
-    stages.require_code_digest("rollout", code)
+    stages.require_code("rollout", code)
     values = stages.rollout(
         Config.from_json(config),
         data=Path(data.path),

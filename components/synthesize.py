@@ -24,7 +24,7 @@ def synthesize(
     from star import stages
     from star.config.experiment import Config
 
-    stages.require_code_digest("synthesize", code)
+    stages.require_code("synthesize", code)
     values = stages.synthesize(Config.from_json(config), out=Path(data.path))
     for key, value in values.items():
         metrics.log_metric(key, value)

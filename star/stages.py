@@ -273,7 +273,7 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def require_code_digest(name: str, digest: str) -> None:
+def require_code(name: str, digest: str) -> None:
     """Checks that the code of a stage or merge is the code that the pipeline was compiled from.
 
     KFP's cache key has the digest of compile time. With other code a cached result could come from different code.
