@@ -35,7 +35,7 @@ SHOWN = {
 WORK = """
 import sys
 from pathlib import Path
-from star.registry.promotion.promote import promote
+from star.registry.promotion.promote_and_rollback import promote
 from star.registry.publish import register_model
 from star.tracking.runs import pipeline_run, stage_run
 import os

@@ -21,7 +21,6 @@ from star import stages
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
-from star.folders.shard import Shard
 from star.modeling.generation import Sequence
 from star.modeling.models import load_model
 from star.teacher.extract import model_top_k, store_top_k, top_k_logprobs
@@ -144,18 +143,6 @@ def test_distillation_refuses_a_single_shard(inputs: Stages, finished: dict[str,
     stages.rollout(config, data=inputs.data, teacher=teacher, out=tmp_path / "rolled", shard="2/2")
     with pytest.raises(InputError, match="differ in their stage"):
         stages.merge([tmp_path / "part", tmp_path / "rolled"], out=tmp_path / "whole")
-
-
-@pytest.mark.parametrize("text", ["", "3", "0/2", "3/2", "a/b", "1/2/3", "-1/2"])
-def test_an_invalid_shard_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not like 2/4"):
-        Shard.parse(text)
-
-
-@given(items=st.lists(st.integers(), max_size=50), count=st.integers(1, 9))
-def test_shards_are_disjoint_and_complete(items: list[int], count: int) -> None:
-    parts = [Shard(number, count).select(list(enumerate(items))) for number in range(1, count + 1)]
-    assert sorted(item for part in parts for item in part) == list(enumerate(items))
 
 
 def first_file_of_another_run(folder: Path, *, k: int, teacher: str) -> bytes:

@@ -227,7 +227,9 @@ def test_the_experiment_is_named_by_the_environment(home: Path, environment: pyt
 
 
 def test_importing_is_quick() -> None:
-    script = "import json, sys; import star.registry.promotion.promote; print(json.dumps(sorted(sys.modules)))"
+    script = (
+        "import json, sys; import star.registry.promotion.promote_and_rollback; print(json.dumps(sorted(sys.modules)))"
+    )
     loaded = json.loads(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout)
     assert not {"mlflow", "torch", "transformers"} & set(loaded)
 

@@ -26,7 +26,7 @@ PROMOTERS, ROUNDS = 16, 50
 RACE = """
 import json, multiprocessing, sys
 import mlflow, sqlalchemy, boto3
-from star.registry.promotion.promote import Overtaken, promote
+from star.registry.promotion.promote_and_rollback import Overtaken, promote
 
 def promoter(me, promoters, rounds, barrier, won):
     for number in range(rounds):
@@ -113,7 +113,7 @@ import os, shutil, signal, sys
 from pathlib import Path
 import mlflow, sqlalchemy.engine.default
 from mlflow.store.artifact import local_artifact_repo
-from star.registry.promotion.promote import promote
+from star.registry.promotion.promote_and_rollback import promote
 from star.registry.publish import register_model
 from star.tracking.server import connect
 

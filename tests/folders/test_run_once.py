@@ -1,0 +1,107 @@
+"""The folder contract as its callers see it: work is done once, resumed after a failure, and never published in part."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from star.errors import InputError
+from star.folders.manifest import Manifest, open_input
+from star.folders.run_once import Outcome, Result, draft_manifest, run_once
+from star.folders.workspace import Workspace
+
+
+class Work:
+    """Work that counts to two and can fail in between."""
+
+    def __init__(self, *, fail: bool = False, settings: str = "{}") -> None:
+        self.fail = fail
+        self.settings = settings
+        self.steps: list[str] = []
+
+    def describe(self) -> Manifest:
+        return draft_manifest("counting", settings=self.settings, code="c", inputs={})
+
+    def work(self, workspace: Workspace, manifest: Manifest) -> Result:
+        for step in ("one", "two"):
+            if not (workspace.state / step).exists():
+                self.steps.append(step)
+                (workspace.state / step).touch()
+            if self.fail:
+                raise ValueError("failed halfway")
+        (workspace.out / "rows.jsonl").write_text("{}\n{}\n")
+        return Result({"steps": 2}, {"commit": "abc"})
+
+    def run(self, out: Path, *, resume: bool = True, reuse: bool = True) -> Outcome:
+        return run_once(self.describe, self.work, out=out, resume=resume, reuse=reuse)
+
+
+@pytest.fixture
+def fail_halfway(tmp_path: Path) -> Callable[[], Path]:
+    def fail() -> Path:
+        with pytest.raises(ValueError, match="failed halfway"):
+            Work(fail=True).run(tmp_path / "out")
+        return tmp_path / "out"
+
+    return fail
+
+
+def test_work_is_done_once(tmp_path: Path) -> None:
+    first, again = Work(), Work()
+    assert first.run(tmp_path / "out") == Outcome({"steps": 2}, cached=False)
+    assert again.run(tmp_path / "out") == Outcome({"steps": 2}, cached=True)
+    assert (first.steps, again.steps) == (["one", "two"], [])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_published_folder_says_what_it_is(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
+    manifest = open_input(tmp_path / "out", stage="counting")
+    assert [(entry.path, entry.rows) for entry in manifest.files] == [("metrics.json", None), ("rows.jsonl", 2)]
+    assert manifest.origin == {"commit": "abc"}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"steps": 2}
+
+
+def test_failed_work_is_not_published_and_resumes(fail_halfway) -> None:
+    out = fail_halfway()
+    assert not out.exists()
+    work = Work()
+    work.run(out)
+    assert work.steps == ["two"]
+
+
+def test_work_without_resume_starts_from_nothing(fail_halfway) -> None:
+    work = Work()
+    work.run(fail_halfway(), resume=False)
+    assert work.steps == ["one", "two"]
+
+
+def test_other_settings_are_other_work(fail_halfway) -> None:
+    work = Work(settings='{"seed": 2}')
+    work.run(fail_halfway())
+    assert work.steps == ["one", "two"]
+
+
+def test_work_that_is_not_reused_is_done_again(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out", reuse=False)
+    again = Work()
+    assert again.run(tmp_path / "out", reuse=False).cached is False
+    assert again.steps == ["one", "two"]
+
+
+def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
+    (tmp_path / "out" / "rows.jsonl").write_text("other\n")
+    again = Work()
+    again.run(tmp_path / "out")
+    assert again.steps == ["one", "two"]
+
+
+def test_a_folder_of_others_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    work = Work()
+    with pytest.raises(InputError, match="exists and is not a stage's output"):
+        work.run(tmp_path / "out")
+    assert work.steps == []
