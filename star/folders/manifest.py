@@ -9,7 +9,7 @@ A folder without a valid manifest is refused as an input. Example (shortened), o
      "files": [{"path": "sequences.parquet", "size": 73311, "sha256": "5feceb66...", "rows": 412}, ...],
      "part": null,                                    "2/4" in the folder of one shard
      "ancestors": {"7a4e...": {"stage": "synthesize", ...}, ...},
-     "origin": {"commit": "...", "run": "..."}}
+     "origin": {"commit": "ab22...", "mlflow_run": "3b50...", "seed": "7"}}
 
 Two digests matter. The `fingerprint` is known before the work starts: equal fingerprints mean equal work, so the
 result can be reused. The content digest (`Manifest.digest`) is known after it: the next stage's fingerprint contains
