@@ -342,28 +342,29 @@ def test_a_missing_or_forbidden_training_runtime_is_an_input_error(
         find_runtime(trainer_client(), "star-torch")
 
 
-def test_the_pods_follow_the_node_of_the_stage() -> None:
-    cluster = Cluster.model_validate(
-        {
-            "nodes": {
-                "h100": {
-                    "cpu": "16",
-                    "memory": "256Gi",
-                    "accelerator": "nvidia.com/gpu",
-                    "accelerators": 8,
-                    "shm": "32Gi",
-                    "node_selector": {"gpu": "h100"},
-                    "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}],
-                }
-            },
-            "placement": {"distill": "h100"},
-            "train_jobs": {"distill": {"nodes": 4, "runtime": "torch-h100"}},
-            "work_claim": "star-work",
-            "service_account": "star",
-            "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
-            "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
+FOUR_NODES = {
+    "nodes": {
+        "h100": {
+            "cpu": "16",
+            "memory": "256Gi",
+            "accelerator": "nvidia.com/gpu",
+            "accelerators": 8,
+            "shm": "32Gi",
+            "node_selector": {"gpu": "h100"},
+            "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}],
         }
-    )
+    },
+    "placement": {"distill": "h100"},
+    "train_jobs": {"distill": {"nodes": 4, "runtime": "torch-h100"}},
+    "work_claim": "star-work",
+    "service_account": "star",
+    "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+    "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
+}
+
+
+def test_the_pods_follow_the_node_of_the_stage() -> None:
+    cluster = Cluster.model_validate(FOUR_NODES)
     task = {"STAR_IMAGE": "star:1", "STAR_WORK": "/var/star/work", "KFP_RUN_ID": "r-1", "AWS_ACCESS_KEY_ID": "hidden"}
     manifest = job_manifest("distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
     assert "hidden" not in json.dumps(manifest)

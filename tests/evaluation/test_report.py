@@ -109,8 +109,6 @@ def _call(body: str) -> str:
 @pytest.fixture
 def evaluation() -> dict:
     """An evaluation with every part; the numbers are invented."""
-    weather = '{"name": "get_forecast", "arguments": {"city": "Oslo", "days": 3, "units": "metric"}}'
-    table = '{"name": "book_table", "arguments": {"restaurant": "Chez Nous", "people": 4, "time": "19:30"}}'
     return {
         "title": "STAR, 0.6B student from an 8B teacher",
         "created": "2026-02-11 14:05 UTC",
@@ -147,27 +145,7 @@ def evaluation() -> dict:
                 for i in range(60)
             ],
         },
-        "failures": [
-            _failure(
-                88, "irrelevance", "Thanks, that is all for today!", "You are welcome. Have a good day!", "", -1.0
-            ),
-            _failure(
-                317,
-                "single",
-                "What will the weather be in Oslo over the next three days? Metric, please.",
-                _call(weather),
-                _call(weather.replace("3", "5").replace(', "units": "metric"', "")),
-                0.417,
-            ),
-            _failure(
-                42,
-                "parallel",
-                "Book a table for four at Chez Nous at half past seven and tell me if it will rain in Lyon.",
-                _call(table) + "\n<tool_call>\n" + weather.replace("Oslo", "Lyon") + "\n</tool_call>",
-                _call(table.replace("19:30", "7:30 tomorrow evening").replace('"people": 4', '"guests": "four"')),
-                -1.0,
-            ),
-        ],
+        "failures": _failures(),
         "lineage": {
             "code": "2f9c1d7",
             "config": "sha256:9a1e6c0f7f2d4f2bb7a0f6a8f5b7e8c3d1f4a9b2c6d8e0f1a3b5c7d9e1f3a5b7",
@@ -176,6 +154,30 @@ def evaluation() -> dict:
             "student": "Qwen/Qwen3-0.6B",
         },
     }
+
+
+def _failures() -> list[dict]:
+    weather = '{"name": "get_forecast", "arguments": {"city": "Oslo", "days": 3, "units": "metric"}}'
+    table = '{"name": "book_table", "arguments": {"restaurant": "Chez Nous", "people": 4, "time": "19:30"}}'
+    return [
+        _failure(88, "irrelevance", "Thanks, that is all for today!", "You are welcome. Have a good day!", "", -1.0),
+        _failure(
+            317,
+            "single",
+            "What will the weather be in Oslo over the next three days? Metric, please.",
+            _call(weather),
+            _call(weather.replace("3", "5").replace(', "units": "metric"', "")),
+            0.417,
+        ),
+        _failure(
+            42,
+            "parallel",
+            "Book a table for four at Chez Nous at half past seven and tell me if it will rain in Lyon.",
+            _call(table) + "\n<tool_call>\n" + weather.replace("Oslo", "Lyon") + "\n</tool_call>",
+            _call(table.replace("19:30", "7:30 tomorrow evening").replace('"people": 4', '"guests": "four"')),
+            -1.0,
+        ),
+    ]
 
 
 def _read(tmp_path: Path, evaluation: dict) -> _Page:

@@ -11,10 +11,9 @@ standard library and bfcl_eval. The other end of the pipe is star/evaluation/bfc
     stdout  {"report": {"verdicts": [...], ...}}                                        the last message
 
 What a model wrote is hostile. The harness's multi-turn executor passes it to `eval`, so a call gets there only when
-it names a public method of the entry's simulated classes (which the entry's functions are) and all its arguments are
-literals. In case that check has a hole, there are further protections: no network, an empty environment, an audit
-hook that refuses programs, sockets and writes outside of the scratch folder, and limits on memory and time. Every
-conversation has a forked process, so that the state of its simulators cannot reach another conversation.
+it names a public method of the entry's simulated classes and all its arguments are literals. Should that check have a
+hole, there is also no network, an empty environment, an audit hook that refuses programs, sockets and writes outside of
+the scratch folder, and limits on memory and time. Each conversation has its own forked process, and with it its own state.
 """
 
 import ast
