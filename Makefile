@@ -34,7 +34,7 @@ test-containers: install ## the image built, and the tiny pipeline with every ta
 	tests/containers/build-image.sh cpu localhost/star-python:cpu
 	STAR_TEST_IMAGE=localhost/star-python:cpu $(BIN)/python -m pytest tests/containers
 
-lint: install    ## style, types, the floors of the house, dead code, links of the documentation
+lint: install    ## style, types, import layers, dead code, links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
