@@ -118,7 +118,9 @@ def _merge_and_publish(
     manifests: dict[Path, Manifest] = {}
 
     def describe() -> Manifest:
+        # Kept for `tracked_work`, so that large shards are verified once.
         manifests.update(_open_shards(folders))
+        # By content: a shard that was made again with other content is merged again.
         digests = {str(manifest.part): manifest.digest for manifest in manifests.values()}
         first = next(iter(manifests.values()))
         return replace(
@@ -141,6 +143,7 @@ def _merge_and_publish(
                 run.log_artifact(report)
             return Result(metrics, {**manifest.origin, **collect_origin()})
 
+    # A merge has no checkpoints, so there is nothing to resume from.
     return run_once(describe, tracked_work, out=Path(out).absolute(), resume=False).metrics
 
 
@@ -154,5 +157,7 @@ def _open_shards(folders: list[Path]) -> dict[Path, Manifest]:
 def _inputs_of_merged(manifests: dict[Path, Manifest], digests: dict[str, str]) -> dict[str, str]:
     """Returns the inputs that all shards have in common, and the shards themselves as inputs `1/n` to `n/n`."""
     first, *others = (manifest.inputs for manifest in manifests.values())
+    # Shards of the extraction may come from different shards of the rollout.
+    # An input like that is not one of the whole result.
     shared = {key: digest for key, digest in first.items() if all(other.get(key) == digest for other in others)}
     return shared | digests

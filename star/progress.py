@@ -57,6 +57,7 @@ class Bar:
         self.rich: Progress | None = None  # on a terminal only
 
     def __enter__(self) -> "Bar":
+        # Under `star run` the runner draws the progress of all stages from their events.
         if sys.stderr.isatty() and "STAR_EVENTS" not in os.environ:
             from rich.console import Console
             from rich.progress import (
@@ -99,6 +100,7 @@ class Bar:
         elif self.total is None:
             print(f"{self.label}: {self.done}", file=sys.stderr, flush=True)
         else:
+            # Right after the start or a resume no step of this run is done, and max() prevents a division by zero.
             left = (now - self.began) / max(1, self.done - self.start) * (self.total - self.done)
             estimate = f", about {format_seconds(round(left))} left" if self.done > self.start else ""
             print(f"{self.label}: {self.done}/{self.total}{estimate}", file=sys.stderr, flush=True)
@@ -131,4 +133,5 @@ def _exit_when_gone(runner: int) -> None:
         try:
             os.kill(runner, 0)  # signal 0 only checks whether the process exists
         except ProcessLookupError:
+            # sys.exit would end this thread only.
             os._exit(KILLED_EXIT_STATUS)

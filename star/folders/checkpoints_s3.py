@@ -54,6 +54,8 @@ def download_state(state: Path, fingerprint: str) -> None:
     with open_s3(source) as client:
         for name, digest in _read_index(client, source).items():
             file = incoming / name
+            # The index comes from a store that others may write to.
+            # Its names must not reach other folders of this disk.
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{source}/{INDEX} names {name}, outside its folder: do not trust this store")
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,7 @@ def delete_state(fingerprint: str) -> None:
         folder = S3Folder.parse(f"{url}/{fingerprint}")
         try:
             with open_s3(folder) as client:
+                # The index goes first. After a kill in between no index names content that is gone.
                 for name in (INDEX, *set(_read_index(client, folder).values())):
                     client.delete_object(Bucket=folder.bucket, Key=folder.key(name))
         except InputError as error:
@@ -89,7 +92,9 @@ def _upload(state: Path, url: str) -> None:
         for name, digest in files.items():
             if digest not in uploaded:
                 client.upload_file(str(state / name), target.bucket, target.key(digest))
+        # After all contents. A kill before this line leaves the older checkpoint complete and readable.
         client.put_object(Bucket=target.bucket, Key=target.key(INDEX), Body=json.dumps(files).encode())
+        # After the new index, because the older one names this content.
         for digest in uploaded - set(files.values()):
             client.delete_object(Bucket=target.bucket, Key=target.key(digest))
 

@@ -146,10 +146,12 @@ def _read(file: Path) -> tuple[str, tuple[str, ...]]:
 
 def _imports(tree: ast.AST) -> Iterator[str]:
     """Yields the star modules that are imported anywhere in a tree, except under `if TYPE_CHECKING`."""
+    # ast.walk would descend into the skipped blocks too.
     for node in ast.iter_child_nodes(tree):
         if _is_without_effect(node):
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "star":
+            # `from star.a import b` may name a module or something inside one: only what is a file counts.
             named = [f"{node.module}.{alias.name}" for alias in node.names]
             yield from (name for name in [*named, node.module] if _file_of(name).is_file())
         yield from _imports(node)

@@ -99,6 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = [FileEntry(**entry) for entry in content.pop("files")]
         return Manifest(**content, files=files)
+    # Valid JSON of another shape raises one of the last three.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again"
@@ -118,6 +119,7 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
         )
     for entry in manifest.files:
         file = folder / entry.path
+        # The size is compared first, because a sha256 reads the whole file.
         if not file.is_file() or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
             raise InputError(
                 f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
@@ -129,6 +131,7 @@ def is_finished(out: Path, *, fingerprint: str) -> bool:
     """Whether `out` has the complete, undamaged result of the work with this fingerprint."""
     try:
         return read_manifest(out).fingerprint == fingerprint and bool(open_input(out, stage=read_manifest(out).stage))
+    # A damaged result counts as missing, so that the work is done again.
     except InputError:
         return False
 

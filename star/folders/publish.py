@@ -42,9 +42,12 @@ def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
     ]
     finished = Manifest(**{**vars(manifest), "files": files})
     make_readable_by_all(folder)
+    # The manifest is written last, so a folder that has one is complete.
     write_json(folder / MANIFEST, asdict(finished))
+    # It was checked before the work too, but somebody may have put files there since.
     refuse_foreign(out)
     _move(folder, out)
+    # After the renames, because a later attempt copies from the path in the note.
     if note := published_note(manifest.stage, manifest.fingerprint):
         note.write_text(str(out), encoding="utf-8")
     return finished
@@ -69,6 +72,8 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
         published = Path(note.read_text(encoding="utf-8"))
         if is_finished(published, fingerprint=fingerprint):
             out.parent.mkdir(parents=True, exist_ok=True)
+            # A copy that is killed may already have its manifest.
+            # `is_finished` below therefore verifies every file before the rename.
             shutil.copytree(published, incoming, dirs_exist_ok=True)
     if is_finished(incoming, fingerprint=fingerprint):
         _replace(out, incoming)
@@ -100,6 +105,8 @@ def _count_rows(file: Path) -> int | None:
 def _move(folder: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     incoming = incoming_folder(out)
+    # What lies there is incomplete or of other work.
+    # `finish_interrupted_publish` has moved a complete result of this work to its place before.
     shutil.rmtree(incoming, ignore_errors=True)
     try:
         folder.rename(incoming)
@@ -112,7 +119,10 @@ def _move(folder: Path, out: Path) -> None:
 
 def _replace(out: Path, incoming: Path) -> None:
     outgoing = outgoing_folder(out)
+    # A kill before the last line of an earlier publication left it. A rename onto it would fail.
     shutil.rmtree(outgoing, ignore_errors=True)
+    # A folder cannot be renamed onto one with content, so the older result moves aside first.
+    # A kill between the two renames leaves a complete `incoming`, which the next run of this work puts in place.
     if out.exists():
         out.rename(outgoing)
     incoming.rename(out)

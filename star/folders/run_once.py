@@ -82,8 +82,10 @@ def run_once(
         InputError: `out` has content of others, an input is missing or damaged, or another process is doing the same
             work.
     """
+    # First, because `describe` reads every byte of the inputs.
     refuse_foreign(out)
     manifest = describe()
+    # Before the question whether the result is finished, because this may put it in place.
     finish_interrupted_publish(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
     if reuse and is_finished(out, fingerprint=manifest.fingerprint):
         remove_leftover_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
@@ -91,6 +93,7 @@ def run_once(
     with open_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint, resume=resume) as workspace:
         result = work(workspace, manifest)
         write_json(workspace.out / METRICS, result.metrics)
+        # Inside the block: the workspace is locked here, and it is removed at the block's end.
         publish(workspace.out, out=out, manifest=replace(manifest, origin=result.origin))
     return Outcome(dict(result.metrics), cached=False)
 

@@ -38,9 +38,11 @@ def upload_folder(folder: Path, url: str | Path) -> None:
             again.
     """
     s3_folder, manifest = S3Folder.parse(url), read_manifest(folder)
+    # Before the first request, so that a damaged folder does not replace a good one in S3.
     open_input(folder, stage=manifest.stage)
     content = (folder / MANIFEST).read_bytes()
     with open_s3(s3_folder) as client:
+        # The manifest is written last: if it is there, all its files are.
         if _read_object(client, s3_folder, MANIFEST) == content:
             return
         # An older result's manifest would vouch for files that are being replaced.
@@ -68,11 +70,13 @@ def download_folder(url: str | Path, root: Path) -> Path:
             raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
         files = _parse_files(content, s3_folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # A local folder with a manifest counts as finished, which it is not while its files are replaced.
         (folder / MANIFEST).unlink(missing_ok=True)
         with Bar(f"fetch {s3_folder}", len(files)) as bar:
             for entry in files:
                 _download(client, s3_folder, folder, entry)
                 bar.advance()
+    # A kill during a write in place would leave a part of a manifest.
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_bytes(content)
     temporary.replace(folder / MANIFEST)
@@ -84,9 +88,11 @@ def _parse_files(content: bytes, s3_folder: S3Folder) -> list[FileEntry]:
     try:
         fields = json.loads(content)
         entries = [FileEntry(**entry) for entry in fields.pop("files")]
+        # Missing or unknown fields raise TypeError here, before any file is downloaded.
         Manifest(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
+    # The manifest comes from a store that others may write to: its paths must stay inside the folder.
     for entry in entries:
         if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
             raise InputError(f"{s3_folder}/{MANIFEST} names {entry.path}, outside its folder: do not trust this source")
@@ -124,6 +130,7 @@ def _uploaded_digest(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry
 
 def _upload(client: "BaseClient", s3_folder: S3Folder, file: Path, entry: FileEntry) -> None:
     key = {"Bucket": s3_folder.bucket, "Key": s3_folder.key(entry.path)}
+    # The ETag of a multipart upload is not the md5 of its file, so the object carries its sha256.
     metadata = {"Metadata": {"sha256": entry.sha256}}
     if entry.size <= PART_BYTES:
         client.put_object(**key, **metadata, Body=file.read_bytes())
@@ -131,8 +138,11 @@ def _upload(client: "BaseClient", s3_folder: S3Folder, file: Path, entry: FileEn
     unfinished_ids = _unfinished_uploads(client, s3_folder, entry)
     upload_id = unfinished_ids[-1] if unfinished_ids else client.create_multipart_upload(**key, **metadata)["UploadId"]
     _send_parts(client, key, upload_id, file)
+    # The metadata was fixed when the upload was created.
+    # An upload that another content began therefore still has that content's sha256.
     if _uploaded_digest(client, s3_folder, entry) != entry.sha256:  # the unfinished upload was of another content
         _send_parts(client, key, client.create_multipart_upload(**key, **metadata)["UploadId"], file)
+    # S3 keeps the parts of an unfinished upload until it is aborted.
     for upload_id in unfinished_ids[:-1]:
         client.abort_multipart_upload(**key, UploadId=upload_id)
 
@@ -148,6 +158,7 @@ def _send_parts(client: "BaseClient", key: dict[str, str], upload_id: str, file:
     """Sends the missing parts and completes the upload. A part is already there if its ETag is the md5 of its content."""
     pages = client.get_paginator("list_parts").paginate(**key, UploadId=upload_id)
     uploaded = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", [])}
+    # It depends on the file's size only, so a continued upload is cut at the same places as the first one.
     size = max(PART_BYTES, -(-file.stat().st_size // MAX_PARTS))
     parts = []
     for number, content in enumerate(_read_parts(file, size), start=1):

@@ -28,8 +28,10 @@ def with_local_folders(work: Callable[..., T], *, out: Path, upload: bool, **arg
         InputError: an input is incomplete, or S3 does not answer.
     """
     s3_folder = S3Folder.parse(out) if is_s3_url(out) else None
+    # A fixed place in the home, so that a killed stage finds its workspace again.
     local_out = home() / "s3" / "made" / s3_folder.bucket / s3_folder.prefix if s3_folder else out
     result = work(out=local_out, **{name: _with_local_copies(value) for name, value in arguments.items()})
+    # After a cached result too, because its earlier upload may have been interrupted.
     if s3_folder and upload:
         upload_folder(local_out, str(s3_folder))
     return result

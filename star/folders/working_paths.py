@@ -41,6 +41,7 @@ def published_note(stage: str, fingerprint: str) -> Path | None:
 
 def incoming_folder(out: Path) -> Path:
     """Returns where the new result is while it replaces `out`."""
+    # Beside `out`, so on the same file system: a rename to `out` is always possible.
     return out.with_name(f".{out.name}.incoming")
 
 

@@ -44,6 +44,7 @@ def open_workspace(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
     """
     folder = workspace_folder(out, stage=stage, fingerprint=fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # The operating system releases the lock of a killed process, so a leftover lock file blocks nobody.
     lock = FileLock(lock_file(folder))
     try:
         lock.acquire(timeout=LOCK_SECONDS)
@@ -56,10 +57,13 @@ def open_workspace(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         workspace = Workspace(out=folder / "out", state=folder / "state")
         workspace.out.mkdir(parents=True, exist_ok=True)
         workspace.state.mkdir(exist_ok=True)
+        # A kill before this line leaves a folder without a fingerprint, which the next run empties.
         fingerprint_file.write_text(fingerprint)
+        # Work that must start from nothing must not get its uploaded state back either.
         if resume:
             checkpoints_s3.download_state(workspace.state, fingerprint)
         yield workspace
+        # Not reached after an exception: a resume needs the workspace, and on another node the copy in S3.
         checkpoints_s3.delete_state(fingerprint)
         if folder.exists():
             shutil.rmtree(folder)
@@ -74,6 +78,7 @@ def remove_leftover_workspace(out: Path, *, stage: str, fingerprint: str) -> Non
     lock = FileLock(lock_file(folder))
     if not folder.exists() and not Path(lock.lock_file).exists():
         return
+    # A process that holds the lock removes its workspace by itself.
     with contextlib.suppress(Timeout), lock.acquire(timeout=0):
         # A workspace without a fingerprint was being removed when the kill came; no work can go on from it.
         if folder.exists() and (not (folder / FINGERPRINT_FILE).is_file() or _belongs_to(folder, fingerprint)):

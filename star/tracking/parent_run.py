@@ -51,6 +51,7 @@ def _dvc_process() -> str | None:
             arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             # The command's name in /proc/PID/stat may have spaces and brackets: the fields are counted behind it.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            # dvc is a Python script: the interpreter and its options may come before its name.
             if any(Path(argument).name == "dvc" for argument in arguments[:3]):
                 boot = Path("/proc/sys/kernel/random/boot_id").read_text()
                 return f"{boot[:8]}-{pid}-{fields[19]}"

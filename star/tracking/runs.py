@@ -113,6 +113,7 @@ def pipeline_run(
                 # Its children inherit the tag from the server, so the server must have it before they start.
                 with suppress(Exception):
                     send_events(run.spool)
+        # Stages in child processes get the reference from their environment.
         os.environ[PARENT_VARIABLE] = run.reference
         try:
             yield run
@@ -131,6 +132,7 @@ def stage_run(
     """Opens a stage's run: the one of MLFLOW_RUN_ID, else a child of the pipeline's run, else one without a parent."""
     parent = os.environ.get(PARENT_VARIABLE)
     tags = {"star.stage": stage, **(tags or {})}
+    # A runner that named a run owns the hierarchy. A shared run beside it would be a second one.
     shared = shared_parent_run() if parent is None and "MLFLOW_RUN_ID" not in os.environ else None
     if shared is None:
         with _open_run(stage, parent=parent, params=params or {}, tags=tags) as run:
@@ -185,6 +187,7 @@ def _open_run(name: str, *, parent: str | None, params: Mapping[str, object], ta
     try:
         run = _start_run(name, existing_id=existing_id, parent=parent, tags=tags)
         _open_runs.append(run)
+        # Without it the run of a process that SIGTERM ends would stay RUNNING in MLflow.
         with sigterm_raises_system_exit_by_default():
             try:
                 if params:
@@ -193,6 +196,7 @@ def _open_run(name: str, *, parent: str | None, params: Mapping[str, object], ta
             except Exception:
                 _end_run(run, status="FAILED", leave_open=False)
                 raise
+            # Ctrl-C and SIGTERM arrive as KeyboardInterrupt and SystemExit, which are not `Exception`s.
             except BaseException:
                 _end_run(run, status="KILLED", leave_open=False)
                 raise
@@ -224,6 +228,7 @@ def _start_run(
         "tags": {} if existing_id else {**_context_tags(), **tags},
         "start": int(time.time() * 1000),
     }
+    # On disk before the first request: after a kill during it, `replay` still creates the run.
     spool = Spool.open(spools_folder() / (key or uuid.uuid4().hex), description)
     if spool.broken:
         return Run()
@@ -247,6 +252,7 @@ def _create_on_server(run: Run, spool: Spool, *, name: str, parent: str | None) 
             description = spool.read_run()
             inherited = {key: value for key, value in above.data.tags.items() if key.startswith("kfp.")}
             tags = {**inherited, **description["tags"]}
+            # Before `send_events`, which creates the run from this file.
             spool.write_run({**description, "experiment": above.info.experiment_id, "tags": tags})
         send_events(spool)
     except Exception as error:  # a failure of tracking must never end the work
@@ -276,6 +282,7 @@ def _end_run(run: Run, *, status: str, leave_open: bool) -> None:
         run.run_id = run.run_id or run.spool.read_run()["run_id"]
         run.spool.remove()
         return
+    # `replay` takes only runs whose lock is free.
     with suppress(OSError):
         run.spool.owner_lock.release()
     if run.waits_for_parent:  # the parent run prints the warning for all of its children

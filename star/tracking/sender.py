@@ -51,6 +51,7 @@ class Sender(threading.Thread):
         pause = FIRST_PAUSE
         while not self.finishing.is_set():
             self.new_events.wait()
+            # Cleared before the sending, so that an event appended during it wakes the thread again.
             self.new_events.clear()
             if self._try_to_send():
                 pause = FIRST_PAUSE
@@ -59,10 +60,12 @@ class Sender(threading.Thread):
                 self.finishing.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
                 self.new_events.set()
+        # `finish` may have ended the pause after a failure: this is the last attempt.
         self._try_to_send()
 
     def finish(self) -> bool:
         """Sends the rest and returns whether all of it arrived. Waits for a slow server, not for an unavailable one."""
+        # In this order: after the other one the thread could send, miss `finishing` and wait for events again.
         self.finishing.set()
         self.new_events.set()
         self.join(FINISH_SECONDS)
@@ -87,6 +90,7 @@ def send_events(spool: Spool) -> None:
         return
     from mlflow import MlflowClient
 
+    # Without the lock two senders could both find no run on the server and create it twice.
     with spool.sending_lock.acquire(timeout=FINISH_SECONDS):
         configure_mlflow()
         client = MlflowClient()
@@ -94,6 +98,7 @@ def send_events(spool: Spool) -> None:
         while unsent := spool.unsent_events():
             for batch, offset in _batches(unsent):
                 _send_or_skip(client, run_id, batch, spool=spool)
+                # After the call: a kill between the two sends the batch again, which changes nothing.
                 spool.mark_sent(offset)
 
 
@@ -132,6 +137,7 @@ def replay(spools: Path) -> tuple[int, list[str]]:
         try:
             if not spool.has_end_event():
                 spool.end_partial_line()
+                # The run ended when its process did, not when it is replayed.
                 spool.append(kind="end", status="KILLED", at=spool.last_event_time())
             send_events(spool)
             spool.remove()

@@ -71,6 +71,7 @@ def connect() -> "MlflowClient":
 
     try:
         client = MlflowClient()
+        # The client alone sends nothing, so a wrong address would show only in the middle of the work.
         client.search_experiments(max_results=1)
     except Exception as error:
         cure = "start the server or correct MLFLOW_TRACKING_URI"
@@ -127,6 +128,7 @@ def close_stale_runs(hours: float) -> list[str]:
         latest = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
         newest = max([run.info.start_time, *latest])
         if newest < long_ago:
+            # With the time of its last event, because its machine was gone soon after.
             client.set_terminated(run.info.run_id, "KILLED", newest)
             closed.append(
                 f"{run.info.run_name} ({run.info.run_id}): nothing came from it for over {hours:g} hours, closed"

@@ -122,11 +122,13 @@ class Spool:
         if not self.events_file.is_file():
             return []
         found, offset = [], self._sent_offset()
+        # Read as bytes, because the offset counts bytes and not characters.
         with self.events_file.open("rb") as file:
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):  # it is being written
                     break
+                # A damaged line counts too: the offsets of the events behind it are positions in the file.
                 offset += len(line)
                 with suppress(ValueError):  # a killed process left a part of the line
                     found.append((json.loads(line), offset))
@@ -134,12 +136,14 @@ class Spool:
 
     def mark_sent(self, offset: int) -> None:
         """Stores that the server has all events before this byte offset."""
+        # A kill during a write in place could leave the first digits only: another, valid offset.
         temporary = self.folder / f"{SENT_FILE}.tmp"
         temporary.write_text(str(offset))
         temporary.replace(self.folder / SENT_FILE)
 
     def has_end_event(self) -> bool:
         """Whether the process of the run recorded its end; a killed one did not."""
+        # Searched as text, because a kill may have left a line that is not valid JSON.
         return self.events_file.is_file() and any(
             '"kind": "end"' in line for line in self.events_file.read_text("utf-8").splitlines()
         )

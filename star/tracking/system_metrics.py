@@ -40,6 +40,7 @@ def log_system_metrics(log_metrics: Callable[[Mapping[str, float], int], None]) 
         yield
     finally:
         ended.set()
+        # The thread has to end before the run does, so that no sample follows the run's `end` event.
         thread.join(SAMPLE_SECONDS)
 
 
