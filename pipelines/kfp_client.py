@@ -158,6 +158,7 @@ class KfpClient:
 
         def get() -> str:
             response = requests.get(url, headers=self._headers(), timeout=TIMEOUT)
+            # The run exists, because `status` has found it. So it is the pod that was deleted, and its log with it.
             if response.status_code == 404:
                 raise InputError(
                     f"the log of {pod} no longer exists: kubectl logs, or the cluster's log archive, may have it"
@@ -200,6 +201,7 @@ class KfpClient:
         request_errors = (kfp_server_api.ApiException, requests.RequestException, HTTPError)
 
         def is_refusal(error: BaseException) -> bool:
+            # A server that refuses will refuse again. Only one that is unavailable is asked again.
             answered = isinstance(error, kfp_server_api.ApiException | requests.HTTPError)
             return answered and _http_status(error) not in UNAVAILABLE_STATUSES
 

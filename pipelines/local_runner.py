@@ -76,9 +76,11 @@ def run_local(config: Config) -> PipelineResult:
     # kfp warns that CPU and memory limits do not apply to local processes. They are meant for the cluster.
     warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
     log.parent.mkdir(parents=True, exist_ok=True)
+    # The display opens the file before the first stage has written to it.
     events.touch()
     start = time.monotonic()
     work_before = os.environ.get("STAR_WORK")
+    # kfp starts the tasks as processes that inherit this environment, which is how they find home and work folder.
     os.environ["STAR_HOME"] = str(root)
     os.environ.setdefault("STAR_WORK", str(root / "work"))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -123,10 +125,13 @@ def _run_pipeline(config: Config, *, root: Path, log: Path, display: "ProgressDi
     )
     pipeline = build_pipeline(config)
     try:
+        # Line by line, so that the log of a killed run has everything up to the kill.
         with log.open("w", encoding="utf-8", buffering=1) as file, contextlib.redirect_stdout(file):
             outputs = pipeline().outputs
     except RuntimeError as error:
+        # kfp's error names the task only. The message, and whether the input is at fault, are in the stage's event.
         failed = display.failure()
+        # On a full disk the stage could not write its event either.
         if failed is None and shutil.disk_usage(root).free < FULL_DISK_BYTES:
             message = f"no space left on the disk at {root}: free some and run again, finished work is kept"
             raise PipelineError(message, input_fault=True) from error
@@ -144,6 +149,7 @@ def _link_latest(latest: Path, folders: dict[str, Path]) -> None:
     for stage, folder in folders.items():
         # A link is created beside the old one and renamed over it, so that `latest/<stage>` exists at any moment.
         new_link = latest / f".{stage}"
+        # A run that was killed before the rename left its link.
         new_link.unlink(missing_ok=True)
         new_link.symlink_to(os.path.relpath(folder, latest))
         new_link.replace(latest / stage)

@@ -66,6 +66,7 @@ class ProgressDisplay:
 
     def __exit__(self, *error: object) -> None:
         self.stopping.set()
+        # The thread may end between two looks at the file, so the rest is read once more.
         self.thread.join()
         self._read_events()
         for stage in STAGES:

@@ -25,6 +25,7 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets.items():
+        # By name only, so that the compiled pipeline holds no secret.
         kubernetes.use_secret_as_env(task, secret, {key: variable for variable, key in variables.items()})
     if cluster.work_claim:
         kubernetes.mount_pvc(task, cluster.work_claim, VOLUME_PATH)
@@ -47,6 +48,7 @@ def _set_node(task: PipelineTask, node: Node) -> None:
         kubernetes.add_node_selector(task, label, value)
     for taint in node.tolerations:
         kubernetes.add_toleration(task, **taint.model_dump(exclude_none=True))
+    # A container has 64 MB of /dev/shm, which data loaders can fill; the pod is then killed with exit code 137.
     if node.shm:
         path = "/dev/shm"  # noqa: S108 - a mount of the pod, no temporary file
         kubernetes.empty_dir_mount(task, "shm", path, medium="Memory", size_limit=node.shm)

@@ -75,6 +75,7 @@ def build_cluster_pipeline(config: Config, *, image: str) -> BaseComponent:
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
     def star_pipeline() -> None:
+        # This pipeline returns nothing, because KFP cannot return outputs from inside an ExitHandler.
         exit_task = configure(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish")
         with dsl.ExitHandler(exit_task, name="stages"):
             checked = configure(preflight(config=config.model_dump_json()), "preflight")
@@ -109,6 +110,7 @@ def _connect_stages(
 
     def settings(name: str) -> dict[str, str]:
         stage = stage_named(name)
+        # KFP's cache does not notice changed library code by itself.
         return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
 
     def sharded(component: Callable, name: ShardedStage, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
@@ -152,6 +154,7 @@ def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> Non
             raise InputError(
                 f"{file.path} is on this machine, where no pod can read it: run this profile with `star run`"
             )
+    # On the cluster such a mistake would show up only after the stages before it, hours later.
     _check_nodes(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build_cluster_pipeline(config, image=image), str(output))

@@ -50,6 +50,7 @@ def _result_lines(result: PipelineResult, registration: dict, tools: FileRef) ->
         f"log       {result.log}",
         f"time      {format_seconds(round(result.seconds))}, stages run: {', '.join(result.ran) or 'none'}",
     ]
+    # `star call` loads the champion, so without one the example would fail.
     if registration["champion"] is not None:
         lines.append(f"try       star call {_example_arguments(tools)}{'' if name == 'star' else f' --name {name}'}")
     return lines

@@ -33,6 +33,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         that is kept for a retry, and all of it as one line of text.
     """
     if os.environ.get("STAR_WORK"):
+        # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
     closed = _close_mlflow_runs(run_id, MLFLOW_STATUS.get(state, "FAILED"))
     summary: dict[str, object] = {

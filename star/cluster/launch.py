@@ -48,11 +48,13 @@ def train(stage: TrainingStage, config: Config, *, out: Path, **inputs: Path) ->
         flags = ["--standalone", f"--nproc-per-node={processes}"]
         command = [*torchrun_command(*flags), *stage_command(stage, settings=settings, inputs=inputs, out=out)]
         _run_torchrun(command, stage=stage)
+    # The stage ran in other processes, which return nothing: the published folder is all that comes back.
     return json.loads((out / METRICS).read_text(encoding="utf-8"))
 
 
 def _run_torchrun(command: list[str], *, stage: str) -> None:
     process = subprocess.Popen(command)
+    # A second SIGTERM must not interrupt the wait for processes that are saving a checkpoint.
     with sigterm_raises_system_exit(ignore_repeats=True):
         try:
             status = process.wait()

@@ -98,8 +98,10 @@ def run_train_job(
     name = f"star-{stage}-{digest_of([stage, config.slice(stage_named(stage).sections), digests, run_id])[:12]}"
     exchange = train_jobs_folder(run_id) / name
     result = exchange / "out"
+    # The task's pod may have been lost after the job was complete. Its retry then only copies the result.
     if not _is_finished(result, stage):
         job = RetriedJob(name, runtime=cluster.train_jobs[stage].runtime)
+        # Without a deletion the pods would train on after the run was cancelled, and hold their accelerators.
         with sigterm_raises_system_exit(ignore_repeats=True):
             try:
                 copies = _copy_inputs(stage, inputs, exchange)
@@ -111,8 +113,10 @@ def run_train_job(
                 job.delete()
                 raise
         job.delete()
+        # Complete is what Kubernetes says about the pods. Whether the result is whole, only its manifest says.
         open_input(result, stage=stage)
     copy_folder_atomically(result, out)
+    # Only the copied inputs go. The result stays for a retry until the exit handler removes it.
     for key in inputs:
         shutil.rmtree(exchange / key, ignore_errors=True)
     return json.loads((out / METRICS).read_text(encoding="utf-8"))
@@ -174,6 +178,7 @@ def _pod_spec(node: Node, cluster: Cluster, *, work_folder: str) -> dict[str, An
     # The volume is mounted at the same path as in the task (STAR_WORK is a folder on it), so that paths are valid in both.
     volumes: list[dict[str, Any]] = [{"name": "work", "persistentVolumeClaim": {"claimName": cluster.work_claim}}]
     mounts = [{"name": "work", "mountPath": str(Path(work_folder).parent)}]
+    # A container has 64 MB of /dev/shm, which data loaders can fill; the pod is then killed with exit code 137.
     if node.shm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount of the pod, no temporary file
@@ -224,6 +229,7 @@ class RetriedJob:
             print_line(f"going on with TrainJob {name}")
             return
         manifest["metadata"]["name"] = name
+        # The name may be that of a ClusterTrainingRuntime, which the reference must say.
         manifest["spec"]["runtimeRef"]["kind"] = self.runtime.kind.value
         self.api.create_namespaced_custom_object(*self.path, manifest)
         print_line(f"started TrainJob {name}")
@@ -242,6 +248,7 @@ class RetriedJob:
             try:
                 state, failed_polls = self._state(self.attempt), 0
             except self.request_errors as error:
+                # The job trains on without this task, so one unanswered poll is no reason to fail.
                 state, failed_polls = "unknown", failed_polls + 1
                 if failed_polls == MAX_FAILED_POLLS:
                     raise RuntimeError(f"the state of TrainJob {name} could not be read: {error}") from error
@@ -271,6 +278,7 @@ class RetriedJob:
 
         name = self._name_of(attempt)
         retrying = Retrying(
+            # A job that is missing is as good as deleted, so 404 is not retried.
             retry=retry_if_exception(lambda error: isinstance(error, self.request_errors) and not is_missing(error)),
             stop=stop_after_attempt(DELETE_ATTEMPTS),
             wait=wait_incrementing(start=0.0, increment=0.2),
@@ -339,6 +347,7 @@ def find_runtime(client: TrainerClient, name: str) -> Runtime:
     try:
         return client.get_runtime(name)
     except (RuntimeError, TimeoutError) as error:
+        # The Trainer's client wraps the API's error, which has the status.
         status = getattr(error.__cause__, "status", None)
         reasons = {403: "the account has no right to read it", 404: "it does not exist"}
         reason = reasons[status] if status in reasons else str(error)
@@ -351,6 +360,7 @@ def _copy_inputs(stage: TrainingStage, inputs: dict[str, Path], exchange: Path) 
     """Verifies the inputs and copies them to where the pods read them. Copies of an earlier attempt are kept."""
     copies = {key: exchange / key for key in inputs}
     for key, folder in inputs.items():
+        # A copy is renamed to its place when it is complete, so one that exists is whole even after a kill.
         if not copies[key].is_dir():
             open_input(folder, stage=stage_named(stage).inputs[key])
             copy_folder_atomically(folder, copies[key])

@@ -34,6 +34,7 @@ def memory_needed(config: Config, stage: str) -> float:
     """
     teacher, student = config.teacher, config.student
     if stage == "refine-teacher":
+        # The two trainings follow each other, so the larger one decides.
         return max(_training_bytes(teacher, training) for training in (teacher.sft, teacher.refine))
     if stage == "distill":
         return _training_bytes(student, config.distill)
@@ -65,6 +66,7 @@ def _count_parameters(model: Teacher | Student) -> int:
     else:
         source = base_source(model.base)
         try:
+            # A check must not run code that a model's repository brings.
             described = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,6 +17,7 @@ def check_volume_space(config: Config, folder: Path) -> str:
     from star.units import format_bytes
 
     samples, store_bytes = topk_store_bytes(config)
+    # Before the first run the folder is missing. Its nearest existing parent is on the same volume.
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     require_disk_space(existing, int(store_bytes), what=f"the teacher's signal over {samples:,} samples, at most")
     return f"{format_bytes(store_bytes)} at most for the teacher's signal"

@@ -71,6 +71,7 @@ def require_all(config: Config) -> None:
     Raises:
         InputError: some checks failed; the message lists all of them.
     """
+    # All checks run before the error is raised, so that one attempt shows everything that is missing.
     failed = []
     for check in preflight_checks(config):
         print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<22} {check.detail}", flush=True)
@@ -84,4 +85,5 @@ def _run_check(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(name, True, check())
     except InputError as error:
+        # The text goes to the log of a task, and the address of a service may hold a password.
         return Check(name, False, redacted(str(error)))

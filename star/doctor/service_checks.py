@@ -59,6 +59,7 @@ def check_object_store(url: str) -> str:
     """Writes an S3 object, reads it back and deletes it."""
     from star.folders.s3_client import S3Folder, open_s3
 
+    # A random name, so that two checks at the same time do not delete each other's object.
     place, name = S3Folder.parse(url), f".preflight-{uuid.uuid4().hex}"
     with open_s3(place) as client:
         client.put_object(Bucket=place.bucket, Key=place.key(name), Body=PROBE)

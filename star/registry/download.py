@@ -44,6 +44,7 @@ def download_version(version: Version, out: Path) -> Path:
         model = Path(scratch) / "model"
         _download_artifacts(version, "", to=model)
         _check_files(version, hash_files(model), version.files)
+        # A folder cannot be renamed over one with content, so a damaged copy is removed first.
         shutil.rmtree(folder, ignore_errors=True)
         model.rename(folder)
     return folder

@@ -175,6 +175,7 @@ def check_commit(commit: str) -> tuple[str, str]:
     try:
         _git(root, "cat-file", "-e", f"{commit}^{{commit}}")
     except subprocess.CalledProcessError:
+        # No mismatch: another checkout may simply lack the commit.
         return UNREACHED, "not in this checkout"
     except OSError:
         return UNREACHED, "no git here"
@@ -190,6 +191,7 @@ def check_run(run_id: str) -> tuple[str, str]:
     try:
         stage = connect().get_run(run_id).info.lifecycle_stage
     except MlflowException:
+        # No mismatch: a copied model names runs of the MLflow that it was copied from.
         return UNREACHED, "not in this MLflow"
     return (OK, "in MLflow") if stage == "active" else (UNREACHED, "deleted in MLflow")
 

@@ -81,6 +81,7 @@ def _add_model(tree: LineageTree, lineage: dict, folder: Path, version: Version 
     tokenizer = lineage["tokenizer"]
     tree.add(tree.root, "tokenizer", tokenizer, _check_file(folder / "tokenizer.json", tokenizer))
     if version is not None:
+        # The lineage lies inside the model and could be changed with it. The tags are in the tracking database.
         same = version.model_digest == lineage["model"]
         explanation = "as registered" if same else f"registered as {version.model_digest[:12]}"
         tree.add(tree.root, "model", lineage["model"], (OK if same else MISMATCH, explanation))

@@ -19,6 +19,7 @@ def registry_location() -> str | None:
     if given := os.environ.get("STAR_REGISTRY"):
         split_s3(given)
         return given.rstrip("/")
+    # A server hides its database, and MLflow's own API has no conditional write.
     return None if tracking_uri().startswith("http") else DATABASE
 
 

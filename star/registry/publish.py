@@ -58,10 +58,12 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
         name: the name of this model there.
     """
+    # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
     shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A later candidate is compared with these outcomes row by row, once this version is champion.
     own = [line for line in lines if json.loads(line)["model"] == name]
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
 
@@ -90,6 +92,7 @@ def register_model(
         raise InputError(f"a model cannot be named {name!r}: leave out / : @ and quotes")
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
+    # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
         return found
     # The hashes are taken before anything is sent, so a damaged upload is noticed at the first download.
@@ -104,6 +107,7 @@ def register_model(
         model = _logged_model(client, name, tags={DIGEST_TAG: model_digest})
         with transfer_timeout():
             client.log_model_artifacts(model.model_id, str(folder))
+        # READY only after the upload: `reconcile` removes what stays in another state.
         client.finalize_logged_model(model.model_id, "READY")
         source = model.model_uri
     _log_scores(client, model, scores)
@@ -142,6 +146,7 @@ def remove_unfinished_publications(name: str) -> list[str]:
         for model in client.search_logged_models(
             [experiment_id(client)], filter_string=f"tags.`{MODEL_TAG}` = '{name}'"
         )
+        # A younger one may belong to a publication that is still uploading.
         if model.creation_timestamp < old and (model.status != "READY" or model.tags.get(DIGEST_TAG) not in known)
     ]
     for model in found:
@@ -153,6 +158,7 @@ def remove_unfinished_publications(name: str) -> list[str]:
 def transfer_timeout() -> Iterator[None]:
     """Gives calls to MLflow more time: the few seconds that `connect` allows are meant for metrics, not for weights."""
     key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    # `connect` has run before and has set the variable if the user did not.
     before = os.environ[key]
     os.environ[key] = str(max(int(before), TRANSFER_SECONDS))
     try:
@@ -195,6 +201,7 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
+        # Asking first would leave a gap: MLflow answers one of two concurrent first inserts with an error.
         client.create_registered_model(name)
     except MlflowException:
         client.get_registered_model(name)  # it exists already; any other failure is raised here again
@@ -213,6 +220,7 @@ def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) 
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
             raise
+        # The address is a digest of the content, so an upload that was killed can be repeated over its own files.
         for path in files:
             client.upload_file(str(folder / path), bucket, f"{address}/{path}")
         client.put_object(Bucket=bucket, Key=f"{address}.json", Body=json.dumps(files, indent=1).encode())

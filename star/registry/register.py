@@ -145,6 +145,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     )
     with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
         model = Path(scratch) / "model"
+        # Card and lineage go into a copy, because the stage's folder must keep the content that its digest names.
         assemble_model_folder(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
         version = register_model(
             model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
@@ -180,8 +181,10 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
 def _check_candidate(candidate: Candidate, gate: Gate) -> GateResult:
     """Compares the candidate with the bars and with the champion, and calls the published files once."""
     version = candidate.version
+    # Read before the comparison: a promotion that comes after this line makes the candidate's attempt lose (Overtaken).
     over = current_decision(version.name)
     verdict = check_gate(candidate.measurements, _read_champion(version, over.aliases.get(CHAMPION)), gate)
+    # The smoke test uses the files as the registry returns them, so that a damaged upload does not become champion.
     return GateResult(Verdict([*verdict.checks, _smoke_check(version)], verdict.notes), over)
 
 
@@ -229,9 +232,12 @@ def _decide(candidate: Candidate, result: GateResult) -> Outcome:
     version, verdict = candidate.version, result.verdict
     # A decision is made once: the next run of the pipeline must not undo somebody's rollback.
     if not candidate.decided_before:
+        # The tag follows the decision. After a kill between the two, the next run decides again; with the tag first,
+        # nobody would.
         verdict = _promote_or_refuse(version, result)
         tags = {DECIDED: version.lineage["evaluation"], "gate": _passed_or_refused(verdict)}
         update_tags(version, scores={}, lineage=tags)
+    # Read again, because a later promotion or rollback may have made another version the champion.
     champion = current_decision(version.name).aliases.get(CHAMPION)
     if candidate.decided_before and champion != version.version:
         cure = f"`star promote {version.version} --name {version.name}` makes it the champion all the same"
@@ -298,6 +304,7 @@ def _gate_page(outcome: Outcome) -> str:
         against = "It was the champion before."
     else:
         against = f"The champion before was version {before}."
+    # A reason may quote an error or a category's name, whose characters must not become markup.
     rows = "".join(
         f"| {'passed' if check.passed else '**failed**'} | {escape_markdown(check.name)} | {escape_markdown(check.reason)} |\n"
         for check in verdict.checks

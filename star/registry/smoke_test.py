@@ -28,6 +28,7 @@ def run_smoke_test(folder: Path) -> str:
     tokenizer = load_tokenizer(folder)
     prompt = render_prompt([{"role": "user", "content": QUERY}], tools, tokenizer)
     model = load_model(folder)
+    # Temperature 0, so that the same files always give the same answer.
     [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=NEW_TOKENS, seed=0)
     if not sample.token_ids:
         raise RuntimeError("it generates nothing")

@@ -76,6 +76,7 @@ def print_ledger(name: str) -> None:
     for attempt, outcome in ledger.history(open_ledger_store(name, connect()), name):
         version = "" if attempt.version is None else str(attempt.version)
         coloured = f"[{OUTCOME_COLOURS[outcome]}]{outcome}[/]"
+        # A reason is free text, and rich would read its square brackets as a style.
         why = escape(attempt.refused or attempt.reason)
         table.add_row(attempt.at[:19].replace("T", " "), escape(attempt.actor), attempt.action, version, coloured, why)
     Console().print(table)

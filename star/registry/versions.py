@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
 DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
 SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
+# The excluded characters separate the parts of a reference. A quote would end the filter string of a search in MLflow.
 NAME_PATTERN = r"[^/:@'\"]+"
 REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME_PATTERN})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
 
@@ -88,6 +89,7 @@ def find_by_reference(reference: str, *, name: str) -> Version:
     Raises:
         InputError: there is no such version.
     """
+    # Numbers come first, because they also have the form of an alias.
     if reference.isdecimal():
         return find_version(name, version=int(reference))
     if re.fullmatch(r"[\w-]+", reference):

@@ -64,6 +64,7 @@ def check_gate(candidate: Measurements, champion: Measurements | None, gate: Gat
         champion: measurements of the champion, None where there is none.
         seed: of the bootstrap of the categories' intervals.
     """
+    # On other rows, or with other decoding, a score differs for reasons that are not the model's.
     comparable = champion is not None and _comparable(candidate, champion)
     verdict = check_scores(candidate.scores, champion.scores if champion and comparable else None, gate)
     checks = [*verdict.checks, *_check_size_and_speed(candidate, gate)]
@@ -99,6 +100,7 @@ def _check_minimum(scores: Mapping[str, float], score: str, *, bar: float, label
     name = score.replace("_", " ")
     if score not in scores:
         return Check(score, False, f"{name} was not measured, and {bar:.4f} is needed ({label})")
+    # NaN must not pass. Every comparison with NaN is false, so the condition says what passes, not what fails.
     passed = scores[score] >= bar - ROUNDING
     reason = f"{name} {scores[score]:.4f} {'reaches' if passed else 'is below'} {bar:.4f} ({label})"
     return Check(score, passed, reason)
@@ -115,6 +117,7 @@ def _check_format_errors(scores: Mapping[str, float], gate: Gate) -> Check:
 
 def _check_size_and_speed(candidate: Measurements, gate: Gate) -> Iterator[Check]:
     if gate.max_parameters is not None:
+        # A bar that is set must not pass only because nothing was measured.
         size = candidate.parameters
         passed = size is not None and size <= gate.max_parameters
         found = "was not measured" if size is None else f"is {size:,.0f}"

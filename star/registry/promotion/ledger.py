@@ -114,6 +114,7 @@ def broken_links(store: LedgerStore, name: str) -> list[str]:
     """Checks the chain of decisions: a sentence for every decision that does not follow from the one before."""
     before, wrong = Decision(), []
     for made in list_decisions(store, name):
+        # After a gap `parent` cannot match either. One sentence per break is enough.
         if made.seq != before.seq + 1:
             wrong.append(f"decision {before.seq + 1} about {name} is missing from the ledger")
         elif made.parent != before.digest:
@@ -137,6 +138,7 @@ def _outcome(attempt: Attempt, winners: dict[int, str]) -> str:
     if attempt.refused:
         return REFUSED
     winner = winners.get(attempt.over + 1)
+    # Until somebody makes that decision, a killed attempt and one that is still under way look the same.
     if winner is None:
         return CUT_SHORT
     return WON if winner == attempt.attempt else LOST

@@ -140,6 +140,7 @@ class S3LedgerStore:
 
     def _names(self, folder: str) -> list[str]:
         prefix = self._key(folder, "")
+        # S3 lists a folder in pages, in the order of the names. The first page alone would miss the newest decision.
         pages = registry_s3_client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return sorted(entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ()))
 
@@ -161,8 +162,10 @@ def open_ledger_store(name: str, client: "MlflowClient") -> LedgerStore:
                 f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, "
                 "which has no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
             )
+        # Noted before the first entry is written, so that every later process uses the same store.
         retry_write(lambda: client.set_registered_model_tag(name, LOCATION_TAG, here))
         noted = here
+    # In a second ledger another attempt could win the same decision.
     if os.environ.get("STAR_REGISTRY") and here != noted:
         raise InputError(
             f"the decisions about {name} are in {noted}, not in STAR_REGISTRY={here}: correct STAR_REGISTRY"

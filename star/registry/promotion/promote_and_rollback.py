@@ -96,6 +96,7 @@ def promote(
         write_aliases(name, client=client, store=store, writer="again")
         return find_version(name, version=version)
     attempt = Attempt(action, version, before.seq if over is None else over, reason)
+    # The attempt is written before the decision, so that a kill between the two shows up as "cut short" in the ledger.
     ledger.write_attempt(store, name, attempt)
     # An attempt over an older decision has lost already. It is in the ledger, and nothing else is written.
     made = None
@@ -122,6 +123,7 @@ def rollback(name: str, *, reason: str = "") -> Version:
     before = current_decision(name)
     if PREVIOUS not in before.aliases:
         raise InputError(f"{name} has no {PREVIOUS} to go back to: `star promote` a version")
+    # With `over`, because after a promotion in between the alias names another version than the one read here.
     return promote(name, before.aliases[PREVIOUS], reason=reason, over=before.seq, action="rollback")
 
 
@@ -139,6 +141,7 @@ def delete_version(name: str, version: int) -> None:
     """
     client = connect()
     found = find_version(name, version=version)
+    # MLflow drops the aliases of a deleted version without an error, so the ledger and MLflow are both asked before.
     aliases = {alias for alias, number in current_decision(name).aliases.items() if number == version}
     aliases |= set(found.aliases)
     if aliases:
@@ -171,6 +174,7 @@ def adopt_moved_aliases(name: str, *, client: "MlflowClient", store: LedgerStore
     if made is None:
         return None
     logger.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)
+    # The aliases are right already. This records the decision's number as written; else it would look unfinished.
     write_aliases(name, client=client, store=store, writer=attempt.attempt)
     return made
 
@@ -184,6 +188,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
     decision = ledger.newest_decision(store, name)
     if read_aliases(name, client) == MlflowAliases(decision.aliases, decision.seq, ()):
         return
+    # Set before the first alias changes: while a writer is at work, nobody takes differing aliases for a move by hand.
     client.set_registered_model_tag(name, WRITER_TAG + writer, str(decision.seq))
     while True:
         seen = read_aliases(name, client)
@@ -191,6 +196,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
         for alias in ALIASES:
             if decision.aliases.get(alias) != seen.aliases.get(alias):
                 _write_alias(client, name, alias, decision.aliases.get(alias))
+        # Written after all aliases, so that a projection cut short by a kill never looks complete.
         written = str(decision.seq)
         retry_write(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
         # The last of several writers must not leave the aliases of an older decision, so each reads the ledger again.
@@ -198,6 +204,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
         if newest.seq == decision.seq:
             break
         decision = newest
+    # A kill before this line leaves the tag. Until `reconcile` removes it, no move by hand is adopted.
     client.delete_registered_model_tag(name, WRITER_TAG + writer)
 
 
@@ -205,6 +212,7 @@ def read_aliases(name: str, client: "MlflowClient") -> MlflowAliases:
     """The aliases that MLflow shows now."""
     model = client.get_registered_model(name)
     return MlflowAliases(
+        # Users may have aliases of other names, which the ledger does not decide.
         {alias: int(number) for alias, number in model.aliases.items() if alias in ALIASES},
         int(model.tags.get(WRITTEN_TAG, 0)),
         tuple(sorted(key.removeprefix(WRITER_TAG) for key in model.tags if key.startswith(WRITER_TAG))),

@@ -21,6 +21,7 @@ def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: s
         InputError: there is no such version, its files are not what was registered, or MLflow does not answer.
     """
     version = find_by_reference(model, name=name)
+    # Downloaded even for a promotion here, because the download compares every file with its digest.
     folder = download_version(version, home() / "models")
     if to_registry is None:
         return promote(version.name, version.version, to=to, reason=reason)

@@ -27,6 +27,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     client = connect()
     store = open_ledger_store(name, client)
     done: list[str] = []
+    # Before any alias is written, because writing would overwrite a move by hand.
     adopted = adopt_moved_aliases(name, client=client, store=store)
     if adopted and adopted.attempt:
         done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
@@ -40,6 +41,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
     wrong = ledger.broken_links(store, name)
+    # MLflow's own pages delete a version that has an alias without refusing it.
     for alias, number in newest.aliases.items():
         if number not in versions:
             wrong.append(f"the {alias} of {name}, version {number}, was deleted in MLflow: promote another version")
