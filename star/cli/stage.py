@@ -22,6 +22,7 @@ def run_and_print(work: Callable[..., Mapping[str, object]], *, out: Path, **arg
     """Runs the work with local folders and prints the metrics that it returns, once where several processes share it."""
     from star.folders.s3_local import with_local_folders
 
+    # Under torchrun every rank gets here, and two uploads would write the same S3 folder.
     metrics = with_local_folders(work, out=out, upload=distributed.is_rank0(), **arguments)
     if distributed.is_rank0():
         typer.echo(json.dumps(metrics, indent=1))

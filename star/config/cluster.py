@@ -94,6 +94,7 @@ class TrainJob(Section):
 
 
 def _add_cpu_node(nodes: object) -> object:
+    # The `nodes` of a file replace the default as a whole, and every task without a placement needs `cpu`.
     return {CPU: Node(), **nodes} if isinstance(nodes, dict) else nodes
 
 
@@ -133,10 +134,12 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _placed_nodes_exist(self) -> "Cluster":
+        # Otherwise the tasks that run no model would wait for an accelerator and hold it.
         if self.nodes[CPU].accelerator:
             raise ValueError(
                 "`nodes.cpu` has an accelerator, but runs the tasks that use none: describe the accelerator in another node"
             )
+        # Checked when the file is read, because `node_of` would fail with a KeyError that names no key of the file.
         if missing := sorted(set(self.placement.values()) - set(self.nodes)):
             raise ValueError(f"`placement` names {', '.join(missing)}, which `nodes` does not describe")
         return self
@@ -151,12 +154,14 @@ class Cluster(Section):
 
     @model_validator(mode="after")
     def _no_secret_in_plain_text(self) -> "Cluster":
+        # The compiled pipeline holds `environment` in plain text.
         if plain := [name for name in self.environment if SECRET_NAME.search(name)]:
             raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
         return self
 
     def node_of(self, stage: str) -> Node:
         """Returns the node of a stage, or of any other task by its name."""
+        # A copy whose keys are any text: `placement` knows the stages with a model only, and every task asks.
         placed: dict[str, str] = dict(self.placement.items())
         return self.nodes[placed.get(stage, CPU)]
 

@@ -31,6 +31,7 @@ class FileRef(Section):
             InputError: the file is missing or its content has changed.
         """
         path = _locate(self.path)
+        # The configuration's digest covers the content at load: other content must not be cached under it.
         if sha256_of(path) != self.sha256:
             raise InputError(f"{path} has changed since the run was configured: start the run again")
         return path
@@ -58,6 +59,7 @@ def _locate(path: str) -> Path:
 
 
 def _to_file_ref(value: object) -> object:
+    # A configuration that was loaded before holds path and sha256 already.
     if not isinstance(value, str | Path):
         return value
     path = str(value) if str(value).startswith(PACKAGED) else str(Path(value).expanduser().resolve())
@@ -69,6 +71,7 @@ def to_model_folder(value: object) -> object:
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
     folder = Path(value).expanduser().resolve()
+    # Sorted, because the order of a folder differs between machines and the digest must not.
     content = [
         (file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors")
     ]

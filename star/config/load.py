@@ -31,6 +31,7 @@ def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
     """
     content = _read_yaml(_find(path))
     if seed_data is not None:
+        # Before the validation, so that the file's sha256 is part of the configuration like that of any other file.
         content = _merge(content, {"data": {"seed_data": str(seed_data.expanduser().resolve())}})
     try:
         return Config.model_validate(content)
@@ -52,6 +53,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
         raise InputError(f"no configuration at {path}: give a YAML file or one of {', '.join(PROFILES)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    # Before YAMLError, its base class, because only this one knows the line.
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line} is not valid YAML: {error.problem}") from error
@@ -60,6 +62,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("extends", ""), str):
         raise InputError(f"{path} must hold settings by name, like `seed: 7`, and `extends` one file")
     base = content.pop("extends", None)
+    # Before the merge, after which nobody knows from which file a path came.
     _make_absolute(content, folder=path.parent.resolve())
     if base is None:
         return content
@@ -75,6 +78,7 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
         if not isinstance(settings, dict):
             continue
         value = settings.get(key)
+        # A Hugging Face id such as Qwen/Qwen3-0.6B looks like a relative path, so the folder must exist.
         if isinstance(value, str) and not value.startswith(PACKAGED) and (key != "base" or (folder / value).is_dir()):
             settings[key] = str(folder / Path(value).expanduser())
 
@@ -91,4 +95,5 @@ def _describe(problem: ErrorDetails) -> str:
     name = ".".join(str(part) for part in problem["loc"] if part not in TYPE_NAMES) or "the file"
     if problem["type"] == "extra_forbidden":
         return f"unknown key `{name}`: check the spelling against docs/configuration.md"
+    # pydantic puts this prefix before the text of every ValueError.
     return f"`{name}`: {problem['msg'].removeprefix('Value error, ')}"

@@ -59,6 +59,7 @@ def check_row(given: dict | Reject, checks: Sequence[Check]) -> dict | Reject:
     """
     if isinstance(given, Reject):
         return given
+    # Before the checks, because a schema refuses "5" for an integer.
     row = coerce_arguments(given)
     fault = next(filter(None, (check(row) for check in checks)), None)
     return Reject(given["id"], *fault, given) if fault else row
@@ -78,6 +79,7 @@ def coerce_arguments(row: dict) -> dict:
         schemas = properties.get(call["name"], {})
         arguments = {name: coerce_value(value, _schema_at(schemas, name)) for name, value in call["arguments"].items()}
         calls.append({**call, "arguments": arguments})
+    # `is_coerced` recognises an unchanged row by its identity.
     if calls == (target.get("tool_calls") or []):
         return row
     return {**row, "messages": [*row["messages"][:-1], {**target, "tool_calls": calls}]}
@@ -101,6 +103,7 @@ def fault_of(row: dict) -> tuple[str, str] | None:
     calls = target.get("tool_calls") or []
     if not calls and not (target.get("content") or "").strip():
         return "empty_target", "the target neither calls a tool nor says anything"
+    # Before the calls are checked: by name, one of the two tools would hide the other.
     if repeated := repeated_name(row["tools"]):
         return "duplicate_tool", f"two tools are named {repeated!r}, so a call does not say which it means"
     tools = {tool["name"]: tool for tool in row["tools"]}
@@ -121,7 +124,9 @@ def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None
     if missing := [key for key in parameters.get("required", []) if key not in call["arguments"]]:
         return "missing_argument", f"{name} requires {missing[0]!r}"
     try:
+        # As text, because the cache of validators needs a key that can be hashed.
         error = next(validator(json.dumps(parameters)).iter_errors(call["arguments"]), None)
+    # A valid schema may still refer to nothing, or to itself without end.
     except (Unresolvable, RecursionError) as problem:
         return "unusable_schema", f"{name}: {type(problem).__name__}: {problem}"[:300]
     if error is None:

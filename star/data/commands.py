@@ -159,6 +159,7 @@ def synthesize(settings: SynthesizeSettings, *, out: Path, resume: bool = True) 
         "model": model.name if model else None,
     }
     inputs = [settings.tools, *([model.examples] if model and model.examples else [])]
+    # The code digest follows this function's imports: changing one way leaves the other's finished folders valid.
     write = _write_rows_of_model if model else _write_generated_rows
     return _run("synthesize", write, settings, relevant, inputs=inputs, out=out, resume=resume)
 
@@ -228,6 +229,7 @@ def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
         first = ", ".join(tool["name"] for tool in tools[:5])
         raise InputError(f"there is no tool named {missing[0]!r} among {len(tools)}, such as {first}")
     tools = [tool for tool in tools if not settings.only or tool["name"] in settings.only]
+    # After the choice by `only`: a repeated name among tools that are left out does no harm.
     if name := repeated_name(tools):
         raise InputError(f"two tools are named {name!r}: rename one")
     write_json(workspace.out / "tools.json", tools)
@@ -249,6 +251,7 @@ def _write_imported_rows(settings: ImportSettings, workspace: Workspace) -> Coun
             )
 
     statistics = write_set(from_start(records()), out=workspace.out, state=workspace.state, label="import rows")
+    # A second pass over the files, so that memory does not grow with their rows.
     write_json_lines(workspace.out / TOOLS, original_tools(settings.files))
     write_card(workspace.out)
     return statistics.counts()
@@ -303,6 +306,8 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
         kinds=settings.kinds or MODEL_ROW_KIND_WEIGHTS,
     )
     log = workspace.state / "answers.jsonl"
+    # All answers come before the first row: they arrive in any order, and rows are written in that of their numbers.
+    # The key is read here, so that neither the settings nor the manifest hold it.
     usage: Counts = dict(
         collect_answers(plan, Endpoint(model.url, model.name, os.environ.get("STAR_API_KEY")), log=log)
     )
@@ -343,6 +348,7 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
         find_overlaps=benchmark.overlaps if benchmark else None,
         label="check rows",
     )
+    # After the cleaning, because only the rows that are left can fill a quota.
     if settings.quotas and settings.rows is not None:
         statistics = apply_quotas(workspace.out, shares=settings.quotas, total=settings.rows, seed=settings.seed)
     write_card(workspace.out)
@@ -353,6 +359,7 @@ def _row_files(paths: list[Path]) -> list[Path]:
     """The files with the kept rows where a path is a set's folder, without its rejects; any other path as it is."""
     files = []
     for path in paths:
+        # A folder as such would be read with every .jsonl file in it, and so with its rejects.
         names = next(
             (
                 names
@@ -369,5 +376,6 @@ def _content_digest(path: Path) -> str:
     """sha256 of a file; for a folder, a digest over the names and digests of its files."""
     if not path.is_dir():
         return sha256_of(path)
+    # Sorted, because the order of a folder differs between machines and the digest must not.
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return digest_of([[file.relative_to(path).as_posix(), sha256_of(file)] for file in files])

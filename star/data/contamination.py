@@ -75,6 +75,7 @@ class Benchmark:
             for width, ngrams in ((LONG_NGRAM, self._long_ngrams), (SHORT_NGRAM, self._short_ngrams)):
                 for ngram in _ngrams(turn.words, width):
                     ngrams.setdefault(ngram, number)
+            # A skeleton of one word has no pair of words to compare.
             if len(turn.skeleton) >= 2:
                 self._near.insert(number, self._minhash(turn.skeleton))
 
@@ -84,6 +85,7 @@ class Benchmark:
         Reasons: contaminated_verbatim, contaminated_13gram, contaminated_near.
         """
         content = _RowContent(row)
+        # The surest measure comes first, because the first one that matches is the reason in the reject.
         for text in content.user_turns:
             words = _words(text)
             if (number := self._whole_turns.get(_hash(words))) is not None:
@@ -125,6 +127,7 @@ class Benchmark:
         if len(skeleton) < 2:
             return None
         features = _features(skeleton)
+        # Sorted, because the candidates come in no fixed order and the first match names the reject.
         for number in sorted(self._near.query(self._minhash(skeleton))):
             turn = self.turns[number]
             turn_features = _features(turn.skeleton)
@@ -218,6 +221,7 @@ def _user_turns(question: Any) -> Iterator[str]:
     """Yields the user's turns. BFCL has lists of messages in a list, ACEBench one text with `user:` and `system:` before the turns."""
     if isinstance(question, str):
         parts = re.split(r"(?m)^\s*(user|system|assistant)\s*:", question)
+        # Text before the first marker is the user's.
         turns = [turn for role, turn in zip(["user", *parts[1::2]], parts[::2], strict=False) if role == "user"]
         yield from (turn.strip() for turn in turns if turn.strip())
     elif isinstance(question, list):
@@ -277,6 +281,7 @@ COMMON = frozenset([
 
 
 def _features(skeleton: tuple[str, ...]) -> set[str]:
+    # The pairs keep the order of the words, which single words lose.
     return {*skeleton, *map(" ".join, pairwise(skeleton))}
 
 

@@ -42,11 +42,13 @@ def message_of(written: Any) -> dict:
     calls = [call_of(call) for call in list_field(written, "tool_calls")]
     if isinstance(single := written.get("function_call"), dict):
         calls.append(call_of(single))
+    # Here the calls are JSON text in the message's own content.
     if called_by_role:
         return assistant_message(
             None, [call_of(part) for part in _as_list(parse_json_field(content, "function_call"))], None
         )
     reasoning = written.get("reasoning_content")
+    # Beside calls in a field of their own, tags in the content are only text.
     if not calls and isinstance(content, str) and CALL_OPEN in content:
         content, calls, said = _parse_hermes_calls(content)
         reasoning = reasoning or said
@@ -109,6 +111,7 @@ def _as_list(value: Any) -> list:
 def _parse_hermes_calls(content: str) -> tuple[str | None, list[dict], str | None]:
     """Returns (content, calls, reasoning) of a text with `<tool_call>` tags."""
     try:
+        # `parse_completion` expects reasoning first, which such messages may lack.
         completion = parse_completion(content if THINK_OPEN in content else f"<think>\n</think>\n{content}")
     except FormatError as error:
         raise InputError(f"a message holds tool calls that cannot be read: {error}") from error
@@ -118,6 +121,7 @@ def _parse_hermes_calls(content: str) -> tuple[str | None, list[dict], str | Non
 def tools_in_system(system: str) -> list | None:
     """Returns the list of tools that a system prompt contains as JSON, or None."""
     decoder = json.JSONDecoder()
+    # The text of the prompt may contain the same two characters before the list.
     start = system.find("[{")
     while start >= 0:
         try:
@@ -179,12 +183,15 @@ def _parse_literal_arguments(arguments: str) -> dict | None:
         tree = ast.parse(f"f{arguments}", mode="eval").body
         if not isinstance(tree, ast.Call) or tree.args or any(keyword.arg is None for keyword in tree.keywords):
             return None
+        # Through JSON and back: tuples become lists, and values that JSON does not have raise here.
         return {keyword.arg: json.loads(json.dumps(_literal_value(keyword.value))) for keyword in tree.keywords}
+    # Python's parser raises the last two for text that nests too deeply.
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
 def _literal_value(node: ast.expr) -> Any:
+    # The calls mix JSON's literals with Python's.
     if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
         return {"true": True, "false": False, "null": None}[node.id]
     return ast.literal_eval(node)

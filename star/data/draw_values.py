@@ -59,12 +59,14 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
         }
         return draw_value(merged, rng, name=name, depth=depth)
     kind = schema.get("type") or _type_by_keywords(schema)
+    # Null says nothing in a request, so another type is drawn where there is one.
     kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
     match kind:
         case "integer":
             return _draw_integer(schema, rng)
         case "number":
             low, high = _bounds(schema, width=100)
+            # Rounding can step over a bound.
             return min(max(round(rng.uniform(low, high), 1), low), high)
         case "boolean":
             return rng.random() < 0.5
@@ -117,6 +119,7 @@ def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> l
     drawn = [draw_value(part, rng, name=name, depth=depth) for part in schema.get("prefixItems", [])]
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
     wanted = least if depth > MAX_DEPTH else min(max(2, least), most)
+    # Bounded, because there may be fewer distinct values than the schema wants.
     for _ in range(MAX_TRIES * max(1, least)):
         if len(drawn) >= wanted:
             break
@@ -154,6 +157,7 @@ def _draw_string(schema: dict, rng: random.Random, *, name: str) -> str:
 def _draw_by_format(form: str, rng: random.Random) -> str:
     word = rng.choice(WORDS)
     day = f"2026-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}"
+    # All are drawn, whatever the format: to draw only one would change the rows of every seed.
     made = {
         "date": day,
         "date-time": f"{day}T{rng.randint(0, 23):02d}:00:00Z",
@@ -193,6 +197,7 @@ def _draw_by_name(name: str, rng: random.Random) -> str:
 def _value_pool(provider: str) -> list[str]:
     from faker import Faker
 
+    # A pool with a seed of its own: a shared Faker would make a row depend on the rows before it.
     faker = Faker("en_US", use_weighting=False)
     faker.seed_instance(f"star:{provider}")
     return list(dict.fromkeys(str(getattr(faker, provider)()).replace("\n", ", ") for _ in range(POOL_SIZE)))

@@ -41,6 +41,7 @@ class Duplicates:
     """An index of kept rows, in an SQLite file or, without a file, in memory."""
 
     def __init__(self, file: Path | None = None) -> None:
+        # Without Python's own transactions: rows and state must be committed together, by `commit` alone.
         self.database = sqlite3.connect(":memory:" if file is None else file, isolation_level=None)
         # After a kill the last commit is there. Only a power cut can lose it, and then the work starts from the beginning.
         for setting in ("journal_mode=wal", "synchronous=off", f"cache_size=-{CACHE_KIB}"):

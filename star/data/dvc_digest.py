@@ -12,6 +12,7 @@ def dvc_digest(folder: Path) -> str:
         for file in folder.rglob("*")
         if file.is_file()
     ]
+    # DVC hashes this list in this order; any other order gives another digest than dvc.lock has.
     files.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(files, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 

@@ -76,6 +76,7 @@ class Endpoint:
         )
         try:
             return retrying(lambda: _answer(self._post(body), attempts=retrying.statistics["attempt_number"]))
+        # Before TRANSIENT_ERRORS, which contains its base class.
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {_start(error)}"
             if not _is_transient(error):
@@ -92,17 +93,21 @@ class Endpoint:
             )
         except ValueError as error:
             raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1") from error
+        # urllib opens file: and ftp: addresses, too.
         if request.type not in ("http", "https"):
             raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1")
+        # urlopen's timeout is for each read, so a server that sends single bytes could hold the connection for ever.
         deadline = time.monotonic() + self.timeout
         with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310 - http or https, checked above
             content = bytearray()
+            # `read1` returns what has arrived; `read` would wait for all of it and pass the deadline.
             while chunk := response.read1(65536):
                 content += chunk
                 if len(content) > LARGEST_ANSWER:
                     raise ValueError(f"an answer of more than {LARGEST_ANSWER // 2**20} MiB")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the answer took longer than {self.timeout:.0f} s")
+            # `read1` reports a cut connection like the end of the answer.
             if response.length:
                 raise http.client.IncompleteRead(bytes(content), response.length)
         return bytes(content)
@@ -110,6 +115,7 @@ class Endpoint:
 
 def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: an HTTP status of TRANSIENT_STATUSES, a cut connection, an answer without text."""
+    # First, because an HTTPError is a URLError and most of its codes are the user's fault.
     if isinstance(error, urllib.error.HTTPError):
         return error.code in TRANSIENT_STATUSES
     return isinstance(error, TRANSIENT_ERRORS)
@@ -126,6 +132,7 @@ def _answer(content: bytes, *, attempts: int) -> Answer:
         raise ValueError(f"an answer without choices[0].message.content: {content[:100]!r}") from error
     if not isinstance(text, str):
         raise ValueError("an answer whose content is no text")
+    # A server's counts may be missing or absurd; the text is usable without them.
     prompt, completion = (count if isinstance(count, int) and 0 <= count < 10**9 else 0 for count in tokens)
     return Answer(text, prompt, completion, attempts)
 

@@ -143,6 +143,7 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     usage = Counter({"failed": failed})
+    # From the log and not from this run, because the answers before a kill were paid for, too.
     for _, entry in _read_entries(log):
         usage.update(entry["usage"])
     return usage
@@ -150,6 +151,7 @@ def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
 
 def read_rows_from_log(plan: Plan, log: Path, start: int = 0) -> Iterator[dict | Reject]:
     """Yields the rows and rejects of the log from number `start` on, in the order of their numbers."""
+    # Answers arrive in any order, but a resumed `write_set` must get the same rows in the same order.
     offsets = _index_log(log)
     with log.open("rb") as file:
         for index in range(start, plan.rows):
@@ -188,6 +190,7 @@ def _index_log(log: Path) -> dict[int, int]:
 
 def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
     """Asks for row number `index` and returns its entry for the log."""
+    # Seeded by the number: threads take the numbers in any order, and a resumed run must send the same requests.
     rng = random.Random(f"{plan.seed}:{index}")  # noqa: S311 - rows are repeatable
     kind = rng.choices(list(weights := _cumulative_weights(plan)), cum_weights=list(weights.values()))[0]
     shown = rng.sample(plan.tools, rng.randint(2, max(2, min(plan.tools_per_prompt, len(plan.tools)))))
@@ -208,10 +211,12 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
             "parents": [example["id"]] if example else [],
             "seed": plan.seed,
         }
+        # Raises ValueError for a lone surrogate while the row can still become a reject.
         json_line(row)
         fault = find_fault_in_any_turn(row)
     except ValueError as error:
         fault = ("llm_format", str(error)[:300])
+    # The last gate costs a request, so only rows that passed the others are sent.
     if not fault and plan.check_meaning:
         answers.append(endpoint.ask(messages_asking_for_verdict(row), temperature=0.0, seed=seed, max_tokens=512))
         fault = parse_verdict(answers[1].text)

@@ -137,6 +137,7 @@ def _with_usable_examples(tool: dict) -> dict:
     for name, schema in tool["parameters"]["properties"].items():
         if isinstance(schema, dict) and isinstance(examples := schema.get("examples"), list):
             rest = {key: value for key, value in schema.items() if key != "examples"}
+            # A value that the schema refuses would make a row that the cleaning rejects.
             usable = [value for value in examples if is_valid(value, rest)]
             schema = {**rest, "examples": usable} if usable else rest
         properties[name] = schema
@@ -321,14 +322,18 @@ def _request(tool: dict, rng: random.Random) -> Request:
 
 def _request_text(tool: dict, arguments: dict[str, object], rng: random.Random) -> str:
     """Returns a request for the tool with these arguments: one of its `x-queries` that fits, else its description and the values."""
+    # With other places than arguments, the request would say more or less than the call.
     templates = [text for text in tool.get("x-queries", []) if set(PLACEHOLDER.findall(text)) == arguments.keys()]
     if templates:
+        # By a function, because `sub` interprets backslashes in a text.
         return PLACEHOLDER.sub(lambda found: value_as_text(arguments[found[1]]), rng.choice(templates))
     ask = tool["description"].split(". ")[0].rstrip(".:") or name_as_words(tool["name"])
+    # An abbreviation at the beginning keeps its capitals.
     ask = ask if ask[1:2].isupper() else ask[:1].lower() + ask[1:]
     said = ", ".join(f"{name_as_words(name)} {value_as_text(value)}" for name, value in arguments.items())
     if not said:
         return ask
+    # Not by `format`: only the first place of each is filled, and braces in a description stay text.
     return rng.choice(REQUEST_FORMS).replace("{ask}", ask, 1).replace("{said}", said, 1)
 
 

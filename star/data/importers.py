@@ -54,6 +54,7 @@ def import_rows(
             continue
         read = True
         try:
+            # All rows before the first is yielded, so that a record becomes rows or a reject and never both.
             rows = [
                 ordered_row(row | _provenance(record, source=source, licence=licence))
                 for row in _rows(record, source=source, every_turn=every_turn)
@@ -71,6 +72,7 @@ def import_rows(
 
 
 def _provenance(record: dict, *, source: str, licence: str | None) -> dict:
+    # All five together mark a row that STAR wrote; a foreign record may have a `source` or `seed` of another meaning.
     if record.keys() >= set(PROVENANCE):
         kept = {key: record[key] for key in PROVENANCE}
         return {**kept, "licence": licence} if licence else kept
@@ -168,6 +170,7 @@ def _written_tools(record: Any) -> list:
 def _identity(given: Any, content: dict, source: str) -> str:
     if isinstance(given, str) and given:
         return given
+    # Numbers repeat from set to set, so the source keeps them apart.
     if isinstance(given, int):
         return f"{source}-{given}"
     return f"{source}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]}"

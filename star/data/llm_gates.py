@@ -107,6 +107,7 @@ def _messages_before_answer(kind: str, made: dict) -> list[dict]:
 
 def find_fault_in_any_turn(row: dict) -> tuple[str, str] | None:
     """Returns (reason, detail) of the first turn of the assistant that has a fault: gate 2."""
+    # `fault_of` checks the last message alone, so each turn of the assistant becomes the last one once.
     ends = (end for end, message in enumerate(row["messages"], start=1) if message["role"] == "assistant")
     turns = ({**row, "messages": row["messages"][:end]} for end in ends)
     return next(filter(None, (fault_of(turn) or _find_ungrounded_value(turn) for turn in turns)), None)
@@ -124,6 +125,7 @@ def _find_ungrounded_value(row: dict) -> tuple[str, str] | None:
             schema = properties[call["name"]].get(name)
             schema = schema if isinstance(schema, dict) else {}
             # A request need not say these: a choice may follow from its meaning, and a default from what is left out.
+            # `said` stands for a missing default: a value that equals it was said.
             if "enum" in schema or "const" in schema or value == schema.get("default", said):
                 continue
             if missing := next((part for part in _scalar_values(value) if not _is_said(part, said, words)), None):
@@ -146,12 +148,14 @@ def _is_said(value: Any, said: str, words: set[str]) -> bool:
     """Whether a text contains the value: word for word, or as a number in digits, as a word or in percent."""
     if isinstance(value, str):
         parts = re.findall(r"\w+", value.casefold())
+        # A user may write the same date or time in another order, and 7 for 07.
         return value.casefold() in said or all(part in words or part.lstrip("0") in words for part in parts)
     written = json.dumps(value)
     # A person may write 3000 as 3,000, 4.0 as 4 and 3 as three.
     forms = {written, written.removesuffix(".0"), f"{value:,}", NUMBER_WORDS.get(value, written)}
     # And 0.15 as 15%.
     percent = json.dumps(round(value * 100, 6)).removesuffix(".0")
+    # The looks around the number keep 3 from being found in 13, 3.5 and 0.3.
     return any(re.search(rf"(?<![\w.]){re.escape(form)}(?!\w|\.\d)", said) for form in forms) or f"{percent}%" in said
 
 
@@ -173,4 +177,5 @@ def parse_verdict(text: str) -> tuple[str, str] | None:
         verdict = _parse_json_object(text)
     except ValueError as error:
         return "llm_judgement", f"the check could not be read: {error}"[:300]
+    # A model may write anything at `ok`; only a plain true lets the row pass.
     return None if verdict.get("ok") is True else ("llm_judgement", f"the check says: {verdict.get('why')}"[:300])

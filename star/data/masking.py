@@ -58,6 +58,7 @@ def _masked_message(message: dict, functions: dict[str, str], call: Callable[[di
     if message.get("tool_calls"):
         masked["tool_calls"] = [call(made) for made in message["tool_calls"]]
     if reasoning := message.get("reasoning_content"):
+        # The longest name first, because one name may be part of another.
         for name in sorted(functions, key=len, reverse=True):
             reasoning = reasoning.replace(name, functions[name])
         masked["reasoning_content"] = reasoning

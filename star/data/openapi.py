@@ -52,6 +52,7 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
             if operation is None:
                 continue
             try:
+                # A new count of nodes per operation, because a document may have any number of operations.
                 tool = _tool(_Document(document), path, method, item, operation)
             except InputError as error:
                 yield Reject(f"{method.upper()} {path}", "unusable_operation", str(error), operation)
@@ -62,6 +63,7 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
 def _unused_name(name: str, taken: set[str]) -> str:
     free = name
     number = 1
+    # Different ids become one name when their characters are replaced or cut.
     while free in taken:
         number += 1
         free = f"{name[: MAX_NAME_LENGTH - 4]}_{number}"
@@ -84,6 +86,7 @@ class _Document:
             )
         found: object = self.root
         for part in reference[2:].split("/"):
+            # JSON Pointer's order of unescaping: the other way round, ~01 would become a slash.
             key = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(found, dict) or key not in found:
                 raise InputError(f"the reference {reference[:80]!r} points to nothing")
@@ -108,6 +111,7 @@ class _Document:
 
     def resolve_schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
         """Returns the schema with its references replaced. `inside` are the references that led here."""
+        # Counted while they are written in place: references that fan out grow exponentially.
         self.nodes += 1
         if self.nodes > MAX_SCHEMA_NODES:
             raise InputError(
@@ -121,6 +125,7 @@ class _Document:
             # The inner occurrence is cut off here, because prompts need a finite schema.
             if reference in inside:  # the schema contains itself
                 return {"type": "object", "description": f"another {str(reference).rpartition('/')[2]}"}
+            # Keywords beside `$ref` add to what it points to.
             beside = {key: value for key, value in written.items() if key != "$ref"}
             found = self.follow(reference)
             if isinstance(found, dict) and found.get("$ref") in (*inside, reference):
@@ -133,6 +138,7 @@ class _Document:
 
     def _keywords(self, written: dict, inside: tuple[str, ...]) -> dict:
         schema = {key: self._part(key, value, inside) for key, value in written.items() if key not in IGNORED}
+        # Merged, because the properties of a body become parameters and must lie in one place.
         if isinstance(parts := schema.pop("allOf", None), list):
             schema = _merged([schema, *parts])
         if "example" in written and "examples" not in schema:
@@ -148,6 +154,7 @@ class _Document:
 
     def _part(self, key: str, value: object, inside: tuple[str, ...]) -> object:
         if key == "properties" and isinstance(value, dict):
+            # A read-only property belongs to answers; a request must not send it.
             return {name: self.resolve_schema(part, inside) for name, part in value.items() if not _is_read_only(part)}
         if key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
             return [self.resolve_schema(part, inside) for part in value]
@@ -163,6 +170,7 @@ def _is_read_only(schema: object) -> bool:
 def _nullable(schema: dict) -> dict:
     if isinstance(kind := schema.get("type"), str):
         nullable = {**schema, "type": [kind, "null"]}
+        # An enum without null would refuse it, whatever the type says.
         return {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema else nullable
     return {"anyOf": [schema, {"type": "null"}]} if schema else {}
 
@@ -178,6 +186,7 @@ def _merged(parts: list[dict]) -> dict:
                 merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
             else:
                 merged.setdefault(key, value)
+    # A part may require a property that is gone because it is read-only; no call could satisfy that.
     required = [name for name in merged.get("required", []) if name in merged.get("properties", {})]
     return {**merged, "required": required} if "required" in merged else merged
 
@@ -196,6 +205,7 @@ def _tool(document: _Document, path: str, method: str, item: dict, operation: ob
         name = name if name not in properties else f"{place}_{name}"
         properties[name] = _described(document.resolve_schema(_parameter_schema(parameter)), parameter)
         places[name] = place
+        # A path cannot be called with a place left empty, whatever the document says.
         if place == "path" or parameter.get("required") is True:
             required.append(name)
     # A body's property may have the name of a parameter: both are kept, under different names.
@@ -273,6 +283,7 @@ def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, boo
     content = body.get("content")
     if not isinstance(content, dict) or not content:
         return
+    # JSON where there is a choice, because the arguments of a call are JSON.
     kind = next((kind for kind in content if "json" in kind), next(iter(content)))
     schema = document.resolve_schema(document.resolve_object(content[kind]).get("schema", {}))
     needed = body.get("required") is True

@@ -45,6 +45,7 @@ def within_quotas(
         kind = row["kind"]
         if kind not in wanted:
             yield Reject(row["id"], "no_quota", f"no rows of the kind {kind} are wanted", row)
+        # Equal rows share a rank, so the edge alone could let too many pass.
         elif kind not in edge or row_rank(row, seed) > edge[kind] or taken[kind] == wanted[kind]:
             yield Reject(row["id"], "over_quota", f"{wanted[kind]} rows of the kind {kind} are wanted", row)
         else:

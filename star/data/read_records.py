@@ -67,6 +67,7 @@ def _read_folder(path: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate((record for part in parts for record in part), start=1)
         return
     lists = [file for file in path.rglob("*.json") if _first_character(file) == b"["]
+    # Sorted, because the order of a folder differs between machines and a resumed run skips records by their position.
     files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl"), *lists])
     if not files:
         raise InputError(

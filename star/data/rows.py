@@ -99,6 +99,7 @@ def ordered_row(row: dict) -> dict:
         InputError: it is not in row form; the message names the field.
     """
     try:
+        # Without the fields that were not given: otherwise a row that is read and written again would be other bytes.
         dumped = Row.model_validate(row).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
@@ -146,12 +147,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     with file:
         number = 0
+        # One byte more than allowed tells a line that is too long, without reading all of it.
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) <= MAX_LINE_BYTES:
                 if line.strip():
                     yield number, line
                 continue
+            # Skipped in pieces, because a file without line breaks may be larger than the memory.
             while line and not line.endswith(b"\n"):
                 line = file.readline(2**20)
             yield number, None
@@ -166,6 +169,7 @@ def parse_line(line: bytes | None) -> Any:
     if line is None:
         raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MiB, so it is no row")
     try:
+        # The decoder raises RecursionError for a line that nests too deeply.
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error

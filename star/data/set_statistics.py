@@ -58,6 +58,7 @@ class SetStatistics:
         self.licences[str(row.get("licence", "unknown"))] += 1
         self.generators[str(row.get("generator", "unknown"))] += 1
         self.query_words[_bin(len(query_of(row).split()))] += 1
+        # The keys are text, because the counters pass through JSON at every commit and JSON has no other keys.
         self.turns[str(sum(message["role"] == "user" for message in row["messages"]))] += 1
         self.calls[str(len(calls))] += 1
         self.shown_tools[str(min(len(row["tools"]), 20))] += 1

@@ -85,6 +85,7 @@ def row_rank(row: dict, seed: int) -> int:
 def _quotas(sizes: dict[str, int], heldout: int, *, total: int) -> dict[str, int]:
     """Returns how many rows of each kind to hold out: its share rounded down; the rest goes to the largest remainders."""
     quota = {kind: heldout * size // total for kind, size in sizes.items()}
+    # Equal remainders go by name, because the split must not depend on the order of the rows.
     by_remainder = sorted(sizes, key=lambda kind: (-(heldout * sizes[kind] % total), kind))
     for kind in by_remainder[: heldout - sum(quota.values())]:
         quota[kind] += 1

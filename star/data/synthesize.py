@@ -47,6 +47,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
             start=position - imported,
         )
 
+    # In the state, because a run that was killed during the split finds the cleaned rows there.
     set_folder = state / "set"
     set_folder.mkdir(parents=True, exist_ok=True)
     statistics = write_set(records, out=set_folder, state=state, total=settings.generated_rows, label="make rows")
@@ -55,6 +56,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
             f"only {statistics.rows} of {statistics.read} rows are clean ({dict(statistics.rejects)}), too few to hold out "
             f"{settings.heldout_rows}: make or give more rows, or hold out fewer"
         )
+    # A copy: the split appends its own rejects, and a resumed run needs the set as it was committed.
     shutil.copyfile(set_folder / REJECTS, out / REJECTS)
     statistics = _split(
         set_folder / ROWS, statistics, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out
@@ -73,6 +75,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
 
 def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed: int, out: Path) -> SetStatistics:
     """Writes train.jsonl and heldout.jsonl; returns the statistics with the number of rows of both."""
+    # One pass chooses and a second one writes, because the rows need not fit into memory.
     if by == "tool":
         tools = choose_heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout)

@@ -57,6 +57,7 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
         except InputError as error:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue
+        # In a file that `star data import` wrote, `x-original` is there already and is closer to the source.
         yield tool if "x-original" in tool or written == tool else {**tool, "x-original": written}
 
 

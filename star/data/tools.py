@@ -80,6 +80,7 @@ def normalize_tool(tool: dict) -> dict:
             (inner[key] for key in ("inputSchema", "input_schema", "parameters", "arguments") if key in inner), None
         )
         parameters = _parameters(written)
+        # After the normalisation, because the dialects' own types are not JSON Schema.
         _check_schema(json.dumps(parameters))
     except SchemaError as error:
         where = "".join(f"[{part!r}]" for part in error.absolute_path)
@@ -148,6 +149,7 @@ def coerce_value(value: object, schema: dict) -> object:
     if wanted in ("integer", "number", "boolean") and isinstance(value, str):
         text = value.strip()
         try:
+            # Lower case, because data sets write Python's True and False, too.
             read = json.loads(text.lower() if wanted == "boolean" else text)
         except (ValueError, RecursionError):
             return value
@@ -176,6 +178,7 @@ def json_schema_of_type(text: str) -> tuple[dict, bool]:
         schema = _schema_of_node(parsed.args[0])
         remarks = {ast.unparse(node).lower() for node in parsed.args[1:]}
         extras = {keyword.arg: _literal(keyword.value) for keyword in parsed.keywords}
+    # Python's parser raises the last two for text that nests too deeply.
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise unreadable from error
     if not remarks <= {"optional", "required"} or not extras.keys() <= {"default"}:
@@ -341,5 +344,6 @@ def _union(schemas: list[dict]) -> dict:
         if schema.keys() != {"type"}:
             return {"anyOf": schemas}
         kinds += [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
+    # In JSON Schema an integer is a number as well.
     kinds = [kind for kind in dict.fromkeys(kinds) if not (kind == "integer" and "number" in kinds)]
     return {"type": kinds[0] if len(kinds) == 1 else kinds}

@@ -141,6 +141,7 @@ def reject_line(reject: Reject) -> bytes:
     """Returns a reject as a line of rejects.jsonl. What cannot be written as JSON is written as text."""
     try:
         return json_line(vars(reject))
+    # A reject holds what could not be read, so it may contain anything and must not stop the run.
     except (ValueError, RecursionError, TypeError):
         return json_line(
             {**vars(reject), "row": ascii(reject.row)[:10_000], "detail": ascii(reject.detail), "id": ascii(reject.id)}
