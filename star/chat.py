@@ -191,6 +191,7 @@ def render_target(message: dict[str, Any]) -> str:
         f'{CALL_OPEN}\n{{"name": {_to_json(call["name"])}, "arguments": {_to_json(call["arguments"])}}}\n{CALL_CLOSE}'
         for call in message.get("tool_calls") or []
     ]
+    # Stripped as in the template, so that prompt and target join to the rendered conversation.
     content = (message.get("content") or "").lstrip("\n")
     answer = "\n".join([content, *calls] if content else calls)
     return f"{THINK_OPEN}\n{reasoning}\n{THINK_CLOSE}\n\n{answer}"
@@ -253,6 +254,7 @@ def validate_calls(completion: Completion, tools: list[dict[str, Any]]) -> None:
     Raises:
         FormatError: a call is not allowed, or `tools` is not a list of dicts with a name.
     """
+    # Resolved for called tools only: a prompt may have many tools, and a completion makes few calls.
     raw = _raw_parameters(tools)
     for call in completion.tool_calls:
         parameters = raw.get(call["name"])
@@ -303,6 +305,7 @@ def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
     """Splits a completion into the text of its think block and the answer after it."""
     start = text.find(THINK_OPEN)
     end = text.find(THINK_CLOSE, start + len(THINK_OPEN))
+    # Each search is one linear pass, whatever tags the model repeats.
     last = text.rfind(THINK_CLOSE)
     if start < 0 or end < 0 or text.find(THINK_OPEN, end, last) >= 0:
         raise FormatError("a completion has exactly one <think>...</think>")
@@ -332,6 +335,7 @@ def _parse_call(block: str) -> dict[str, Any]:
         call, end = _decode_json(block)
     except (ValueError, RecursionError):
         call, end = None, -1  # not JSON, nested too deep, or an integer with more digits than Python accepts
+    # raw_decode stops after the first value, and text behind it breaks the format.
     if end != len(block):
         raise FormatError("a <tool_call> block is not JSON")
     if not isinstance(call, dict) or not isinstance(name := call.get("name"), str):
@@ -357,6 +361,7 @@ def _require_max_depth(arguments: dict[str, Any]) -> None:
 def _require_utf8_json(completion: Completion) -> None:
     """Raises FormatError for a completion that cannot be written as UTF-8 JSON."""
     try:
+        # What a later writer would fail on is found here, before the completion is kept.
         calls = json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False)
         (completion.reasoning + completion.content + calls).encode()
     except ValueError:  # from json for NaN and infinities, from encode for lone surrogates

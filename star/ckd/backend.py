@@ -32,11 +32,13 @@ def choose_backend(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def find_triton_fault(device_type: str) -> str | None:
     """Why the kernels cannot run on a device, found by running them on a few numbers; None where they can."""
+    # Looked for before it is imported, so that a missing package gets a remedy of its own.
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed (pip install 'star-distill[gpu]')"
     try:
         from star.ckd import kernel
 
+        # Triton compiles at the first call, so only a run shows whether GPU, driver and C compiler serve.
         logits_CV = torch.zeros(1, 32, device=device_type)
         log_sum_C1, _, _ = kernel.read_rows(logits_CV)
         # .item() waits for the kernel, so that its error is raised here.

@@ -31,6 +31,7 @@ def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_met
     """
     tokenizer = load_tokenizer(topk / TOKENIZER)
     student = _load_or_build_base(config, tokenizer, topk=topk, workspace=workspace, log_metrics=log_metrics)
+    # Seeded after the base, so that a base read from disk and one built just now give the same training.
     seed_everything(config.seed)
     trainer = CKDTrainer(
         student,
@@ -67,6 +68,7 @@ def _load_or_build_base(
             log_metrics=log_metrics,
         )
         return add_lora_adapters(student, lora) if lora else student
+    # Compared before the model is loaded: another family is refused without reading its weights.
     source, revision = base_source(base), config.student.revision
     require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
     return load_model(source, revision=revision, training=True, lora=lora)

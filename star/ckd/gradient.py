@@ -40,11 +40,13 @@ def logits_to_gradient_(
     log_sum_C1 = largest_C1 - q_CV.gather(1, largest_ids_C1).log()
     entropy = _summed_entropy(q_CV) if settings.statistics else torch.zeros_like(largest_C1).sum()
     terms = compute_terms(logits, targets, settings, log_sum_C1=log_sum_C1, entropy=entropy)
+    # Without a gradient two more passes over [C, V] would be thrown away.
     if not settings.grad_enabled:
         return terms.sums_S, q_CV
 
     # The buffer holds dz from here on: first the part that is dense in the vocabulary, then also the additions.
     dz_CV = q_CV.mul_(terms.q_factor_C1)
+    # Added and not assigned: an id may occur several times, as padding repeats one of a row's own ids.
     dz_CV.scatter_add_(1, terms.added_ids_CL, terms.added_CL)
     return terms.sums_S, dz_CV.to(gradient_dtype)
 

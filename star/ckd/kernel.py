@@ -80,6 +80,7 @@ def read_rows(logits_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def write_gradient_(logits_CV: Tensor, log_sum_C1: Tensor, q_factor_C1: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Writes q_factor * softmax over the bytes of the logits, in `dtype`, which must not be wider than theirs."""
     rows, vocab = logits_CV.shape
+    # The same bytes: in half precision a row has twice as many columns, and dz is the first half.
     dz_CV = logits_CV.view(dtype)[:, :vocab]
     _write_row_kernel[(rows,)](
         logits_CV,
@@ -97,6 +98,7 @@ def write_gradient_(logits_CV: Tensor, log_sum_C1: Tensor, q_factor_C1: Tensor, 
 def _top_ids(logits_CV: Tensor, maxima_CW: Tensor, m: int) -> Tensor:
     """As `star.ckd.topm.top_ids`, with the group maxima at hand."""
     width = maxima_CW.shape[1]
+    # With so few groups most columns would stay candidates, so the row itself is searched.
     if width < 2 * m:
         return top_ids(logits_CV, m)
     return top_ids_in_groups(logits_CV, top_ids(maxima_CW, m), width, m)
@@ -142,6 +144,7 @@ def _add_logit(largest, total, weighted, z):  # pragma: no cover - compiled
     """The largest logit and the two sums of each lane after one more logit; -inf changes none of them."""
     higher = tl.maximum(largest, z)
     seen = higher > float("-inf")
+    # -inf minus -inf is NaN, so a difference is taken only where both sides are finite.
     fall = tl.where(seen & (largest > float("-inf")), largest - higher, 0.0)
     below = tl.where(z > float("-inf"), z - higher, 0.0)
     scale = tl.exp(fall)

@@ -177,8 +177,10 @@ def fused_linear_kd(
         scale=1.0 / rows if reduction == "mean" else 1.0,
         grad_enabled=torch.is_grad_enabled(),
     )
+    # Cast outside the autograd.Function, so that autograd casts the head's gradient back to its own type.
     weight_VH = weight_VH.to(hidden_TH.dtype)
     loss, sums_S = _FusedKD.apply(hidden_TH, weight_VH, teacher_ids_TK, teacher_logprobs_TK, labels_T, settings)
+    # Only a result that is not finite pays for the search of its cause.
     if not sums_S.is_cuda and not sums_S.isfinite().all():
         _raise_for_bad_input(hidden_TH, weight_VH, teacher_logprobs_TK)
     return KDOutput(loss, *sums_S[1:].unbind())
@@ -246,10 +248,12 @@ class _FusedKD(torch.autograd.Function):
                     _matmul_into(grad_VH[block], dz_CB.t(), hidden_CH, add=True)
                 if next_rows:  # this block of dz is used up; its weights are still in the cache
                     write_logits(next_rows, block)
+        # Scaled and cast once at the end, so that the sums over all chunks are in float32 at least.
         ctx.save_for_backward(
             *(None if grad is None else grad.mul_(settings.scale).to(given_dtype) for grad in (grad_TH, grad_VH))
         )
         sums_S *= settings.scale
+        # A tensor of its own: sums_S, whose first element it is, is marked as not differentiable.
         loss = sums_S[0].clone()
         ctx.mark_non_differentiable(sums_S)
         return loss, sums_S
@@ -323,6 +327,7 @@ def _raise_for_bad_input(hidden_TH: Tensor, weight_VH: Tensor, logprobs_TK: Tens
         rows = (~tensor.isfinite()).any(dim=1).nonzero().flatten().tolist()
         if rows:
             raise ValueError(f"the {name} hold NaN or infinite values, first in row {rows[0]} of {len(tensor)}")
+    # -inf is valid here: padding has it and adds nothing.
     bad = (logprobs_TK.isnan() | (logprobs_TK == torch.inf)).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

@@ -53,6 +53,7 @@ def _forward_kl(logprobs_CK: Tensor, log_q_CK: Tensor) -> TeacherTerm:
 def _reverse_kl(logprobs_CK: Tensor, log_q_CK: Tensor) -> TeacherTerm:
     is_padding_CK = logprobs_CK.exp() == 0
     q_CK = log_q_CK.exp().masked_fill_(is_padding_CK, 0.0)
+    # Padding has log t = -inf, and 0 * inf would be NaN.
     ratio_CK = (log_q_CK - logprobs_CK).masked_fill_(is_padding_CK | (q_CK == 0), 0.0)
     added_CK = q_CK * (ratio_CK + 1)  # q times the derivative of the loss by q
     return TeacherTerm((q_CK * ratio_CK).sum(1, keepdim=True), -added_CK.sum(1, keepdim=True), added_CK)
@@ -61,6 +62,7 @@ def _reverse_kl(logprobs_CK: Tensor, log_q_CK: Tensor) -> TeacherTerm:
 def _adaptive_kl(forward: TeacherTerm, logprobs_CK: Tensor, log_q_CK: Tensor) -> TeacherTerm:
     t_CK, order_CK = logprobs_CK.exp().sort(dim=1, descending=True, stable=True)
     gap_CK = (t_CK - log_q_CK.exp().gather(1, order_CK)).abs_().masked_fill_(t_CK == 0, 0.0)
+    # The mass before an id, without its own: the id that reaches HEAD_MASS still belongs to the head.
     in_head_CK = t_CK.cumsum(1) - t_CK < HEAD_MASS
     smallest = torch.finfo(t_CK.dtype).tiny  # equal distributions have no gap; then both weights are 0.5
     head_C1 = (gap_CK * in_head_CK).sum(1, keepdim=True) + smallest
@@ -80,7 +82,9 @@ def draw_shares(logprobs_TK: np.ndarray, *, sequence_id: str, seed: int) -> np.n
         Logarithm of each id's share of the draws [T, K]; -inf for an id that was not drawn.
     """
     rng = np.random.default_rng([seed, zlib.crc32(sequence_id.encode())])
+    # In float64, because numpy's multinomial refuses float32 probabilities whose sum rounds to more than 1.
     t_TK = np.exp(logprobs_TK.astype(np.float64))
     counts_TK = rng.multinomial(t_TK.shape[1], t_TK / t_TK.sum(1, keepdims=True))
+    # An id that was not drawn has share 0, whose logarithm is meant to be -inf.
     with np.errstate(divide="ignore"):
         return np.log(counts_TK / t_TK.shape[1]).astype(np.float32)

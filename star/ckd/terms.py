@@ -112,6 +112,7 @@ def compute_terms(
     log_q_CM = logits.top_logits_CM[:, : settings.top_m] - log_sum_C1
 
     term = teacher_term(settings.kind, targets.logprobs_CK, log_q_CK)
+    # FKL is logged for every loss. Where the loss is a forward KL, it is not computed twice.
     is_forward = settings.kind in ("fkl", "ckd", "rskd")
     fkl_C1 = term.loss_C1 if is_forward else teacher_term("fkl", targets.logprobs_CK, log_q_CK).loss_C1
     tail_CM = log_q_CM.exp().masked_fill_(is_teacher_id_CM, 0.0)  # q at the top-m ids that the teacher lacks

@@ -28,6 +28,7 @@ def top_ids(values_CV: Tensor, m: int) -> Tensor:
     """
     vocab = values_CV.shape[1]
     width = vocab // GROUP_SIZE
+    # With fewer than 2 * m groups most columns would stay candidates, and the search would save little.
     if vocab < MIN_GROUPED_VOCAB or width < 2 * m:
         return values_CV.topk(m, dim=1, sorted=False).indices
     # Group j holds the columns j, j + width, j + 2 * width, ...: maxima along a strided axis vectorise.
@@ -48,4 +49,5 @@ def top_ids_in_groups(values_CV: Tensor, groups_CM: Tensor, width: int, m: int) 
     places_CM = torch.cat([members_CGM.flatten(1), rest_CR], dim=1).topk(m, dim=1, sorted=False).indices
     # A place below size * m is (position in the group, group) of a member; beyond it lies a column of no group.
     columns_CM = places_CM // m * width + groups_CM.gather(1, places_CM % m)
+    # rest_CR begins at place size * m and at column size * width, hence the shift.
     return torch.where(places_CM < size * m, columns_CM, places_CM + size * (width - m))

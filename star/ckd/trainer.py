@@ -53,6 +53,7 @@ class DistillationRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sequence, sequence_id = self.sequences[index], self.ids[index]
         teacher_ids_TK, teacher_logprobs_TK = self.store[sequence_id]
+        # One stored row per token, or later tokens would be trained towards their neighbours' distributions.
         if len(teacher_ids_TK) != len(sequence.completion_ids):
             raise InputError(
                 f"{self.folder} holds {len(teacher_ids_TK)} tokens for sequence {sequence_id!r}, whose completion has "
@@ -88,6 +89,7 @@ class CKDTrainer(Trainer):
     ) -> None:
         rows = DistillationRows(folder, draw_seed=seed if settings.kind == "rskd" else None)
         vocab_size = model.get_output_embeddings().weight.shape[0]
+        # A wider head is fine: its further ids are in no stored row.
         if rows.store.vocab_size > vocab_size:
             raise InputError(
                 f"{folder} was stored for a vocabulary of {rows.store.vocab_size} and the student's head has {vocab_size} "
@@ -108,6 +110,7 @@ class CKDTrainer(Trainer):
         output: KDOutput = call_as_forward_of(model, student, self._summed_loss, inputs)
         tokens = inputs["teacher_ids"].shape[0]
         self.window_tokens += tokens
+        # In float64, so that a long window does not drift. On the device, so that no step waits for the GPU.
         self.window_sums_S += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
         # The sum must be divided by the tokens of the whole batch. Trainer sums the loss over accumulation steps; DDP
         # and FSDP average it over ranks, so the divisor is the batch's tokens per rank.
@@ -124,6 +127,7 @@ class CKDTrainer(Trainer):
             hidden_BLH = student.get_decoder()(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
             ).last_hidden_state
+        # The state at a token predicts the next one: labels begin at 1, and states end before the last.
         labels_BL = inputs["labels"][:, 1:]
         is_completion_BL = labels_BL != IGNORE_INDEX
         hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
@@ -158,11 +162,13 @@ class CKDTrainer(Trainer):
             FloatingPointError: the loss is NaN.
         """
         if self.window_tokens and "loss" in logs:
+            # Sums and tokens, not means: ranks with few completion tokens must not weigh as much as the others.
             sums_and_tokens = torch.cat([self.window_sums_S, self.window_sums_S.new_tensor([self.window_tokens])])
             *sums, tokens = self.accelerator.reduce(sums_and_tokens, reduction="sum").tolist()
             logs |= {name: total / tokens for name, total in zip(CKD_METRICS, sums, strict=True)}
             logs["tokens_per_second"] = tokens / max(time.monotonic() - self.window_began, 1e-9)
             logs["memory_mib"] = peak_memory_mib()
+            # NaN is the only value that differs from itself. Checked after the collective, so that no rank waits in it.
             if logs["loss"] != logs["loss"] or logs["fkl"] != logs["fkl"]:
                 raise FloatingPointError(f"the loss is NaN at step {self.state.global_step}: lower the learning rate")
             self._reset_log_window()
@@ -198,6 +204,7 @@ def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable
         return function(module, *inner)
 
     module.forward = call_function
+    # Restored also where the hooks raise before the call, or later forward passes would run `function`.
     try:
         return wrapped(*arguments)
     finally:

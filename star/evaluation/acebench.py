@@ -107,6 +107,7 @@ def score_acebench(shards: list[AceBenchAnswers]) -> dict[str, Any]:
         name: {**mean_score(column, seed=0), "rows": len(column)} for name, column in columns.items() if column
     }
     weights = {name: 1 / len(CATEGORIES) for name in CATEGORIES}
+    # Over some categories only it would not compare with published scores.
     scores = {"normal": weighted_score(weights, categories)} if categories.keys() == weights.keys() else {}
     unanswered = sum(shard["unanswered"] for shard in shards)
     return {"scores": scores, "categories": categories, "verdicts": verdicts, "unanswered": unanswered}

@@ -75,6 +75,7 @@ class Candidate:
 
     def _reply(self, prompts: list[str]) -> list[dict[str, str]]:
         lengths = [len(ids) for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        # Some configurations name no context; then no prompt is too long.
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         replies = [{"error": f"the prompt has {length} tokens, the model's context {context}"} for length in lengths]
         # Batches of similar length, the longest first: the largest batch shows at once whether there is enough memory.
@@ -88,6 +89,7 @@ class Candidate:
                 samples=1,
                 temperature=0.0,
                 seed=self.seed,
+                # The answer must fit into what the longest prompt of the batch leaves.
                 max_new_tokens=min(self.settings.max_new_tokens, context - longest),
             )
             for index, [sample] in zip(batch, groups, strict=True):

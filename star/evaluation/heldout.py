@@ -159,6 +159,7 @@ def _outcome(row: dict, prompt: Prompt, answer: Answers, seen_tools: set[str]) -
         "exact_match": float(exact),
         "reward": reward.total,
         "format_error": float(reward.format < 0),
+        # Exact match is stricter inside lists and objects, where `classify_mistake` finds True equal to 1.
         "mistake": None if exact else classify_mistake(greedy, target, tools) or MISTAKE_KINDS[-1],
         "passes": sum(exact_match(text, target, tools) for text in answer["samples"]),
         "entropy": answer["entropy"],
@@ -228,5 +229,6 @@ def _count_mistakes(outcomes: list[HeldoutOutcome]) -> dict[str, dict[str, int]]
 
 
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # Ties by id, so that the order of equal rewards is the same in every run.
     wrong = sorted((row for row in rows if not row["exact_match"]), key=lambda row: (row["reward"], row["id"]))
     return [{key: row[key] for key in FAILURE_KEYS} for row in wrong]

@@ -41,6 +41,7 @@ class Journal:
             # On disk before the next question is asked: an answer can have taken minutes.
             lines.flush()
             os.fsync(lines.fileno())
+        # After the file, so that only what is on disk counts as answered.
         self._answers[key] = found
         return found
 

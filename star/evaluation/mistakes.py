@@ -44,6 +44,7 @@ def _mistake_in_names(predicted: Completion, expected: Completion, tools: list[d
     parameters = tool_parameters(tools)
     made = Counter(call["name"] for call in predicted.tool_calls)
     wanted = Counter(call["name"] for call in expected.tool_calls)
+    # First, because the arguments of an unknown tool cannot be compared with anything.
     if made.keys() - parameters.keys():
         return "unknown tool"
     if any(call["arguments"].keys() - parameters[call["name"]].keys() for call in predicted.tool_calls):

@@ -69,6 +69,7 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
         for anchor, heading, body in parts
     )
     navigation = f'<nav aria-label="Sections">{links}</nav>' if links else ""
+    # The page shows what models wrote. Where an escape were missed, the policy still runs no script.
     document = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '

@@ -56,6 +56,7 @@ def generate(
         prompts: rendered prompts, generated as one padded batch.
         temperature: 0 is greedy.
     """
+    # Seeded per call: a batch's samples must not depend on earlier batches, which a resumed run skips.
     torch.manual_seed(seed)
     model.eval()
     batch = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
@@ -73,6 +74,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         use_cache=True,  # a model saved by a training may disable it; then each token would read the whole prompt again
     )
+    # `generate` pads finished rows up to the longest one, so each is cut at its own end.
     ends = end_tokens(model, tokenizer)
     completions = [_cut_at_end_token(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
     return [completions[start : start + samples] for start in range(0, len(completions), samples)]
@@ -121,6 +123,7 @@ def completion_hidden_states(model: PreTrainedModel, sequences: list[Sequence], 
     """
     longest = max(len(sequence) for sequence in sequences)
     rows = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
+    # Padded on the right: positions stay as they are, and causal attention never reads the padding.
     input_ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=model.device)
     attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
     hidden_BLH = model.get_decoder()(
@@ -140,6 +143,7 @@ def policy_entropy(model: PreTrainedModel, sequences: list[Sequence], *, pad_id:
         for index, hidden_TH in zip(
             batch, completion_hidden_states(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True
         ):
+            # In float32, because bf16 has too few digits for a sum over the vocabulary.
             logprobs_TV = torch.log_softmax(head(hidden_TH).float(), dim=-1)
             entropies[index] = float(-(logprobs_TV.exp() * logprobs_TV).sum(-1).mean())
     return entropies

@@ -32,5 +32,6 @@ def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Pat
         completion = parse_completion(sample.text)
         validate_calls(completion, prompt_tools)
     except FormatError as error:
+        # repr escapes control characters, which would otherwise reach the terminal.
         raise FormatError(f"the model's answer breaks the format ({error}): {sample.text[:500]!r}") from error
     return completion

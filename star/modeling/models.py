@@ -28,6 +28,7 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrai
     """
     tokenizer: PreTrainedTokenizerBase = _load_pretrained(AutoTokenizer, model, revision=revision)
     tokenizer.padding_side = "left"
+    # A batch needs a filler. The attention mask hides it, so the end token serves.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -74,6 +75,7 @@ def base_source(base: ModelFolder | str) -> Path | str:
 
 def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None, **arguments: Any) -> Any:
     """Calls `from_pretrained` of one of transformers' Auto classes; names the model where that fails."""
+    # Checked first, because from_pretrained takes the path of a missing folder for a hub id.
     needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
     if isinstance(model, Path) and not (model / needed).is_file():
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
@@ -89,6 +91,7 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a plain Hugging Face folder: safetensors (adapters merged in), config, tokenizer, chat template."""
     saved: Any = model  # may be a PeftModel, see this module's docstring
+    # Merged, because later stages load a plain model without peft.
     if hasattr(saved, "merge_and_unload"):
         saved = saved.merge_and_unload()
     saved.save_pretrained(folder, safe_serialization=True)
@@ -102,6 +105,7 @@ def save_model_atomically(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         unfinished = folder.with_name(f"{folder.name}.partial")
         save_model(model, tokenizer, unfinished)
         unfinished.rename(folder)
+    # The other ranks may read the folder right after this.
     distributed.barrier()
 
 

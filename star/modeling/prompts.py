@@ -51,6 +51,7 @@ def within_length(
     Raises:
         InputError: all prompts are longer.
     """
+    # The chat template has rendered all special tokens into the text already.
     lengths = [
         len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
     ]

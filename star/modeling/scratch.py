@@ -51,10 +51,12 @@ def build_base(
         label: text beside the progress bar.
     """
     finished = state / "base"
+    # Rank 0 decides for all ranks, because all of them must train or none.
     if distributed.broadcast_from_rank0((finished / "config.json").is_file()):
         return load_model(finished, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
     arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)
+    # As many rows as the steps read, so that no row repeats.
     count = scratch.warmup.steps * scratch.warmup.batch_size
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
@@ -78,7 +80,9 @@ class CopyRows(Dataset):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        # A generator per row, so that no row depends on the order in which rows are read.
         draw = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        # The ids below 3 are SPECIAL_TOKENS, which end or pad a sequence.
         span = torch.randint(3, self.vocab_size, (self.span,), generator=draw)
         first, second = torch.randint(0, self.span, (2,), generator=draw).tolist()
         row = torch.cat([span, span.roll(first), span.roll(second)])

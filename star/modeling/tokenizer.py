@@ -49,6 +49,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    # Not special: these tags are text for the parser, also where a decoder skips special tokens.
     added = [AddedToken(text, special=False, normalized=False) for text in (*FORMAT_TOKENS, *ENVELOPES)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -61,6 +62,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedToke
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(added),
         special_tokens=list(SPECIAL_TOKENS),
+        # All 256 bytes, so that any text can be encoded, also one unlike the training texts.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -84,6 +86,7 @@ def bootstrap_tokenizer() -> "PreTrainedTokenizerBase":
 
 def _texts_without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
     """The texts, each piece replaced by a line break: merges learned inside a piece (one token) are wasted."""
+    # Longest first, because some pieces are the beginning of others.
     longest_first = sorted(pieces, key=len, reverse=True)
     for text in texts:
         for piece in longest_first:
@@ -97,5 +100,6 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     Tokenizers with equal digests turn text into the same ids.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Without padding, truncation and decoder, which do not change the ids of a text.
     parts = {key: content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -47,6 +47,7 @@ def seed_everything(seed: int) -> None:
 
     set_seed(seed)
     if torch.cuda.is_available():
+        # cuBLAS is deterministic only with this workspace. Kernels without a deterministic form only warn.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -160,6 +161,7 @@ def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str,
         "labels": padded("labels", IGNORE_INDEX),
         "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
     }
+    # Concatenated and not padded, because the loss reads completion tokens only, in this order.
     if "teacher_ids" in rows[0]:
         batch["teacher_ids"] = torch.cat([row["teacher_ids"] for row in rows])
         batch["teacher_logprobs"] = torch.cat([row["teacher_logprobs"] for row in rows])
@@ -193,6 +195,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))
         )
     assert trainer.args.output_dir is not None  # noqa: S101 - transformers sets a default
+    # Rank 0 alone looks, because `last_checkpoint` removes folders and the ranks must resume from the same one.
     checkpoint = distributed.broadcast_from_rank0(
         last_checkpoint(Path(trainer.args.output_dir)) if distributed.is_rank0() else None
     )
@@ -215,6 +218,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
     if distributed.is_rank0():
         curve = json.dumps(history, indent=1, sort_keys=True) + "\n"
         (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
+    # The caller copies the curve to its output, so no rank goes on before it is written.
     distributed.barrier()
 
 
@@ -239,8 +243,10 @@ def _without_run_dependent_metrics(entry: dict[str, float]) -> dict[str, float]:
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest complete checkpoint, or None. Removes incomplete ones."""
+    # By number: as text, checkpoint-100 comes before checkpoint-50.
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     complete = [path for path in checkpoints if (path / COMPLETE).is_file()]
+    # The trainer's limit counts folders, so an incomplete one would push out a complete one.
     for path in set(checkpoints) - set(complete):
         shutil.rmtree(path)
     return str(complete[-1]) if complete else None
@@ -259,6 +265,7 @@ class _MarkCheckpointComplete(TrainerCallback):
         os.sync()  # the marker must not reach the disk before the checkpoint does
         distributed.barrier()  # every rank writes a part of the checkpoint
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        # After the marker, so that the copy counts as complete too.
         if state.is_world_process_zero:
             checkpoints_s3.upload_state(self.state_folder)
 
@@ -276,6 +283,7 @@ class _StopWithCheckpoint(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if state.global_step % args.logging_steps == 0 and distributed.any_rank(self.sigterm.received):
+            # On every rank, because each one exits by its own flag.
             self.sigterm.received = True
             control.should_save = control.should_training_stop = True
 

@@ -34,6 +34,7 @@ def toolrl_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> 
         expected, predicted = parse_target(target, strict=False), parse_completion(completion, strict=False)
         validate_calls(predicted, tools)
     except FormatError:
+        # Format 0 plus the lowest correctness.
         return Reward(total=-3.0, format=-1.0, content=0.0)
     if not expected.tool_calls:
         return Reward(total=1.0, format=1.0, content=float(not predicted.tool_calls))
@@ -47,6 +48,7 @@ def _correctness(predicted: ToolCalls, expected: ToolCalls) -> float:
     With `f(a=2)` made and `f(a=1)` expected, S = 1 (tool names) + 1 (parameter names) + 0 (values), and S_max = 3.
     """
     score = _overlap([call["name"] for call in predicted], [call["name"] for call in expected])
+    # Each made call is paired once at most, so that repeating a right call earns nothing.
     left = list(predicted)
     for call in expected:
         scores = [_call_overlap(other, call) for other in left]

@@ -67,8 +67,10 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
     # The reward must not raise: one bad row would stop a training.
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
+    # Long texts are not cached, because a model may write megabytes.
     compare = _compare_cached if len(completion) + len(target) <= MAX_CACHED_LENGTH else _compare
     try:
+        # The cache does not know the tools, so the calls are validated each time.
         predicted, reward = compare(completion, target)
         validate_calls(predicted, tools)
     except FormatError:
@@ -171,6 +173,7 @@ def _equality(predicted: Any, expected: Any) -> float:
     """1 for equal numbers, or else for values with the same text; 0 otherwise."""
     if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
         return float(predicted == expected)
+    # As text, because the official code compares so.
     return float(str(predicted) == str(expected))
 
 
@@ -186,8 +189,10 @@ class _Stems(dict[str, str]):
     """The stems of the words seen so far, of which most occur again."""
 
     def __missing__(self, word: str) -> str:
+        # rouge_score leaves words of up to three characters as they are.
         stem = _stemmer()(word) if len(word) > 3 else word
         if len(word) <= MAX_CACHED_LENGTH:
+            # Bounded, because a model may write any number of different words.
             if len(self) >= CACHED_STEMS:
                 self.clear()
             self[word] = stem

@@ -38,6 +38,7 @@ class CompletionTables(TrainerCallback):
         is_due = step in (1, state.max_steps) or step % self.trainer.settings.table_steps == 0
         if state.is_world_process_zero and is_due:
             self.state.mkdir(parents=True, exist_ok=True)
+            # One file per step, so that a step repeated after a kill overwrites its own table.
             write_json(self.state / f"{step:06d}.json", completion_table(self.trainer))
             self.write_page()
             self.log_artifact(self.page)

@@ -40,6 +40,7 @@ class EarlyStop(TrainerCallback):
         """
         if not (collapse := self._find_collapse(state.log_history, limit_share=1.0)):
             return
+        # Steps are padded with zeros in the names, so the last name is the newest.
         kept = sorted(Path(args.output_dir).glob(f"{GOOD_MODEL_PREFIX}*"))
         where = (
             f"the last good model is {kept[-1].resolve()}"
@@ -74,6 +75,7 @@ class EarlyStop(TrainerCallback):
 def _keep_good_model(checkpoint: Path, *, step: int) -> None:
     """Keeps a checkpoint's model without the optimiser, hard-linked where the file system can; removes older ones."""
     kept = checkpoint.with_name(f"{GOOD_MODEL_PREFIX}{step:06d}")
+    # A resumed training may save the same step again.
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     # A hard link costs no space, and survives when the trainer deletes the checkpoint.
@@ -82,5 +84,6 @@ def _keep_good_model(checkpoint: Path, *, step: int) -> None:
             os.link(file, kept / file.name)
         except OSError:
             shutil.copyfile(file, kept / file.name)
+    # Removed last, so that a kill leaves a good model.
     for older in set(checkpoint.parent.glob(f"{GOOD_MODEL_PREFIX}*")) - {kept}:
         shutil.rmtree(older)

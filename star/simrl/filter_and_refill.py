@@ -60,6 +60,7 @@ def is_informative(contents: Sequence[float], *, between: tuple[float, float] | 
 
 def choose_batch(kept: Sequence[Group], dropped: Sequence[Group], *, count: int) -> list[Group]:
     """Chooses `count` groups to train on: kept ones in order of sampling, then dropped ones of the widest spread."""
+    # The sort is stable: groups of equal spread stay in the order of sampling, so all ranks choose alike.
     spare = sorted(dropped, key=lambda group: -group.reward_spread)
     return [*kept, *spare][:count]
 
@@ -76,6 +77,7 @@ def refill_size(*, missing: int, kept: int, tried: int, limit: int, multiple: in
         limit: upper bound, before rounding up.
         multiple: number of processes that share the prompts; the result is a multiple of it.
     """
+    # Rounded up, because a refill that is too small costs another round of sampling.
     wanted = min(limit, ceil(missing / max(kept / tried, MIN_KEPT_FRACTION)))
     return ceil(wanted / multiple) * multiple
 

@@ -42,6 +42,7 @@ def hold_out_prompts(prompts: list[Prompt], *, settings: SimRL, seed: int) -> tu
     if len(prompts) - count < settings.prompts_per_step:
         logger.warning("%d prompts are too few to hold %d out: exact match is not checked", len(prompts), count)
         return prompts, []
+    # By a hash of the row id, so that the order of the rows does not matter.
     held_out = set(sorted(range(len(prompts)), key=lambda i: digest_of(["check", seed, prompts[i].row_id]))[:count])
     training_prompts = [prompt for index, prompt in enumerate(prompts) if index not in held_out]
     return training_prompts, [prompts[index] for index in sorted(held_out)]
@@ -65,6 +66,7 @@ class HeldoutCheck(TrainerCallback):
             return
         # On every rank: under FSDP a forward pass needs all of them. Only rank 0 writes.
         exact = self._exact_matches()
+        # TRL averages and logs these values at the next logged step.
         self.trainer._metrics["train"]["heldout_exact_match"].append(fmean(exact))
         rewards = [rollout.score.trained.total for group in self.trainer.sampled_groups for rollout in group.rollouts]
         if state.is_world_process_zero:
@@ -111,6 +113,7 @@ def describe_reward_hacking(checks: list[dict[str, Any]]) -> str | None:
     if len(checks) < 2:
         return None
     *before, last = checks
+    # Against the best check and not the one before: a slow decline would pass every such comparison.
     best = max(before, key=lambda check: sum(check["exact"]))
     lost = sum(was > now for was, now in zip(best["exact"], last["exact"], strict=True))
     gained = sum(was < now for was, now in zip(best["exact"], last["exact"], strict=True))

@@ -116,5 +116,6 @@ def refine_model(
     trainer.add_callback(HeldoutCheck(trainer, heldout_prompts, file=workspace.state / "checks.json"))
     trainer.add_callback(tables)
     train(trainer, phase="simrl", label=label, state=workspace.state, log_metrics=log_metrics)
+    # A training that was killed after its last step makes no further table, but its page is still due.
     tables.write_page()
     save_model(trainer.model, tokenizer, workspace.out)

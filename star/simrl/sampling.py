@@ -27,6 +27,7 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(self, keys: Sequence[RolloutKey], *, temperature: float, max_new_tokens: int) -> None:
+        # Drawn by numpy on the CPU, whose streams are the same whatever the device.
         uniforms = [np.random.default_rng(key).random(max_new_tokens, dtype=np.float32) for key in keys]
         self.uniforms_TB = torch.from_numpy(np.stack(uniforms, axis=1))
         self.temperature, self.position = temperature, 0
@@ -46,6 +47,7 @@ class SeededSampling(LogitsProcessor):
 def use_sampling(model: PreTrainedModel, sampling: SeededSampling) -> Iterator[None]:
     """Context manager in which the model's `generate` draws its tokens with `sampling`."""
     causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
+    # Set on the instance, over the class's method, so that deleting it restores the original.
     causal_model.generate = partial(causal_model.generate, logits_processor=LogitsProcessorList([sampling]))
     try:
         yield

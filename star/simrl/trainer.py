@@ -217,12 +217,14 @@ class SimRLTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Overrides TRL's method: replaces `inputs` by the rows of the chosen groups, which are sampled already."""
         self.batch_groups = self._sample_batch(inputs)
+        # TRL's method calls `_generate` next, which replays these.
         self._rollouts_to_replay = [rollout for group in self.batch_groups for rollout in group.rollouts]
         rows = [group.row for group in self.batch_groups for _ in group.rollouts]
         return super()._generate_and_score_completions(rows)
 
     def _generate(self, prompts: list[str]) -> tuple:
         """Overrides TRL's method: returns the chosen rollouts, in the form of TRL's result, instead of sampling."""
+        # Taken once, so that the rollouts of an earlier step are never replayed.
         rollouts, self._rollouts_to_replay = self._rollouts_to_replay, None
         if rollouts is None:
             raise RuntimeError("no rollouts were chosen: only _generate_and_score_completions may call _generate")
@@ -332,6 +334,7 @@ class SimRLTrainer(GRPOTrainer):
             "unfilled_groups": [missing],
         }
         for name, column in values.items():
+            # A part may apply to no rollout of a step, and there is no mean of nothing.
             if known := [value for value in column if value is not None]:
                 self._metrics["train"][name].append(fmean(known))
         if missing and self.accelerator.is_main_process:

@@ -61,6 +61,7 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
         InputError: the disk is too small for the store, or the back end does not answer.
     """
     tokenizer = load_tokenizer(teacher)
+    # Kept beside the ids, because the distillation compares it with the student's.
     tokenizer.save_pretrained(out / TOKENIZER)
     table = pq.read_table(rollouts / SEQUENCES)
     ids, sequences = read_sequences(rollouts)
@@ -70,6 +71,7 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
     top_k, vocab_size = _connect_back_end(teacher, tokenizer, settings)
+    # In the header of every file, so that a store never mixes the signals of two teachers.
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, settings.top_k, vocab_size=vocab_size, provenance=provenance) as writer:
         return store_top_k(top_k, ids, sequences, batches, writer=writer)
@@ -191,6 +193,7 @@ def top_k_logprobs(logits_CV: Tensor, k: int) -> tuple[Tensor, Tensor]:
         candidates = torch.cat([ids_CKB.flatten(1), rest], dim=1)
         top_CK, positions_CK = logits_CV.gather(1, candidates).topk(k, dim=1)
         ids_CK = candidates.gather(1, positions_CK)
+    # Subtracted before the exponential, which overflows float32 at logits above 88.
     largest_C1 = top_CK[:, :1]
     # 2^(x log2 e) takes a third of the time of e^x, and the largest logit is subtracted in the same pass.
     powers_CV = torch.add(largest_C1 * -LOG2_E, logits_CV, alpha=LOG2_E, out=logits_CV).exp2_()

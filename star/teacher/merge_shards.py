@@ -24,6 +24,7 @@ def merge_shards(folders: list[Path], *, stage: str, out: Path) -> dict[str, flo
         the sums of the shards' metrics. Prompts are not summed, because each shard of a rollout counts those of all.
     """
     for name in (SEQUENCES, PROMPTS):
+        # Only a rollout writes prompts; an extraction has none.
         if all((folder / name).is_file() for folder in folders):
             table = pa.concat_tables([pq.read_table(folder / name) for folder in folders])
             # By id or row id, the first column: the order that a rollout without shards has.

@@ -78,6 +78,7 @@ class TeacherServer:
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns per sequence the k likeliest ids of each completion token and their log-probs, [T, K], falling."""
         prompts = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
+        # Only the log-probs of the prompt are used; one token is the least that a server generates.
         choices = self._complete(prompts, n=1, temperature=0.0, max_tokens=1, prompt_logprobs=k)
         results = []
         for sequence, choice in zip(sequences, choices, strict=True):
@@ -93,6 +94,7 @@ class TeacherServer:
         answer = self._request("POST", "completions", json={"model": self.model, "prompt": prompts, **settings})
         # A server may return the choices in the order in which they were finished.
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        # A missing choice would shift all later ones to the wrong prompt.
         if len(choices) != len(prompts) * settings["n"]:
             raise RuntimeError(f"{self.url} returned {len(choices)} completions for {len(prompts)} prompts")
         return choices
@@ -164,6 +166,8 @@ def completion_top_k(
             f"{source} returned fewer than {k} log-probs per token: start it with `--max-logprobs {k}`, "
             "or lower topk.top_k"
         )
+    # Ties by id, so that equal answers give equal files. The cut drops a token that is not among the k.
     rows = [sorted(position.items(), key=lambda pair: (-pair[1], pair[0]))[:k] for position in positions]
     ids_TK = torch.tensor([[token for token, _ in row] for row in rows])
+    # A back end's rounding may give a log-probability just above 0.
     return ids_TK, torch.tensor([[min(logprob, 0.0) for _, logprob in row] for row in rows])

@@ -66,6 +66,7 @@ def make_teacher(
                 log_metrics=log_metrics,
             )
         save_model_atomically(model, tokenizer, trained)
+    # From the folder and not from memory, so that a resumed run starts Sim-RL from the same weights.
     if config.teacher.refine:
         refine_model(
             trained,
@@ -90,6 +91,7 @@ def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenize
     if not isinstance(base, Architecture):
         return load_tokenizer(base_source(base), revision=config.teacher.revision)
     assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
+    # The texts to train on need a chat template, which needs a tokenizer: hence one of single bytes.
     rendered = render_rows(rows, bootstrap_tokenizer())
     return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
 
@@ -137,5 +139,6 @@ def _fine_tune(
 
 def _supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+    # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
     target_ids = tokenizer(prompt.target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}

@@ -86,6 +86,7 @@ def roll_out_rows(
         shard=shard,
         workspace=workspace,
     )
+    # A shard may have no batch at all, which is no fault of the teacher.
     if sum(counts.values()) and not counts["kept"]:
         raise InputError(
             f"the teacher gave no valid completion in {sum(counts.values())} samples ({counts}): "
@@ -182,6 +183,7 @@ def sample_batch(
         again = [index for index, rows in enumerate(rows_by_prompt) for _ in range(_missing(rows, settings.samples))]
         if not again:
             break
+        # With another seed, because the same one would draw the same failures again.
         more = sample(
             tokenizer, [texts[index] for index in again], samples=1, seed=seed + retry * RETRY_SEED_STEP, **sampling
         )
@@ -208,6 +210,7 @@ def assign_verdicts(
     The order is truncated, format_errors, low_reward, duplicates (of an earlier sample), kept.
     """
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
+    # Per prompt: the same answer to two prompts is no duplicate.
     seen: set[str] = set()
     rows = []
     for number, sample in enumerate(samples):

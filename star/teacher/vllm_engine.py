@@ -73,6 +73,7 @@ class TeacherEngine:
 
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Returns per sequence the k likeliest ids of each completion token and their log-probs, [T, K], falling."""
+        # Only the log-probs of the prompt are used; one token is the least that vLLM generates.
         settings = self._sampling(temperature=0.0, max_tokens=1, prompt_logprobs=k)
         outputs = self._run([sequence.prompt_ids + sequence.completion_ids for sequence in sequences], settings)
         results = []

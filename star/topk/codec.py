@@ -125,6 +125,7 @@ def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) ->
     gaps = (quotients[octaves:] << widths) + unpack_bits(buffer[unary_end:low_end], widths)
     if flags & SIGNED:
         gaps = _unfold_signs(gaps)
+    # Levels are integers, so the sums are exact. Only the product below is rounded.
     levels_TK = np.cumsum(gaps.reshape(tokens, k), axis=1)
     logprobs_TK = (levels_TK * -STEP).astype(np.float32)
     if flags & PADDED:
@@ -200,6 +201,7 @@ def _pack_ids(ids: np.ndarray, vocab_size: int) -> bytes:
     """The high parts of all ids in groups, then the low bits of all ids."""
     low, base, group_bits = _id_layout(vocab_size)
     ids = ids.astype(np.int64)
+    # Filled up with zeros to a whole group. The decoder knows the count and drops them.
     high = np.zeros(-(-len(ids) // GROUP) * GROUP, np.int64)
     high[: len(ids)] = ids >> low
     groups = high.reshape(-1, GROUP) @ base ** np.arange(GROUP)
@@ -227,6 +229,7 @@ def _pack_unary(values: np.ndarray) -> bytes:
 
 
 def _unpack_unary(buffer: np.ndarray) -> np.ndarray:
+    # The zeros that fill up the last byte end no value, so they need no mark.
     ends = np.flatnonzero(np.unpackbits(buffer, bitorder="little"))
     return np.diff(ends, prepend=-1) - 1
 
@@ -234,6 +237,7 @@ def _unpack_unary(buffer: np.ndarray) -> np.ndarray:
 def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
     """Writes the lowest `widths[i]` bits (32 at most) of every `values[i]`, one after another."""
     most = int(widths.max(initial=0))
+    # As few bytes per value as the widest one needs, because each of their bits is unpacked.
     octets = np.ascontiguousarray(values, "<u4").view(np.uint8).reshape(-1, 4)[:, : -(-most // 8)]
     bits = np.unpackbits(octets, axis=1, count=most, bitorder="little")
     # With equal widths, as for ids, no bit has to be left out.
@@ -246,6 +250,7 @@ def unpack_bits(buffer: np.ndarray, widths: np.ndarray) -> np.ndarray:
     """Reads what `pack_bits` wrote, as int64."""
     ends = np.cumsum(widths)
     starts = ends - widths
+    # Eight more bytes, so that the last window does not read beyond the buffer.
     padded = np.concatenate([buffer, np.zeros(8, np.uint8)])
     # One 8-byte window per byte: a value of up to 32 bits lies whole in the window of the byte in which it begins.
     windows = np.lib.stride_tricks.as_strided(padded, (len(buffer) + 1, 8), (1, 1))

@@ -25,6 +25,7 @@ def inspect_store(folder: Path) -> dict[str, float]:
         for sequence_id in store:
             _, logprobs_TK = store[sequence_id]
             probs_TK = np.exp(logprobs_TK, dtype=np.float64)
+            # Rounding to levels can lift the sum above 1.
             mass_T = np.minimum(probs_TK.sum(1), 1.0)
             histogram += np.bincount((mass_T * BINS).astype(np.int64), minlength=BINS + 1)
             mass += mass_T.sum()

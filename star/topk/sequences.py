@@ -37,5 +37,6 @@ class StoredSequences:
 
 def read_sequences(folder: Path) -> tuple[list[str], StoredSequences]:
     """Reads the ids and the tokens of all sequences, in the order of the file."""
+    # Without the texts, which no caller needs.
     table = pq.read_table(folder / SEQUENCES, columns=["id", "prompt_ids", "completion_ids"])
     return table["id"].to_pylist(), StoredSequences(table)

@@ -42,6 +42,7 @@ def encode_shard_file(sequences: dict[str, tuple[int, bytes]], header: dict[str,
     tensors: dict[str, np.ndarray] = {
         "data": np.frombuffer(b"".join(blobs), np.uint8),
         "ends": np.cumsum([len(blob) for blob in blobs]).astype(np.uint64),
+        # A copy, because safetensors writes the memory as it lies and a transposed array is only a view.
         "table": np.array([name_ends, tokens, [zlib.crc32(blob) for blob in blobs]], np.uint32).T.copy(),
         "names": np.frombuffer(b"".join(names), np.uint8),
     }
@@ -67,8 +68,10 @@ class ShardFile:
             self._ends, self._table = tensors.get_tensor("ends"), tensors.get_tensor("table")
             self._names = tensors.get_tensor("names").tobytes()
             (size,) = self._data.get_shape()
+            # Each tensor may be valid alone, but `_bytes` relies on their sizes to agree.
             whole = len(self._ends) == len(self._table) and int(self._ends[-1]) == size
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+            # A damaged file may fail at any of these steps, so all of their errors mean the same.
             whole = False
         if not whole:
             raise file_error(path, "damaged")

@@ -27,6 +27,7 @@ def harness_python() -> Path:
     """
     from filelock import FileLock
 
+    # In the folder's name, so that changed requirements get a new environment.
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
     folder = cache_folder() / f"bfcl-{digest}"
     python = folder / "bin" / "python"
@@ -57,6 +58,7 @@ def _make_environment(folder: Path) -> None:
     limits = ["--retries=1", "--timeout=20", "--requirement", str(REQUIREMENTS)]
     _run([_base_python(), "-m", "venv", str(folder)])
     _run([str(folder / "bin" / "python"), *install, *limits])
+    # Written last, so that a killed installation is made anew.
     (folder / "complete").touch()
 
 

@@ -163,6 +163,7 @@ def _answer_queries(
     """Sends the job to the harness and answers its queries until it reports; None where it ends without a report."""
     unanswered = 0
     _send(stdin, job)
+    # A harness that died at its start sends no line, and the loop below ends at once.
     total = json.loads(stdout.readline() or "{}").get("entries", 0)
     with Bar(label, total) as bar:
         for message in map(json.loads, stdout):
@@ -193,7 +194,9 @@ def _start_harness(python: Path, scratch: Path, log: IO[str]) -> subprocess.Pope
         "HOME": str(scratch),
         "BFCL_PROJECT_ROOT": str(scratch),
         "OMP_NUM_THREADS": "1",
+        # Sets are iterated in the same order in every run.
         "PYTHONHASHSEED": "0",
+        # A model may write half a surrogate pair, and printing it must not end the harness.
         "PYTHONIOENCODING": "utf-8:backslashreplace",
     }
     command = [str(python), "-P", "-s", "-B", harness.__file__]
