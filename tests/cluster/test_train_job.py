@@ -288,11 +288,14 @@ def test_two_nodes_write_the_result_of_two_processes(
 def test_a_task_that_dies_leaves_its_job_to_the_next_attempt(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    lost = task(kubernetes, micro, finished, tmp_path / "out")
+    # Long enough for the second attempt to find the job still running, however slowly that attempt starts.
+    distill = micro.distill.model_copy(update={"steps": 240, "save_steps": 60})
+    longer = micro.model_copy(update={"distill": distill})
+    lost = task(kubernetes, longer, finished, tmp_path / "out")
     wait_until(lambda: work_folder_has(kubernetes, "*"), lost)
     lost.kill()
     lost.wait()
-    again = task(kubernetes, micro, finished, tmp_path / "out")
+    again = task(kubernetes, longer, finished, tmp_path / "out")
     _, log = again.communicate(timeout=300)
     assert again.returncode == 0, log[-3000:]
     assert "going on with TrainJob star-distill-" in log
