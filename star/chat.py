@@ -22,8 +22,10 @@ Oslo?" with one tool becomes this prompt:
     What time is it in Oslo?<|im_end|>
     <|im_start|>assistant
 
-A completion is what follows: one `<think>` block, then a reply or `<tool_call>` blocks with one JSON object each. A
-target is the completion that a row asks for. Here it is, and what the parser reads from it:
+A completion is what follows: one `<think>` block, then a reply or `<tool_call>` blocks with one JSON object each. Some
+templates write its beginning into the prompt (`prompt_opening`). It is part of the completion all the same.
+
+A target is the completion that a row asks for. Here it is, and what the parser reads from it:
 
     >>> from star.chat import parse_completion, render_target
     >>> target = render_target({"tool_calls": [{"name": "get_time", "arguments": {"city": "Oslo"}}]})
@@ -178,6 +180,18 @@ def render_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]], t
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return tokenizer.apply_chat_template(messages, tools=wrapped or None, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_opening(prompt: str) -> str:
+    r"""What the template itself has written of the answer, at the end of a rendered prompt; "" for most templates.
+
+    Some templates open the think block behind `<|im_start|>assistant\n`: `<think>\n` (Qwen3-Thinking-2507), or an empty
+    `<think>\n\n</think>\n\n`. The model goes on from there, so a completion is this opening and the sampled text.
+    """
+    start = prompt.rfind(THINK_OPEN)
+    # Only where nothing but the end of the block follows, so that a tag in a message is never an opening.
+    is_opening = start >= 0 and prompt[start + len(THINK_OPEN) :].strip() in ("", THINK_CLOSE)
+    return prompt[start:] if is_opening else ""
 
 
 def render_target(message: dict[str, Any]) -> str:

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from star.chat import prompt_opening
+
 
 @dataclass(frozen=True)
 class Sample:
     """One completion.
 
     Attributes:
-        text: the completion without its end token.
-        token_ids: its tokens, the end token included.
+        text: the completion without its end token, from the opening that its prompt holds on.
+        token_ids: the sampled tokens, the end token included. Those of the opening are the prompt's.
         finished: whether it ended with an end token before the limit of tokens.
     """
 
@@ -76,7 +78,11 @@ def generate(
     )
     # `generate` pads finished rows up to the longest one, so each is cut at its own end.
     ends = end_tokens(model, tokenizer)
-    completions = [_cut_at_end_token(ids, ends, tokenizer) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    openings = [prompt_opening(prompt) for prompt in prompts for _ in range(samples)]
+    completions = [
+        _cut_at_end_token(ids, ends, tokenizer, opening=opening) for ids, opening in zip(rows, openings, strict=True)
+    ]
     return [completions[start : start + samples] for start in range(0, len(completions), samples)]
 
 
@@ -87,13 +93,13 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return {*ends, tokenizer.eos_token_id}
 
 
-def _cut_at_end_token(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Sample:
+def _cut_at_end_token(ids: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase, *, opening: str) -> Sample:
     stop = next((index for index, token in enumerate(ids) if token in ends), None)
     body = ids if stop is None else ids[:stop]
     kept = ids if stop is None else ids[: stop + 1]
     text = tokenizer.decode(body, skip_special_tokens=False)
     assert isinstance(text, str)  # noqa: S101 - a list only for a batch
-    return Sample(text, kept, stop is not None)
+    return Sample(opening + text, kept, stop is not None)
 
 
 def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> Iterator[list[int]]:

@@ -1,12 +1,18 @@
-"""Renders rows of the data set into prompts: the text that the model is given, the target text, and the tools.
+r"""Renders rows of the data set into prompts: the text that the model is given, the target text, and the tools.
 
-Training, rollout and evaluation start from these.
+Training, rollout and evaluation start from these. A template may write the beginning of the answer into the prompt. It
+then belongs to the completion, and a training teaches only what comes after it:
+
+    template            prompt ends with                                  target_after_opening
+    Qwen3               <|im_start|>assistant\n                           <think>\n\n</think>\n\n<tool_call>...
+    opens `<think>`     <|im_start|>assistant\n<think>\n                  \n</think>\n\n<tool_call>...
+    ends the thinking   <|im_start|>assistant\n<think>\n\n</think>\n\n    <tool_call>...
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from star.chat import render_prompt, render_target
+from star.chat import THINK_CLOSE, THINK_OPEN, prompt_opening, render_prompt, render_target
 from star.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +26,7 @@ class Prompt:
     Attributes:
         row_id: id of the row in the data set.
         text: the rendered prompt, up to where the model goes on.
-        target: the text that the model should write.
+        target: the whole completion that the row asks for, whatever the prompt holds of it already.
         tools: the tools that the prompt offers.
     """
 
@@ -28,6 +34,24 @@ class Prompt:
     text: str
     target: str
     tools: list[dict[str, Any]]
+
+    @property
+    def opening(self) -> str:
+        """What the prompt holds of the completion already; "" for most templates."""
+        return prompt_opening(self.text)
+
+    @property
+    def target_after_opening(self) -> str:
+        """The part of the target that the model has to write.
+
+        An opening that ends the think block leaves no place for the target's reasoning.
+        """
+        opening = self.opening
+        if self.target.startswith(opening):
+            return self.target[len(opening) :]
+        tag = THINK_CLOSE if THINK_CLOSE in opening else THINK_OPEN
+        # The opening has its own line breaks behind the tag, so the target's are left out.
+        return self.target.partition(tag)[2].lstrip("\n")
 
 
 def render_rows(rows: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> list[Prompt]:
@@ -41,6 +65,11 @@ def render_rows(rows: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase"
         )
         for row in rows
     ]
+
+
+def template_opening(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The opening that the tokenizer's template writes at the end of every prompt; "" for most templates."""
+    return prompt_opening(render_prompt([{"role": "user", "content": "Hello"}], [], tokenizer))
 
 
 def within_length(

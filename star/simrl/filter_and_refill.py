@@ -22,7 +22,10 @@ MIN_KEPT_FRACTION = 1 / 8  # a refill assumes at least this; a lower fraction wo
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion of a prompt: tokens, text, score, and the sampler's log-probs where it gives them (vLLM)."""
+    """One completion of a prompt: tokens, text, score, and the sampler's log-probs where it gives them (vLLM).
+
+    The text begins with the opening that the prompt holds; the completion's tokens are what was sampled.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]

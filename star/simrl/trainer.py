@@ -46,6 +46,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from star import distributed
+from star.chat import prompt_opening
 from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.prompts import Prompt
@@ -310,7 +311,9 @@ class SimRLTrainer(GRPOTrainer):
         self._sampling_keys = [(*base, row["row"], number % size) for number, row in enumerate(inputs)]
         prompts = [row["prompt"] for row in inputs]
         prompt_ids, completion_ids, _, completions, logprobs, *_ = super()._generate(prompts)  # TRL's, which samples
-        columns = zip(inputs, prompt_ids, completion_ids, completions, logprobs or [None] * len(inputs), strict=True)
+        # TRL decodes what was sampled, and the beginning of a completion may be in its prompt.
+        texts = [prompt_opening(prompt) + text for prompt, text in zip(prompts, completions, strict=True)]
+        columns = zip(inputs, prompt_ids, completion_ids, texts, logprobs or [None] * len(inputs), strict=True)
         rollouts = [
             Rollout(prompt_tokens, tokens, text, token_logprobs, score=self.score(row["row"], text))
             for row, prompt_tokens, tokens, text, token_logprobs in columns

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from star.chat import prompt_opening
 from star.errors import InputError
 from star.modeling.generation import Sample, Sequence
 
@@ -72,7 +73,10 @@ class TeacherServer:
                 return_token_ids=True,
             )
             for index, start in zip(indices, range(0, len(choices), samples), strict=True):
-                groups[index] = [_sample_of_choice(choice, tokenizer) for choice in choices[start : start + samples]]
+                opening = prompt_opening(prompts[index])
+                groups[index] = [
+                    _sample_of_choice(choice, tokenizer, opening=opening) for choice in choices[start : start + samples]
+                ]
         return groups
 
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -114,22 +118,28 @@ class TeacherServer:
         return response.json()
 
 
-def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
+def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, opening: str) -> Sample:
     """Converts a choice of the response. Older servers return no token ids; then the text is tokenized again."""
     finished = choice["finish_reason"] == "stop"
     ids = choice.get("token_ids")
     if ids is None:
         ids = tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
-    return sample_with_end_token(ids, tokenizer, finished=finished)
+    return sample_with_end_token(ids, tokenizer, finished=finished, opening=opening)
 
 
-def sample_with_end_token(ids: AbstractSequence[int], tokenizer: PreTrainedTokenizerBase, *, finished: bool) -> Sample:
-    """Makes the sample of a completion. A finished one ends with the end token, which some servers leave out."""
+def sample_with_end_token(
+    ids: AbstractSequence[int], tokenizer: PreTrainedTokenizerBase, *, finished: bool, opening: str
+) -> Sample:
+    """Makes the sample of a completion. A finished one ends with the end token, which some servers leave out.
+
+    Args:
+        ids: what the back end sampled, without the opening that the prompt holds.
+    """
     # The end token is no part of the text, and ends the ids of every finished sample, whatever the server returned.
     body = list(ids[:-1] if finished and ids and ids[-1] == tokenizer.eos_token_id else ids)
     text = tokenizer.decode(body, skip_special_tokens=False)
     assert isinstance(text, str)  # noqa: S101 - a list only for a batch of completions
-    return Sample(text, [*body, tokenizer.eos_token_id] if finished else body, finished)
+    return Sample(opening + text, [*body, tokenizer.eos_token_id] if finished else body, finished)
 
 
 def split_by_occurrence(prompts: list[str]) -> list[list[int]]:

@@ -140,5 +140,7 @@ def _fine_tune(
 def _supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
-    target_ids = tokenizer(prompt.target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    target_ids = tokenizer(prompt.target_after_opening, add_special_tokens=False)["input_ids"] + [
+        tokenizer.eos_token_id
+    ]
     return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from star.chat import prompt_opening
 from star.config.teacher_signal import Engine
 from star.errors import InputError
 from star.modeling.generation import Sample, Sequence
@@ -65,10 +66,15 @@ class TeacherEngine:
         outputs = self._run(tokenizer(prompts, add_special_tokens=False)["input_ids"], settings)
         return [
             [
-                sample_with_end_token(completion.token_ids, tokenizer, finished=completion.finish_reason == "stop")
+                sample_with_end_token(
+                    completion.token_ids,
+                    tokenizer,
+                    finished=completion.finish_reason == "stop",
+                    opening=prompt_opening(prompt),
+                )
                 for completion in output.outputs
             ]
-            for output in outputs
+            for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
     def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

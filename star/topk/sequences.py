@@ -1,6 +1,8 @@
 """Reads the sequences that a rollout wrote, and names the files that lie beside a top-k store.
 
-sequences.parquet   one row per sequence: id, row_id, prompt_ids, completion_ids, completion, reward
+sequences.parquet   one row per sequence: id, row_id, prompt_ids, completion_ids, completion, reward. The text `completion`
+                    begins with the opening that the prompt holds, where it holds one; `completion_ids` are what was
+                    sampled.
 tokenizer/          the tokenizer of the ids; written by extract-topk
 """
 
