@@ -53,6 +53,7 @@ from star.modeling.prompts import Prompt
 from star.modeling.training import common_arguments
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
+from star.rewards.format_errors import describe_format_errors
 from star.simrl.filter_and_refill import (
     Group,
     Rollout,
@@ -340,7 +341,11 @@ class SimRLTrainer(GRPOTrainer):
             # A part may apply to no rollout of a step, and there is no mean of nothing.
             if known := [value for value in column if value is not None]:
                 self._metrics["train"][name].append(fmean(known))
-        if missing and self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            return
+        if self.state.global_step == 0 and all(score.trained.format < 0 for score in scores):
+            logger.warning("step 1: %s", self._describe_format_errors())
+        if missing:
             logger.warning(
                 "step %d: %d of %d groups in the batch have no learning signal, after %d refills",
                 self.state.global_step + 1,
@@ -348,3 +353,18 @@ class SimRLTrainer(GRPOTrainer):
                 self.settings.prompts_per_step,
                 refills,
             )
+
+    def _describe_format_errors(self) -> str:
+        """The warning where every sampled completion is a format error."""
+        samples = [
+            (prompt.text, rollout.completion, prompt.tools)
+            for group in self.sampled_groups
+            for prompt in [self.prompts[group.row["row"]]]
+            for rollout in group.rollouts
+        ]
+        # In the official reading, as the reward is computed.
+        return (
+            f"all {len(samples)} completions break the format: {describe_format_errors(samples, strict=False)}. "
+            "Sim-RL seldom finds a format that the model never writes: train the model on it first, a teacher with "
+            "teacher.sft and a student with more distill.steps"
+        )

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from star.chat import FormatError, parse_completion, validate_calls
 from star.config.experiment import Config
 from star.config.teacher_signal import Rollout
 from star.errors import InputError
@@ -35,7 +34,9 @@ from star.modeling.generation import Sample, generate
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows, within_length
 from star.progress import Bar, print_line
+from star.rewards.format_errors import format_error
 from star.rewards.similarity import similarity_reward
+from star.teacher.failed_rollout import explain_failure
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import require_disk_space
@@ -86,12 +87,6 @@ def roll_out_rows(
         shard=shard,
         workspace=workspace,
     )
-    # A shard may have no batch at all, which is no fault of the teacher.
-    if sum(counts.values()) and not counts["kept"]:
-        raise InputError(
-            f"the teacher gave no valid completion in {sum(counts.values())} samples ({counts}): "
-            "train it longer, raise rollout.max_new_tokens, or lower rollout.min_reward"
-        )
     return {"prompts": len(chosen), "too_long": len(rendered) - len(prompts), **counts}
 
 
@@ -128,6 +123,9 @@ def roll_out(
 
     Returns:
         the number of samples per verdict: kept, truncated, format_errors, low_reward, duplicates.
+
+    Raises:
+        InputError: none was kept; the message says why and what to do.
     """
     # Prompts of similar length share a batch, because a long one pads all others. The row id makes the order unique.
     by_length = sorted(prompts, key=lambda prompt: (len(prompt.text), prompt.row_id))
@@ -159,11 +157,14 @@ def roll_out(
                 print_line(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
             bar.advance()
     table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])
+    counts = Counter(table["verdict"].to_pylist())
+    # A shard may have no batch at all, which is no fault of the teacher.
+    if counts and not counts["kept"]:
+        raise InputError(explain_failure(table, prompts, settings))
     # Sorted by id, so that neither the batches nor the shards show in the file.
     kept = table.filter(pc.equal(table["verdict"], "kept")).drop(["verdict"]).sort_by("id")
     pq.write_table(kept, workspace.out / SEQUENCES)
     pq.write_table(count_verdicts(table), workspace.out / PROMPTS)
-    counts = Counter(table["verdict"].to_pylist())
     return {name: counts[name] for name in VERDICTS}
 
 
@@ -218,7 +219,7 @@ def assign_verdicts(
         reward = similarity_reward(sample.text, prompt.target, prompt.tools).total
         if not sample.finished:
             verdict = "truncated"
-        elif not _has_valid_format(sample.text, prompt.tools):
+        elif format_error(sample.text, prompt.tools):
             verdict = "format_errors"
         elif min_reward is not None and reward < min_reward:
             verdict = "low_reward"
@@ -246,14 +247,6 @@ def count_verdicts(table: pa.Table) -> pa.Table:
     sums = [(verdict, "sum") for verdict in VERDICTS]
     grouped = pa.table(columns).group_by("row_id").aggregate([("reward", "count"), *sums, ("reward", "mean")])
     return grouped.rename_columns(["row_id", "samples", *VERDICTS, "mean_reward"]).sort_by("row_id")
-
-
-def _has_valid_format(text: str, tools: list[dict[str, Any]]) -> bool:
-    try:
-        validate_calls(parse_completion(text), tools)
-    except FormatError:
-        return False
-    return True
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:
