@@ -11,10 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -315,3 +317,84 @@ def local_server(home: Path) -> Iterator[TrackingServer]:
     server.start()
     yield server
     server.stop()
+
+
+class OddStore(ThreadingHTTPServer):
+    """An S3 store in memory that treats `If-None-Match: *` as some real ones do.
+
+    Kinds: `honest`; `ignores` the condition; `late` checks it, and writes a moment later; `refuses` it as not implemented;
+    `inverted` writes only what exists already.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(("127.0.0.1", 0), _OddStoreRequest)
+        self.kind, self.objects, self.requests, self.writing = kind, dict[str, bytes](), 0, Lock()
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _OddStoreRequest(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: OddStore
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if "If-None-Match" not in self.headers or self.server.kind == "ignores":
+            self.server.objects[self.path] = body
+            return self.answer(200)
+        if self.server.kind == "refuses":
+            return self.answer(501, b"<Error><Code>NotImplemented</Code><Message>no such header</Message></Error>")
+        if self.server.kind == "late":
+            exists = self.path in self.server.objects
+            time.sleep(0.05)
+            if not exists:
+                self.server.objects[self.path] = body
+            return self.answer(412 if exists else 200)
+        with self.server.writing:
+            wanted = (self.path in self.server.objects) == (self.server.kind == "inverted")
+            if wanted:
+                self.server.objects[self.path] = body
+        return self.answer(200 if wanted else 412)
+
+    def do_GET(self) -> None:
+        if "list-type=2" in self.path:
+            return self.answer(200, b"<ListBucketResult/>")  # no test needs more of a listing
+        if self.path in self.server.objects:
+            return self.answer(200, self.server.objects[self.path])
+        return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+
+    def do_DELETE(self) -> None:
+        self.server.objects.pop(self.path, None)
+        self.answer(204)
+
+    def answer(self, status: int, body: bytes = b"") -> None:
+        self.server.requests += 1
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def odd_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], OddStore]]:
+    """Starts a store of a kind, and makes it the place of the ledgers."""
+    with ExitStack() as running:
+
+        def start(kind: str) -> OddStore:
+            store = running.enter_context(OddStore(kind))
+            Thread(target=store.serve_forever, daemon=True).start()
+            running.callback(store.shutdown)
+            for name, value in {
+                "AWS_ENDPOINT_URL": store.uri,
+                "AWS_ACCESS_KEY_ID": "loopback",
+                "AWS_SECRET_ACCESS_KEY": "loopback-secret",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "STAR_REGISTRY": "s3://star/registry",
+            }.items():
+                monkeypatch.setenv(name, value)
+            monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
+            return store
+
+        yield start

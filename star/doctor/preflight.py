@@ -3,7 +3,7 @@
 The first task of a compiled pipeline (components/preflight.py) and `star doctor` run these checks. Each check uses the real service: it
 writes an MLflow run, an S3 object, a file. A new check is one more entry in `preflight_checks`:
 
-- service_checks.py: secrets, MLflow, S3, the volume, Kubeflow Trainer
+- service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
 - model_checks.py: tokenizers, disk space for the top-k store, memory of the accelerators
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
@@ -20,6 +20,7 @@ from star.doctor.model_checks import check_accelerator_memory, check_tokenizers,
 from star.doctor.service_checks import (
     check_model_registry,
     check_object_store,
+    check_promotions,
     check_secrets,
     check_tracking_server,
     check_training_runtime,
@@ -50,6 +51,7 @@ def preflight_checks(config: Config) -> Iterator[Check]:
         yield _run_check("secrets", partial(check_secrets, cluster.secrets))
     yield _run_check("MLflow", check_tracking_server)
     yield _run_check("registry", partial(check_model_registry, config.registry.model_name))
+    yield _run_check("promotions", partial(check_promotions, config.registry.model_name))
     if cluster.checkpoints:
         yield _run_check("checkpoints", partial(check_object_store, cluster.checkpoints))
     if work_folder := os.environ.get("STAR_WORK"):

@@ -1,4 +1,4 @@
-"""Checks the services that a pipeline's tasks use: secrets, MLflow, the object store, the volume, Kubeflow Trainer.
+"""Checks the services that a pipeline's tasks use: secrets, MLflow, promotions, the object store, the volume, Kubeflow Trainer.
 
 Each function returns what it found, as one phrase, or raises InputError with what is wrong and what to do.
 """
@@ -53,6 +53,14 @@ def check_model_registry(model_name: str) -> str:
             f"{shown_uri(tracking_uri())} has no usable model registry ({reason_of(error)}): it needs a database store"
         ) from error
     return f"{model_name} has versions" if versions else f"{model_name} will be created"
+
+
+def check_promotions(model_name: str) -> str:
+    """Checks that a promotion can be decided: a place for the ledger, in which one of two writers wins. Nothing stays there."""
+    from star.registry.promotion.open_ledger import require_ledger
+    from star.tracking.server import connect
+
+    return f"are decided in {require_ledger(model_name, connect())}"
 
 
 def check_object_store(url: str) -> str:

@@ -75,17 +75,24 @@ def is_s3_url(path: str | Path) -> bool:
 @contextmanager
 def open_s3(folder: S3Folder) -> Iterator["BaseClient"]:
     """Yields the client; inside the block its errors become an InputError that names the folder and the cure."""
+    with s3_errors(str(folder)):
+        yield s3_client()
+
+
+@contextmanager
+def s3_errors(place: str) -> Iterator[None]:
+    """Turns the errors of boto3's clients inside the block into an InputError that names the place and the cure."""
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        yield s3_client()
+        yield
     except ClientError as error:
         code = error.response["Error"].get("Code", "?")
-        raise InputError(f"{folder}: the store answered {code}, {_cure(code)}") from error
+        raise InputError(f"{place}: the store answered {code}, {_cure(code)}") from error
     except (BotoCoreError, Boto3Error, ConnectionError) as error:
         raise InputError(
-            f"{folder} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
+            f"{place} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
             "run again to go on"
         ) from error
 

@@ -33,11 +33,13 @@ from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.ledger import CHAMPION, Decision
+from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.publish import assemble_model_folder, register_model, update_tags
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import Version, find_version
 from star.tracking.runs import current_run
+from star.tracking.server import connect
 
 REGISTRATION, GATE, GATE_PAGE = "registration.json", "gate.json", "gate.md"
 DECIDED = "decided"  # key of a version's lineage: digest of the evaluation that the gate has decided on
@@ -118,8 +120,10 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
         `version`, and `promoted`: 1 if this version is the champion now.
 
     Raises:
-        InputError: MLflow does not answer, or the model cannot be registered.
+        InputError: MLflow does not answer, promotions cannot be decided from here, or the model cannot be registered.
     """
+    # Before anything is published: a version that nobody can promote is of no use.
+    require_ledger(settings.model_name, connect())
     candidate = _publish(refined, evaluation, settings=settings)
     result = _check_candidate(candidate, settings.gate)
     outcome = _decide(candidate, result)

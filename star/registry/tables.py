@@ -7,7 +7,7 @@ from rich.table import Table
 
 from star.errors import InputError
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect
 

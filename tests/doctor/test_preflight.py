@@ -104,15 +104,16 @@ def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
     checks = run_checks(healthy)
     assert failed_details(healthy) == {}
     assert [check.name for check in checks] == [
-        "secrets", "MLflow", "registry", "checkpoints", "volume", "space", "tokenizers",
+        "secrets", "MLflow", "registry", "promotions", "checkpoints", "volume", "space", "tokenizers",
         "GPU, refine-teacher", "GPU, distill", "GPU, refine",
     ]  # fmt: skip
 
 
-def test_the_checks_leave_nothing_behind(healthy: dict, store: str) -> None:
+def test_the_checks_leave_nothing_behind(healthy: dict, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from star.tracking.server import connect, experiment_id
 
-    run_checks(healthy)
+    monkeypatch.setenv("STAR_REGISTRY", "s3://star/registry")
+    assert failed_details(healthy) == {}
     client = connect()
     assert client.search_runs([experiment_id(client)]) == []
     assert boto3.client("s3", endpoint_url=store).list_objects_v2(Bucket="star")["KeyCount"] == 0
@@ -162,6 +163,15 @@ def another_service(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
 
 
+def registry_in_a_store_that_lets_two_promoters_win(odd_store: Callable, settings: dict, **_: object) -> None:
+    del settings["cluster"]["checkpoints"]  # in another store, which the variables do not lead to any more
+    odd_store("ignores")
+
+
+def registry_without_a_bucket(monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
+    monkeypatch.setenv("STAR_REGISTRY", "s3://absent/registry")
+
+
 def no_bucket(settings: dict, **_: object) -> None:
     settings["cluster"]["checkpoints"] = "s3://absent/checkpoints"
 
@@ -209,6 +219,11 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (tracking_down, "MLflow", "cannot be used", "start the server or correct MLFLOW_TRACKING_URI"),
     (tracking_without_artifacts, "MLflow", "does not accept a run with an artifact", "check the rights"),
     (another_service, "registry", "cannot be used", "correct MLFLOW_TRACKING_URI"),
+    (
+        registry_in_a_store_that_lets_two_promoters_win, "promotions", "created the same record twice",
+        "Keep STAR_REGISTRY in a store that honours",
+    ),
+    (registry_without_a_bucket, "promotions", "NoSuchBucket", "the bucket or a file is missing: make it"),
     (no_bucket, "checkpoints", "NoSuchBucket", "the bucket or a file is missing: make it"),
     (store_down, "checkpoints", "cannot be used", "check AWS_ENDPOINT_URL"),
     (read_only_volume, "volume", "/proc/star cannot be written", "give the claim to that user"),
@@ -218,7 +233,7 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (no_such_model, "tokenizers", "example/no-such-model", "give a folder"),
     (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
     (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -231,10 +246,11 @@ def test_a_broken_environment_is_named_with_its_cure(
     cure: str,
     healthy: dict,
     models: Path,
+    odd_store: Callable,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    break_it(settings=healthy, models=models, tmp_path=tmp_path, monkeypatch=monkeypatch)
+    break_it(settings=healthy, models=models, odd_store=odd_store, tmp_path=tmp_path, monkeypatch=monkeypatch)
     details = failed_details(healthy)
     assert fault in details[check] and cure in details[check]
     assert "secret" not in details[check].replace("Secret", "").replace("secrets", "")

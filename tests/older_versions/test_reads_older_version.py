@@ -25,7 +25,7 @@ from star.config.load import load_config
 from star.folders.manifest import open_input
 from star.folders.workspace import open_workspace
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import champion, current_decision, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.versions import list_versions

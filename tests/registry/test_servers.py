@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from star.config.experiment import Config
+from star.doctor.preflight import preflight_checks
 from star.errors import InputError
 from star.registry.download import download_model
 from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import S3LedgerStore, open_ledger_store
+from star.registry.promotion.ledger_store import S3LedgerStore
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
@@ -151,9 +153,22 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
     assert done.returncode == 2 and "travel version 1 are not those registered (model.safetensors)" in done.stderr
 
 
-def test_a_server_alone_cannot_decide(team, model: Path, environment: pytest.MonkeyPatch) -> None:
+def test_a_server_alone_cannot_decide_and_the_preflight_finds_out_first(
+    team, micro: Config, finished: dict[str, Path], tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    def promotions() -> tuple[bool, str]:
+        return next((check.passed, check.detail) for check in preflight_checks(micro) if check.name == "promotions")
+
+    place = os.environ["STAR_REGISTRY"]
+    assert promotions() == (True, f"are decided in {place} at {os.environ['AWS_ENDPOINT_URL']}")
     environment.delenv("STAR_REGISTRY")
-    register_model(model, name="nowhere", scores={}, lineage={}, model_digest="d1")
+    passed, said = promotions()
+    assert not passed and "set STAR_REGISTRY=s3://BUCKET/PREFIX, in a cluster under `cluster.environment`" in said
+    alone = micro.model_copy(update={"registry": micro.registry.model_copy(update={"model_name": "nowhere"})})
+    with pytest.raises(InputError, match=r"set STAR_REGISTRY=s3://BUCKET/PREFIX"):
+        register(alone, refined=finished["refine"], evaluation=finished["evaluate"], out=tmp_path / "out")
+    assert list_versions("nowhere") == []  # nothing was published that nobody can promote
+    register_model(finished["refine"], name="nowhere", scores={}, lineage={}, model_digest="d1")
     with pytest.raises(InputError, match=r"set STAR_REGISTRY=s3://BUCKET/PREFIX"):
         promote("nowhere", 1)
 

@@ -15,26 +15,27 @@ as a primary key, S3 as `If-None-Match: *`. MLflow has none (the last writer of 
 promotions itself.
 """
 
-import os
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from star.errors import InputError
-from star.registry.location import DATABASE, registry_location, registry_s3_client, split_s3
-from star.tracking.server import retry_write, shown_uri, tracking_uri
+from star.registry.location import registry_s3_client, split_s3
+from star.tracking.server import shown_uri
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
-    from mlflow import MlflowClient
     from sqlalchemy import Engine
 
-# Tag of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
-LOCATION_TAG = "star.records"
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
 class LedgerStore(Protocol):
     """What ledger.py needs of a store."""
+
+    @property
+    def place(self) -> str:
+        """Where the entries are, to be shown and to tell two stores apart; without a password."""
+        ...
 
     def create(self, folder: str, name: str, text: str) -> bool:
         """Writes an entry; False when there is one of that name, which stays as it is."""
@@ -52,12 +53,17 @@ class LedgerStore(Protocol):
         """The texts of a folder's entries in the order of their names."""
         ...
 
+    def delete(self, folder: str, name: str) -> None:
+        """Removes an entry. Only throwaway entries are removed (conditional_writes.py); the ledger itself only grows."""
+        ...
+
 
 class SqlLedgerStore:
     """Entries as rows of the table `star_records` in the tracking database."""
 
     def __init__(self, uri: str) -> None:
         self.engine = _engine(uri)
+        self.place = shown_uri(uri)
 
     def create(self, folder: str, name: str, text: str) -> bool:
         """Inserts the entry; False when the table has one of that name."""
@@ -91,6 +97,14 @@ class SqlLedgerStore:
             rows = connection.execute(statement, {"folder": folder}).all()
         return [content for _, content in sorted((name, content) for name, content in rows)]
 
+    def delete(self, folder: str, name: str) -> None:
+        """Deletes the entry's row."""
+        from sqlalchemy import text as sql
+
+        statement = sql("DELETE FROM star_records WHERE folder = :folder AND name = :name")
+        with self.engine.begin() as connection:
+            connection.execute(statement, {"folder": folder, "name": name})
+
     def _query(self, statement: str, **values: str) -> str | None:
         from sqlalchemy import text as sql
 
@@ -103,6 +117,7 @@ class S3LedgerStore:
 
     def __init__(self, uri: str) -> None:
         self.bucket, self.prefix = split_s3(uri)
+        self.place = f"{uri} at {registry_s3_client().meta.endpoint_url}"
 
     def create(self, folder: str, name: str, text: str) -> bool:
         """Puts the object on the condition that none of that name exists; False when one does."""
@@ -138,6 +153,17 @@ class S3LedgerStore:
         """The texts of a folder's objects in the order of their names."""
         return [self.read(folder, name) or "" for name in self._names(folder)]
 
+    def delete(self, folder: str, name: str) -> None:
+        """Deletes the object, and what a versioned bucket keeps of it."""
+        from botocore.exceptions import ClientError
+
+        client, key = registry_s3_client(), self._key(folder, name)
+        client.delete_object(Bucket=self.bucket, Key=key)
+        with suppress(ClientError):  # some stores have no versions, and no request that lists them
+            for page in client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key):
+                for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                    client.delete_object(Bucket=self.bucket, Key=entry["Key"], VersionId=entry["VersionId"])
+
     def _names(self, folder: str) -> list[str]:
         prefix = self._key(folder, "")
         # S3 lists a folder in pages, in the order of the names. The first page alone would miss the newest decision.
@@ -146,37 +172,6 @@ class S3LedgerStore:
 
     def _key(self, folder: str, name: str) -> str:
         return f"{self.prefix}{folder}/{name}"
-
-
-def open_ledger_store(name: str, client: "MlflowClient") -> LedgerStore:
-    """The store of a model's ledger: where its first decision was written, else where this environment keeps ledgers.
-
-    Raises:
-        InputError: this environment has no store, or not the one that holds the model's ledger.
-    """
-    noted = client.get_registered_model(name).tags.get(LOCATION_TAG)
-    here = registry_location()
-    if noted is None:
-        if here is None:
-            raise InputError(
-                f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, "
-                "which has no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX (see docs/mlflow.md)"
-            )
-        # Noted before the first entry is written, so that every later process uses the same store.
-        retry_write(lambda: client.set_registered_model_tag(name, LOCATION_TAG, here))
-        noted = here
-    # In a second ledger another attempt could win the same decision.
-    if os.environ.get("STAR_REGISTRY") and here != noted:
-        raise InputError(
-            f"the decisions about {name} are in {noted}, not in STAR_REGISTRY={here}: correct STAR_REGISTRY"
-        )
-    if noted != DATABASE:
-        return S3LedgerStore(noted)
-    if tracking_uri().startswith("http"):
-        raise InputError(
-            f"the decisions about {name} are in the tracking database: set MLFLOW_TRACKING_URI to the database's URL"
-        )
-    return SqlLedgerStore(tracking_uri())
 
 
 def _http_status(error: "ClientError") -> int:

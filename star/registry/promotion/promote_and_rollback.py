@@ -25,8 +25,10 @@ from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.registry.promotion import ledger
+from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
-from star.registry.promotion.ledger_store import LedgerStore, open_ledger_store
+from star.registry.promotion.ledger_store import LedgerStore
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect, retry_write
 
@@ -96,6 +98,7 @@ def promote(
         write_aliases(name, client=client, store=store, writer="again")
         return find_version(name, version=version)
     attempt = Attempt(action, version, before.seq if over is None else over, reason)
+    require_conditional_writes(store)
     # The attempt is written before the decision, so that a kill between the two shows up as "cut short" in the ledger.
     ledger.write_attempt(store, name, attempt)
     # An attempt over an older decision has lost already. It is in the ledger, and nothing else is written.
@@ -169,6 +172,7 @@ def adopt_moved_aliases(name: str, *, client: "MlflowClient", store: LedgerStore
         return None
     reason = f"moved in MLflow: {_difference(before.aliases, seen.aliases)}"
     attempt = Attempt("adopt", seen.aliases.get(CHAMPION), before.seq, reason)
+    require_conditional_writes(store)
     ledger.write_attempt(store, name, attempt)
     made = ledger.write_decision(store, name, attempt, over=before, aliases=seen.aliases)
     if made is None:

@@ -5,7 +5,7 @@ Decides nothing. The ledger is right; what contradicts it without an explanation
 
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt, Decision
-from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
 from star.registry.publish import remove_unfinished_publications
 from star.registry.versions import find_version, list_versions

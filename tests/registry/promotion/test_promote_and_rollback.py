@@ -9,7 +9,8 @@ from star.errors import InputError
 from star.registry.location import split_s3
 from star.registry.promotion import ledger
 from star.registry.promotion.ledger import Attempt
-from star.registry.promotion.ledger_store import SqlLedgerStore, open_ledger_store
+from star.registry.promotion.ledger_store import SqlLedgerStore
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import (
     Overtaken,
     champion,

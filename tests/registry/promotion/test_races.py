@@ -12,7 +12,7 @@ import pytest
 
 from star.registry.download import download_model
 from star.registry.promotion import ledger
-from star.registry.promotion.ledger_store import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import current_decision, promote
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
