@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from referencing.exceptions import Unresolvable
 
 from star.data.duplicates import Duplicates
+from star.data.json_schema import coerce_value, validator
 from star.data.rows import Reject
-from star.data.tools import coerce_value, repeated_name, validator
+from star.data.tools import repeated_name
 
 Check = Callable[[dict], tuple[str, str] | None]  # returns (reason, detail) of a row's fault, or None
 

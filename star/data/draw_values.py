@@ -14,7 +14,7 @@ import random
 import re
 from functools import cache
 
-from star.data.tools import is_valid
+from star.data.json_schema import is_valid
 
 WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "ivory", "juniper", "kestrel", "lotus", "maple",

@@ -23,9 +23,10 @@ from itertools import accumulate
 
 from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.data.draw_values import draw_value, name_as_words, value_as_text
+from star.data.json_schema import is_valid
 from star.data.masking import mask_row, shuffle_row
 from star.data.rows import REFUSAL
-from star.data.tools import is_valid, public_tool
+from star.data.tools import public_tool
 from star.errors import InputError
 
 OPENINGS = ("", "", "please ", "hello, ")

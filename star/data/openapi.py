@@ -10,19 +10,17 @@ because a model must not invent them. `x-call` says how to call the operation, `
 shows either.
 """
 
-import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from star.data.operation_names import is_unreadable, tool_name, unused_name
 from star.data.rows import Reject
+from star.data.schema_normal_form import Place, SchemaReader
+from star.data.schema_references import References
 from star.data.tools import normalize_tool
 from star.errors import InputError
 
-METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
-MAX_SCHEMA_NODES = 20_000  # schema nodes of one operation after its references were replaced
-MAX_NAME_LENGTH = 64  # the longest name that OpenAI's API accepts
-IGNORED = frozenset(
-    {"xml", "externalDocs", "discriminator", "readOnly", "writeOnly", "deprecated", "example", "nullable"}
-)
+METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
 CREDENTIAL_HEADERS = frozenset(
     {"authorization", "accept", "content-type"}
 )  # the specification ignores these three, too
@@ -45,165 +43,92 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
     paths = document.get("paths")
     if not isinstance(paths, dict) or not paths:
         raise InputError("the OpenAPI document has no `paths`, so there is no operation to call")
+    references = References(document)
     taken: set[str] = set()
     for path, item in paths.items():
-        for method in METHODS:
-            operation = item.get(method) if isinstance(item, dict) else None
-            if operation is None:
-                continue
+        if str(path).startswith("x-"):
+            continue
+        try:
+            found = list(_operations(item, references))
+        except InputError as error:
+            yield Reject(str(path), "unusable_path", str(error), item)
+            continue
+        for method, shared, operation in found:
             try:
-                # A new count of nodes per operation, because a document may have any number of operations.
-                tool = _tool(_Document(document), path, method, item, operation)
+                # A new reader per operation, because a document may have any number of operations and each may only grow so far.
+                tool = _tool(
+                    _Document(document, SchemaReader(references, for_requests=True)), path, method, shared, operation
+                )
             except InputError as error:
                 yield Reject(f"{method.upper()} {path}", "unusable_operation", str(error), operation)
                 continue
-            yield {**tool, "name": _unused_name(tool["name"], taken)}
+            yield {**tool, "name": unused_name(tool["name"], taken)}
 
 
-def _unused_name(name: str, taken: set[str]) -> str:
-    free = name
-    number = 1
-    # Different ids become one name when their characters are replaced or cut.
-    while free in taken:
-        number += 1
-        free = f"{name[: MAX_NAME_LENGTH - 4]}_{number}"
-    taken.add(free)
-    return free
+def _operations(item: object, references: References) -> Iterator[tuple[str, dict, object]]:
+    """Yields (method, path item, operation) of a path item, which may be a reference.
+
+    Raises:
+        InputError: the reference cannot be followed, or it is no path item.
+    """
+    if item is None:
+        return
+    shared = _followed(item, references)
+    if isinstance(item, dict):
+        # What stands beside the reference counts for this path.
+        shared = {**shared, **{key: value for key, value in item.items() if key != "$ref"}}
+    others = shared.get("additionalOperations")
+    listed = {method: shared.get(method) for method in METHODS} | (others if isinstance(others, dict) else {})
+    for method, operation in listed.items():
+        if operation is not None:
+            yield method, shared, operation
 
 
+def _followed(written: object, references: References) -> dict:
+    """Returns a path item, parameter, body or operation after following its own reference.
+
+    Raises:
+        InputError: the references form a circle, or lead to something that is not an object.
+    """
+    seen = []
+    while isinstance(written, dict) and "$ref" in written:
+        if written["$ref"] in seen:
+            raise InputError(f"the reference {written['$ref']!r} points to itself")
+        seen.append(written["$ref"])
+        written = references.follow(written["$ref"])
+    if not isinstance(written, dict):
+        raise InputError(f"expected an object, got {str(written)[:80]}")
+    return written
+
+
+@dataclass(frozen=True)
 class _Document:
-    """Replaces the references of one operation, and counts its nodes, so that no document can grow without bound."""
+    """A document, with the reader of one of its operations."""
 
-    def __init__(self, root: dict) -> None:
-        self.root = root
-        self.nodes = 0
+    root: dict
+    reader: SchemaReader
 
-    def follow(self, reference: object) -> object:
-        """Returns what a reference inside the document points to."""
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            raise InputError(
-                f"the reference {str(reference)[:80]!r} leaves the document: bundle it into one file first"
-            )
-        found: object = self.root
-        for part in reference[2:].split("/"):
-            # JSON Pointer's order of unescaping: the other way round, ~01 would become a slash.
-            key = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or key not in found:
-                raise InputError(f"the reference {reference[:80]!r} points to nothing")
-            found = found[key]
-        return found
+    def follow(self, written: object) -> dict:
+        return _followed(written, self.reader.references)
 
-    def resolve_object(self, written: object) -> dict:
-        """Returns a parameter, body or operation after following its own reference.
-
-        Raises:
-            InputError: the references form a circle, or lead to something that is not an object.
-        """
-        seen = []
-        while isinstance(written, dict) and "$ref" in written:
-            if written["$ref"] in seen:
-                raise InputError(f"the reference {written['$ref']!r} points to itself")
-            seen.append(written["$ref"])
-            written = self.follow(written["$ref"])
-        if not isinstance(written, dict):
-            raise InputError(f"expected an object, got {str(written)[:80]}")
-        return written
-
-    def resolve_schema(self, written: object, inside: tuple[str, ...] = ()) -> dict:
-        """Returns the schema with its references replaced. `inside` are the references that led here."""
-        # Counted while they are written in place: references that fan out grow exponentially.
-        self.nodes += 1
-        if self.nodes > MAX_SCHEMA_NODES:
-            raise InputError(
-                f"its schemas have more than {MAX_SCHEMA_NODES} parts once references are written in place"
-            )
-        if isinstance(written, bool):
-            return {} if written else {"not": {}}
-        if not isinstance(written, dict):
-            raise InputError(f"a schema must be an object, got {str(written)[:80]}")
-        if (reference := written.get("$ref")) is not None:
-            # The inner occurrence is cut off here, because prompts need a finite schema.
-            if reference in inside:  # the schema contains itself
-                return {"type": "object", "description": f"another {str(reference).rpartition('/')[2]}"}
-            # Keywords beside `$ref` add to what it points to.
-            beside = {key: value for key, value in written.items() if key != "$ref"}
-            found = self.follow(reference)
-            if isinstance(found, dict) and found.get("$ref") in (*inside, reference):
-                raise InputError(f"the reference {reference!r} points to itself")
-            return {
-                **self.resolve_schema(found, (*inside, reference)),
-                **(self.resolve_schema(beside, inside) if beside else {}),
-            }
-        return self._keywords(written, inside)
-
-    def _keywords(self, written: dict, inside: tuple[str, ...]) -> dict:
-        schema = {key: self._part(key, value, inside) for key, value in written.items() if key not in IGNORED}
-        # Merged, because the properties of a body become parameters and must lie in one place.
-        if isinstance(parts := schema.pop("allOf", None), list):
-            schema = _merged([schema, *parts])
-        if "example" in written and "examples" not in schema:
-            schema["examples"] = [written["example"]]
-        if "examples" in schema and not isinstance(schema["examples"], list):
-            del schema["examples"]
-        for bound in ("Minimum", "Maximum"):  # in OpenAPI 3.0 a flag beside the bound, in JSON Schema the bound itself
-            if schema.get(f"exclusive{bound}") is True and bound.lower() in schema:
-                schema[f"exclusive{bound}"] = schema.pop(bound.lower())
-            elif isinstance(schema.get(f"exclusive{bound}"), bool):
-                del schema[f"exclusive{bound}"]
-        return _nullable(schema) if written.get("nullable") is True else schema
-
-    def _part(self, key: str, value: object, inside: tuple[str, ...]) -> object:
-        if key == "properties" and isinstance(value, dict):
-            # A read-only property belongs to answers; a request must not send it.
-            return {name: self.resolve_schema(part, inside) for name, part in value.items() if not _is_read_only(part)}
-        if key in ("anyOf", "oneOf", "allOf", "prefixItems") and isinstance(value, list):
-            return [self.resolve_schema(part, inside) for part in value]
-        if key in ("items", "not") or (key == "additionalProperties" and isinstance(value, dict)):
-            return self.resolve_schema(value, inside)
-        return value
-
-
-def _is_read_only(schema: object) -> bool:
-    return isinstance(schema, dict) and schema.get("readOnly") is True
-
-
-def _nullable(schema: dict) -> dict:
-    if isinstance(kind := schema.get("type"), str):
-        nullable = {**schema, "type": [kind, "null"]}
-        # An enum without null would refuse it, whatever the type says.
-        return {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema else nullable
-    return {"anyOf": [schema, {"type": "null"}]} if schema else {}
-
-
-def _merged(parts: list[dict]) -> dict:
-    """Merges the schemas of an `allOf`: all properties and requirements; of any other keyword the first value."""
-    merged: dict = {}
-    for part in parts:
-        for key, value in part.items():
-            if key == "properties":
-                merged[key] = {**merged.get(key, {}), **value}
-            elif key == "required" and isinstance(value, list):
-                merged[key] = list(dict.fromkeys([*merged.get(key, []), *value]))
-            else:
-                merged.setdefault(key, value)
-    # A part may require a property that is gone because it is read-only; no call could satisfy that.
-    required = [name for name in merged.get("required", []) if name in merged.get("properties", {})]
-    return {**merged, "required": required} if "required" in merged else merged
+    def schema(self, written: object, name: str = "") -> dict:
+        """Returns a schema in normal form. With the name of a parameter, faults inside it do not cost the operation."""
+        return self.reader.read(written, Place(path=(name,)) if name else Place())
 
 
 def _tool(document: _Document, path: str, method: str, item: dict, operation: object) -> dict:
-    operation = document.resolve_object(operation)
+    operation = document.follow(operation)
     properties: dict[str, dict] = {}
     required: list[str] = []
     places: dict[str, str] = {}
     for parameter in _parameters(document, item, operation):
-        name, place = str(parameter.get("name")), str(parameter.get("in"))
+        name, place = parameter["name"], str(parameter.get("in"))
         if place == "header" and name.lower() in CREDENTIAL_HEADERS | _credentials(document, place):
             continue
         if name.lower() in _credentials(document, place):
             continue
         name = name if name not in properties else f"{place}_{name}"
-        properties[name] = _described(document.resolve_schema(_parameter_schema(parameter)), parameter)
+        properties[name] = _described(document.schema(_parameter_schema(parameter), name), parameter)
         places[name] = place
         # A path cannot be called with a place left empty, whatever the document says.
         if place == "path" or parameter.get("required") is True:
@@ -215,20 +140,23 @@ def _tool(document: _Document, path: str, method: str, item: dict, operation: ob
         places[name] = "body"
         required += [name] if needed else []
     written = {
-        "name": _name(operation.get("operationId"), method, path),
+        "name": tool_name(operation.get("operationId"), method, path),
         "description": _description(operation, method, path),
         "parameters": {"type": "object", "properties": properties, "required": required},
         "x-call": {"method": method.upper(), "path": path, "in": places, "security": _security(document, operation)},
         "x-original": operation,
     }
-    return normalize_tool(written)
+    notes = document.reader.notes
+    return normalize_tool({**written, "x-notes": notes} if notes else written)
 
 
 def _parameters(document: _Document, item: dict, operation: dict) -> list[dict]:
     """Returns the parameters of the path item and of the operation, which override them."""
     found: dict[tuple, dict] = {}
     for written in [*_list(item.get("parameters")), *_list(operation.get("parameters"))]:
-        parameter = document.resolve_object(written)
+        parameter = document.follow(written)
+        if not isinstance(parameter.get("name"), str):
+            raise InputError(f"a parameter must have a name, got {str(parameter)[:80]}")
         found[parameter.get("name"), parameter.get("in")] = parameter
     return list(found.values())
 
@@ -276,32 +204,48 @@ def _security(document: _Document, operation: dict) -> list[str]:
 
 
 def _body(document: _Document, operation: dict) -> Iterator[tuple[str, dict, bool]]:
-    """Yields (name, schema, required) of what goes into the body: the properties of an object, anything else as one `body`."""
+    """Yields (name, schema, required) of what goes into the body: the properties of an object, anything else as one `body`.
+
+    A body of which the document says nothing is no parameter: there would be nothing to fill in.
+    """
     if operation.get("requestBody") is None:
         return
-    body = document.resolve_object(operation["requestBody"])
+    body = document.follow(operation["requestBody"])
     content = body.get("content")
     if not isinstance(content, dict) or not content:
         return
     # JSON where there is a choice, because the arguments of a call are JSON.
     kind = next((kind for kind in content if "json" in kind), next(iter(content)))
-    schema = document.resolve_schema(document.resolve_object(content[kind]).get("schema", {}))
+    written = document.follow({} if content[kind] is None else content[kind]).get("schema")
+    schema = document.schema({} if written is None else written)
     needed = body.get("required") is True
     if schema.get("properties") and not schema.keys() & {"oneOf", "anyOf"}:
         for name, part in schema["properties"].items():
             yield name, part, needed and name in schema.get("required", [])
-    else:
+    elif not _is_empty(schema):
         yield "body", _described(schema, body), needed
 
 
-def _name(given: object, method: str, path: str) -> str:
-    """Returns the operation's id, else method and path, in characters that every API accepts."""
-    name = given if isinstance(given, str) and given.strip() else f"{method}_{path.strip('/')}"
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:MAX_NAME_LENGTH] or method
+def _is_empty(schema: dict) -> bool:
+    """Whether a schema asks for an object and says nothing of what is in it."""
+    kinds = schema.get("type", "object")
+    says = {
+        key for key in schema if key not in ("type", "title", "properties", "required") and not key.startswith("x-")
+    }
+    return (
+        "object" in ([kinds] if isinstance(kinds, str) else kinds)
+        and schema.get("additionalProperties", False) is False
+        and not any(schema.get("examples", []))
+        and not says - {"additionalProperties", "examples"}
+    )
 
 
 def _description(operation: dict, method: str, path: str) -> str:
     for key in ("summary", "description"):
         if isinstance(description := operation.get(key), str) and description.strip():
             return " ".join(description.split())
+    given = operation.get("operationId")
+    # The name is then method and path, and only the id says what it does.
+    if isinstance(given, str) and is_unreadable(given):
+        return " ".join(given.split())
     return f"{method.upper()} {path}"

@@ -53,7 +53,7 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
         )
     for number, written in enumerate(listed, start=1):
         try:
-            tool = normalize_tool(written)
+            tool = normalize_tool(written, document=document)
         except InputError as error:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue

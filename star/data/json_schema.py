@@ -1,0 +1,64 @@
+"""Checks values and schemas with JSON Schema 2020-12, and changes a value to the type that a schema names.
+
+    is_valid(5, {"type": "integer", "minimum": 1})    # True
+    coerce_value("5", {"type": "integer"})            # 5
+
+No reference is followed to another document.
+"""
+
+import json
+from functools import lru_cache
+
+from jsonschema import Draft202012Validator
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+TYPES = Draft202012Validator({})
+
+
+@lru_cache(maxsize=4096)
+def check_schema(schema: str) -> None:
+    """Checks a schema, given as JSON text. Cached, because many tools share a schema and a check takes milliseconds.
+
+    Raises:
+        SchemaError: it is not valid JSON Schema.
+    """
+    Draft202012Validator.check_schema(json.loads(schema))
+
+
+@lru_cache(maxsize=4096)
+def validator(schema: str) -> Draft202012Validator:
+    """Returns a validator for a schema as JSON text. The empty registry prevents `$ref` from loading anything from elsewhere."""
+    return Draft202012Validator(json.loads(schema), registry=Registry())
+
+
+def is_valid(value: object, schema: dict) -> bool:
+    """Whether the schema accepts the value. A schema that cannot be used accepts nothing."""
+    try:
+        return validator(json.dumps(schema)).is_valid(value)
+    except (Unresolvable, RecursionError):
+        return False
+
+
+def coerce_value(value: object, schema: dict) -> object:
+    """Returns the value in the scalar type that the schema names, where its text stays the same: "5" becomes 5, "true" becomes true.
+
+    Any other value is returned unchanged, and the schema rejects it later.
+    """
+    wanted = schema.get("type")
+    if wanted == "string" and isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if wanted in ("integer", "number", "boolean") and isinstance(value, str):
+        text = value.strip()
+        try:
+            # Lower case, because data sets write Python's True and False, too.
+            read = json.loads(text.lower() if wanted == "boolean" else text)
+        except (ValueError, RecursionError):
+            return value
+        return read if TYPES.is_type(read, wanted) and read - read == 0 else value  # nan and inf are not JSON
+    return value
+
+
+def same_json(first: object, second: object) -> bool:
+    """Whether two values are the same JSON. In Python 1 equals True, in JSON it does not."""
+    return json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True)
