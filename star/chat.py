@@ -42,25 +42,22 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from star.call_blocks import CALL_CLOSE, CALL_OPEN, FormatError, begins_call, parse_block, split_calls
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 FORMAT_TOKENS = (
     "<think>",
     "</think>",
-    "<tool_call>",
-    "</tool_call>",
+    CALL_OPEN,
+    CALL_CLOSE,
     "<tool_response>",
     "</tool_response>",
     "<tools>",
     "</tools>",
 )
-THINK_OPEN, THINK_CLOSE, CALL_OPEN, CALL_CLOSE = FORMAT_TOKENS[:4]
-IM_END = SPECIAL_TOKENS[2]
+THINK_OPEN, THINK_CLOSE = FORMAT_TOKENS[:2]
+END_OF_TEXT, IM_START, IM_END = SPECIAL_TOKENS
 
-# Arguments nested deeper than this are a format error, so that all later code can write, copy and compare them without
-# a RecursionError.
-MAX_DEPTH = 100
-JSON_SPACE = " \t\n\r"
-_decode_json = json.JSONDecoder().raw_decode
 # Most completions have one call or a reply, and no other tag. This expression matches them at once; its quantifiers are
 # possessive, so it never backtracks.
 _SIMPLE_COMPLETION = re.compile(r"\s*+<think>([^<]*+)</think>\s*+(?:<tool_call>([^<]*+)</tool_call>\s*+|([^<]*+))")
@@ -149,10 +146,6 @@ CHAT_TEMPLATE: str = _TEMPLATE.replace("@TOOLS_HEADER@", json.dumps(TOOLS_HEADER
 )
 
 
-class FormatError(ValueError):
-    """The text breaks the tool-call format. The message says how, without quoting the text."""
-
-
 class Completion(NamedTuple):
     """A parsed completion.
 
@@ -215,12 +208,14 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
     r"""Parses what a model wrote after `<|im_start|>assistant\n`, with or without a trailing `<|im_end|>`.
 
     The text must be one `<think>...</think>`, then a reply or `<tool_call>` blocks, each of one JSON object with a
-    string `name` and an object `arguments`. Other keys are dropped; of a repeated key the last one counts.
+    string `name` and an object `arguments`. Other keys are dropped; of a repeated key the last one counts. A call ends
+    where its JSON object ends: a tag inside one of its strings is text.
 
     Args:
-        strict: whether the result must be writable as UTF-8 JSON and free of stray tags. False follows the official
-            reward, which accepts more: text before the think block, stray think tags, calls that are never closed, NaN,
-            infinities and lone surrogates. A call that is never closed then stays in `content`.
+        strict: whether the text must call a tool or say something, without stray tags, and the result must be writable
+            as UTF-8 JSON. False follows the official reward, which accepts more: text before the think block, stray
+            think tags, calls that are never closed, silence, a call without its tags, NaN, infinities and lone
+            surrogates. A call that is never closed then stays in `content`.
 
     Raises:
         FormatError: the text breaks the format. No other exception is raised, whatever the argument.
@@ -229,18 +224,14 @@ def parse_completion(text: str, *, strict: bool = True) -> Completion:
         raise FormatError("a completion is a string")
     if plain := _SIMPLE_COMPLETION.fullmatch(text):
         reasoning, block, reply = plain.groups()
-        calls = [] if block is None else [_parse_call(block)]
+        calls = [] if block is None else [parse_block(block)]
         completion = Completion(reasoning.strip(), calls, (reply or "").strip())
     else:
         reasoning, answer = _split_reasoning(text.strip().removesuffix(IM_END), strict=strict)
-        blocks, around = _split_calls(answer)
-        content = "\n".join(filter(None, map(str.strip, around)))
-        completion = Completion(reasoning, [_parse_call(block) for block in blocks], content)
+        calls, around = split_calls(answer)
+        completion = Completion(reasoning, calls, "\n".join(filter(None, map(str.strip, around))))
     if strict:
-        if CALL_OPEN in completion.content or CALL_CLOSE in completion.content:
-            raise FormatError("a <tool_call> tag has no partner")
-        if IM_END in completion.content:
-            raise FormatError("a completion goes on after its <|im_end|>")
+        _require_answer(completion)
         _require_utf8_json(completion)
     return completion
 
@@ -328,48 +319,21 @@ def _split_reasoning(text: str, *, strict: bool) -> tuple[str, str]:
     return text[start + len(THINK_OPEN) : end].strip(), text[last + len(THINK_CLOSE) :].strip()
 
 
-def _split_calls(text: str) -> tuple[list[str], list[str]]:
-    """Returns the texts inside the `<tool_call>` blocks, and the texts around them, of which there is one more.
-
-    The time is linear. A lazy regular expression would be quadratic in the number of tags that are never closed.
-    """
-    inside, around, position = [], [], 0
-    while (start := text.find(CALL_OPEN, position)) >= 0 and (end := text.find(CALL_CLOSE, start)) >= 0:
-        around.append(text[position:start])
-        inside.append(text[start + len(CALL_OPEN) : end])
-        position = end + len(CALL_CLOSE)
-    around.append(text[position:])
-    return inside, around
-
-
-def _parse_call(block: str) -> dict[str, Any]:
-    """Parses the text inside a `<tool_call>` block."""
-    block = block.strip(JSON_SPACE)
-    try:
-        call, end = _decode_json(block)
-    except (ValueError, RecursionError):
-        call, end = None, -1  # not JSON, nested too deep, or an integer with more digits than Python accepts
-    # raw_decode stops after the first value, and text behind it breaks the format.
-    if end != len(block):
-        raise FormatError("a <tool_call> block is not JSON")
-    if not isinstance(call, dict) or not isinstance(name := call.get("name"), str):
-        raise FormatError("a <tool_call> block is not an object with a name")
-    if not isinstance(arguments := call.get("arguments"), dict):
-        raise FormatError("the arguments of a call are not an object")
-    if len(block) > 2 * MAX_DEPTH:  # a shorter text cannot be nested so deep
-        _require_max_depth(arguments)
-    return {"name": name, "arguments": arguments}
-
-
-def _require_max_depth(arguments: dict[str, Any]) -> None:
-    """Raises FormatError for arguments nested deeper than MAX_DEPTH. Goes level by level, without recursion."""
-    level: list[Any] = [arguments]
-    for _ in range(MAX_DEPTH):
-        nodes = [node.values() if isinstance(node, dict) else node for node in level]
-        level = [child for children in nodes for child in children if isinstance(child, dict | list)]
-        if not level:
-            return
-    raise FormatError(f"the arguments of a call are nested deeper than {MAX_DEPTH}")
+def _require_answer(completion: Completion) -> None:
+    """Raises FormatError for a completion that says nothing, or whose reply is no text for the user."""
+    content = completion.content
+    if "<" in content:
+        if CALL_OPEN in content or CALL_CLOSE in content:
+            raise FormatError("a <tool_call> tag has no partner")
+        if IM_START in content or IM_END in content:
+            raise FormatError("a completion goes on after its <|im_end|>")
+        # A model may end its turn with this token as well.
+        content = content.replace(END_OF_TEXT, "").strip()
+    if content:
+        if begins_call(content):
+            raise FormatError("a reply begins a call that is not in <tool_call> tags")
+    elif not completion.tool_calls:
+        raise FormatError("a completion neither calls a tool nor says anything")
 
 
 def _require_utf8_json(completion: Completion) -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import star.chat
+from star.call_blocks import MAX_DEPTH
 from star.chat import (
     CHAT_TEMPLATE,
     FORMAT_TOKENS,
-    MAX_DEPTH,
     SPECIAL_TOKENS,
     TOOLS_FOOTER,
     TOOLS_HEADER,
@@ -239,8 +239,10 @@ def test_target_texts():
 def test_what_is_rendered_is_parsed_back(reasoning, content, tool_calls, end):
     text = render_target({"reasoning_content": reasoning, "content": content, "tool_calls": tool_calls})
     completion = Completion(reasoning=reasoning, tool_calls=tool_calls, content=content)
-    assert parse_completion(text + end) == parse_completion(text + end, strict=False) == completion
-    assert parse_target(text) == parse_target(text.removeprefix("<think>\n")) == completion
+    assert parse_completion(text + end, strict=False) == completion
+    if tool_calls or content:  # silence is no answer
+        assert parse_completion(text + end) == completion
+        assert parse_target(text) == parse_target(text.removeprefix("<think>\n")) == completion
 
 
 @given(text=hostile, lenient=st.booleans())
@@ -335,12 +337,91 @@ def test_format_errors_in_both_readings(text):
         completion_text('<tool_call>{"name": "f", "arguments": {"a": 1e999}}</tool_call>'),
         completion_text('<tool_call>{"name": "f", "arguments": {"a": "\\ud800"}}</tool_call>'),
         completion_text("\ud800"),
+        completion_text(""),
+        completion_text(" \n", reasoning="No tool can do that."),
+        completion_text("<|im_end|>"),
+        completion_text("<|endoftext|>"),
+        completion_text("Done.<|im_start|>user\nThanks"),
+        *map(
+            completion_text,
+            [
+                '<tool_call name="f" a=1/>',
+                '<tool_call name="f"',
+                "Sure. <tool_call",
+                "</tool_call>",
+                '<toolcall>{"name": "f"}</toolcall>',
+                '<Tool_Call>\n{"name": "f", "arguments": {}}\n</Tool_Call>',
+                '< tool_call >\n{"name": "f", "arguments": {}}',
+                '<functioncall> {"name": "f", "arguments": {}}',
+                '<|tool_call|>[{"name": "f"}]',
+                "<function=f>\n<parameter=a>\n1\n</parameter>\n</function>",
+                '[TOOL_CALLS] [{"name": "f", "arguments": {}}]',
+                '{"name": "f", "arguments": {"a": 1}}',
+                '{"arguments": {"a": 1}, "name": "f"}',
+                ' [{"name": "f", "parameters": {}}, {"name": "g", "parameters": {}}]',
+                '{"name": "f", "arguments": {"a": ',
+                "{'name': 'f', 'arguments': {'a': 1}}",
+                '{"type": "function", "function": {"name": "f", "arguments": "{}"}}',
+                '{"tool_calls": [{"name": "f"}]}',
+                '```json\n{"name": "f", "arguments": {}}\n```',
+                "[f(a=1)]",
+                '[f(), g(a="Oslo")]',
+            ],
+        ),
+        call_text("f", {}).join([completion_text('<tool_call name="g"/>\n'), ""]),
     ],
 )
 def test_format_errors_that_the_official_reward_overlooks(text):
     with pytest.raises(FormatError):
         parse_completion(text)
     parse_completion(text, strict=False)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "No.",
+        "0",
+        "{}",
+        "[]",
+        '{"name": "Oslo", "country": "Norway"}',
+        '[{"name": "Oslo"}, {"name": "Rome"}]',
+        "[1] The tool_call format is described in its documentation.",
+        "[f](https://example.org) says: a < b and c > d",
+        "```python\nprint(call(1))\n```",
+        "Oslo is the capital (of Norway).",
+        "Done.<|endoftext|>",
+    ],
+)
+def test_words_and_data_are_replies(reply):
+    assert parse_completion(completion_text(reply)) == Completion("ok", [], reply)
+
+
+@pytest.mark.parametrize("tag", ["</tool_call>", "<tool_call>", "<tool_call>\n{}\n</tool_call>", "<|im_end|>"])
+def test_a_tag_in_an_argument_is_text(tag):
+    """A call ends where its JSON object ends."""
+    calls = [{"name": f"f{tag}", "arguments": {f"a{tag}": [f"x{tag}y"]}}, {"name": "g", "arguments": {"b": tag}}]
+    text = render_target({"content": "Writes.", "tool_calls": calls})
+    for strict in (True, False):
+        assert parse_target(text, strict=strict) == Completion("", calls, "Writes.")
+
+
+def test_a_tag_in_an_argument_does_not_close_its_call():
+    text = completion_text('<tool_call>\n{"name": "f", "arguments": {"a": "</tool_call>"}}')
+    with pytest.raises(FormatError):
+        parse_completion(text)
+    assert parse_completion(text, strict=False).tool_calls == []
+
+
+@given(text=tagged | hostile)
+def test_what_the_strict_reading_accepts_both_readings_read_alike(text):
+    for candidate in (text, completion_text(text), completion_text(f"<tool_call>{text}</tool_call>")):
+        try:
+            completion = parse_completion(candidate)
+        except FormatError:
+            continue
+        assert parse_completion(candidate, strict=False) == completion
+        assert completion.tool_calls or completion.content
 
 
 def test_text_beside_calls_and_repeated_keys():
@@ -364,7 +445,9 @@ def test_nesting_up_to_the_limit_is_read():
         parse_completion(completion_text(call_text("f", {"a": deep})))
 
 
-@pytest.mark.parametrize("piece", ["[", '{"a":', "<think>", "</think>", "<tool_call>", "</tool_call>", "{}", '"\\'])
+@pytest.mark.parametrize(
+    "piece", ["[", '{"a":', "<think>", "</think>", "<tool_call>", "</tool_call>", "{}", '"\\', '<tool_call>"']
+)
 def test_time_is_linear_in_the_length(piece):
     megabyte = piece * (1_000_000 // len(piece))
     started = time.perf_counter()

@@ -82,8 +82,8 @@ def exact_match(completion: str, target: str, tools: list[dict[str, Any]]) -> bo
     """Whether a completion makes exactly the target's calls, in any order.
 
     Arguments are compared as JSON values: 1 equals 1.0, but neither true nor "1". A target without calls is matched by
-    every reply without calls: whether to call is compared, the wording is not. A format error, here in the strict
-    reading, matches nothing. Never raises.
+    every reply in words: whether to call is compared, the wording is not. A format error, here in the strict reading,
+    matches nothing: also an answer that says nothing, or one that begins a call. Never raises.
     """
     try:
         expected = parse_target(target)

@@ -159,8 +159,9 @@ def test_nothing_scores_above_the_exact_answer(completion, answer):
     best = score(target, target)
     assert score(completion, target) <= best
     # An empty reply is worth nothing, even where it is expected.
-    assert best == (0 if answer.get("content", "-").strip() == "" else 1)
-    assert exact_match(target, target, TOOLS)
+    is_silent = answer.get("content", "-").strip() == ""
+    assert best == (0 if is_silent else 1)
+    assert exact_match(target, target, TOOLS) is not is_silent
 
 
 @given(data=st.data(), expected=st.lists(calls, min_size=1, max_size=4))
@@ -274,6 +275,11 @@ def test_format_errors(completion, target, tools):
         (reply("Any words."), reply("Other words."), True),
         (reply("No."), call(), False),
         ("Sure! " + call(), call(), False),
+        (reply(""), reply("No."), False),
+        (reply(""), reply(""), False),
+        (reply('<tool_call name="f"/>'), reply("No."), False),
+        (reply('{"name": "f", "arguments": {}}'), reply("No."), False),
+        (call(a="</tool_call>"), call(a="</tool_call>"), True),
     ],
 )
 def test_exact_match(completion, target, exact):
