@@ -14,7 +14,7 @@ from star.units import format_seconds
 STAGE_OF_MODEL = {"teacher": "refine-teacher", "distilled": "distill", "refined": "refine"}
 HEADINGS = {
     "exact_match": "exact match",
-    "mean_reward": "mean reward",
+    "mean_reward": "mean reward\n(official reading)",
     "format_errors": "format errors",
     "pass_at_8": "pass@8",
 }

@@ -47,11 +47,13 @@ class Gate(Section):
     """The bars that a candidate must clear to become champion."""
 
     min_exact_match: float = Field(0.5, ge=0, le=1, description="Least share of held-out rows answered exactly")
-    max_format_errors: float = Field(0.05, ge=0, le=1, description="Largest share of answers that cannot be parsed")
+    max_format_errors: float = Field(
+        0.05, ge=0, le=1, description="Largest share of answers that cannot be parsed, as `star call` parses them"
+    )
     max_regression: float = Field(
         0.01,
         ge=0,
-        description="Most that exact match, mean reward, or exact match in a category may be below the champion's",
+        description="Most that exact match, mean reward (official reading), or exact match in a category may be below the champion's",
     )
     max_parameters: int | None = Field(None, ge=1, description="Most parameters of the model; no limit by default")
     min_tokens_per_second: float | None = Field(

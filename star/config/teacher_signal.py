@@ -39,7 +39,7 @@ class Rollout(Section):
         None,
         ge=-1,
         le=1,
-        description="Least similarity reward of a kept sample against the row's answer; no limit by default",
+        description="Least similarity reward (official reading) of a kept sample against the row's answer; no limit by default",
     )
     retries: int = Field(1, ge=0, description="Most times that a rejected sample is drawn again")
     server: str | None = Field(None, pattern="^https?://", description=SERVER)

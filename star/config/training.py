@@ -100,7 +100,9 @@ class SimRL(Section):
         None,
         description="Train low-rank adapters, with which an 8B teacher fits one 80 GB card; by default all weights",
     )
-    reward: RewardName = Field("similarity", description="Reward that is trained on")
+    reward: RewardName = Field(
+        "similarity", description="Reward that is trained on; it reads answers as the official code does"
+    )
     log_rewards: tuple[RewardName, ...] = Field((), description="Further rewards to log; they do not affect training")
     keep_between: tuple[float, float] | None = Field(
         (0.01, 0.99),
@@ -112,7 +114,9 @@ class SimRL(Section):
     )
     table_steps: int = Field(20, ge=1, description="Steps between tables of sampled completions")
     max_reward_drop: float | None = Field(
-        0.5, gt=0, description="Training stops when the mean reward is this far below its best; `null` never stops"
+        0.5,
+        gt=0,
+        description="Training stops when the mean reward (official reading) is this far below its best; `null` never stops",
     )
     max_kl: float | None = Field(
         1.0,

@@ -34,6 +34,9 @@ from star.json_file import write_json
 from star.tracking.runs import child_run
 
 EVALUATION, OUTCOMES, TIMING = "evaluation.json", "outcomes.jsonl", "timing.json"
+# Value of `reading` in evaluation.json: which texts count as valid answers. In files without it, format errors are those
+# of the official reward, which accepts calls that are never closed, and an answer without words counts as a refusal.
+READING = "strict"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def score_and_write(shards: list[Gathered], *, out: Path) -> dict[str, float]:
     pairs = list(combinations(reversed(outcomes), 2))
     evaluation = {
         "title": first.title,
+        "reading": READING,
         "suite": {suite: {"rows": len(rows)} for suite, rows in last.outcomes.items()},
         "models": [model.to_json() for model in models],
         "comparisons": [found for a, b in pairs for found in paired_differences(a, b, outcomes)],

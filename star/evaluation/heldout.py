@@ -5,12 +5,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
-from star.chat import FormatError, parse_completion, validate_calls
+from star.chat import FormatError, parse_completion, parse_target, validate_calls
 from star.data.rows import read_rows
 from star.errors import InputError
 from star.evaluation.candidate import Candidate
 from star.evaluation.intervals import mean_score, pass_at_k
-from star.evaluation.mistakes import MISTAKE_KINDS, classify_mistake
+from star.evaluation.mistakes import BAD_FORMAT, MISTAKE_KINDS, classify_mistake
 from star.evaluation.suite_scores import Score, ScoringSettings, SuiteScores
 from star.modeling.prompts import Prompt, render_rows
 from star.progress import Bar
@@ -30,7 +30,12 @@ class Answers(TypedDict):
 
 
 class HeldoutOutcome(TypedDict):
-    """The result of one held-out row. `row` is its index among all rows, `passes` counts the exactly right samples."""
+    """The result of one held-out row. `row` is its index among all rows, `passes` counts the exactly right samples.
+
+    `format_error` is 1 where the strict parser refuses the greedy answer: exactly where `mistake` is "bad format". `reward`
+    is the reward that Sim-RL trains on, which reads the answer as the official code does. `unscored` says why the row's
+    own target is not valid, and is missing in all other rows.
+    """
 
     row: NotRequired[int]
     id: str
@@ -48,6 +53,7 @@ class HeldoutOutcome(TypedDict):
     unseen_tool: bool
     expected_call: str
     predicted_call: str
+    unscored: NotRequired[str]
 
 
 def ask_suite(candidate: Candidate, data: Path | None) -> list[HeldoutOutcome]:
@@ -94,16 +100,28 @@ def ask_heldout(
 
 
 def score_heldout(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> SuiteScores:
-    """Scores the outcomes on all rows, in their order.
+    """Scores the outcomes on all rows, in their order. Rows whose own target is not valid are left out and named.
 
     Returns:
-        Scores, failures, and as details `by_kind`, `mistakes` and `call_confusion`.
+        Scores, failures, and as details `by_kind`, `mistakes`, `call_confusion`, and `unscored` where rows are left out.
+
+    Raises:
+        InputError: no row can be scored.
     """
-    details = {
+    unscored = [{"id": o["id"], "reason": o["unscored"]} for o in outcomes if "unscored" in o]
+    outcomes = [o for o in outcomes if "unscored" not in o]
+    if unscored and not outcomes:
+        raise InputError(
+            f"none of the {len(unscored)} held-out rows can be scored: the target of row {unscored[0]['id']} is not "
+            f"valid ({unscored[0]['reason']}): make the data again with `star synthesize`"
+        )
+    details: dict[str, Any] = {
         "by_kind": _scores_by_kind(outcomes, seed=seed),
         "mistakes": _count_mistakes(outcomes),
         "call_confusion": dict(Counter(f"{o['expected_call']}_{o['predicted_call']}" for o in outcomes)),
     }
+    if unscored:
+        details["unscored"] = unscored
     # Plain dicts, which is what all suites have in common.
     rows: list[dict[str, Any]] = [{**outcome} for outcome in outcomes]
     return SuiteScores(_scores(outcomes, samples=samples, seed=seed), details, rows, _failures(rows))
@@ -148,25 +166,41 @@ def _generate_answers(candidate: Candidate, prompts: list[str], *, seed: int) ->
 
 def _outcome(row: dict, prompt: Prompt, answer: Answers, seen_tools: set[str]) -> HeldoutOutcome:
     greedy, target, tools = answer["greedy"], prompt.target, prompt.tools
-    reward, exact = similarity_reward(greedy, target, tools), exact_match(greedy, target, tools)
-    return {
+    fault, exact = _fault_of_target(target, tools), exact_match(greedy, target, tools)
+    # Exact match is stricter inside lists and objects, where `classify_mistake` finds True equal to 1.
+    mistake = None if fault or exact else classify_mistake(greedy, target, tools) or MISTAKE_KINDS[-1]
+    outcome: HeldoutOutcome = {
         "id": row["id"],
         "kind": row["kind"],
         "source": row["source"],
-        "query": next(message["content"] for message in reversed(row["messages"]) if message["role"] == "user"),
+        "query": next((message["content"] for message in reversed(row["messages"]) if message["role"] == "user"), ""),
         "expected": target,
         "predicted": greedy,
         "exact_match": float(exact),
-        "reward": reward.total,
-        "format_error": float(reward.format < 0),
-        # Exact match is stricter inside lists and objects, where `classify_mistake` finds True equal to 1.
-        "mistake": None if exact else classify_mistake(greedy, target, tools) or MISTAKE_KINDS[-1],
+        "reward": similarity_reward(greedy, target, tools).total,
+        "format_error": float(mistake == BAD_FORMAT),
+        "mistake": mistake,
         "passes": sum(exact_match(text, target, tools) for text in answer["samples"]),
         "entropy": answer["entropy"],
         "unseen_tool": bool(called_tools([row]) - seen_tools),
         "expected_call": "call" if row["messages"][-1].get("tool_calls") else "none",
         "predicted_call": "call" if _makes_valid_calls(greedy, tools) else "none",
     }
+    if fault:
+        outcome["unscored"] = fault
+    return outcome
+
+
+def _fault_of_target(target: str, tools: list[dict]) -> str | None:
+    """Why no answer can be right, not even the target itself; None for a valid target.
+
+    `star synthesize` keeps no such row, but a set of other origin or of an older version may have some.
+    """
+    try:
+        validate_calls(parse_target(target), tools)
+    except FormatError as error:
+        return str(error)
+    return None
 
 
 def _makes_valid_calls(text: str, tools: list[dict]) -> bool:

@@ -13,7 +13,8 @@ class Metric(NamedTuple):
 
 METRICS = {
     "exact_match": Metric("Exact match", percent=True),
-    "mean_reward": Metric("Mean reward"),
+    # What Sim-RL trains on. It reads answers as the official code does, which accepts calls that are never closed.
+    "mean_reward": Metric("Mean reward (official reading)"),
     "format_errors": Metric("Format errors", percent=True, better=-1),
     "entropy": Metric("Policy entropy (nats)", better=0),
     "bfcl_overall_v3": Metric("BFCL overall (v3)", percent=True),
@@ -22,10 +23,20 @@ METRICS = {
     "bfcl_live": Metric("BFCL live", percent=True),
     "bfcl_multi_turn": Metric("BFCL multi-turn", percent=True),
     "bfcl_irrelevance_both": Metric("BFCL irrelevance, both", percent=True),
+    "bfcl_irrelevance_began_call": Metric("BFCL irrelevance, answers that begin a call", percent=True, better=-1),
+    "bfcl_live_irrelevance_began_call": Metric(
+        "BFCL live irrelevance, answers that begin a call", percent=True, better=-1
+    ),
+    "bfcl_live_relevance_began_call": Metric("BFCL live relevance, answers that begin a call", percent=True),
     "bfcl": Metric("BFCL entries right", percent=True),
     "acebench_normal": Metric("ACEBench normal", percent=True),
     "acebench": Metric("ACEBench conversations right", percent=True),
 }
+
+
+def is_same_in_both_readings(name: str) -> bool:
+    """Whether a score of an older STAR, which counted other answers as valid, has the same meaning as today."""
+    return name in ("mean_reward", "entropy") or name == "bfcl" or name.startswith("bfcl_")
 
 
 def metric_of(name: str) -> Metric:

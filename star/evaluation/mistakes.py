@@ -4,8 +4,9 @@ from collections import Counter
 
 from star.chat import Completion, FormatError, parse_completion, parse_target, tool_parameters
 
+BAD_FORMAT = "bad format"  # the only mistake that counts as a format error
 MISTAKE_KINDS = (
-    "bad format",
+    BAD_FORMAT,
     "unknown tool",
     "unknown argument",
     "call instead of reply",
@@ -36,7 +37,7 @@ def classify_mistake(completion: str, target: str, tools: list[dict]) -> str | N
     try:
         predicted = parse_completion(completion)
     except FormatError:
-        return "bad format"
+        return BAD_FORMAT
     return _mistake_in_names(predicted, expected, tools) or _mistake_in_arguments(predicted, expected)
 
 

@@ -32,6 +32,7 @@ from star.evaluation.report_values import (
     models_of,
     score_of,
     title_of,
+    unscored_text,
 )
 from star.evaluation.suites import SUITES
 from star.html_kit import escape_html
@@ -84,7 +85,10 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
 
 
 def markdown_table(evaluation: Evaluation) -> str:
-    """The comparison as a GitHub table, one column per model, intervals in brackets; "" without models."""
+    """The comparison as a GitHub table, one column per model, intervals in brackets; "" without models.
+
+    Rows that could not be scored are named below it.
+    """
     models = models_of(evaluation)
     if not models:
         return ""
@@ -95,18 +99,22 @@ def markdown_table(evaluation: Evaluation) -> str:
     for label, cells in comparison_rows(models):
         shown = [f"{value} [{interval}]" if interval else value for value, interval in cells]
         rows.append(f"| {html_kit.escape_markdown(label)} | {' | '.join(shown)} |")
+    if unscored := unscored_text(evaluation):
+        rows += ["", html_kit.escape_markdown(unscored)]
     return "\n".join(rows) + "\n"
 
 
 def _masthead(evaluation: Evaluation) -> str:
-    """The date and the number of rows, the title, and the result in one sentence."""
+    """The date and the number of rows, the title, the result in one sentence, and the rows that were left out."""
     facts = [str(evaluation["created"])] if evaluation.get("created") else []
     for name, found in (evaluation.get("suite") or {}).items():
         if found.get("rows"):
             label = SUITES[name].label if name in SUITES else name
             facts.append(f"{found['rows']:,} {label} rows")
     eyebrow = f'<p class="eyebrow">{escape_html(" · ".join(facts))}</p>' if facts else ""
-    return f"{eyebrow}<h1>{escape_html(title_of(evaluation))}</h1>{_summary(models_of(evaluation))}"
+    unscored = unscored_text(evaluation)
+    warning = f'<p class="note">{escape_html(unscored)}</p>' if unscored else ""
+    return f"{eyebrow}<h1>{escape_html(title_of(evaluation))}</h1>{_summary(models_of(evaluation))}{warning}"
 
 
 def _summary(models: list[Model]) -> str:

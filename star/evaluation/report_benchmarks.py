@@ -86,9 +86,20 @@ def _share_with_interval(score: dict[str, float]) -> str:
 def _notes(suite: Suite, results: list[_Result]) -> list[str]:
     notes = _bfcl_notes(results[0].details) if suite.name == "bfcl" else []
     for result in results:
+        if began_call := result.details.get("began_call"):
+            notes.append(_began_call_note(result, began_call))
         if unanswered := result.details.get("unanswered"):
             notes.append(f"{result.name} left {unanswered:,} questions unanswered: longer than its context.")
     return notes
+
+
+def _began_call_note(result: _Result, began_call: dict[str, int]) -> str:
+    counts = (
+        f"{count:,} of {result.categories[name]['rows']:,} in {name.replace('_', ' ')}"
+        for name, count in began_call.items()
+    )
+    note = f"Answers of {result.name} that hold the start of a call: {', '.join(counts)}."
+    return f"{note} The harness counts a call that it cannot read as no call, which is right in irrelevance."
 
 
 def _bfcl_notes(details: dict[str, Any]) -> list[str]:

@@ -20,6 +20,17 @@ from star.evaluation.report_values import (
 from star.html_kit import escape_html
 from star.units import format_axis_tick, format_number
 
+# Curves of the reward that Sim-RL trains on, which reads answers as the official code does, and of its parts.
+_REWARD_CURVES = (
+    "reward",
+    "reward_std",
+    "frac_reward_zero_std",
+    "sampled_reward",
+    "content",
+    "name_accuracy",
+    "argument_similarity",
+    "call_count_error",
+)
 # Learning curves that say how a training went. A trainer's other metrics are folded away.
 _MAIN_CURVES = ("loss", "fkl", "tail", "overlap", "reward", "content", "format_rate", "kept_fraction", "entropy", "kl")
 
@@ -125,13 +136,18 @@ def curves_section(evaluation: Evaluation) -> str:
     return note + stages if stages else ""
 
 
+def _curve_label(name: str) -> str:
+    is_reward = name in _REWARD_CURVES or name.startswith("rewards/")
+    return name.replace("_", " ") + (" (official reading)" if is_reward else "")
+
+
 def _learning_curve(stage: str, name: str, records: list[dict]) -> str:
     pairs = [(as_number(record.get("step", i)), as_number(record.get(name))) for i, record in enumerate(records)]
     points = sorted((x, y) for x, y in pairs if x is not None and y is not None)
     # One step is no curve, and would leave the axis without a length.
     if len({step for step, _ in points}) < 2:
         return ""
-    first, last, label = points[0], points[-1], name.replace("_", " ")
+    first, last, label = points[0], points[-1], _curve_label(name)
     ticks = [(x, f"{x:,.0f}") for x in svg_charts.round_ticks(first[0], last[0]) if x == int(x)]
     span = f"{format_number(first[1])} → {format_number(last[1])}"
     title = f"{label} of {stage}: {span} over steps {first[0]:.0f} to {last[0]:.0f}"

@@ -119,7 +119,7 @@ def failures_section(evaluation: Evaluation) -> str:
 def _failure_article(item: dict) -> str:
     reward = as_number(item.get("reward"))
     facts = [escape_html(item[key]) for key in ("model", "kind", "id", "mistake") if item.get(key)]
-    facts += [] if reward is None else [f"reward {format_score('mean_reward', reward)}"]
+    facts += [] if reward is None else [f"reward {format_score('mean_reward', reward)} (official reading)"]
     query = (
         f"<blockquote>{escape_html(html_kit.truncate(str(item['query'])))}</blockquote>" if item.get("query") else ""
     )

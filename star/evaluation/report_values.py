@@ -18,6 +18,7 @@ Evaluation = dict[str, Any]  # evaluation.json, with the timing in the entries o
 Model = dict[str, Any]  # a model's entry in it
 
 _MISSING = "–"
+_UNSCORED_SHOWN = 5  # rows that are named; evaluation.json names all
 _SIZE_AND_SPEED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Parameters", "parameters", format_count),
     ("Memory of the weights", "memory", format_bytes),
@@ -78,6 +79,18 @@ def as_number(value: object) -> float | None:
 def interval_text(name: str, score: ShownScore) -> str:
     """The score's interval as in "70.1 to 74.3%"; "" where it is missing."""
     return format_range(name, *score.interval) if score.interval else ""
+
+
+def unscored_text(evaluation: Evaluation) -> str:
+    """Which held-out rows are left out of all scores, and why; "" where none is."""
+    # The same for all models, because the rows' own targets are at fault.
+    rows = (final_model(models_of(evaluation)) or {}).get("unscored") or []
+    if not rows:
+        return ""
+    named = ", ".join(f"{row['id']} ({row['reason']})" for row in rows[:_UNSCORED_SHOWN])
+    more = f" and {len(rows) - _UNSCORED_SHOWN:,} more" if len(rows) > _UNSCORED_SHOWN else ""
+    count = f"{len(rows):,} held-out {'row is' if len(rows) == 1 else 'rows are'}"
+    return f"{count} left out of all scores, because no answer can be right: {named}{more}."
 
 
 def comparison_rows(models: list[Model]) -> list[tuple[str, list[tuple[str, str]]]]:

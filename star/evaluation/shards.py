@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from star.evaluation.evaluate import TIMING, score_and_write
+from star.errors import InputError
+from star.evaluation.evaluate import READING, TIMING, score_and_write
 from star.evaluation.gathered import Gathered, GatheredModel
 from star.folders.manifest import METRICS
 from star.json_file import write_json
@@ -22,15 +23,21 @@ def write_shard(gathered: Gathered, *, out: Path) -> dict[str, float]:
     """
     models = [model.to_json() for model in gathered.models]
     timing = {model["name"]: model.pop("timing") for model in models}
-    write_json(out / GATHERED, {**asdict(gathered), "models": models})
+    write_json(out / GATHERED, {**asdict(gathered), "models": models, "reading": READING})
     write_json(out / TIMING, timing)
     answers = [answers for model in gathered.models for answers in model.suites.values() if answers]
     return {"asked": sum(len(found if isinstance(found, list) else found["verdicts"]) for found in answers)}
 
 
 def read_shard(folder: Path) -> Gathered:
-    """Reads what `write_shard` wrote."""
+    """Reads what `write_shard` wrote.
+
+    Raises:
+        InputError: an older STAR wrote it, which counted other answers as valid.
+    """
     gathered, timing = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (GATHERED, TIMING))
+    if gathered.pop("reading", None) != READING:
+        raise InputError(f"an older STAR wrote {folder} and counted other answers as valid: run all shards again")
     models = [GatheredModel.from_json({**model, "timing": timing[model["name"]]}) for model in gathered["models"]]
     return Gathered(**{**gathered, "models": models})
 

@@ -38,6 +38,7 @@ class Suite:
         ask: asks a model the candidate's shard of the suite. Its arguments are the candidate and the folder of
             `star synthesize`. Its result is JSON, or None where the shard holds no category.
         score: scores the answers of all shards that asked something.
+        parsed_by_star: whether star/chat.py decides which answers are valid, and not the benchmark's own code.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Suite:
     measures: Mapping[str, str]
     ask: Callable[[Candidate, Path | None], Any]
     score: Callable[[list[Any], ScoringSettings], SuiteScores]
+    parsed_by_star: bool = True
 
 
 # In the order in which comparisons and the report's section on benchmarks show them.
@@ -58,7 +60,7 @@ SUITES: dict[str, Suite] = {
             heldout.ask_suite,
             heldout.score_suite,
         ),
-        Suite("bfcl", "BFCL", {"bfcl": "valid"}, bfcl.ask_suite, bfcl.score_suite),
+        Suite("bfcl", "BFCL", {"bfcl": "valid"}, bfcl.ask_suite, bfcl.score_suite, parsed_by_star=False),
         Suite("acebench", "ACEBench", {"acebench": "valid"}, acebench.ask_suite, acebench.score_suite),
     )
 }

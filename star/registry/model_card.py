@@ -44,7 +44,8 @@ def model_card(name: str, *, license: str, entry: dict, evaluation: dict, lineag
 
 
 def _score_row(score: str, value: dict) -> str:
-    return f"| {escape_markdown(score)} | {value['mean']:.4f} | {value['low']:.4f} to {value['high']:.4f} |\n"
+    name = f"{score} (official reading)" if score == "mean_reward" else score
+    return f"| {escape_markdown(name)} | {value['mean']:.4f} | {value['low']:.4f} to {value['high']:.4f} |\n"
 
 
 def _kind_row(kind: str, found: dict) -> str:

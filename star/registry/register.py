@@ -22,7 +22,7 @@ from pathlib import Path
 
 from star.config.evaluation import Gate, Registry
 from star.errors import InputError
-from star.evaluation.evaluate import EVALUATION, OUTCOMES, TIMING
+from star.evaluation.evaluate import EVALUATION, OUTCOMES, READING, TIMING
 from star.evaluation.suites import SUITES
 from star.folders.manifest import Manifest, read_manifest
 from star.home import home
@@ -37,7 +37,7 @@ from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.publish import assemble_model_folder, register_model, update_tags
 from star.registry.smoke_test import run_smoke_test
-from star.registry.versions import Version, find_version
+from star.registry.versions import READING_KEY, Version, find_version
 from star.tracking.runs import current_run
 from star.tracking.server import connect
 
@@ -74,6 +74,7 @@ class Evaluation:
             parameters=self.model.get("parameters"),
             tokens_per_second=self.timing.get("tokens_per_second"),
             outcomes=_read_outcomes(self.folder / OUTCOMES),
+            older_reading=self.report.get("reading") != READING,
         )
 
 
@@ -174,6 +175,7 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
         "code": manifest.code_version,
         "evaluation": evaluation.manifest.digest,
         "decoding": evaluation.manifest.config_digest,
+        **({READING_KEY: evaluation.report["reading"]} if "reading" in evaluation.report else {}),
         "tokenizer": lineage["tokenizer"],
         **{key: published[key] for key in ("commit", "dirty", "image") if key in published},
     }
@@ -206,6 +208,7 @@ def _read_champion(candidate: Version, number: int | None) -> Measurements | Non
         benchmark=champion.lineage.get("data", ""),
         decoding=champion.lineage.get("decoding", ""),
         outcomes=outcomes,
+        older_reading=champion.older_reading,
     )
 
 

@@ -6,12 +6,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from star.errors import InputError
+from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import ledger
 from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect
 
 # Tags of a version -> headings and labels that fit into 80 columns.
+OLDER_MARK = "*"  # beside format errors that an older STAR counted by the official reading
 SCORE_HEADINGS = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
 LINEAGE_LABELS = {"data": "data", "teacher": "teacher", "refined": "model"}
 OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
@@ -28,28 +30,48 @@ def print_versions(name: str) -> None:
         raise InputError(
             f"no model {name!r} is registered: run `star run` first, or check MLFLOW_TRACKING_URI and STAR_HOME"
         )
-    table = Table(title=f"Registered versions of {name}", box=SIMPLE)
+    caption = "Rewards are by the official reading."
+    if any(version.older_reading and "format_errors" in version.scores for version in versions):
+        caption += f"\n{OLDER_MARK} By the official reading too: an older STAR counted these format errors."
+    table = Table(title=f"Registered versions of {name}", box=SIMPLE, caption=caption)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("alias", style="green", no_wrap=True)
     for heading in SCORE_HEADINGS.values():
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("lineage", no_wrap=True)
     for version in versions:
-        scores = [f"{version.scores[key]:.3f}" if key in version.scores else "" for key in SCORE_HEADINGS]
+        scores = [_shown_score(version, key) for key in SCORE_HEADINGS]
         lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
         made = f"{'made':<8}{version.created:%y-%m-%d}"
         table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
     Console().print(table)
 
 
+def _shown_score(version: Version, key: str) -> str:
+    if key not in version.scores:
+        return ""
+    return f"{version.scores[key]:.3f}" + (OLDER_MARK if key == "format_errors" and version.older_reading else "")
+
+
 def print_difference(first: Version, second: Version) -> None:
-    """Prints what differs between two versions: scores with their difference, lineage, files."""
-    table = Table(title=f"{first} against {second}")
+    """Prints what differs between two versions: scores with their difference, lineage, files.
+
+    A score has no difference where an older STAR counted other answers as valid in one of the versions.
+    """
+    same_reading = first.older_reading == second.older_reading
+    caption = None
+    if not same_reading:
+        older = first if first.older_reading else second
+        caption = (
+            f"An older STAR measured version {older.version} and counted other answers as valid: evaluate it again."
+        )
+    table = Table(title=f"{first} against {second}", caption=caption)
     for heading in ("", str(first.version), str(second.version), "difference"):
         table.add_column(heading, justify="left" if not heading else "right", overflow="fold")
     for score in sorted(first.scores.keys() | second.scores.keys()):
         before, after = first.scores.get(score), second.scores.get(score)
-        change = f"{after - before:+.4f}" if before is not None and after is not None else ""
+        comparable = same_reading or is_same_in_both_readings(score)
+        change = f"{after - before:+.4f}" if comparable and before is not None and after is not None else ""
         table.add_row(score, *("" if value is None else f"{value:.4f}" for value in (before, after)), change)
     table.add_section()
     for title, mine, theirs in (("", first.lineage, second.lineage), ("file ", first.files, second.files)):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
 DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
 SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
+READING_KEY = "reading"  # key of the lineage: `reading` of the evaluation, which one of an older STAR does not have
 # The excluded characters separate the parts of a reference. A quote would end the filter string of a search in MLflow.
 NAME_PATTERN = r"[^/:@'\"]+"
 REFERENCE = re.compile(rf"(?:models:/)?(?P<name>{NAME_PATTERN})(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))?")
@@ -35,6 +36,11 @@ class Version:
     files: dict[str, str]  # relative path -> sha256; empty for a version that `star` did not register
     source: str = ""  # address of its files
     run_id: str | None = None  # the MLflow run that registered it
+
+    @property
+    def older_reading(self) -> bool:
+        """Whether its scores are by an older STAR, which counted other answers as valid."""
+        return READING_KEY not in self.lineage
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"

@@ -28,7 +28,9 @@ def completions_page(tables: dict[int, list[dict]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Sampled completions</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}{_STYLE}</style></head>'
         "<body><main><h1>Sampled completions</h1><p class=note>Of each group of rollouts the best and the worst completion, "
-        f"one where they are the same. A dropped group was replaced by another prompt's.</p>{sections or '<p>No step was sampled yet.</p>'}"
+        f"one where they are the same. A dropped group was replaced by another prompt's. The format is read as <code>star call</code> "
+        "reads it. Rewards and content follow the official reading, on which the model is trained: it also accepts a call that "
+        f"is never closed, and gives −1 for a call of an unknown tool or argument.</p>{sections or '<p>No step was sampled yet.</p>'}"
         "</main></body></html>\n"
     )
 
@@ -40,7 +42,8 @@ def _summary(rows: list[dict]) -> str:
 
 def _table(step: int, rows: list[dict]) -> str:
     names = list(rows[0]["rewards"]) if rows else []
-    columns = ("Request", "Expected", "Completion", *names, "Content", "Group")
+    scores = [f"{name} (official reading)" for name in (*names, "Content")]
+    columns = ("Request", "Expected", "Completion", "Format", *scores, "Group")
     head = "".join(f'<th scope="col">{escape_html(name)}</th>' for name in columns)
     body = "".join(_row(row, names) for row in rows)
     return table(f"Step {step:,}", head, body, label=f"Completions of step {step}")
@@ -49,5 +52,7 @@ def _table(step: int, rows: list[dict]) -> str:
 def _row(row: dict, names: list[str]) -> str:
     texts = "".join(_CELL.format(escape_html(truncate(row[key]))) for key in ("prompt", "target", "completion"))
     numbers = "".join(f"<td>{format_number(row['rewards'][name])}</td>" for name in names)
-    content = format_number(row["content"]) if row["format"] else "format error"
-    return f"<tr>{texts}{numbers}<td>{content}</td><td>{'kept' if row['kept'] else 'dropped'}</td></tr>"
+    verdicts = (
+        f"<td>{'valid' if row['format'] else 'format error'}</td>{numbers}<td>{format_number(row['content'])}</td>"
+    )
+    return f"<tr>{texts}{verdicts}<td>{'kept' if row['kept'] else 'dropped'}</td></tr>"

@@ -68,7 +68,7 @@ class EarlyStop(TrainerCallback):
         rewards = [entry["sampled_reward"] for entry in history if "sampled_reward" in entry]
         means = [fmean(rewards[end - REWARD_WINDOW : end]) for end in range(REWARD_WINDOW, len(rewards) + 1)]
         if settings.max_reward_drop and means and means[-1] < max(means) - settings.max_reward_drop * limit_share:
-            return f"the mean reward fell from {max(means):.3f} to {means[-1]:.3f}"
+            return f"the mean reward (official reading) fell from {max(means):.3f} to {means[-1]:.3f}"
         return None
 
 

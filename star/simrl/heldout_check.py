@@ -120,7 +120,7 @@ def describe_reward_hacking(checks: list[dict[str, Any]]) -> str | None:
     if last["reward"] <= best["reward"] or lost - gained < max(2 * sqrt(lost + gained), 1):
         return None
     return (
-        f"the reward rose from {best['reward']:.3f} to {last['reward']:.3f} while exact match on held-out prompts fell "
-        f"from {fmean(best['exact']):.1%} to {fmean(last['exact']):.1%}: the model may be exploiting the reward; "
+        f"the reward (official reading) rose from {best['reward']:.3f} to {last['reward']:.3f} while exact match on "
+        f"held-out prompts fell from {fmean(best['exact']):.1%} to {fmean(last['exact']):.1%}: the model may be exploiting the reward; "
         "read completions.html, raise beta or stop earlier"
     )

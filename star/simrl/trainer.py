@@ -326,6 +326,7 @@ class SimRLTrainer(GRPOTrainer):
     def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:
         """Adds means over all sampled rollouts, those of dropped groups included, to the metrics that TRL logs."""
         scores = [rollout.score for group in self.sampled_groups for rollout in group.rollouts]
+        # `format_rate` is of the strict reading, as in the evaluation; the others explain the reward, by the official one.
         values: dict[str, Sequence[float | None]] = {
             "sampled_reward": [score.trained.total for score in scores],
             "content": [score.trained.content for score in scores],

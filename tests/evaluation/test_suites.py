@@ -3,7 +3,10 @@
 import json
 from typing import get_args
 
+import pytest
+
 from star.config.evaluation import Suite
+from star.errors import InputError
 from star.evaluation.evaluate import score_and_write
 from star.evaluation.gathered import Gathered, GatheredModel, Timing
 from star.evaluation.labels import METRICS
@@ -46,12 +49,19 @@ def test_a_shard_is_read_as_it_was_written(tmp_path) -> None:
     assert write_shard(gathered, out=tmp_path) == {"asked": 2}
     assert read_shard(tmp_path) == gathered
     written = json.loads((tmp_path / "gathered.json").read_text())
-    assert list(written) == ["title", "settings", "models", "curves", "lineage", "stages"]
+    assert list(written) == ["title", "settings", "models", "curves", "lineage", "stages", "reading"]
     assert [list(model) for model in written["models"]] == [["name", "parameters", "memory", "suites"]] * 2
     assert json.loads((tmp_path / "timing.json").read_text()) == {
         "a": {"tokens": 420, "seconds": 1.93, "latency": 0.21},
         "b": {"tokens": 0, "seconds": 0.0},
     }
+
+
+def test_a_shard_of_an_older_star_is_refused(tmp_path) -> None:
+    (tmp_path / "gathered.json").write_text(json.dumps({"title": "old", "models": []}))
+    (tmp_path / "timing.json").write_text("{}")
+    with pytest.raises(InputError, match="run all shards again"):
+        read_shard(tmp_path)
 
 
 def test_two_shards_are_scored_as_one(tmp_path) -> None:

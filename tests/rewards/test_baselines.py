@@ -82,3 +82,6 @@ def test_parts():
     assert score_parts(reply("No."), target, TOOLS) == ScoreParts(1.0, 0.0, None, 2.0)
     assert score_parts(reply("No."), reply("Yes."), TOOLS) == ScoreParts(1.0, None, None, 0.0)
     assert score_parts(BROKEN, target, TOOLS) == ScoreParts(0.0)
+    # The format is read strictly; the other parts explain the reward, for which an unclosed call is no call.
+    assert score_parts(target.removesuffix("</tool_call>"), target, TOOLS) == ScoreParts(0.0, 0.5, 1.0, 1.0)
+    assert score_parts(calls(("unknown", {})), target, TOOLS) == ScoreParts(1.0)

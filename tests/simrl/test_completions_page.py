@@ -35,5 +35,14 @@ def test_text_of_a_model_stays_text(tables):
     assert len(page) < 40_000 + 15_000 * sum(map(len, tables.values()))
 
 
+def test_the_format_is_read_strictly_and_rewards_are_labelled():
+    row = {"prompt": "", "target": "", "completion": "", "rewards": {"similarity": 0.0}, "content": 0.0, "kept": True}
+    page = completions_page({1: [{**row, "format": 0.0}, {**row, "format": 1.0}]})
+    assert "2 completions, 1 of valid format" in page
+    assert page.count("<td>format error</td>") == page.count("<td>valid</td>") == 1
+    for heading in ("Format", "similarity (official reading)", "Content (official reading)"):
+        assert f'<th scope="col">{heading}</th>' in page
+
+
 def test_an_empty_page_says_so():
     assert "No step was sampled yet" in completions_page({})

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
+from star.chat import THINK_CLOSE
 from star.config.bfcl_categories import CATEGORIES
 from star.errors import InputError
 from star.evaluation.bfcl import harness
@@ -33,12 +34,17 @@ Answer = Callable[[list[Query]], list[Reply]]
 
 
 class Verdict(TypedDict):
-    """The harness's verdict on one entry. `error` is the harness's error type where the entry is wrong."""
+    """The harness's verdict on one entry.
+
+    `error` is the harness's error type where the entry is wrong. `began_call` is whether any answer holds the start of
+    a call, also of one that the harness cannot read.
+    """
 
     id: str
     category: str
     valid: bool
     error: str | None
+    began_call: bool
 
 
 class HarnessReport(TypedDict):
@@ -164,7 +170,7 @@ def _answer_queries(
     stdin: IO[str], stdout: IO[str], answer: Answer, *, job: dict[str, Any], label: str
 ) -> HarnessReport | None:
     """Sends the job to the harness and answers its queries until it reports; None where it ends without a report."""
-    unanswered = 0
+    unanswered, began_call = 0, set()
     _send(stdin, job)
     # A harness that died at its start sends no line, and the loop below ends at once.
     total = json.loads(stdout.readline() or "{}").get("entries", 0)
@@ -172,14 +178,26 @@ def _answer_queries(
         for message in map(json.loads, stdout):
             if "report" in message:
                 report: HarnessReport = message["report"]
+                for verdict in report["verdicts"]:
+                    verdict["began_call"] = verdict["id"] in began_call
                 return {**report, "unanswered": unanswered}
             if "done" in message:
                 bar.advance(message["done"] - bar.done)
             if "ask" in message:
                 replies = answer([{**query, "prompt": _valid_unicode(query["prompt"])} for query in message["ask"]])
                 unanswered += sum("error" in reply for reply in replies)
+                began_call |= {
+                    query["id"]
+                    for query, reply in zip(message["ask"], replies, strict=True)
+                    if _begins_call(reply.get("text", ""))
+                }
                 _send(stdin, replies)
     return None
+
+
+def _begins_call(text: str) -> bool:
+    """Whether the part after the reasoning holds the start of a call, whatever follows it."""
+    return "<tool_call" in text.rpartition(THINK_CLOSE)[2]
 
 
 def _send(stdin: IO[str], value: object) -> None:

@@ -10,7 +10,7 @@ agentic categories need the open web and are not run, so the score is over the o
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from star.config.bfcl_categories import CATEGORIES, IRRELEVANCE, LIVE, LIVE_CALLS, MULTI_TURN, SIMPLE
+from star.config.bfcl_categories import CATEGORIES, IRRELEVANCE, LIVE, LIVE_CALLS, MULTI_TURN, RELEVANCE, SIMPLE
 from star.evaluation.intervals import mean_score, weighted_score
 from star.evaluation.suite_scores import CategoryScore, Score
 
@@ -18,11 +18,16 @@ Weights = dict[str, float]  # weight of each category's accuracy
 
 
 class BfclScores(TypedDict):
-    """The scores of one model: of the formulas, of every category, and of a model that never calls (`floor`)."""
+    """The scores of one model: of the formulas, of every category, and of a model that never calls (`floor`).
+
+    `began_call` counts, per category of RELEVANCE, the entries with an answer that holds the start of a call. The
+    harness counts a call that it cannot read as no call, so a broken call is right where no call is due.
+    """
 
     scores: dict[str, Score]
     categories: dict[str, CategoryScore]
     floor: dict[str, float]
+    began_call: dict[str, int]
 
 
 def formulas(sizes: Mapping[str, int]) -> dict[str, Weights]:
@@ -58,16 +63,19 @@ def bfcl_scores(verdicts: Iterable[Mapping[str, Any]], sizes: Mapping[str, int])
     """Scores one model. Intervals are 95%: Wilson's for a category, MOVER over Wilson's for a weighted sum.
 
     Args:
-        verdicts: one per entry, with `category` and `valid`.
+        verdicts: one per entry, with `category`, `valid`, and `began_call` where it is known.
         sizes: entries of each category in the whole data set.
 
     Returns:
         As `scores` the formulas whose categories were all run. Where those of the overall formula were not, also each
-        category by itself.
+        category by itself. Also, as `<category>_began_call`, the shares of `began_call`.
     """
     columns: dict[str, list[float]] = {}
+    began_call: dict[str, list[float]] = {}
     for verdict in verdicts:
         columns.setdefault(verdict["category"], []).append(float(verdict["valid"]))
+        if verdict["category"] in RELEVANCE and "began_call" in verdict:
+            began_call.setdefault(verdict["category"], []).append(float(verdict["began_call"]))
     categories: dict[str, CategoryScore] = {
         name: {**mean_score(columns[name], seed=0), "rows": len(columns[name])}
         for name in sorted(columns, key=CATEGORIES.index)
@@ -77,14 +85,17 @@ def bfcl_scores(verdicts: Iterable[Mapping[str, Any]], sizes: Mapping[str, int])
     complete = {name: weights for name, weights in weights_of.items() if weights.keys() <= columns.keys()}
     if "overall_v3" not in complete:
         complete |= {name: {name: 1.0} for name in categories}
+    scores = {name: weighted_score(weights, categories) for name, weights in complete.items()}
+    began_call = {name: began_call[name] for name in RELEVANCE if name in began_call}
     return {
-        "scores": {name: weighted_score(weights, categories) for name, weights in complete.items()},
+        "scores": scores | {f"{name}_began_call": mean_score(found, seed=0) for name, found in began_call.items()},
         "categories": categories,
         "floor": {
             # Without a call only the entries of irrelevance are right.
             name: sum(weight for category, weight in weights.items() if category in IRRELEVANCE)
             for name, weights in complete.items()
         },
+        "began_call": {name: round(sum(found)) for name, found in began_call.items()},
     }
 
 

@@ -16,6 +16,8 @@ from star.config.evaluation import Gate
 
 ROUNDING = 1e-9  # 0.4 - 0.1 is a little more than 0.3
 FEWEST_ROWS = 5  # rows of a category that its interval needs to be meaningful
+# The mean of the reward that Sim-RL trains on, which reads answers as the official code does.
+_NAMES = {"mean_reward": "mean reward (official reading)"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measurements:
-    """What an evaluation measured of one model."""
+    """What an evaluation measured of one model.
+
+    `older_reading` says that an older STAR measured it: its format errors are those of the official reward, and its
+    exact match counts answers without words as refusals.
+    """
 
     scores: Mapping[str, float]
     benchmark: str = ""  # digest of the rows
@@ -55,6 +61,7 @@ class Measurements:
     parameters: float | None = None
     tokens_per_second: float | None = None
     outcomes: Mapping[str, tuple[str, float]] = field(default_factory=dict)  # row -> category, 1 for an exact match
+    older_reading: bool = False
 
 
 def check_gate(candidate: Measurements, champion: Measurements | None, gate: Gate, *, seed: int = 0) -> Verdict:
@@ -67,10 +74,16 @@ def check_gate(candidate: Measurements, champion: Measurements | None, gate: Gat
     # On other rows, or with other decoding, a score differs for reasons that are not the model's.
     comparable = champion is not None and _comparable(candidate, champion)
     verdict = check_scores(candidate.scores, champion.scores if champion and comparable else None, gate)
-    checks = [*verdict.checks, *_check_size_and_speed(candidate, gate)]
+    checks = [*verdict.checks, *_check_reading(candidate), *_check_size_and_speed(candidate, gate)]
     notes = []
     if champion is not None and comparable:
         checks += _check_categories(candidate.outcomes, champion.outcomes, gate, seed=seed)
+        if champion.older_reading:
+            # Compared all the same: of the same answers the older exact match is never lower, so the bar is never lower.
+            notes.append(
+                "an older STAR measured the champion, and counted answers without words as refusals: its exact match can "
+                "be too high, and the bars that follow from it too"
+            )
     elif champion is not None:
         notes.append("the champion was measured on other rows or with other decoding, and is not compared")
     return Verdict(checks, notes)
@@ -96,8 +109,15 @@ def _comparable(candidate: Measurements, champion: Measurements) -> bool:
     return (candidate.benchmark, candidate.decoding) == (champion.benchmark, champion.decoding)
 
 
+def _check_reading(candidate: Measurements) -> Iterator[Check]:
+    # Format errors of the official reading are fewer, so they must not pass the bar.
+    if candidate.older_reading:
+        reason = "an older STAR counted the format errors, by the official reading: run `star evaluate` again"
+        yield Check("reading", False, reason)
+
+
 def _check_minimum(scores: Mapping[str, float], score: str, *, bar: float, label: str) -> Check:
-    name = score.replace("_", " ")
+    name = _NAMES.get(score, score.replace("_", " "))
     if score not in scores:
         return Check(score, False, f"{name} was not measured, and {bar:.4f} is needed ({label})")
     # NaN must not pass. Every comparison with NaN is false, so the condition says what passes, not what fails.

@@ -45,6 +45,17 @@ def test_a_model_that_never_calls_scores_the_floor(bench: ModuleType) -> None:
     assert found["package"] == "bfcl-eval 2026.3.23"
 
 
+def test_broken_calls_are_right_in_irrelevance_and_counted() -> None:
+    texts = ('<tool_call>\n{"name": "f", "argum', '<tool_call name="f"/>', "There is no tool for that.")
+
+    def answer(queries: list[dict]) -> list[dict[str, str]]:
+        return [{"text": f"<think>\n\n</think>\n\n{texts[index % 3]}"} for index in range(len(queries))]
+
+    found = evaluate_bfcl(answer, label="broken", categories=("irrelevance",), limit=6)
+    assert found["scores"]["irrelevance"]["mean"] == 1.0
+    assert found["began_call"] == {"irrelevance": 4}
+
+
 def test_categories_asked_apart_are_scored_as_one(bench: ModuleType) -> None:
     categories = ("simple_java", "irrelevance", "live_parallel", "multiple")
     parts = [tuple(Shard(number, 3).select(list(categories))) for number in (1, 2, 3)]

@@ -6,6 +6,7 @@ import pytest
 from star.config.bfcl_categories import CATEGORIES, IRRELEVANCE
 from star.evaluation.bfcl.scores import bfcl_scores, formulas
 from star.evaluation.report import markdown_table
+from star.evaluation.report_benchmarks import benchmarks_section
 
 # Entries of the categories in the data of bfcl-eval 2026.3.23.
 SIZES = dict(
@@ -55,6 +56,23 @@ def test_chosen_categories_stand_for_themselves_beside_their_floor() -> None:
     table = markdown_table({"models": [{"name": "tiny", "scores": scores, "bfcl": found}]})
     assert "| BFCL irrelevance (never calling: 100.0%) | 75.0% [" in table
     assert "| BFCL live parallel (never calling: 0.0%) | 25.0% [" in table
+
+
+def test_answers_that_begin_a_call_are_counted_beside_irrelevance() -> None:
+    """The harness finds a broken call right where no call is due, so its score alone says too little."""
+    given = [{"category": "irrelevance", "valid": True, "began_call": index < 9} for index in range(12)]
+    given += [{"category": "live_relevance", "valid": False, "began_call": index < 3} for index in range(12)]
+    given += [{"category": "live_parallel", "valid": False, "began_call": True} for _ in range(16)]
+    found = bfcl_scores(given, SIZES)
+    assert found["began_call"] == {"irrelevance": 9, "live_relevance": 3}
+    assert found["scores"]["irrelevance_began_call"]["mean"] == 0.75
+    scores = {f"bfcl_{name}": score for name, score in found["scores"].items()}
+    details = {**found, "package": "bfcl-eval", "data": "v4", "data_sha256": "0" * 64}
+    evaluation = {"models": [{"name": "tiny", "scores": scores, "bfcl": details}]}
+    assert "| BFCL irrelevance, answers that begin a call | 75.0% [" in markdown_table(evaluation)
+    assert "hold the start of a call: 9 of 12 in irrelevance, 3 of 12 in live relevance." in benchmarks_section(
+        evaluation
+    )
 
 
 def test_the_intervals_of_a_formula_cover() -> None:

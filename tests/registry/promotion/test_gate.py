@@ -29,7 +29,10 @@ def test_a_first_candidate_needs_only_the_bars() -> None:
         ({"exact_match": 0.49}, "exact match 0.4900 is below 0.5000 (the gate's minimum)"),
         ({"format_errors": 0.11}, "format errors 0.1100 exceed 0.1000 (the gate's maximum)"),
         ({"exact_match": 0.79}, "exact match 0.7900 is below 0.8000 (the champion's 0.9000 less 0.1000)"),
-        ({"mean_reward": 0.7}, "mean reward 0.7000 is below 0.8500 (the champion's 0.9500 less 0.1000)"),
+        (
+            {"mean_reward": 0.7},
+            "mean reward (official reading) 0.7000 is below 0.8500 (the champion's 0.9500 less 0.1000)",
+        ),
         ({"exact_match": float("nan")}, "exact match nan is below 0.5000 (the gate's minimum)"),
         ({"format_errors": float("nan")}, "format errors nan exceed 0.1000 (the gate's maximum)"),
     ],
@@ -100,6 +103,19 @@ def test_what_was_measured_otherwise_is_not_compared_and_that_is_said() -> None:
     assert not check_gate(
         measured({}), Measurements({"exact_match": 1.0}, benchmark="rows", decoding="greedy"), GATE
     ).passed
+
+
+def test_format_errors_of_an_older_star_do_not_pass() -> None:
+    verdict = check_gate(measured({}, older_reading=True), None, GATE)
+    assert [check.name for check in verdict.checks if not check.passed] == ["reading"]
+    assert "run `star evaluate` again" in verdict.reasons[-1]
+
+
+def test_a_champion_that_an_older_star_measured_is_compared_and_that_is_said() -> None:
+    older = measured(answers(wrong_dates=0), older_reading=True)
+    verdict = check_gate(measured(answers(wrong_dates=12)), older, GATE)
+    assert not verdict.passed and "its exact match can be too high" in verdict.reasons[-1]
+    assert check_gate(measured(answers(wrong_dates=0)), older, GATE).passed
 
 
 def test_size_and_speed_have_limits_where_they_are_set() -> None:
