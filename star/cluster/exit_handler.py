@@ -11,11 +11,13 @@ import os
 import shutil
 from pathlib import Path
 
+from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError, redacted
 from star.folders.working_paths import train_jobs_folder
 
-MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}  # KFP's state -> MLflow's; every other state is FAILED
+# State of the pipeline -> status of the MLflow runs that it left open. If nobody knows how it ended, they were killed at least.
+MLFLOW_STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELLED: "KILLED", ENDED: "KILLED"}
 MAX_ERROR_CHARACTERS = 2000
 
 
@@ -24,7 +26,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
 
     Args:
         run_id: ID of the pipeline run in KFP. Its MLflow runs are tagged with it.
-        state: SUCCEEDED, FAILED or CANCELLED.
+        state: State that KFP gives; if no run ends with it, others are asked (pipeline_state.py).
         failed_task: Name of the task that ended the pipeline.
         error: Message of the failure, if there is one. Secrets are removed from it.
 
@@ -35,7 +37,9 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
     if os.environ.get("STAR_WORK"):
         # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
-    closed = _close_mlflow_runs(run_id, MLFLOW_STATUS.get(state, "FAILED"))
+    _send_waiting_events()  # before MLflow is asked for states, or given any
+    state = final_state(run_id, state)
+    closed = _close_mlflow_runs(run_id, MLFLOW_STATUS[state])
     summary: dict[str, object] = {
         "run": run_id,
         "state": state,
@@ -44,24 +48,30 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         "closed_runs": closed,
         "kept": _unfinished_folders(),
     }
-    summary["text"] = f"STAR pipeline {run_id}: {state}" + (f" in {failed_task}" if state != "SUCCEEDED" else "")
+    summary["text"] = f"STAR pipeline {run_id}: {state}" + (
+        f" in {failed_task}" if state in (FAILED, CANCELLED) else ""
+    )
     print(json.dumps(summary, indent=1), flush=True)
     if url := os.environ.get("STAR_WEBHOOK"):
         notify_webhook(url, summary)
     return summary
 
 
-def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
-    """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
+def _send_waiting_events() -> None:
+    """Sends MLflow what the stages could not send: the server must have it before runs are closed."""
     from star.home import spools_folder
     from star.tracking.sender import replay
+
+    if spools_folder().is_dir():
+        replay(spools_folder())
+
+
+def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
+    """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
     from star.tracking.server import connect, experiment_id
 
     try:
         client = connect()
-        # Metrics that a stage could not send_events go first: the server must have them before the run is closed.
-        if spools_folder().is_dir():
-            replay(spools_folder())
         still_running = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
         runs = client.search_runs([experiment_id(client)], filter_string=still_running)
         for run in runs:

@@ -1,11 +1,14 @@
 """The exit handler: closes the MLflow runs of killed pods, notifies the webhook, and never fails the pipeline itself."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -38,6 +41,106 @@ def test_the_mlflow_runs_of_a_killed_pod_are_closed(monkeypatch: pytest.MonkeyPa
     summary = close_pipeline("0123456789", state="CANCELLED", failed_task="stages", error=None)
     assert "distill" in summary["closed_runs"] or runs()["distill"] != "RUNNING"
     assert set(runs().values()) == {"KILLED"}
+
+
+class Kfp(ThreadingHTTPServer):
+    """KFP's API: answers a question for a run with the next of these groups' states, the last one again and again."""
+
+    def __init__(self, states: list[str], history: list[str]) -> None:
+        super().__init__(("127.0.0.1", 0), _KfpRequest)
+        self.states, self.history, self.asked = list(states), history, list[tuple[str, str | None]]()
+        Thread(target=self.serve_forever, daemon=True).start()
+
+    def run(self) -> dict:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        # In the form of a server 2.17: the run still runs, retried groups come twice, some tasks have no name.
+        names = {
+            "exit-handler-1(0)": "FAILED",
+            "exit-handler-1.onExit": "RUNNING",
+            "exit-handler-1-driver": "SUCCEEDED",
+            None: None,
+            "exit-handler-1": state,
+            "finish": "RUNNING",
+        }
+        tasks = [{"display_name": name, "state": of} for name, of in names.items()]
+        history = [{"state": of} for of in self.history]
+        return {"state": "RUNNING", "state_history": history, "run_details": {"task_details": tasks}}
+
+
+class _KfpRequest(BaseHTTPRequestHandler):
+    server: Kfp
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers["Authorization"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(self.server.run()).encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("answers", "history", "state", "status"),
+    [
+        (["SUCCEEDED"], ["RUNNING"], "SUCCEEDED", "FINISHED"),
+        (
+            ["RUNNING", "RUNNING", "FAILED"],
+            ["RUNNING"],
+            "FAILED",
+            "FAILED",
+        ),  # the server hears of it some seconds later
+        (["FAILED"], ["RUNNING", "CANCELING"], "CANCELLED", "KILLED"),
+        (["RUNNING"], ["RUNNING"], "ENDED", "KILLED"),
+    ],
+    ids=["succeeded", "failed", "cancelled", "unknown"],
+)
+def test_a_state_that_no_run_ends_with_is_asked_of_kfp(
+    answers: list[str],
+    history: list[str],
+    state: str,
+    status: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    server = Kfp(answers, history)
+    monkeypatch.setattr("star.cluster.pipeline_state.PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("KFP_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+    (tmp_path / "token").write_text("the-token\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    client = connect()
+    client.create_run(experiment_id(client), run_name="left", tags={"kfp.pipeline_run_id": "0123"})
+    summary = close_pipeline("0123", state="RUNNING", failed_task="exit-handler-1", error="")
+    assert (summary["state"], runs()["left"]) == (state, status)
+    assert server.asked[0] == ("/apis/v2beta1/runs/0123", "Bearer the-token")
+    where = " in exit-handler-1" if state in ("FAILED", "CANCELLED") else ""
+    assert summary["text"] == f"STAR pipeline 0123: {state}{where}"
+
+
+@pytest.mark.parametrize(
+    ("stages", "state"),
+    [
+        ({"refine": "FINISHED", "register": "FINISHED"}, "SUCCEEDED"),
+        ({"distill": "FAILED", "refine": "FINISHED", "register": "FINISHED"}, "SUCCEEDED"),  # a second attempt
+        ({"distill": "FAILED"}, "FAILED"),
+        ({"refine": "FINISHED"}, "ENDED"),
+    ],
+)
+def test_without_kfp_the_runs_of_the_stages_tell_how_the_pipeline_ended(
+    stages: dict[str, str], state: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_HOST", "http://127.0.0.1:9")
+    client = connect()
+    for name, status in stages.items():
+        tags = {"kfp.pipeline_run_id": "0123", "star.stage": name}
+        client.set_terminated(client.create_run(experiment_id(client), run_name=name, tags=tags).info.run_id, status)
+    assert close_pipeline("0123", state="RUNNING", failed_task="stages", error="")["state"] == state
+
+
+@pytest.mark.parametrize(("word", "state"), [("COMPLETE", "SUCCEEDED"), ("CANCELED", "CANCELLED")])
+def test_other_words_for_a_state_are_understood(home: Path, word: str, state: str) -> None:
+    assert close_pipeline("1", state=word, failed_task="stages", error="")["state"] == state
 
 
 def test_runs_of_another_pipeline_stay_open() -> None:
