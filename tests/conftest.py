@@ -72,6 +72,17 @@ def finished(micro: "Config", tmp_path_factory: pytest.TempPathFactory) -> dict[
     return folders
 
 
+@pytest.fixture(scope="session")
+def thinking_teacher(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's folder with a template that opens `<think>` at the end of each prompt. Its answers stay right."""
+    folder = tmp_path_factory.mktemp("thinking") / "teacher"
+    shutil.copytree(finished["refine-teacher"], folder)
+    template = folder / "chat_template.jinja"
+    start, header, end = template.read_text(encoding="utf-8").rpartition("'<|im_start|>assistant\\n'")
+    template.write_text(f"{start}{header} + '<think>\\n'{end}", encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home of its own for every test: no test writes to ./runs or to a tracking server of the environment."""

@@ -63,6 +63,15 @@ def test_a_sample_ends_at_its_end_token(teacher) -> None:
         assert len(sample.token_ids) <= 64
 
 
+def test_a_sample_begins_with_what_its_prompt_opens(teacher) -> None:
+    model, tokenizer, prompts = teacher
+    texts = [prompts[0].text, prompts[0].text + "<think>\n", prompts[1].text + "<think>\n\n</think>\n\n"]
+    groups = generate(model, tokenizer, texts, samples=2, temperature=1.0, max_new_tokens=6, seed=3)
+    for opening, group in zip(("", "<think>\n", "<think>\n\n</think>\n\n"), groups, strict=True):
+        for sample in group:
+            assert sample.text == opening + tokenizer.decode(sample.token_ids).removesuffix(tokenizer.eos_token)
+
+
 def test_hidden_states_do_not_depend_on_padding(teacher) -> None:
     model, tokenizer, _ = teacher
     sequences = [Sequence([5, 6, 7], [8, 9]), Sequence([5] * 9, [4, 3, 2, 6])]

@@ -19,6 +19,7 @@ from star.folders.workspace import Workspace
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows
 from star.modeling.training import train
+from star.rewards.similarity import similarity_reward
 from star.simrl.refine import refine_model
 from star.simrl.trainer import SimRLTrainer, build_trainer, grpo_config
 
@@ -177,6 +178,21 @@ def test_a_batch_that_cannot_be_filled_is_reported(
         [entry] = run(teacher_trainer(finished, tmp_path / "simrl", settings), tmp_path / "state")
     assert (entry["unfilled_groups"], entry["refill_rounds"], entry["format_rate"]) == (4, 2, 0)
     assert "4 of 4 groups in the batch have no learning signal, after 2 refills" in caplog.text
+    assert "step 1: all 48 completions break the format: " in caplog.text
+
+
+def test_what_the_prompt_opens_counts_as_the_completions(thinking_teacher: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(thinking_teacher)
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    prompts = [Prompt(name, text, CALL, tool("NAME")) for name in "abcd"]
+    settings = SETTINGS.model_copy(update={"steps": 1, "num_generations": 2, "max_refills": 0, "log_rewards": ()})
+    model, folder = load_model(thinking_teacher), tmp_path / "simrl"
+    trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=folder, seed=7)
+    run(trainer, tmp_path / "state")
+    for rollout in (rollout for group in trainer.sampled_groups for rollout in group.rollouts):
+        sampled = tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
+        assert rollout.completion == "<think>\n" + sampled
+        assert rollout.score.trained == similarity_reward("<think>\n" + sampled, CALL, tool("NAME"))
 
 
 def refine_teacher_again(

@@ -167,6 +167,17 @@ def test_samples_end_with_the_end_token(served: Served) -> None:
             assert tokenizer.eos_token not in sample.text
 
 
+def test_samples_begin_with_what_their_prompt_opens(served: Served) -> None:
+    tokenizer, sampling = served.teacher.tokenizer, {"temperature": 1.0, "max_new_tokens": 6, "seed": 1}
+    prompts = ["<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n"]
+    for served.token_ids in (True, False):
+        opened, plain = TeacherServer(served.url).generate(tokenizer, prompts, samples=2, **sampling)
+        for sample in opened:
+            assert sample.text == "<think>\n" + tokenizer.decode(sample.token_ids).removesuffix(tokenizer.eos_token)
+        for sample in plain:
+            assert sample.text == tokenizer.decode(sample.token_ids).removesuffix(tokenizer.eos_token)
+
+
 def test_a_repeated_prompt_gets_different_samples(served: Served) -> None:
     assert split_by_occurrence(["a", "b", "a", "a", "b"]) == [[0, 1], [2, 4], [3]]
     prompts = ["<|im_start|>user\nHi", "x", "<|im_start|>user\nHi"]
@@ -280,6 +291,8 @@ def test_vllm_in_the_process_is_rolled_out(
     assert len({tuple(sample.token_ids) for place in (0, 2) for sample in groups[place]}) == 4
     for sample in (sample for group in groups for sample in group):
         assert sample.finished == (sample.token_ids[-1] == tokenizer.eos_token_id)
+    [[opened]] = engine.generate(tokenizer, ["<|im_start|>assistant\n<think>\n"], samples=1, **sampling)
+    assert opened.text == "<think>\n" + tokenizer.decode(opened.token_ids).removesuffix(tokenizer.eos_token)
 
 
 def test_a_machine_without_vllm_is_refused(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,25 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from star.chat import parse_completion
+from star.config.experiment import Config
 from star.config.teacher_signal import Rollout
+from star.data.rows import read_rows
+from star.errors import InputError
+from star.folders.shard import WHOLE
+from star.folders.workspace import Workspace
 from star.modeling.generation import Sample
 from star.modeling.models import load_tokenizer
 from star.modeling.prompts import Prompt
-from star.teacher.rollout import VERDICTS, _table, assign_verdicts, count_verdicts, sample_batch
+from star.teacher.rollout import (
+    VERDICTS,
+    _table,
+    assign_verdicts,
+    count_verdicts,
+    roll_out,
+    roll_out_rows,
+    sample_batch,
+)
 
 TOOLS = [
     {"name": "ping", "description": "", "parameters": {"type": "object", "properties": {"host": {"type": "string"}}}}
@@ -92,6 +106,55 @@ def test_failures_are_sampled_again_up_to_the_limit(tokenizer, retries: int) -> 
     assert len(rows) == 4 * rounds == len({row["id"] for row in rows})
     kept = [row["row_id"] for row in rows if row["verdict"] == "kept"]
     assert kept == (["r", "s"] if retries >= 2 else [])
+
+
+def roll_out_scripted(tokenizer, folder: Path, *texts: str, settings: Rollout) -> None:
+    workspace = Workspace(out=folder / "out", state=folder / "state")
+    for place in (workspace.out, workspace.state):
+        place.mkdir()
+    prompts = [
+        Prompt(name, f"<|im_start|>user\n{name}<|im_end|>\n<|im_start|>assistant\n", CALL, TOOLS) for name in "rs"
+    ]
+    roll_out(Scripted(*texts), tokenizer, prompts, settings=settings, seed=3, shard=WHOLE, workspace=workspace)
+
+
+def test_format_errors_are_named_with_their_counts_and_the_end_of_the_prompt(tokenizer, tmp_path: Path) -> None:
+    wrong = CALL.replace("ping", "pong")
+    with pytest.raises(InputError) as error:
+        roll_out_scripted(
+            tokenizer, tmp_path, wrong, "\x1b[2JNo.", settings=Rollout(samples=2, batch_size=1, retries=0)
+        )
+    assert str(error.value) == (
+        "the teacher gave no valid completion in 4 samples. 4 break the format: "
+        '"a call names no tool of the prompt" (2), "a completion has exactly one <think>...</think>" (2); '
+        f"the first is {wrong!r} after the prompt's '<|im_start|>assistant\\n'. A completion must be one <think> block "
+        "and then a reply or <tool_call> blocks: train the teacher on the rows with teacher.sft, or choose one that "
+        "answers so"
+    )
+
+
+def test_each_cause_of_a_failure_has_its_cure_the_most_frequent_first(tokenizer, tmp_path: Path) -> None:
+    settings = Rollout(samples=2, batch_size=1, retries=0, min_reward=0.5, max_new_tokens=9)
+    with pytest.raises(InputError, match=r"in 4 samples\. 2 .*break the format.*\. 2 have a reward below 0\.5: lower"):
+        roll_out_scripted(tokenizer, tmp_path, "?", CALL.replace('"a"', '"z"'), settings=settings)
+
+
+def test_what_the_prompt_opens_counts_as_the_completions(
+    micro: Config, finished: dict[str, Path], thinking_teacher: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    for place in (workspace.out, workspace.state):
+        place.mkdir()
+    rows = list(read_rows(finished["synthesize"] / "train.jsonl"))
+    roll_out_rows(thinking_teacher, rows, config=micro, shard=WHOLE, workspace=workspace)
+    tokenizer = load_tokenizer(thinking_teacher)
+    kept = pq.read_table(workspace.out / "sequences.parquet").to_pylist()
+    assert kept
+    for row in kept:
+        assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n")
+        sampled = tokenizer.decode(row["completion_ids"][:-1])
+        assert row["completion"] == "<think>\n" + sampled and "<think>" not in sampled
+        assert parse_completion(row["completion"])
 
 
 def test_every_prompt_has_its_counts(finished: dict[str, Path]) -> None:
