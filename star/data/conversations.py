@@ -1,58 +1,83 @@
-"""Reads the messages and calls of public data sets into row form: OpenAI's, ShareGPT's, Hermes' and ToolACE's.
+"""Reads the messages of public data sets into row form: OpenAI's, ShareGPT's, LangChain's, Anthropic's, Hermes', glaive's and ToolACE's.
 
-    message_of({"from": "human", "value": "Hi"})            # ShareGPT: {"role": "user", "content": "Hi"}
-    calls_in_text('[Get Weather(city="Oslo")]', {"Get Weather"})
-                                                            # ToolACE: [{"name": "Get Weather", "arguments": {"city": "Oslo"}}]
+    >>> messages_of({"from": "human", "value": "Hi"}, {})           # ShareGPT
+    [{'role': 'user', 'content': 'Hi'}]
+    >>> message = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}]}
+    >>> messages_of(message, {})[0]["tool_calls"]                   # Anthropic
+    [{'name': 'f', 'arguments': {'a': 1}}]
 
-ToolACE lists its tools as JSON inside the system prompt and writes calls as above. That text is parsed as Python literals; it is
-never executed.
+Nothing is guessed: a message whose calls, reasoning or content stand in a form that is not read is an InputError with the reason.
 """
 
-import ast
 import json
+import re
 from typing import Any
 
-from star.chat import CALL_OPEN, THINK_OPEN, FormatError, parse_completion
+from star.data.call_texts import Tools, read_call_text, read_text, split_reasoning
+from star.data.calls import call_of, calls_of_value
+from star.data.listed_tools import list_field
+from star.data.literals import parse_field
 from star.errors import InputError
 
 ROLES = {
-    "human": "user", "gpt": "assistant", "model": "assistant", "function_call": "assistant", "function-call": "assistant",
-    "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool", "function_response": "tool",
+    "human": "user", "developer": "system",
+    "gpt": "assistant", "model": "assistant", "ai": "assistant", "agent": "assistant",
+    "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
+    "observation": "tool", "function": "tool", "ipython": "tool",
+    "tool_response": "tool", "tool_result": "tool", "function_response": "tool",
 }  # fmt: skip
-MAX_CALLS_CHARACTERS = 20_000  # a longer text is not parsed as ToolACE's calls
+CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # here the calls are the content
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_READ_FIELDS = {
+    "role", "from", "type", "content", "value", "reasoning_content", "tool_calls", "function_call",
+    "tool_call_id", "tool_call_ids", "call_id",
+}  # fmt: skip
+_PART_FIELDS = {"text", "image_url", "source"}
+_LIKE_CALLS = re.compile(r"call|function|tool_?use", re.IGNORECASE)
+_TOOL_RESPONSE = re.compile(r"\s*+<tool_response>(.*?)</tool_response>\s*+", re.DOTALL)
 
 
-def message_of(written: Any) -> dict:
-    """Returns one message in row form.
+class _Parts:
+    """The parts of a message's content, by what they are."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[dict] = []
+        self.results: list[str] = []
+
+    def text(self) -> str | None:
+        return "\n".join(self.texts) if self.texts else None
+
+
+def messages_of(written: Any, tools: Tools) -> list[dict]:
+    """Returns a message in row form: one, or several where results of tools are parts of it.
 
     Raises:
-        InputError: it is not an object, or its calls cannot be read.
+        InputError: it is not an object, or a part of it cannot be read.
     """
     if not isinstance(written, dict):
         raise InputError(f"a message must be an object, got {str(written)[:80]}")
-    role = written.get("role", written.get("from"))
-    content = written.get("content", written.get("value"))
-    called_by_role = role in ("function_call", "function-call")
-    role = ROLES.get(role, role) if isinstance(role, str) else role
-    if role != "assistant":
-        return {
-            "role": role,
-            "content": content if content is None or isinstance(content, str) else json.dumps(content),
-        }
-    calls = [call_of(call) for call in list_field(written, "tool_calls")]
-    if isinstance(single := written.get("function_call"), dict):
-        calls.append(call_of(single))
-    # Here the calls are JSON text in the message's own content.
-    if called_by_role:
-        return assistant_message(
-            None, [call_of(part) for part in _as_list(parse_json_field(content, "function_call"))], None
-        )
-    reasoning = written.get("reasoning_content")
-    # Beside calls in a field of their own, tags in the content are only text.
-    if not calls and isinstance(content, str) and CALL_OPEN in content:
-        content, calls, said = _parse_hermes_calls(content)
-        reasoning = reasoning or said
-    return assistant_message(content, calls, reasoning)
+    written_role = next((written[key] for key in ("role", "from", "type") if written.get(key) is not None), None)
+    spelled = written_role.replace("-", "_").replace(" ", "_") if isinstance(written_role, str) else ""
+    role = ROLES.get(spelled, written_role) if spelled else written_role
+    content = written.get("content")
+    if content is None:
+        content = written.get("value")
+    if role == "assistant":
+        return [_assistant_message_of(written, content, tools, only_calls=spelled in CALL_ROLES)]
+    if "content" not in written and "value" not in written:
+        raise InputError(f"a message of {role!r} must have `content`")
+    if role == "tool":
+        return _tool_messages_of(content)
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    parts = _parts_of(content)
+    if parts.calls or parts.reasoning or (parts.results and role != "user"):
+        raise InputError(f"a message of {role!r} has parts that only an assistant or a tool can have")
+    results = [message for result in parts.results for message in _tool_messages_of(result)]
+    text = parts.text()
+    return results if results and text is None else [*results, {"role": role, "content": text}]
 
 
 def assistant_message(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
@@ -60,138 +85,144 @@ def assistant_message(content: str | None, calls: list[dict], reasoning: str | N
     return {"role": "assistant", "content": content, "tool_calls": calls, "reasoning_content": reasoning}
 
 
-def call_of(call: Any) -> dict:
-    """Returns {"name", "arguments"} of a call in OpenAI's form or bare. The arguments may be JSON text.
+def text_of(content: Any) -> str | None:
+    """Returns the text of a content that may be a list of text parts, joined by line breaks.
 
     Raises:
-        InputError: it is not an object, or its arguments are text that is not JSON.
+        InputError: it holds anything but text.
     """
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict):
-        raise InputError(f"a call must be an object, got {str(call)[:80]}")
-    arguments = inner.get("arguments")
-    if isinstance(arguments, str):
-        arguments = parse_json_field(arguments, "arguments") if arguments.strip() else {}
-    return {"name": inner.get("name"), "arguments": {} if arguments is None else arguments}
+    parts = _parts_of(content)
+    if parts.calls or parts.reasoning or parts.results:
+        raise InputError(f"expected nothing but text, got {str(content)[:80]}")
+    return parts.text()
 
 
-def list_field(record: dict, key: str) -> list:
-    """Returns the list at `key`. It may be written as JSON text; a missing one is empty.
-
-    Raises:
-        InputError: there is something else at `key`.
-    """
-    value = [] if record.get(key) is None else record[key]
-    if isinstance(value, str):
-        value = parse_json_field(value, key) if value.strip() else []
-    if not isinstance(value, list):
-        raise InputError(f"`{key}` must be a list, got {str(value)[:80]}")
-    return value
-
-
-def parse_json_field(text: Any, what: str) -> Any:
-    """Returns the JSON value of a text.
-
-    Args:
-        what: name of the field, for the error.
-
-    Raises:
-        InputError: the text is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"`{what}` is text that is not JSON: {error}") from error
-
-
-def _as_list(value: Any) -> list:
-    return value if isinstance(value, list) else [value]
+def _assistant_message_of(written: dict, content: Any, tools: Tools, *, only_calls: bool) -> dict:
+    if only_calls:
+        reasoning, calls = _read_only_calls(content, tools)
+        return assistant_message(None, calls, reasoning)
+    parts = _parts_of(content)
+    if parts.results:
+        raise InputError("a message of the assistant has a tool's result among its parts")
+    calls = parts.calls + _calls_in_fields(written)
+    text = parts.text()
+    if text is None and isinstance(written.get("refusal"), str):
+        text = written["refusal"]
+    elif text is None and not calls and "content" not in written and "value" not in written:
+        raise InputError("a message of the assistant has neither `content` nor calls")
+    reasoning = written.get("reasoning_content")
+    for field in ("reasoning", "thinking"):  # OpenRouter's and Ollama's
+        if isinstance(said := written.get(field), str):
+            reasoning = _same_reasoning(reasoning, said)
+    if parts.reasoning:
+        reasoning = _same_reasoning(reasoning, "\n".join(parts.reasoning))
+    if text is not None:
+        answer = read_text(text, tools)
+        if answer.calls and calls and answer.calls != calls:
+            raise InputError("a message has calls in its text and other calls in `tool_calls`")
+        text, calls = answer.content, calls or answer.calls
+        reasoning = _same_reasoning(reasoning, answer.reasoning)
+    return assistant_message(text, calls, reasoning)
 
 
-def _parse_hermes_calls(content: str) -> tuple[str | None, list[dict], str | None]:
-    """Returns (content, calls, reasoning) of a text with `<tool_call>` tags."""
-    try:
-        # `parse_completion` expects reasoning first, which such messages may lack.
-        completion = parse_completion(content if THINK_OPEN in content else f"<think>\n</think>\n{content}")
-    except FormatError as error:
-        raise InputError(f"a message holds tool calls that cannot be read: {error}") from error
-    return completion.content or None, completion.tool_calls, completion.reasoning or None
+def _same_reasoning(given: Any, said: str | None) -> Any:
+    """Returns the reasoning of a message's field and of its text; they may not differ."""
+    if not said or not given:
+        return said or given
+    if not isinstance(given, str) or given.strip() != said.strip():
+        raise InputError("a message has one reasoning in its content and another one in a field of its own")
+    return given
 
 
-def tools_in_system(system: str) -> list | None:
-    """Returns the list of tools that a system prompt contains as JSON, or None."""
-    decoder = json.JSONDecoder()
-    # The text of the prompt may contain the same two characters before the list.
-    start = system.find("[{")
-    while start >= 0:
-        try:
-            listed, _ = decoder.raw_decode(system, start)
-        except (ValueError, RecursionError):
-            start = system.find("[{", start + 1)
-            continue
-        if all(isinstance(tool, dict) and ("name" in tool or "function" in tool) for tool in listed):
-            return listed
-        start = system.find("[{", start + 1)
-    return None
-
-
-def calls_in_text(text: str | None, names: set[str]) -> list[dict] | None:
-    """Returns the calls of ToolACE's `[Name(key=literal, ...), ...]`.
-
-    Returns None where the text is not such a list, or calls a tool that is not in `names`.
-    """
-    stripped = (text or "").strip()
-    if not (stripped.startswith("[") and stripped.endswith(")]")) or len(stripped) > MAX_CALLS_CHARACTERS:
-        return None
-    rest, calls = stripped[1:-1].strip(), []
-    while rest:
-        # Names contain blanks and slashes, which Python's grammar does not allow, so the text is not parsed as a whole.
-        name = next((name for name in sorted(names, key=len, reverse=True) if rest.startswith(f"{name}(")), None)
-        if name is None:
-            return None
-        end = _find_closing_bracket(rest, len(name))
-        if end is None or (arguments := _parse_literal_arguments(rest[len(name) : end + 1])) is None:
-            return None
-        calls.append({"name": name, "arguments": arguments})
-        rest = rest[end + 1 :].lstrip(", \n\t")
+def _calls_in_fields(written: dict) -> list[dict]:
+    """Returns the calls in OpenAI's and LangChain's fields."""
+    calls = [call_of(call) for call in list_field(written, "tool_calls")]
+    if isinstance(single := written.get("function_call"), str) and single.strip():
+        single = parse_field(single, "function_call")
+    if single and not isinstance(single, dict):
+        raise InputError(f"`function_call` must be an object, got {str(single)[:80]}")
+    # A table has the columns of a call in every row, with null in those without one.
+    if single and any(value is not None for value in single.values()):
+        calls.append(call_of(single))
+    # Older versions of LangChain keep the provider's calls here.
+    older = written.get("additional_kwargs")
+    if isinstance(older, dict) and not calls:
+        return _calls_in_fields({key: older.get(key) for key in ("tool_calls", "function_call")})
+    for key in sorted(written.keys() - _READ_FIELDS):
+        value = written[key]
+        if isinstance(value, list | dict) and value and _LIKE_CALLS.search(str(key)):
+            raise InputError(f"a message of the assistant has `{key}`, which is not read: write calls as `tool_calls`")
     return calls
 
 
-def _find_closing_bracket(text: str, start: int) -> int | None:
-    """Returns the position of the bracket that closes the one at `start`; brackets inside quotes do not count."""
-    depth, quote, escaped = 0, "", False
-    for place in range(start, len(text)):
-        letter = text[place]
-        if escaped:
-            escaped = False
-        elif quote:
-            escaped, quote = letter == "\\", "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        elif letter == "(":
-            depth += 1
-        elif letter == ")":
-            depth -= 1
-            if depth == 0:
-                return place
-    return None
+def _read_only_calls(content: Any, tools: Tools) -> tuple[str | None, list[dict]]:
+    """Returns (reasoning, calls) of a content that is nothing but calls, as text or as a value."""
+    reasoning = None
+    if isinstance(content, str):
+        reasoning, text = split_reasoning(content, tools)
+        try:
+            calls = read_call_text(text, tools)
+        except InputError as error:
+            raise InputError(f"a message that is a call cannot be read: {error}") from error
+    else:
+        calls = calls_of_value(content)
+    if not calls:
+        raise InputError("a message whose role says that it is a call has none")
+    return reasoning or None, calls
 
 
-def _parse_literal_arguments(arguments: str) -> dict | None:
-    """Returns the keyword arguments of `(key=literal, ...)` as JSON values, or None where they are anything else."""
-    try:
-        tree = ast.parse(f"f{arguments}", mode="eval").body
-        if not isinstance(tree, ast.Call) or tree.args or any(keyword.arg is None for keyword in tree.keywords):
-            return None
-        # Through JSON and back: tuples become lists, and values that JSON does not have raise here.
-        return {keyword.arg: json.loads(json.dumps(_literal_value(keyword.value))) for keyword in tree.keywords}
-    # Python's parser raises the last two for text that nests too deeply.
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return None
+def _tool_messages_of(content: Any) -> list[dict]:
+    """Returns a message per result. A result that is already in `<tool_response>` tags loses them: the template writes its own."""
+    if isinstance(content, list) and content and all(_is_part(part) for part in content):
+        content = text_of(content)
+    elif content is not None and not isinstance(content, str):
+        content = json.dumps(content)
+    results = [content]
+    if content and content.lstrip().startswith("<tool_response>"):
+        results, position = [], 0
+        while found := _TOOL_RESPONSE.match(content, position):
+            results.append(found[1].removeprefix("\n").removesuffix("\n"))
+            position = found.end()
+        if position < len(content):
+            raise InputError("a tool's result opens <tool_response> and does not end with </tool_response>")
+    return [{"role": "tool", "content": result} for result in results]
 
 
-def _literal_value(node: ast.expr) -> Any:
-    # The calls mix JSON's literals with Python's.
-    if isinstance(node, ast.Name) and node.id in ("true", "false", "null"):
-        return {"true": True, "false": False, "null": None}[node.id]
-    return ast.literal_eval(node)
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("type"), str) and not part.keys().isdisjoint(_PART_FIELDS)
+
+
+def _parts_of(content: Any) -> _Parts:
+    """Returns the parts of a content: text, or a list of OpenAI's or Anthropic's parts."""
+    parts = _Parts()
+    if content is None:
+        return parts
+    if isinstance(content, str):
+        parts.texts.append(content)
+        return parts
+    if not isinstance(content, list):
+        raise InputError(f"the content of a message must be text or a list of parts, got {str(content)[:80]}")
+    for part in content:
+        _add_part(part, parts)
+    return parts
+
+
+def _add_part(part: Any, parts: _Parts) -> None:
+    kind = part.get("type", "text" if "text" in part else None) if isinstance(part, dict) else None
+    if isinstance(part, str):
+        parts.texts.append(part)
+    elif kind in _TEXT_PARTS and isinstance(part.get("text"), str):
+        parts.texts.append(part["text"])
+    elif kind == "thinking" and isinstance(part.get("thinking"), str | list):
+        parts.reasoning.append(text_of(part["thinking"]) or "")
+    elif kind == "tool_use":
+        parts.calls.append(call_of(part))
+    elif kind == "tool_result":
+        result = part.get("content")
+        parts.results.append(result if isinstance(result, str) else text_of(result) or "")
+    elif kind == "refusal" and isinstance(part.get("refusal"), str):
+        parts.texts.append(part["refusal"])
+    else:
+        raise InputError(
+            f"a part of a message is {kind or str(part)[:40]!r}, and only text, calls and results are read"
+        )

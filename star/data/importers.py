@@ -15,7 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from star.data.conversations import assistant_message, call_of, calls_in_text, list_field, message_of, tools_in_system
+from star.data.calls import calls_of_value
+from star.data.chat_texts import split_glaive, split_hammer
+from star.data.conversations import assistant_message, messages_of, text_of
+from star.data.listed_tools import list_field, repeats_tools, require_no_other_tools, tools_in_system, tools_of_record
 from star.data.read_records import read_records
 from star.data.rows import REFUSAL, Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
@@ -62,7 +65,8 @@ def import_rows(
             for row in rows:
                 # Raises ValueError for what cannot be written later, such as nan, while the record is still known.
                 json_line(row)
-        except (InputError, ValueError) as error:
+        # Tables may hold dates or bytes, which are no JSON (TypeError), and JSON may nest too deeply to be checked.
+        except (InputError, ValueError, TypeError, RecursionError) as error:
             identity = record.get("id") if isinstance(record, dict) else None
             yield Reject(str(identity or name), "unreadable", str(error), record)
             continue
@@ -83,17 +87,7 @@ def _provenance(record: dict, *, source: str, licence: str | None) -> dict:
 def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     if not isinstance(record, dict):
         raise InputError(f"a record must be an object, got {str(record)[:80]}")
-    if "messages" in record or "conversations" in record:
-        messages, tools = _conversation(record)
-    elif "query" in record:
-        calls = [call_of(call) for call in list_field(record, "answers")]
-        # Without answers, xLAM and Hammer mean that no tool can help. The row needs a text that says so.
-        said = None if calls else REFUSAL
-        messages = [{"role": "user", "content": record["query"]}, assistant_message(said, calls, None)]
-        tools = list_field(record, "tools")
-    else:
-        raise InputError("a record must have `messages`, or `query` and `answers`")
-    tools = [_tool(json.dumps(tool)) for tool in tools]
+    messages, tools = _conversation(record)
     whole = {"messages": messages, "tools": tools}
     identity = _identity(record.get("id"), whole, source)
     if not every_turn:
@@ -108,28 +102,75 @@ def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     ]
 
 
-def _conversation(record: dict) -> tuple[list[dict], list]:
-    """Returns (messages, tools as written) of a conversation. ToolACE's tools and calls are read from its texts."""
-    messages = [
-        message_of(message) for message in list_field(record, "messages" if "messages" in record else "conversations")
-    ]
-    if isinstance(system := record.get("system"), str) and system.strip():
-        messages.insert(0, {"role": "system", "content": system})
-    if "tools" in record or "functions" in record:
-        return messages, list_field(record, "tools" if "tools" in record else "functions")
-    listed = tools_in_system(messages[0]["content"] or "") if messages and messages[0]["role"] == "system" else None
-    if listed is None:
-        return messages, []
-    names = {str(tool.get("name") or (tool.get("function") or {}).get("name")) for tool in listed}
-    with_calls = []
-    for message in messages[1:]:  # without the system message that lists the tools: every prompt shows them anyway
-        calls = (
-            calls_in_text(message["content"], names)
-            if message["role"] == "assistant" and not message["tool_calls"]
-            else None
-        )
-        with_calls.append(message if calls is None else assistant_message(None, calls, None))
-    return with_calls, listed
+def _conversation(record: dict) -> tuple[list[dict], list[dict]]:
+    """Returns (messages, tools in normal form) of a record in any of the forms."""
+    written, answer, listed = _written_conversation(record)
+    tools = [_tool(json.dumps(tool)) for tool in listed]
+    properties = {tool["name"]: tool["parameters"]["properties"] for tool in tools}
+    messages = [message for part in written for message in messages_of(part, properties)]
+    if answer is not None:
+        # Without calls, xLAM and Hammer mean that no tool can help. The row needs a text that says so.
+        messages.append(assistant_message(None if answer else REFUSAL, calls_of_value(answer), None))
+    return messages, tools
+
+
+def _written_conversation(record: dict) -> tuple[list, list | None, list]:
+    """Returns (messages, the answer's calls where they stand apart, tools), all as they are written."""
+    if (field := next((key for key in ("messages", "conversations") if record.get(key) is not None), None)) is not None:
+        written = list_field(record, field)
+    elif isinstance(record.get("chat"), str):
+        written = split_glaive(record["chat"])
+    elif record.get("query") is not None:
+        query = record["query"]
+        # API-Bank's conversations in Hammer's files are a list of messages.
+        written = query if isinstance(query, list) else [{"role": "user", "content": query}]
+        answer = _answer(record)
+        if (tools := tools_of_record(record)) is None:
+            raise InputError("a record with `query` must have `tools`; those of Seal-Tools are in its tool.jsonl")
+        return written, answer, tools
+    elif isinstance(record.get("instruction"), str):
+        written, listed = split_hammer(record["instruction"])
+        return written, _fenced_answer(record), tools_of_record({"tools": listed}) or []
+    else:
+        raise InputError("a record must have `messages` or `conversations`, `query` and `answers`, or `chat`")
+    return _with_system(record, written)
+
+
+def _with_system(record: dict, written: list) -> tuple[list, None, list]:
+    """Adds the record's system message to the conversation, or reads the tools that a system message lists."""
+    above = text_of(record.get("system"))
+    if above and "chat" in record:  # glaive's begins with its role
+        above = above.strip().removeprefix("SYSTEM:").strip()
+    if above and above.strip():
+        written = [{"role": "system", "content": above}, *written]
+    first = written[0] if written and isinstance(written[0], dict) else {}
+    is_system = first.get("role", first.get("from")) == "system"
+    system = text_of(first.get("content", first.get("value"))) if is_system else None
+    if tools := tools_of_record(record):
+        # Hermes repeats the tools in its system message. Every prompt shows them anyway.
+        return written[1:] if system and repeats_tools(system, tools) else written, None, tools
+    if system and (listed := tools_in_system(system)):
+        return written[1:], None, listed
+    require_no_other_tools(record)
+    return written, None, []
+
+
+def _answer(record: dict) -> list:
+    """Returns the calls of xLAM's `answers` or Seal-Tools' `calling`, as they are written."""
+    field = next((key for key in ("answers", "calling") if record.get(key) is not None), None)
+    if field is None:
+        raise InputError("a record with `query` must have `answers`: an empty list where no tool is to be called")
+    if isinstance(record[field], str) and not record[field].strip():
+        raise InputError(f"`{field}` is blank: write [] where no tool is to be called")
+    return list_field(record, field)
+
+
+def _fenced_answer(record: dict) -> list:
+    """Returns the calls of Hammer's `output`, a list between two lines of three backticks."""
+    output = record.get("output")
+    if not isinstance(output, str) or not (text := output.strip().strip("`").strip()):
+        raise InputError("a record with `instruction` must have its calls, or [], as text under `output`")
+    return list_field({"output": text}, "output")
 
 
 @lru_cache(maxsize=16384)
@@ -160,9 +201,7 @@ def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
 
 def _written_tools(record: Any) -> list:
     try:
-        if "conversations" in record or "messages" in record:
-            return _conversation(record)[1]
-        return list_field(record, "tools")
+        return _written_conversation(record)[2]
     except (InputError, TypeError, AttributeError):
         return []
 

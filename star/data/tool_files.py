@@ -62,14 +62,14 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
 
 
 def holds_tools(path: Path) -> bool:
-    """Whether a file holds tools. Otherwise it holds rows: records with messages or a query."""
+    """Whether a file holds tools. Otherwise it holds rows: records with messages, a query or a text of both."""
     if _format_of(path) == "YAML":
         return True
     if path.is_dir() or path.suffix.lower() in (".parquet", ".jsonl"):
         return False
     for _, record in read_records(path):
         if isinstance(record, dict):
-            return not record.keys() & {"messages", "conversations", "query"}
+            return not record.keys() & {"messages", "conversations", "query", "chat", "instruction"}
     return True  # an object over many lines, such as an OpenAPI document
 
 

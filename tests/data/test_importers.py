@@ -98,7 +98,7 @@ def test_the_kind_says_what_the_target_does(tmp_path: Path) -> None:
         ({"messages": [USER]}, "last message must be the assistant's"),
         ({"messages": [3]}, "a message must be an object"),
         ({"query": "q", "answers": "[", "tools": "[]"}, "`answers` is text that is not JSON"),
-        ({"query": 3, "answers": [], "tools": []}, "messages.0.content"),
+        ({"query": 3, "answers": [], "tools": []}, "must be text or a list of parts, got 3"),
         (record(calls=["x"]), "a call must be an object"),
         (record(calls=3), "`tool_calls` must be a list"),
         (record(calls=[{"name": "get_weather", "arguments": "{"}]), "`arguments` is text that is not JSON"),
@@ -205,14 +205,14 @@ def test_toolace_is_read_turn_by_turn_and_never_executed(tmp_path: Path) -> None
         ],
     }
     path.write_text(json.dumps(TOOLACE) + "\n" + json.dumps(harmful) + "\n")
-    calls, reply, text = import_rows(path, source="toolace", every_turn=True)
+    calls, reply, refused = import_rows(path, source="toolace", every_turn=True)
     assert [call["arguments"] for call in calls["messages"][-1]["tool_calls"]] == [
         {"city": 'Oslo ("N")', "n": 3},
         {"city": "Rome"},
     ]
     assert (calls["kind"], reply["kind"], calls["licence"]) == ("parallel", "response", "Apache-2.0")
     assert [message["role"] for message in reply["messages"]] == ["user", "assistant", "tool", "assistant"]
-    assert not text["messages"][-1]["tool_calls"]
+    assert "cannot be read" in refused.detail
 
 
 def test_hermes_calls_in_the_text_are_calls(tmp_path: Path) -> None:
