@@ -78,6 +78,10 @@ def synthesize_command(
         Path | None, typer.Option(help="Rows that the prompts show the model as examples of quality.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Number of requests at the same time.")] = 8,
+    max_tokens: Annotated[
+        int,
+        typer.Option(min=1, help="Largest number of tokens in an answer. A model that reasons needs several thousand."),
+    ] = 1024,
     price_in: Annotated[float, typer.Option(min=0, help="Price of a million prompt tokens.")] = 0.0,
     price_out: Annotated[float, typer.Option(min=0, help="Price of a million completion tokens.")] = 0.0,
     resume: ResumeOption = True,
@@ -96,7 +100,9 @@ def synthesize_command(
         raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
     written_by = None
     if endpoint and model:
-        written_by = ModelSettings(endpoint, model, examples, concurrency, price_in=price_in, price_out=price_out)
+        written_by = ModelSettings(
+            endpoint, model, examples, concurrency, max_tokens, price_in=price_in, price_out=price_out
+        )
     if written_by and masked:
         raise InputError("--masked belongs to the offline generator: leave it out, or --endpoint")
     settings = SynthesizeSettings(

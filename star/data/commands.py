@@ -58,6 +58,7 @@ class ModelSettings:
         name: name of the model at the endpoint.
         examples: file of rows that the prompts show as examples of quality.
         concurrency: requests in flight at the same time.
+        max_tokens: largest number of tokens in an answer, reasoning included.
         price_in, price_out: price of a million prompt and completion tokens.
     """
 
@@ -65,6 +66,7 @@ class ModelSettings:
     name: str
     examples: Path | None = None
     concurrency: int = 8
+    max_tokens: int = 1024
     price_in: float = 0.0
     price_out: float = 0.0
 
@@ -157,6 +159,7 @@ def synthesize(settings: SynthesizeSettings, *, out: Path, resume: bool = True) 
         "licence": settings.licence,
         "endpoint": model.url if model else None,
         "model": model.name if model else None,
+        **({"max_tokens": model.max_tokens} if model else {}),
     }
     inputs = [settings.tools, *([model.examples] if model and model.examples else [])]
     # The code digest follows this function's imports: changing one way leaves the other's finished folders valid.
@@ -304,6 +307,7 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
         model.concurrency,
         licence=settings.licence or "own",
         kinds=settings.kinds or MODEL_ROW_KIND_WEIGHTS,
+        max_tokens=model.max_tokens,
     )
     log = workspace.state / "answers.jsonl"
     # All answers come before the first row: they arrive in any order, and rows are written in that of their numbers.

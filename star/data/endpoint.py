@@ -29,12 +29,18 @@ class EndpointError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote, and what it cost."""
+    """What the model wrote, and what it cost.
+
+    Attributes:
+        text: the answer; empty where the model got no further than its reasoning.
+        only_reasoning: whether it is known that the model got no further.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     attempts: int
+    only_reasoning: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,16 +131,34 @@ def _answer(content: bytes, *, attempts: int) -> Answer:
     """The first choice's text; ValueError where the answer has none."""
     try:
         document = json.loads(content)
-        text = document["choices"][0]["message"]["content"]
+        choice = document["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+        only_reasoning = _is_only_reasoning(message, is_cut=choice.get("finish_reason") == "length")
         usage = document.get("usage") or {}
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"an answer without choices[0].message.content: {content[:100]!r}") from error
+    if only_reasoning:
+        text = ""
     if not isinstance(text, str):
         raise ValueError("an answer whose content is no text")
     # A server's counts may be missing or absurd; the text is usable without them.
     prompt, completion = (count if isinstance(count, int) and 0 <= count < 10**9 else 0 for count in tokens)
-    return Answer(text, prompt, completion, attempts)
+    return Answer(text, prompt, completion, attempts, only_reasoning)
+
+
+def _is_only_reasoning(message: dict, *, is_cut: bool) -> bool:
+    """Whether a message ends before the model's reasoning does. The reasoning may be apart, or in the text up to `</think>`."""
+    text = message.get("content")
+    if not isinstance(text, str) or not text.strip():
+        # Servers with a reasoning parser have it under one of these names.
+        return bool(message.get("reasoning_content") or message.get("reasoning"))
+    begin = text.lstrip()
+    # A template may write `<think>` into the prompt, so the text may begin within the reasoning without a sign of it.
+    # Drafts in it are no answer. An answer that was cut is one only where nothing came before its object.
+    unmarked = is_cut and not begin.startswith(("{", "```"))
+    return "</think>" not in text and (begin.startswith("<think>") or unmarked)
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

@@ -30,6 +30,7 @@ from star.data.llm_gates import (
     messages_asking_for_verdict,
     parse_row,
     parse_verdict,
+    require_answer,
 )
 from star.data.rows import Reject, json_line, ordered_row, parse_line, read_lines
 from star.data.tools import public_tool
@@ -66,6 +67,7 @@ REQUEST_TEMPLATES = {
     "multi-step": "needs {names}, one after the other, the second with a value out of the first one's result: `first` is the first "
     "call, `result` the object it gives, and `calls` holds the second call alone",
 }
+MAX_TOKENS = 1024  # enough for an answer without reasoning
 MAX_FAILURES_IN_A_ROW = 20  # consecutive failed requests after which the endpoint counts as unreachable
 
 
@@ -80,6 +82,7 @@ class Plan:
         concurrency: requests in flight at the same time.
         kinds: weight of each kind of row.
         check_meaning: whether to run gate 3.
+        max_tokens: largest number of tokens in an answer, reasoning included; half of it for gate 3.
     """
 
     tools: list[dict]
@@ -92,6 +95,7 @@ class Plan:
     licence: str = "own"
     kinds: Mapping[str, float] = field(default_factory=lambda: MODEL_ROW_KIND_WEIGHTS)
     check_meaning: bool = True
+    max_tokens: int = MAX_TOKENS
 
 
 def collect_answers(plan: Plan, endpoint: Endpoint, *, log: Path) -> Counter:
@@ -200,10 +204,11 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
     messages = _request_messages(kind, shown, asked, style=rng.choice(STYLES), example=example)
     rng.shuffle(shown)
     seed = rng.getrandbits(31)
-    answers = [endpoint.ask(messages, temperature=plan.temperature, seed=seed, max_tokens=1024)]
+    answers = [endpoint.ask(messages, temperature=plan.temperature, seed=seed, max_tokens=plan.max_tokens)]
     identity = f"llm-{plan.seed}-{index}"
     row: dict = {}
     try:
+        require_answer(answers[0])
         row = parse_row(answers[0].text, kind, shown, identity=identity)
         row |= {
             "generator": f"llm:{endpoint.model}",
@@ -218,8 +223,9 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
         fault = ("llm_format", str(error)[:300])
     # The last gate costs a request, so only rows that passed the others are sent.
     if not fault and plan.check_meaning:
-        answers.append(endpoint.ask(messages_asking_for_verdict(row), temperature=0.0, seed=seed, max_tokens=512))
-        fault = parse_verdict(answers[1].text)
+        limit = max(1, plan.max_tokens // 2)
+        answers.append(endpoint.ask(messages_asking_for_verdict(row), temperature=0.0, seed=seed, max_tokens=limit))
+        fault = parse_verdict(answers[1])
     entry = {"index": index, "usage": usage_of(answers)}
     if fault:
         # A model may write lone surrogates, which UTF-8 cannot hold.

@@ -2,7 +2,7 @@
 
 row = parse_row(text, "simple", tools, identity="llm-7-0")        # gate 1, raises ValueError
 find_fault_in_any_turn(row)                                       # gate 2: None, or ("ungrounded_value", "book_hotel['city']: ...")
-parse_verdict('{"ok": false, "why": "..."}')                      # gate 3: ("llm_judgement", "the check says: ...")
+parse_verdict(answer)                                             # gate 3: ("llm_judgement", "the check says: ...")
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from star.data.cleaning import coerce_arguments, fault_of
+from star.data.endpoint import Answer
 from star.data.rows import REFUSAL, ordered_row
 from star.data.tools import public_tool
 from star.errors import InputError
@@ -21,6 +22,14 @@ NUMBER_WORDS = dict(
     )
 )
 MAX_QUERY_CHARACTERS = 4000  # characters
+
+
+def require_answer(answer: Answer) -> None:
+    """Raises ValueError where the model got no further than its reasoning."""
+    if answer.only_reasoning:
+        raise ValueError(
+            f"the answer ended within its reasoning, after {answer.completion_tokens} tokens: raise --max-tokens"
+        )
 
 
 def _parse_json_object(text: str) -> dict:
@@ -171,10 +180,11 @@ def messages_asking_for_verdict(row: dict) -> list[dict]:
     return [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(content, ensure_ascii=False)}]
 
 
-def parse_verdict(text: str) -> tuple[str, str] | None:
+def parse_verdict(answer: Answer) -> tuple[str, str] | None:
     """Returns (reason, detail) unless the model's check says that the row is right: gate 3."""
     try:
-        verdict = _parse_json_object(text)
+        require_answer(answer)
+        verdict = _parse_json_object(answer.text)
     except ValueError as error:
         return "llm_judgement", f"the check could not be read: {error}"[:300]
     # A model may write anything at `ok`; only a plain true lets the row pass.

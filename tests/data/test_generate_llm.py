@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from star.data.cleaning import fault_of
-from star.data.endpoint import Endpoint, EndpointError
+from star.data.endpoint import Answer, Endpoint, EndpointError
 from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_rows_from_log
 from star.data.importers import kind_of
 from star.data.rows import Reject
@@ -86,10 +86,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send(json.dumps({"choices": [], "usage": "none"}).encode())
         else:
             text = fault.removeprefix("says:") if fault.startswith("says:") else self.text(body)
+            choice = {"message": {"role": "assistant", "content": text}}
+            if fault.startswith("choice:"):
+                choice = json.loads(fault.removeprefix("choice:"))
             usage = {"prompt_tokens": 100, "completion_tokens": 10}
-            self.send(
-                json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}).encode()
-            )
+            self.send(json.dumps({"choices": [choice], "usage": usage}).encode())
 
     def text(self, body: dict) -> str:
         system, user = (message["content"] for message in body["messages"])
@@ -208,6 +209,65 @@ def test_hostile_text_is_a_reject_with_its_reason(server: Server, tmp_path: Path
     [reject] = read_rows_from_log(Plan(TOOLS, 1, one), tmp_path / "log")
     assert isinstance(reject, Reject)
     assert reject.reason == reason
+
+
+DRAFT = (
+    'Okay, maybe {"query": "The weather in Oslo?", "calls": [{"name": "get_weather", "arguments": {"city": "Oslo"}}]}'
+)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": None, "reasoning_content": DRAFT}, "finish_reason": "length"},
+        {"message": {"content": None, "reasoning": DRAFT}, "finish_reason": "stop"},
+        {"message": {"content": f"<think>\n{DRAFT}"}, "finish_reason": "stop"},
+        # The template wrote `<think>` into the prompt, and the server has no reasoning parser.
+        {"message": {"content": DRAFT}, "finish_reason": "length"},
+    ],
+)
+def test_a_draft_in_reasoning_that_never_ends_is_no_answer(server: Server, tmp_path: Path, choice: dict) -> None:
+    one = next(n for n in range(99) if _first_tool(n) == "get_weather")
+    server.faults = ["choice:" + json.dumps(choice)]
+    plan_of_one = Plan(TOOLS, 1, one, concurrency=1, check_meaning=False)
+    usage = collect_answers(plan_of_one, endpoint(server), log=tmp_path / "log")
+    [reject] = read_rows_from_log(plan_of_one, tmp_path / "log")
+    assert (reject.reason, reject.detail) == (
+        "llm_format",
+        "the answer ended within its reasoning, after 10 tokens: raise --max-tokens",
+    )
+    assert usage["retries"] == 0  # the same request would end there again
+
+
+@pytest.mark.parametrize("start", ["", "```json\n", "Hm, {no.\n</think>\n\n", "<think>\n{</think>"])
+def test_an_answer_behind_its_reasoning_is_read(server: Server, tmp_path: Path, start: str) -> None:
+    one = next(n for n in range(99) if _first_tool(n) == "get_weather")
+    choice = {"message": {"content": start + DRAFT.removeprefix("Okay, maybe ")}, "finish_reason": "length"}
+    server.faults = ["choice:" + json.dumps(choice)]
+    plan_of_one = Plan(TOOLS, 1, one, concurrency=1, check_meaning=False)
+    collect_answers(plan_of_one, endpoint(server), log=tmp_path / "log")
+    [row] = read_rows_from_log(plan_of_one, tmp_path / "log")
+    assert row["messages"][0]["content"] == "The weather in Oslo?"
+
+
+def test_a_check_that_never_ends_its_reasoning_rejects(server: Server, tmp_path: Path) -> None:
+    verdict = {"message": {"content": None, "reasoning_content": '{"ok": true}'}}
+    server.faults = ["", "choice:" + json.dumps(verdict)]
+    collect_answers(plan(1), endpoint(server), log=tmp_path / "log")
+    [reject] = read_rows_from_log(plan(1), tmp_path / "log")
+    assert reject.reason == "llm_judgement" and "raise --max-tokens" in reject.detail
+
+
+def test_the_limit_of_tokens_is_that_of_the_plan(server: Server, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    class Spy(Endpoint):
+        def ask(self, messages: list[dict], *, max_tokens: int, **sampling: float) -> Answer:
+            asked.append(max_tokens)
+            return super().ask(messages, max_tokens=max_tokens, **sampling)
+
+    collect_answers(plan(1, max_tokens=8000), Spy(server.url, "tiny"), log=tmp_path / "log")
+    assert asked == [8000, 4000]
 
 
 def _first_tool(seed: int) -> str:
