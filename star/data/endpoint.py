@@ -21,6 +21,8 @@ LARGEST_ANSWER = 4 * 2**20  # bytes
 LONGEST_PAUSE = 60.0  # seconds, whatever Retry-After says
 TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 TRANSIENT_ERRORS = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
+CUT_IN_REASONING = "the answer reached its limit of tokens within the model's reasoning: raise --max-tokens"
+NO_ANSWER = "the server sent reasoning and no answer: check that its reasoning parser suits the model's chat template"
 
 
 class EndpointError(Exception):
@@ -32,15 +34,15 @@ class Answer:
     """What the model wrote, and what it cost.
 
     Attributes:
-        text: the answer; empty where the model got no further than its reasoning.
-        only_reasoning: whether it is known that the model got no further.
+        text: the answer; empty where there is only reasoning.
+        why_empty: what is wrong then, and what to do.
     """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     attempts: int
-    only_reasoning: bool = False
+    why_empty: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,20 @@ def _answer(content: bytes, *, attempts: int) -> Answer:
         choice = document["choices"][0]
         message = choice["message"]
         text = message.get("content")
-        only_reasoning = _is_only_reasoning(message, is_cut=choice.get("finish_reason") == "length")
+        is_cut = choice.get("finish_reason") == "length"
+        only_reasoning = _is_only_reasoning(message, is_cut=is_cut)
         usage = document.get("usage") or {}
         tokens = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")]
     except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"an answer without choices[0].message.content: {content[:100]!r}") from error
+    why_empty = ""
     if only_reasoning:
-        text = ""
+        text, why_empty = "", CUT_IN_REASONING if is_cut else NO_ANSWER
     if not isinstance(text, str):
         raise ValueError("an answer whose content is no text")
     # A server's counts may be missing or absurd; the text is usable without them.
     prompt, completion = (count if isinstance(count, int) and 0 <= count < 10**9 else 0 for count in tokens)
-    return Answer(text, prompt, completion, attempts, only_reasoning)
+    return Answer(text, prompt, completion, attempts, why_empty)
 
 
 def _is_only_reasoning(message: dict, *, is_cut: bool) -> bool:

@@ -25,11 +25,9 @@ MAX_QUERY_CHARACTERS = 4000  # characters
 
 
 def require_answer(answer: Answer) -> None:
-    """Raises ValueError where the model got no further than its reasoning."""
-    if answer.only_reasoning:
-        raise ValueError(
-            f"the answer ended within its reasoning, after {answer.completion_tokens} tokens: raise --max-tokens"
-        )
+    """Raises ValueError where there is only reasoning."""
+    if answer.why_empty:
+        raise ValueError(answer.why_empty)
 
 
 def _parse_json_object(text: str) -> dict:
