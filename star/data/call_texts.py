@@ -9,14 +9,16 @@ not read, or a call that is cut or damaged, is refused: as a reply it would teac
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from star.chat import THINK_CLOSE, THINK_OPEN
 from star.data.calls import ARGUMENT_KEYS, NAME_KEYS, call_of, calls_of_value, is_call
 from star.data.literals import decode_value, parse_value
-from star.data.python_calls import find_python_calls, read_python_list
+from star.data.python_calls import begins_with_list, find_python_calls, read_python_list
 from star.errors import InputError
 
+MAX_ATTEMPTS = 20  # each takes time in proportion to the text
 Tools = Mapping[str, dict]  # the properties of each tool's parameters, by the tool's name
 
 # Opening tag -> closing tag.
@@ -94,18 +96,28 @@ def read_text(text: str, tools: Tools) -> Answer:
     return Answer(reasoning or None, "\n".join(filter(None, map(str.strip, around))) or None, calls)
 
 
-def read_call_text(text: str, tools: Tools) -> list[dict]:
-    """Returns the calls of a text that is nothing but calls, such as that of ShareGPT's role `function_call`.
+def read_call_text(text: str, tools: Tools) -> tuple[str | None, list[dict]]:
+    """Returns (reasoning, calls) of a text that is nothing but calls, such as that of ShareGPT's role `function_call`.
 
     Raises:
         InputError: it is anything else.
     """
+    reasoning = None
+    if text.lstrip().startswith(THINK_OPEN):
+        reasoning, _, text = text.partition(THINK_CLOSE)
+        reasoning = reasoning.strip().removeprefix(THINK_OPEN).strip() or None
+    text = without_end_tokens(text)
     if _QUOTED_START.match(text):
-        return [_quoted_call(text)]
-    calls, end = _read_values(text, 0, tools)
-    if not calls or text[end:].strip():
+        return reasoning, [_quoted_call(text)]
+    if _OPENING.match(text.lstrip()):
+        around, calls = _find_calls(text, tools)
+        rest = "".join(around)
+    else:
+        calls, end = _read_values(text, 0, tools)
+        rest = text[end:]
+    if not calls or rest.strip():
         raise InputError(f"expected calls and nothing else, got {text[:80]}")
-    return calls
+    return reasoning, calls
 
 
 def without_end_tokens(text: str) -> str:
@@ -121,25 +133,23 @@ def split_reasoning(text: str, tools: Tools) -> tuple[str | None, str]:
     Raises:
         InputError: a think tag stands anywhere but around the reasoning at the start.
     """
-    start = text.lstrip()
-    reasoning, closed, rest = text.partition(THINK_CLOSE)
-    if start.startswith(THINK_OPEN):
-        if not closed:
-            raise InputError("a message has a <think> block without an end")
-        reasoning = reasoning.lstrip()[len(THINK_OPEN) :]
-    elif not closed or _is_inside_call(text, tools):
-        reasoning, rest = "", text
+    opened, closed = text.lstrip().startswith(THINK_OPEN), THINK_CLOSE in text
+    if opened and not closed:
+        raise InputError("a message has a <think> block without an end")
+    reasoning, rest = None, text
+    if opened or (closed and not _is_inside_call(text, tools)):
+        reasoning, _, rest = text.partition(THINK_CLOSE)
+        reasoning = reasoning.strip().removeprefix(THINK_OPEN).strip()
     # Tags in the arguments of a call are no matter: the calls are read before the tags are looked for.
-    outside = "".join(_find_calls(rest, tools)[0]) if THINK_OPEN in rest or THINK_CLOSE in rest else ""
-    if THINK_OPEN in reasoning or THINK_OPEN in outside or THINK_CLOSE in outside:
+    outside = "".join(_find_calls(rest, tools)[0]) if "think>" in rest else ""
+    if THINK_OPEN in (reasoning or "") or THINK_OPEN in outside or THINK_CLOSE in outside:
         raise InputError("a message has a think tag that is not around the reasoning at its start")
-    return (reasoning.strip() if rest is not text else None), rest
+    return reasoning, rest
 
 
 def _is_inside_call(text: str, tools: Tools) -> bool:
     """Whether the first `</think>` is part of a call's arguments and ends no reasoning."""
-    opening = _OPENING.search(text, 0, text.index(THINK_CLOSE))
-    if not opening and text.lstrip()[:1] not in ("[", "{"):
+    if not _SUSPICIOUS.search(text, 0, text.index(THINK_CLOSE)):
         return False
     try:
         around, calls = _find_calls(text, tools)
@@ -150,41 +160,49 @@ def _is_inside_call(text: str, tools: Tools) -> bool:
 
 def _find_calls(text: str, tools: Tools) -> tuple[list[str], list[dict]]:
     """Returns (texts around the calls, calls)."""
+    # First what is a call as a whole, because a tag within its strings is only text.
+    if text.lstrip()[:1] in ("[", "{", "`"):
+        if calls := _read_whole_value(text.strip(), tools):
+            return [], calls
+        if begins_with_list(text, tools) and (found := find_python_calls(text, tools)):
+            return _without_beginnings(found[0]), found[1]
     around, calls, position = [], [], 0
-    while found := _OPENING.search(text, position):
-        around.append(text[position : found.start()])
-        added, position = _read_tagged(text, found, tools)
+    while opening := _OPENING.search(text, position):
+        around.append(text[position : opening.start()])
+        added, position = _read_tagged(text, opening, tools)
         calls += added
     around.append(text[position:])
-    if beginning := next(filter(None, map(_BEGINNING.search, around)), None):
-        raise InputError(
-            f"a message begins a call that cannot be read: {beginning[0]!r} has no call in it or is not read"
-        )
+    _without_beginnings(around)
     if calls:
         return around, calls
-    return _find_untagged_calls(text, tools)
-
-
-def _find_untagged_calls(text: str, tools: Tools) -> tuple[list[str], list[dict]]:
-    stripped = text.strip()
-    fenced = _FENCED.fullmatch(stripped)
-    body = fenced[1] if fenced else stripped
-    if body[:1] in ("{", "["):
-        try:
-            value = parse_value(body)
-        except InputError as error:
-            if _OBJECT_CALL.match(body):
-                raise InputError(f"a message begins a call that cannot be read: {error}") from error
-        else:
-            if is_call(value):
-                return [], calls_of_value(value)
-            listed = value.get("tool_calls") if isinstance(value, dict) else value
-            if isinstance(listed, list) and ((not listed and tools) or any(map(is_call, listed))):
-                raise InputError(f"a message is a list, and not all of it are calls: {body[:80]}")
     if tools and (known := next((found for found in _NAMED_OBJECT.finditer(text) if found[1] in tools), None)):
         raise InputError(f"a message has a call within other text: {known[0][:80]}")
-    around, calls = find_python_calls(text, tools) or ([text], [])
-    return around, calls
+    return find_python_calls(text, tools) or ([text], [])
+
+
+def _without_beginnings(around: list[str]) -> list[str]:
+    """Returns the texts; raises InputError where one of them begins a call."""
+    if found := next(filter(None, map(_BEGINNING.search, around)), None):
+        raise InputError(f"a message begins a call that cannot be read: {found[0]!r} has no call in it or is not read")
+    return around
+
+
+def _read_whole_value(text: str, tools: Tools) -> list[dict] | None:
+    """Returns the calls of a text that is one value, within a code block or not; None where it is anything else than calls."""
+    fenced = _FENCED.fullmatch(text)
+    body = fenced[1] if fenced else text
+    try:
+        value = parse_value(body)
+    except InputError as error:
+        if _OBJECT_CALL.match(body):
+            raise InputError(f"a message begins a call that cannot be read: {error}") from error
+        return None
+    if is_call(value):
+        return calls_of_value(value)
+    listed = value.get("tool_calls") if isinstance(value, dict) else value
+    if isinstance(listed, list) and ((not listed and tools) or any(map(is_call, listed))):
+        raise InputError(f"a message is a list, and not all of it are calls: {body[:80]}")
+    return None
 
 
 def _read_tagged(text: str, opening: re.Match, tools: Tools) -> tuple[list[dict], int]:
@@ -194,10 +212,7 @@ def _read_tagged(text: str, opening: re.Match, tools: Tools) -> tuple[list[dict]
         if tag == "<function=":
             return _read_xml_or_json(text, opening.start(), tools)
         if _QUOTED_START.match(text, opening.end()):
-            # Its quotes do not say where it ends, so a tag must.
-            found = _ENDS_OF_QUOTED[tag].search(text, opening.end())
-            end = found.start() if found else len(text)
-            calls = [_quoted_call(without_end_tokens(text[opening.end() : end]))]
+            calls, end = _read_quoted(text, opening.end(), _ENDS_OF_QUOTED[tag])
         else:
             calls, end = _read_values(text, opening.end(), tools, named=tag == "[tool_calls]")
         if not calls:
@@ -240,6 +255,18 @@ def _next_value(text: str, at: int) -> int:
     while at < len(text) and text[at] in " \n\t\r,;":
         at += 1
     return at
+
+
+def _read_quoted(text: str, start: int, ends: re.Pattern) -> tuple[list[dict], int]:
+    """Reads a call whose quotes do not say where it ends: at the first of the tags, or the end of the text, where it can be read."""
+    fault = InputError("its arguments in single quotes have no end")
+    places = [found.start() for found in islice(ends.finditer(text, start), MAX_ATTEMPTS)]
+    for end in [*places, len(text)]:
+        try:
+            return [_quoted_call(without_end_tokens(text[start:end]))], end
+        except InputError as error:
+            fault = error
+    raise fault
 
 
 def _quoted_call(text: str) -> dict:

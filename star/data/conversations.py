@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from star.data.call_texts import Tools, read_call_text, read_text, split_reasoning
+from star.data.call_texts import Tools, read_call_text, read_text
 from star.data.calls import call_of, calls_of_value
 from star.data.listed_tools import list_field
 from star.data.literals import parse_field
@@ -157,18 +157,15 @@ def _calls_in_fields(written: dict) -> list[dict]:
 
 def _read_only_calls(content: Any, tools: Tools) -> tuple[str | None, list[dict]]:
     """Returns (reasoning, calls) of a content that is nothing but calls, as text or as a value."""
-    reasoning = None
-    if isinstance(content, str):
-        reasoning, text = split_reasoning(content, tools)
-        try:
-            calls = read_call_text(text, tools)
-        except InputError as error:
-            raise InputError(f"a message that is a call cannot be read: {error}") from error
-    else:
-        calls = calls_of_value(content)
+    try:
+        reasoning, calls = (
+            read_call_text(content, tools) if isinstance(content, str) else (None, calls_of_value(content))
+        )
+    except InputError as error:
+        raise InputError(f"a message that is a call cannot be read: {error}") from error
     if not calls:
         raise InputError("a message whose role says that it is a call has none")
-    return reasoning or None, calls
+    return reasoning, calls
 
 
 def _tool_messages_of(content: Any) -> list[dict]:

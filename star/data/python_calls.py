@@ -47,6 +47,11 @@ def find_python_calls(text: str, names: Collection[str]) -> tuple[list[str], lis
     return [text[:start].strip(), text[end:].strip()], calls
 
 
+def begins_with_list(text: str, names: Collection[str]) -> bool:
+    """Whether the text begins with a list of calls."""
+    return _begins_list(text, _skip(text, 0), names)
+
+
 def read_python_list(text: str, start: int, names: Collection[str]) -> tuple[list[dict], int] | None:
     """Returns (calls, end) of the list at `start`; None where it does not begin one.
 

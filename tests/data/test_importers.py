@@ -105,7 +105,7 @@ def test_the_kind_says_what_the_target_does(tmp_path: Path) -> None:
         (record(calls=[{"name": "get_weather", "arguments": []}]), "arguments"),
         (record(calls=[{"name": "get_weather", "arguments": {"city": "\ud800"}}]), "surrogates"),
         (record(calls=[{"name": "get_weather", "arguments": {"n": float("nan")}}]), "JSON compliant"),
-        ({**record(calls=[CALL]), "tools": [{"name": "f", "parameters": {"a": {"type": "wat"}}}]}, "tool 'f'"),
+        ({**record(calls=[CALL]), "tools": [{"name": " ", "parameters": {}}]}, "a tool must be an object with a name"),
     ],
 )
 def test_an_unreadable_record_is_handed_back_with_its_fault(tmp_path: Path, faulty: object, says: str) -> None:
