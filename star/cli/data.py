@@ -48,6 +48,7 @@ def import_command(
     if "tools" in counts:
         left_out = f"{counts['rejected']} left out with their reasons in rejects.jsonl"
         typer.echo(f"{counts['tools']} tools in {out / 'tools.json'}, {left_out}")
+        _print_coverage(counts)
     else:
         _print_counts(counts, out)
 
@@ -111,6 +112,7 @@ def synthesize_command(
     )  # fmt: skip
     counts = synthesize(settings, out=out, resume=resume)
     _print_counts(counts, out)
+    _print_coverage(counts)
     if written_by:
         _print_usage(counts)
 
@@ -193,6 +195,13 @@ def _print_counts(counts: dict[str, Any], out: Path) -> None:
     left_out = ", ".join(f"{reason} {count}" for reason, count in counts["rejects"].items()) or "none"
     typer.echo(f"{counts['rows']} of {counts['read']} rows kept in {out / 'rows.jsonl'}; left out: {left_out}")
     typer.echo(f"the set's card: {out / 'card.html'}")
+
+
+def _print_coverage(counts: dict[str, Any]) -> None:
+    from star.data.tool_coverage import coverage_lines
+
+    for line in coverage_lines(counts.get("uncalled", {}), counts.get("tool_notes", {})):
+        typer.echo(line)
 
 
 def _print_usage(usage: dict[str, Any]) -> None:

@@ -120,7 +120,8 @@ def import_files(settings: ImportSettings, *, out: Path, resume: bool = True) ->
     """Imports tools into `out`/tools.json, or rows into `out`/rows.jsonl; rejects.jsonl has what could not be read, with reasons.
 
     Returns:
-        {"tools", "rejected"} for tools; {"rows", "read", "rejects": {reason: count}} for rows.
+        {"tools", "rejected"} for tools, and "tool_notes" where a schema could not be used as a whole.
+        {"rows", "read", "rejects": {reason: count}} for rows.
 
     Raises:
         InputError: a file is missing or cannot be read, some files hold tools and others rows, or no tool can be used.
@@ -143,7 +144,8 @@ def synthesize(settings: SynthesizeSettings, *, out: Path, resume: bool = True) 
     """Makes rows from tools into `out`/rows.jsonl: with the offline generator, or with a model.
 
     Returns:
-        {"rows", "read", "rejects": {reason: count}}; with a model also its usage and cost.
+        {"rows", "read", "rejects": {reason: count}}; with a model also its usage and cost; "uncalled": {tool: why no row calls it} and
+        "tool_notes" where there are any.
 
     Raises:
         InputError: the tools cannot be used, a kind of row is unknown, or the endpoint refuses the requests.
@@ -220,7 +222,7 @@ def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
     """Writes tools.json and rejects.jsonl."""
     from star.data.rows import Reject, write_json_lines
     from star.data.tool_files import read_tools
-    from star.data.tools import repeated_name
+    from star.data.tools import notes_by_tool, repeated_name
     from star.json_file import write_json
 
     read = [tool for file in settings.files for tool in read_tools(file)]
@@ -237,7 +239,8 @@ def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
         raise InputError(f"two tools are named {name!r}: rename one")
     write_json(workspace.out / "tools.json", tools)
     write_json_lines(workspace.out / "rejects.jsonl", (vars(reject) for reject in rejects))
-    return {"tools": len(tools), "rejected": len(rejects)}
+    counts: Counts = {"tools": len(tools), "rejected": len(rejects)}
+    return counts | ({"tool_notes": notes} if (notes := notes_by_tool(tools)) else {})
 
 
 def _write_imported_rows(settings: ImportSettings, workspace: Workspace) -> Counts:
@@ -264,6 +267,7 @@ def _write_generated_rows(settings: SynthesizeSettings, workspace: Workspace) ->
     """Writes the set that the offline generator makes, and its card."""
     from star.data.data_card import write_card
     from star.data.generate_offline import generate_rows
+    from star.data.tool_coverage import add_tool_coverage
     from star.data.tool_files import load_tools
     from star.data.write_set import write_set
 
@@ -282,8 +286,9 @@ def _write_generated_rows(settings: SynthesizeSettings, workspace: Workspace) ->
         )
 
     statistics = write_set(records, out=workspace.out, state=workspace.state, total=settings.rows, label="make rows")
+    coverage = add_tool_coverage(statistics, tools, folder=workspace.out, masked=settings.masked)
     write_card(workspace.out)
-    return statistics.counts()
+    return statistics.counts() | coverage
 
 
 def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> Counts:
@@ -291,6 +296,7 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
     from star.data.data_card import write_card
     from star.data.endpoint import Endpoint
     from star.data.generate_llm import MODEL_ROW_KIND_WEIGHTS, Plan, collect_answers, read_examples, read_rows_from_log
+    from star.data.tool_coverage import add_tool_coverage
     from star.data.tool_files import load_tools
     from star.data.write_set import write_set
     from star.json_file import write_json
@@ -324,8 +330,9 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
         state=workspace.state,
         total=settings.rows,
     )
+    coverage = add_tool_coverage(statistics, plan.tools, folder=workspace.out)
     write_card(workspace.out)
-    return statistics.counts() | usage
+    return statistics.counts() | usage | coverage
 
 
 def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts:

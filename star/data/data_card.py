@@ -9,6 +9,7 @@ from star.data.write_set import read_statistics
 from star.html_kit import STYLE, escape_html, table, visible
 from star.svg_charts import Bar, bar_chart
 
+MAX_EXPLAINED = 200  # tools in a table of explanations
 MAX_ENTRIES = 20  # entries of a chart or table; the others are counted together
 # The charts fill columns from top to bottom. In rows, a long chart would leave the page empty beside it.
 COLUMNS = ".columns{columns:24rem 2;column-gap:2rem}.columns figure{break-inside:avoid;padding-bottom:1.5rem}"
@@ -48,6 +49,21 @@ def _tables(statistics: SetStatistics) -> list[tuple[str, str, Counter]]:
     return [entry for entry in tables if entry[2]]
 
 
+def _explanations(statistics: SetStatistics) -> list[tuple[str, str, dict[str, str]]]:
+    """Returns (title, what the second column says, explanation by tool) of every list that is not empty."""
+    lists = [
+        ("Tools that no row calls", "why", statistics.uncalled),
+        ("Tools whose schemas could not be used as a whole", "what was left out", statistics.tool_notes),
+    ]
+    return [entry for entry in lists if entry[2]]
+
+
+def _first_explanations(explained: dict[str, str]) -> list[tuple[str, str]]:
+    beyond = len(explained) - MAX_EXPLAINED
+    first = list(explained.items())[:MAX_EXPLAINED]
+    return [*first, (f"{beyond:,} more", "see figures.json")] if beyond > 0 else first
+
+
 NUMBERED = ("User turns", "Calls in the answer", "Tools shown", "Words of the conversation before the answer")
 
 
@@ -77,6 +93,8 @@ def _warnings(statistics: SetStatistics) -> list[str]:
         warnings.append(
             f"{unknown:,} rows have no known licence: find it out before a model that was trained on them is given away."
         )
+    if uncalled := len(statistics.uncalled):
+        warnings.append(f"No row calls {uncalled:,} of the tools; their names and the reasons are below.")
     if not statistics.rows:
         warnings.append("No row was kept.")
     return warnings
@@ -91,6 +109,12 @@ def markdown_card(statistics: SetStatistics) -> str:
         entries, rest = _entries(title, counts)
         parts += [f"| {_escape_markdown(name)} | {count:,} | {count / total:.1%} |" for name, count in entries + rest]
         parts.append("")
+    for title, said, explained in _explanations(statistics):
+        parts.append(f"## {title}\n\n| tool | {said} |\n|---|---|")
+        parts += [
+            f"| {_escape_markdown(name)} | {_escape_markdown(why)} |" for name, why in _first_explanations(explained)
+        ]
+        parts.append("")
     return "\n".join(parts)
 
 
@@ -104,6 +128,7 @@ def html_card(statistics: SetStatistics) -> str:
     warnings = "".join(f'<p class="lede bad">{escape_html(warning)}</p>' for warning in _warnings(statistics))
     charts = "".join(_chart(*entry) for entry in _tables(statistics))
     tables = "".join(_table(*entry) for entry in _tables(statistics))
+    tables += "".join(_explanation_table(*entry) for entry in _explanations(statistics))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>Data card</title><style>{STYLE}{COLUMNS}</style></head><body><header><p class="eyebrow">STAR</p><h1>Data card</h1>'
@@ -127,5 +152,14 @@ def _table(title: str, counted: str, counts: Counter) -> str:
     body = "".join(
         f"<tr><th>{escape_html(name)}</th><td>{count:,}</td><td>{count / total:.1%}</td></tr>"
         for name, count in entries + rest
+    )
+    return table(title, head, body, label=title)
+
+
+def _explanation_table(title: str, said: str, explained: dict[str, str]) -> str:
+    head = f'<th class="left">tool</th><th class="left">{escape_html(said)}</th>'
+    body = "".join(
+        f'<tr><th>{escape_html(name)}</th><td class="left">{escape_html(why)}</td></tr>'
+        for name, why in _first_explanations(explained)
     )
     return table(title, head, body, label=title)

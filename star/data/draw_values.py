@@ -14,7 +14,10 @@ import random
 import re
 from functools import cache
 
+from star.data.draw_patterns import draw_by_pattern
 from star.data.json_schema import is_valid
+from star.data.schema_merge import merged
+from star.data.schema_normal_form import is_cut_off
 
 WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "ivory", "juniper", "kestrel", "lotus", "maple",
@@ -32,6 +35,10 @@ PROVIDERS = {
 POOL_SIZE = 64  # number of values that are drawn from a provider
 MAX_DEPTH = 6  # below this level, arrays and objects get as few parts as their schema allows
 MAX_TRIES = 20
+# Keywords that a drawn value may fail, so it is checked.
+CHECKED = frozenset(
+    {"allOf", "not", "if", "then", "else", "dependentSchemas", "dependentRequired", "unevaluatedProperties"}
+)
 
 
 def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth: int = 0) -> object:
@@ -47,17 +54,10 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
         return schema["const"]
     if choices := schema.get("enum") or schema.get("examples"):
         return rng.choice(choices)
+    if not CHECKED.isdisjoint(schema):
+        return _draw_checked(schema, rng, name=name, depth=depth)
     if parts := schema.get("oneOf") or schema.get("anyOf"):
         return _draw_alternative(schema, parts, rng, name=name, depth=depth)
-    if parts := schema.get("allOf"):
-        merged = {
-            key: value
-            for part in [*parts, schema]
-            if isinstance(part, dict)
-            for key, value in part.items()
-            if key != "allOf"
-        }
-        return draw_value(merged, rng, name=name, depth=depth)
     kind = schema.get("type") or _type_by_keywords(schema)
     # Null says nothing in a request, so another type is drawn where there is one.
     kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
@@ -65,9 +65,7 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
         case "integer":
             return _draw_integer(schema, rng)
         case "number":
-            low, high = _bounds(schema, width=100)
-            # Rounding can step over a bound.
-            return min(max(round(rng.uniform(low, high), 1), low), high)
+            return _draw_number(schema, rng)
         case "boolean":
             return rng.random() < 0.5
         case "null":
@@ -83,22 +81,69 @@ def _type_by_keywords(schema: dict) -> str:
     return "object" if "properties" in schema else "array" if schema.keys() & {"items", "prefixItems"} else "string"
 
 
-def _draw_alternative(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
-    """Draws a value of one alternative that the whole schema accepts: `oneOf` rejects a value that fits two of them."""
-    shared = {key: value for key, value in schema.items() if key not in ("oneOf", "anyOf", "description", "title")}
-    options = [part for part in parts if isinstance(part, dict) and part.get("type") != "null"] or parts
+def _draw_checked(schema: dict, rng: random.Random, *, name: str, depth: int) -> object:
+    """Draws from the schema and from what its conditions add, until the whole schema accepts a value."""
+    plain = {key: value for key, value in schema.items() if key not in CHECKED}
+    for part in schema.get("allOf", []):
+        plain = _with_part(plain, part)
+    conditional = [schema[key] for key in ("then", "else") if key in schema]
+    others = [_with_part(plain, part) for part in [*conditional, *schema.get("dependentSchemas", {}).values()]]
     for _ in range(MAX_TRIES):
-        part = rng.choice(options)
-        value = draw_value({**shared, **part} if isinstance(part, dict) else part, rng, name=name, depth=depth)
+        value = draw_value(rng.choice([plain, *others]), rng, name=name, depth=depth)
         if is_valid(value, schema):
             break
     return value
 
 
+def _with_part(schema: dict, part: dict | bool) -> dict:
+    """Returns a schema to draw from that asks for both, or for what the part asks where they cannot become one."""
+    if isinstance(part, bool):
+        return schema
+    part = {key: value for key, value in part.items() if key not in ("description", "title")}
+    both = merged(schema, part, exact=False)
+    return {**schema, **part} if both is None else both
+
+
+def _draw_alternative(schema: dict, parts: list, rng: random.Random, *, name: str, depth: int) -> object:
+    """Draws a value of one alternative that the whole schema accepts: `oneOf` rejects a value that fits two of them."""
+    used = "oneOf" if schema.get("oneOf") else "anyOf"
+    shared = {key: value for key, value in schema.items() if key not in (used, "description", "title")}
+    options = [part for part in parts if isinstance(part, dict) and part.get("type") != "null"] or parts
+    # What stands for a schema inside itself says nothing of its values.
+    options = (
+        [part for part in options if not is_cut_off(part)] or [part for part in parts if not is_cut_off(part)] or parts
+    )
+    for _ in range(MAX_TRIES):
+        part = rng.choice(options)
+        value = draw_value(_with_part(shared, part), rng, name=name, depth=depth)
+        if is_valid(value, schema):
+            break
+    return value
+
+
+def _draw_number(schema: dict, rng: random.Random) -> float:
+    low, high = _bounds(schema, width=100)
+    if low > high:  # less than 1 apart, and a bound is not allowed itself
+        low, high = schema.get("exclusiveMinimum", low), schema.get("exclusiveMaximum", high)
+        return (low + high) / 2
+    if step := schema.get("multipleOf"):
+        # Not every product is a multiple for a checker: 0.01 has no exact binary form.
+        for _ in range(MAX_TRIES):
+            value = round(
+                step * rng.randint(math.ceil(low / step), max(math.ceil(low / step), math.floor(high / step))), 10
+            )
+            if is_valid(value, schema):
+                break
+        return value
+    # Rounding can step over a bound.
+    return min(max(round(rng.uniform(low, high), 1), low), high)
+
+
 def _draw_integer(schema: dict, rng: random.Random) -> int:
     low, high = _bounds(schema, width=99)
     step = schema.get("multipleOf", 1)
-    if isinstance(step, int) and step > 1:
+    if step > 1 and step == int(step):
+        step = int(step)
         first = math.ceil(low / step)
         return step * rng.randint(first, max(first, math.floor(high / step)))
     return rng.randint(math.ceil(low), max(math.ceil(low), math.floor(high)))
@@ -106,9 +151,9 @@ def _draw_integer(schema: dict, rng: random.Random) -> int:
 
 def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
     low, high = schema.get("minimum"), schema.get("maximum")
-    if low is None and "exclusiveMinimum" in schema:
+    if "exclusiveMinimum" in schema and (low is None or low <= schema["exclusiveMinimum"]):
         low = schema["exclusiveMinimum"] + 1
-    if high is None and "exclusiveMaximum" in schema:
+    if "exclusiveMaximum" in schema and (high is None or high >= schema["exclusiveMaximum"]):
         high = schema["exclusiveMaximum"] - 1
     if low is None:
         low = 1 if high is None else min(1, high - width)
@@ -116,14 +161,21 @@ def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
 
 
 def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
+    least, most = int(schema.get("minItems", 0)), schema.get("maxItems", math.inf)
+    items = schema.get("items", {})
     drawn = [draw_value(part, rng, name=name, depth=depth) for part in schema.get("prefixItems", [])]
-    least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-    wanted = least if depth > MAX_DEPTH else min(max(2, least), most)
+    if "contains" in schema:
+        times = int(schema.get("minContains", 1))
+        drawn += [draw_value(schema["contains"], rng, name=name, depth=depth) for _ in range(times)]
+    most = len(drawn) if items is False else most
+    drawn = drawn if len(drawn) <= most else drawn[: int(most)]
+    # A schema inside itself says nothing of its values, so fewer are better.
+    wanted = least if depth > MAX_DEPTH or is_cut_off(items) else min(max(2, least), most)
     # Bounded, because there may be fewer distinct values than the schema wants.
     for _ in range(MAX_TRIES * max(1, least)):
         if len(drawn) >= wanted:
             break
-        value = draw_value(schema.get("items", {}), rng, name=name.removesuffix("s"), depth=depth)
+        value = draw_value(items, rng, name=name.removesuffix("s"), depth=depth)
         if not schema.get("uniqueItems") or value not in drawn:
             drawn.append(value)
     return drawn
@@ -135,19 +187,52 @@ def _draw_object(schema: dict, rng: random.Random, *, depth: int) -> dict:
     value = {
         key: draw_value(part, rng, name=key, depth=depth)
         for key, part in properties.items()
-        if key in required or depth <= MAX_DEPTH
+        if key in required or (depth <= MAX_DEPTH and part is not False and not _leads_into_itself(part))
     }
-    if not properties and isinstance(others := schema.get("additionalProperties"), dict) and depth <= MAX_DEPTH:
-        value |= {
-            key: draw_value(others, rng, depth=depth)
-            for key in rng.sample(WORDS, max(1, schema.get("minProperties", 1)))
-        }
+    others = schema.get("additionalProperties", {})
+    for key in sorted(required - properties.keys()):
+        value[key] = draw_value(_schema_of_name(key, schema), rng, name=key, depth=depth)
+    if not properties and depth <= MAX_DEPTH and not value:
+        for pattern, part in schema.get("patternProperties", {}).items():
+            value[draw_by_pattern(pattern, rng, least=1, most=40) or rng.choice(WORDS)] = draw_value(
+                part, rng, depth=depth
+            )
+        if isinstance(schema.get("additionalProperties"), dict) and not value and not is_cut_off(others):
+            count = max(1, int(schema.get("minProperties", 1)))
+            value |= {key: draw_value(others, rng, depth=depth) for key in _draw_names(schema, rng, count)}
     return value
+
+
+def _schema_of_name(name: str, schema: dict) -> dict | bool:
+    """Returns the schema of a property that is required but not described by its name."""
+    patterns = schema.get("patternProperties", {})
+    return next(
+        (part for pattern, part in patterns.items() if re.search(pattern, name)), schema.get("additionalProperties", {})
+    )
+
+
+def _draw_names(schema: dict, rng: random.Random, count: int) -> list[str]:
+    names = schema.get("propertyNames")
+    if not isinstance(names, dict):
+        return rng.sample(WORDS, min(count, len(WORDS)))
+    if isinstance(listed := names.get("enum"), list):
+        return [str(name) for name in rng.sample(listed, min(count, len(listed)))]
+    return [str(draw_value({"type": "string", **names}, rng)) for _ in range(count)]
+
+
+def _leads_into_itself(schema: dict | bool) -> bool:
+    """Whether the value of an optional property would be one of which nothing is known."""
+    if not isinstance(schema, dict):
+        return False
+    parts = [part for part in schema.get("anyOf") or schema.get("oneOf") or [schema] if part != {"type": "null"}]
+    return bool(parts) and all(is_cut_off(part) for part in parts)
 
 
 def _draw_string(schema: dict, rng: random.Random, *, name: str) -> str:
     if isinstance(pattern := schema.get("pattern"), str):
-        return _draw_by_pattern(pattern, schema, rng)
+        least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+        if (drawn := draw_by_pattern(pattern, rng, least=least, most=most)) is not None:
+            return drawn
     text = _draw_by_format(schema.get("format", ""), rng) or _draw_by_name(name, rng) or rng.choice(WORDS)
     while len(text) < schema.get("minLength", 0):
         text += rng.choice(WORDS)
@@ -170,21 +255,6 @@ def _draw_by_format(form: str, rng: random.Random) -> str:
         "ipv4": ".".join(str(rng.randint(1, 254)) for _ in range(4)),
     }
     return made.get(form, "")
-
-
-def _draw_by_pattern(pattern: str, schema: dict, rng: random.Random) -> str:
-    """Draws a text that matches the pattern and has an allowed length. Where none is found, the schema rejects the row later."""
-    from rstr import Rstr
-
-    least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
-    # An unbounded repetition of a dot would give line breaks and noise; a person would write letters.
-    plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
-    text = ""
-    for _ in range(MAX_TRIES):
-        text = Rstr(rng).xeger(plain)
-        if least <= len(text) <= most:
-            break
-    return text
 
 
 def _draw_by_name(name: str, rng: random.Random) -> str:

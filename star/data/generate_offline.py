@@ -32,6 +32,9 @@ from star.errors import InputError
 OPENINGS = ("", "", "please ", "hello, ")
 REQUEST_FORMS = ("{ask}: {said}", "{ask}, {said}", "{ask} with {said}", "I need this: {ask}, {said}")
 CONFIRMATION = "Done."
+MAX_TRIES = 20
+# Keywords of a tool's parameters that do not make one argument depend on another.
+INDEPENDENT = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "examples"})
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 MAX_POOL = 64  # of more tools, each row draws this many to choose from: ten thousand would be slow
 SMALL_WORDS = frozenset({"a", "an", "and", "by", "for", "from", "get", "in", "of", "on", "the", "to", "with"})
@@ -313,12 +316,39 @@ def _request_without_parameter(pool: list[dict], rng: random.Random) -> tuple[di
 
 
 def _request(tool: dict, rng: random.Random) -> Request:
-    required = set(tool["parameters"].get("required", []))
+    arguments = _arguments(tool["parameters"], rng)
+    return Request(_request_text(tool, arguments, rng), {"name": tool["name"], "arguments": arguments})
+
+
+def _arguments(parameters: dict, rng: random.Random) -> dict[str, object]:
+    """Draws arguments of a call. Where the parameters depend on each other, they are drawn until they fit together."""
+    if parameters.keys() <= INDEPENDENT:
+        return _independent_arguments(parameters, rng)
+    for _ in range(MAX_TRIES):
+        alternatives = [
+            part for part in parameters.get("oneOf") or parameters.get("anyOf") or [] if isinstance(part, dict)
+        ]
+        chosen = rng.choice(alternatives) if alternatives else {}
+        # A parameter that only other alternatives name would make the call fit none.
+        foreign = {name for part in alternatives for name in part.get("properties", {})} - chosen.get(
+            "properties", {}
+        ).keys()
+        own = {name: part for name, part in parameters["properties"].items() if name not in foreign}
+        required = [*parameters["required"], *chosen.get("required", [])]
+        drawn = {"properties": own | chosen.get("properties", {}), "required": required}
+        arguments = _independent_arguments(drawn, rng)
+        if is_valid(arguments, parameters):
+            break
+    return arguments
+
+
+def _independent_arguments(parameters: dict, rng: random.Random) -> dict[str, object]:
+    required = set(parameters.get("required", []))
     arguments: dict[str, object] = {}
-    for name, schema in tool["parameters"]["properties"].items():
+    for name, schema in parameters["properties"].items():
         if name in required or rng.random() < 0.5:
             arguments[name] = _draw_unused(schema, rng, name=name, used=list(arguments.values()))
-    return Request(_request_text(tool, arguments, rng), {"name": tool["name"], "arguments": arguments})
+    return arguments
 
 
 def _request_text(tool: dict, arguments: dict[str, object], rng: random.Random) -> str:

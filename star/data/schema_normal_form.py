@@ -12,56 +12,30 @@ only JavaScript can read stays under `x-pattern`. A value that the schema accept
 changes nothing.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from star.data.json_schema import TYPES, coerce_value, same_json
-from star.data.python_types import json_schema_of_type
+from star.data.json_schema import coerce_value, same_json
 from star.data.schema_drafts import translated
+from star.data.schema_keywords import (
+    KNOWN,
+    NOT_OF_REQUESTS,
+    ONE_SCHEMA,
+    SAYS_NOTHING,
+    SCHEMA_LIST,
+    SCHEMA_MAP,
+    TURNED,
+    Unusable,
+    coerce_default,
+    plain_value,
+    type_of_text,
+)
 from star.data.schema_merge import merged
 from star.data.schema_patterns import fault_of_pattern
 from star.data.schema_references import References, name_of
 from star.errors import InputError
 
 MAX_NODES = 20_000  # schema parts of one tool that are written in place of references
-ONE_SCHEMA = frozenset(
-    {"items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"}
-    | {"unevaluatedItems", "unevaluatedProperties", "contentSchema"}
-)
-SCHEMA_LIST = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
-SCHEMA_MAP = frozenset({"properties", "patternProperties", "dependentSchemas"})
-# A part of these that accepts more makes the whole accept less.
-TURNED = frozenset({"not", "if", "contains", "oneOf"})
-COUNTS = (
-    "maxLength",
-    "minLength",
-    "maxItems",
-    "minItems",
-    "maxProperties",
-    "minProperties",
-    "maxContains",
-    "minContains",
-)
-NUMBERS = ("maximum", "minimum", "exclusiveMaximum", "exclusiveMinimum", "multipleOf")
-TEXTS = ("pattern", "format", "title", "description", "$comment", "contentEncoding", "contentMediaType")
-FLAGS = ("uniqueItems", "deprecated", "readOnly", "writeOnly")
-SCALARS = {
-    **dict.fromkeys(COUNTS, "integer"),
-    **dict.fromkeys(NUMBERS, "number"),
-    **dict.fromkeys(TEXTS, "string"),
-    **dict.fromkeys(FLAGS, "boolean"),
-}
-SAYS_NOTHING = frozenset(
-    {"title", "description", "$comment", "deprecated", "readOnly", "writeOnly", "examples", "format"}
-)
-NAME_LISTS = frozenset({"required", "dependentRequired"})
-KNOWN = frozenset({"type", "const", "enum", "examples", *ONE_SCHEMA, *SCHEMA_LIST, *SCHEMA_MAP, *SCALARS, *NAME_LISTS})
-NOT_OF_REQUESTS = frozenset({"readOnly", "writeOnly", "deprecated"})
-
-
-class Unusable(Exception):
-    """The value of a keyword cannot be used. The message says what it is."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +163,7 @@ class SchemaReader:
         if key == "pattern" and isinstance(value, str) and (fault := fault_of_pattern(value)):
             self._note(place, key, f"{value[:80]!r} cannot be read ({fault}): put aside as x-pattern")
             return {"x-pattern": value}
-        return {key: _plain_value(key, value)}
+        return {key: plain_value(key, value)}
 
     def _inner(self, written: object, place: Place, *way: str) -> Any:
         """Reads a schema inside another one: it may not cost the whole."""
@@ -229,12 +203,12 @@ class SchemaReader:
     def _type(self, value: Any, place: Place) -> dict[str, Any]:
         """Returns the keywords that a type stands for."""
         if isinstance(value, str):
-            return _type_of_text(value)
+            return type_of_text(value)
         if not isinstance(value, list) or not value:
             raise Unusable(f"{str(value)[:80]} is not a type: left out")
         # Draft 3 allows schemas beside names.
         read = [
-            self._inner(part, place, "type") if isinstance(part, dict) else _type_of_text(str(part)) for part in value
+            self._inner(part, place, "type") if isinstance(part, dict) else type_of_text(str(part)) for part in value
         ]
         if {} in read:
             return {}
@@ -266,7 +240,7 @@ class SchemaReader:
         schema = _nullable(schema) if coerce_value(written.get("nullable"), {"type": "boolean"}) is True else schema
         if "type" in schema:
             schema = {"type": schema["type"], **schema}
-        return _coerce_default(schema)
+        return coerce_default(schema)
 
     def _names_left_out(self, schema: dict, written: dict) -> bool:
         """Whether a name that was allowed by its pattern would now be an additional one."""
@@ -292,57 +266,6 @@ class TooLarge(InputError):
     """The schemas of a tool cannot be written in place."""
 
 
-def _type_of_text(text: str) -> dict[str, Any]:
-    try:
-        return json_schema_of_type(text)[0]
-    except InputError as error:
-        raise Unusable(f"{text[:80]!r} is not a type: left out") from error
-
-
-def _plain_value(key: str, value: Any) -> Any:
-    """Returns the value of a keyword that holds no schema.
-
-    Raises:
-        Unusable: it is not of the kind that the keyword needs.
-    """
-    check = CHECKS.get(key, lambda _: True)
-    if (kind := SCALARS.get(key)) is not None:
-        # A number as text is read, a text as a number is not.
-        value = coerce_value(value, {"type": kind}) if kind != "string" else value
-        check = KINDS[kind]
-    if not check(value) or (key == "multipleOf" and value <= 0):
-        raise Unusable(f"cannot be {str(value)[:80]}: left out")
-    if key == "required":
-        return list(dict.fromkeys(value))  # the standard wants each name once
-    return {name: list(dict.fromkeys(names)) for name, names in value.items()} if key in NAME_LISTS else value
-
-
-def _is_count(value: Any) -> bool:
-    return TYPES.is_type(value, "integer") and value >= 0
-
-
-def _is_number(value: Any) -> bool:
-    return TYPES.is_type(value, "number") and value - value == 0  # neither nan nor infinite
-
-
-def _is_list_of_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-KINDS: dict[str, Callable[[Any], bool]] = {
-    "integer": _is_count,
-    "number": _is_number,
-    "string": lambda value: isinstance(value, str),
-    "boolean": lambda value: isinstance(value, bool),
-}
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "enum": lambda value: isinstance(value, list) and bool(value),
-    "examples": lambda value: isinstance(value, list),
-    "required": _is_list_of_names,
-    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_is_list_of_names, value.values())),
-}
-
-
 def _beside(copy: Any, beside: Any, *, exact: bool) -> Any:
     """Returns what a reference pointed to, with the keywords beside the reference."""
     if beside == {} or copy is False:
@@ -357,7 +280,7 @@ def _beside(copy: Any, beside: Any, *, exact: bool) -> Any:
         }
     # Beside a reference stands what is said of this one place.
     said = {key: value for key, value in beside.items() if key in SAYS_NOTHING or key not in KNOWN}
-    return _coerce_default({**both, **said})
+    return coerce_default({**both, **said})
 
 
 def _cut_off(target: object, name: str) -> dict[str, Any]:
@@ -397,22 +320,3 @@ def _nullable(schema: dict) -> dict:
     return (
         {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema and None not in schema["enum"] else nullable
     )
-
-
-def _coerce_default(schema: dict) -> dict:
-    """Gives a default the type of its parameter ("10" becomes 10) and removes one that cannot have it ('fasta' for an integer).
-
-    An integer whose default is a fraction is a number: xLAM writes latitudes as `int` with the default '40.41'.
-    """
-    kinds = schema.get("type")
-    if "default" not in schema or kinds is None:
-        return schema
-    # As text or as number: xLAM writes defaults either way.
-    number = coerce_value(schema["default"], {"type": "number"})
-    if kinds == "integer" and isinstance(number, float) and not number.is_integer():
-        kinds = "number"
-    default = coerce_value(schema["default"], {"type": kinds})
-    settled = {**schema, "type": kinds, "default": default}
-    if not any(TYPES.is_type(default, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
-        del settled["default"]
-    return settled

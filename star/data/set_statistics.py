@@ -7,12 +7,19 @@ from typing import Any
 from star.data.rows import Reject, query_of
 
 WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges of the bins; the last bin has none
+TEXTS = ("uncalled", "tool_notes")  # fields that explain and count nothing
 MOST_TOOLS = 100_000  # names that are counted one by one; further ones are counted together
 
 
 @dataclass
 class SetStatistics:
-    """Counters over rows and rejects. `fitted` counts rows with a value that was changed to the type its tool declares."""
+    """Counters over rows and rejects.
+
+    Attributes:
+        fitted: number of rows with a value that was changed to the type its tool declares.
+        uncalled: why no row calls a tool, by the tool's name; empty where all are called.
+        tool_notes: what could not be used of a tool's schemas, by the tool's name.
+    """
 
     read: int = 0
     rows: int = 0
@@ -31,18 +38,22 @@ class SetStatistics:
     overlaps: Counter = field(default_factory=Counter)
     split: Counter = field(default_factory=Counter)
     shortfalls: Counter = field(default_factory=Counter)
+    uncalled: dict[str, str] = field(default_factory=dict)
+    tool_notes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "SetStatistics":
         """Reads what `to_json` returned."""
         counters: dict[str, Any] = {
-            key: Counter(value) if isinstance(value, dict) else value for key, value in values.items()
+            key: Counter(value) if isinstance(value, dict) and key not in TEXTS else value
+            for key, value in values.items()
         }
         return cls(**counters)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the counters as JSON values."""
-        return {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+        """Returns the counters as JSON values, and the texts where there are any."""
+        given = {key: value for key, value in vars(self).items() if value or key not in TEXTS}
+        return {key: dict(value) if isinstance(value, Counter) else value for key, value in given.items()}
 
     def counts(self) -> dict:
         """Rows kept, records read, and rejects by reason, the most frequent first."""

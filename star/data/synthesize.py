@@ -12,10 +12,12 @@ from star.data.importers import import_rows
 from star.data.rows import Reject, json_line, read_rows
 from star.data.set_statistics import SetStatistics
 from star.data.splits import choose_heldout_ranks, choose_heldout_tools, row_rank, split_by_tool
+from star.data.tool_coverage import add_tool_coverage, coverage_lines
 from star.data.tool_files import load_tools
 from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_set
 from star.errors import InputError
 from star.json_file import write_json
+from star.progress import print_line
 
 
 def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[str, float]:
@@ -25,7 +27,8 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         state: folder that outlives a kill; what is finished there is not done again.
 
     Returns:
-        number of train and held-out rows, imported rows, and rejected rows in all and by reason.
+        number of train and held-out rows, imported rows, and rejected rows in all and by reason; number of tools that no row
+        calls, where there are any.
     """
     tools = load_tools(settings.tools.read_verified())
     seed_data = settings.seed_data.read_verified() if settings.seed_data else None
@@ -62,6 +65,9 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         set_folder / ROWS, statistics, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out
     )
     write_json(out / STATISTICS, statistics.to_json())
+    coverage = add_tool_coverage(statistics, tools, folder=out, masked=settings.masked)
+    for line in coverage_lines(statistics.uncalled, statistics.tool_notes):
+        print_line(line)
     write_card(out)
     imported = statistics.read - settings.generated_rows
     counts: dict[str, float] = {
@@ -70,6 +76,8 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         "rejected": statistics.rejects.total(),
         "fitted": statistics.fitted,
     }
+    if coverage.get("uncalled"):
+        counts["tools_not_called"] = len(statistics.uncalled)
     return counts | {f"rejected_{reason}": count for reason, count in statistics.rejects.most_common()}
 
 

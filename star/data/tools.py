@@ -22,7 +22,8 @@ from jsonschema.exceptions import SchemaError
 from star.data.json_schema import check_schema, same_json
 from star.data.python_types import json_schema_of_type
 from star.data.schema_drafts import LEFT_OUT, own_requirement
-from star.data.schema_normal_form import KNOWN, SchemaReader
+from star.data.schema_keywords import KNOWN
+from star.data.schema_normal_form import SchemaReader
 from star.data.schema_references import References
 from star.errors import InputError
 
@@ -44,6 +45,11 @@ def repeated_name(tools: list[dict]) -> str | None:
             return tool["name"]
         seen.add(tool["name"])
     return None
+
+
+def notes_by_tool(tools: list[dict]) -> dict[str, str]:
+    """Returns what could not be used of the tools' schemas, by the tool's name."""
+    return {tool["name"]: "; ".join(map(str, notes)) for tool in tools if (notes := tool.get("x-notes"))}
 
 
 def normalize_tool(tool: dict, *, document: object = None) -> dict:

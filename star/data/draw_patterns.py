@@ -1,0 +1,58 @@
+r"""Draws texts that match a regular expression, the same ones for the same random generator.
+
+    draw_by_pattern(r"^[A-Z]{2}\d{4}$", random.Random(0))    # "YW0480"
+
+The package rstr does the work. Its gaps are closed here: what it draws from sets such as `[^/]` depends on the process, it cannot repeat
+more than a hundred times, and for some expressions it raises.
+"""
+
+import random
+import re
+import string
+from itertools import chain
+from typing import Any
+
+from rstr import Rstr
+
+TRIES = 20
+
+
+def draw_by_pattern(pattern: str, rng: random.Random, *, least: float, most: float) -> str | None:
+    """Returns a text that matches, of an allowed length where one is found; None where nothing can be drawn."""
+    # An unbounded repetition of a dot would give line breaks and noise; a person would write letters.
+    plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
+    text = None
+    for _ in range(TRIES):
+        try:
+            drawn = _Drawer(rng).xeger(plain)
+        # What rstr has no rule for: atomic groups, a set without any character, a reference to a group that was not drawn.
+        except (KeyError, IndexError, ValueError, RecursionError):
+            return text
+        text = drawn if text is None or _fits(drawn, pattern, least, most) else text
+        if _fits(text, pattern, least, most):
+            break
+    return text
+
+
+def _fits(text: str, pattern: str, least: float, most: float) -> bool:
+    # Looks ahead and behind are not drawn, so a text may fail them.
+    return least <= len(text) <= most and re.search(pattern, text) is not None
+
+
+class _Drawer(Rstr):
+    """rstr's drawer of texts for regular expressions, with the same draws where rstr's are right."""
+
+    def _handle_in(self, value: Any) -> Any:
+        candidates: list[Any] = list(chain(*(self._handle_state(part) for part in value)))
+        if candidates[0] is False:
+            # In order: a set of texts has another one in each process.
+            rest = sorted(set(string.printable).difference(candidates[1:]))
+            # A person writes no control characters, and letters of other scripts where ASCII is excluded.
+            candidates = [letter for letter in rest if letter.isprintable()] or rest or list("äöüéñ")
+        return self._random.choice(candidates)
+
+    def _handle_repeat(self, start_range: int, end_range: int, value: Any) -> str:
+        if start_range <= 100:
+            return str(super()._handle_repeat(start_range, end_range, value))
+        # Above a hundred repetitions rstr would ask for a number from an empty range.
+        return "".join(self._handle_state(part) for _ in range(start_range) for part in value)
