@@ -35,6 +35,8 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)
     # The stages of one pipeline run find their parent run in MLflow by this ID (star/tracking/parent_run.py).
     kubernetes.use_field_path_as_env(task, "KFP_RUN_ID", "metadata.labels['pipeline/runid']")
+    # In the namespace of a Kubeflow profile Istio would add a sidecar, which keeps a pod from completing.
+    kubernetes.add_pod_label(task, "sidecar.istio.io/inject", "false")
     kubernetes.add_pod_label(task, "star/task", name)  # network policies select pods by it (deploy/base/network.yaml)
 
 

@@ -1,5 +1,6 @@
 """Defines the commands on registered versions: models, promote, rollback, lineage, registry and tracking."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ ReasonOption = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 
 @models_app.callback()
 def models(context: typer.Context, name: NameOption = "star") -> None:
-    """List the registered versions with their scores, aliases and lineage; compare two, delete one.
+    """List the registered versions with their scores, aliases and lineage; compare two, download one, delete one.
 
     Examples:
 
@@ -45,6 +46,29 @@ def models_diff(
     from star.registry.versions import find_by_reference
 
     print_difference(find_by_reference(first, name=name), find_by_reference(second, name=name))
+
+
+@models_app.command("download")
+def models_download(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the files: a new or empty one, or one that holds them already.")
+    ],
+    name: NameOption = "star",
+) -> None:
+    """Download a version's files, and compare each one with the sha256 that was registered.
+
+    Examples:
+
+    `star models download champion --out ./champion`
+
+    `star models download star@champion --out /models/champion`
+    """
+    from star.registry.download import download_version_as
+    from star.registry.versions import find_by_reference
+
+    version = find_by_reference(model, name=name)
+    typer.echo(f"{version} is in {download_version_as(version, out)}")
 
 
 @models_app.command("delete")

@@ -73,6 +73,7 @@ NODE = "node"  # name of the pods' job and container in deploy/multinode/runtime
 PATCH_MANAGER = "star-distill/launcher"  # owner of the runtime patch, as other controllers name theirs
 # The rendezvous waits an hour because a node may have to be provisioned. Processes that receive SIGTERM get 90 s to save a checkpoint.
 TORCHRUN_FLAGS = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
+NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 # Variables of the task that its pods need too. Secrets are not among them: the manifest refers to them by name.
 PASSED_VARIABLES = (
     "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_CHECKPOINTS", "KFP_RUN_ID",
@@ -145,7 +146,8 @@ def job_manifest(
         for variable, key in variables.items()
     ]
     pod = {
-        "metadata": {"labels": {"star/task": stage}},
+        # Istio's sidecar breaks torchrun's rendezvous, so the pods must have none (kubeflow/trainer#2794).
+        "metadata": {"labels": {"star/task": stage, "sidecar.istio.io/inject": "false"}},
         "spec": _pod_spec(node, cluster, work_folder=environment["STAR_WORK"]),
     }
     # The Trainer has no field of its own for volumes, node selectors and tolerations, so they patch the runtime's pods.
@@ -183,9 +185,14 @@ def _pod_spec(node: Node, cluster: Cluster, *, work_folder: str) -> dict[str, An
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shm}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount of the pod, no temporary file
     pod: dict[str, Any] = {
-        "securityContext": {"runAsUser": cluster.run_as_user, "runAsNonRoot": True},
+        # As the pod security level `restricted` wants it, also in a runtime that is not ours.
+        "securityContext": {
+            "runAsUser": cluster.run_as_user,
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "volumes": volumes,
-        "containers": [{"name": NODE, "volumeMounts": mounts}],
+        "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": NO_PRIVILEGES}],
     }
     if node.node_selector:
         pod["nodeSelector"] = node.node_selector

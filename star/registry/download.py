@@ -50,6 +50,22 @@ def download_version(version: Version, out: Path) -> Path:
     return folder
 
 
+def download_version_as(version: Version, folder: Path) -> Path:
+    """`download_version` to a given folder. A folder that holds these files already is kept.
+
+    Raises:
+        InputError: the folder holds something else, or as `download_model`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.is_dir() and version.files and hash_files(folder) == version.files:
+            return folder
+        raise InputError(f"{folder} exists and does not hold the files of {version}: remove it, or give another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+        download_version(version, Path(scratch)).rename(folder)
+    return folder
+
+
 def download_file(version: Version, path: str, to: Path) -> Path:
     """Downloads one file of a version into the empty folder `to`, and checks it.
 

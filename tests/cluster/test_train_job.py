@@ -385,9 +385,13 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
     [patch] = manifest["spec"]["runtimePatches"]
     [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     assert job["template"]["spec"]["template"] == {
-        "metadata": {"labels": {"star/task": "distill"}},
+        "metadata": {"labels": {"star/task": "distill", "sidecar.istio.io/inject": "false"}},
         "spec": {
-            "securityContext": {"runAsUser": 10001, "runAsNonRoot": True},
+            "securityContext": {
+                "runAsUser": 10001,
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
             "serviceAccountName": "star",
             "nodeSelector": {"gpu": "h100"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -398,6 +402,7 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
             "containers": [
                 {
                     "name": "node",
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [
                         {"name": "work", "mountPath": "/var/star"},
                         {"name": "shm", "mountPath": "/dev/shm"},

@@ -131,6 +131,7 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
         "STAR_IMAGE": "star-python:latest",
         "MLFLOW_TRACKING_URI": "http://mlflow.star.svc.cluster.local:5000",
         "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow.svc.cluster.local:9000",
+        "STAR_REGISTRY": "s3://star/registry",
         "STAR_WORK": "/var/star/work",
         "STAR_HOME": "/var/star/home",
         "STAR_CHECKPOINTS": "s3://star/checkpoints",
@@ -143,7 +144,7 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     }
     assert task["task"]["cachingOptions"].get("enableCache", False) == cached
     assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
-    assert pod["podMetadata"]["labels"] == {"star/task": name}
+    assert pod["podMetadata"]["labels"] == {"star/task": name, "sidecar.istio.io/inject": "false"}
     assert pod["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
 
 

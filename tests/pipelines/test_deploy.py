@@ -29,17 +29,80 @@ MANIFESTS = [
 ]
 IDS = [f"{file}-{document['kind']}-{document['metadata']['name']}" for file, document in MANIFESTS]
 KSERVE_FIELDS = ("minReplicas",)  # fields of KServe's predictor that a pod does not have
+OWNER_JOB = "star-work-owner"
 
 
 def pod_of(document: dict) -> dict | None:
     """The pod that a manifest creates, as a manifest of kind Pod; None for other kinds."""
+    labels = document["metadata"].get("labels", {})
     if document["kind"] in ("Deployment", "StatefulSet", "Job"):
-        spec = document["spec"]["template"]["spec"]
+        template = document["spec"]["template"]
+        spec, labels = template["spec"], template["metadata"]["labels"]
+    elif document["kind"] == "TrainingRuntime":
+        [job] = document["spec"]["template"]["spec"]["replicatedJobs"]
+        template = job["template"]["spec"]["template"]
+        spec, labels = template["spec"], template["metadata"]["labels"]
     elif document["kind"] == "InferenceService":
         spec = {key: value for key, value in document["spec"]["predictor"].items() if key not in KSERVE_FIELDS}
     else:
         return None
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": document["metadata"], "spec": spec}
+    metadata = {"name": document["metadata"]["name"], "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+PODS = [pod for _, document in MANIFESTS if (pod := pod_of(document))]
+
+
+def refused_by_restricted(pod: dict) -> list[str]:
+    """What Kubernetes' pod security level `restricted` refuses in a pod, by container and field."""
+    everyone = pod["spec"].get("securityContext", {})
+    faults = [
+        f"volume {volume['name']}"
+        for volume in pod["spec"].get("volumes", [])
+        if not {"emptyDir", "persistentVolumeClaim", "secret", "configMap"} & set(volume)
+    ]
+    for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
+        own = container.get("securityContext", {})
+        rights = {**everyone, **own}
+        capabilities = own.get("capabilities", {})
+        wanted = {
+            "runAsNonRoot": rights.get("runAsNonRoot") is True,
+            "runAsUser": rights.get("runAsUser") != 0,
+            "seccompProfile": rights.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "drop": "ALL" in capabilities.get("drop", []),
+            "add": set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"},
+            "privileged": not own.get("privileged"),
+        }
+        faults += [f"{container['name']}: {field}" for field, right in wanted.items() if not right]
+    faults += [field for field in ("hostNetwork", "hostPID", "hostIPC") if pod["spec"].get(field)]
+    return faults
+
+
+@pytest.mark.parametrize("pod", PODS, ids=[pod["metadata"]["name"] for pod in PODS])
+def test_a_pod_passes_the_level_restricted(pod: dict) -> None:
+    if pod["metadata"]["name"] == OWNER_JOB:  # the exception that docs/kubernetes.md names
+        assert refused_by_restricted(pod) == ["chown: runAsNonRoot", "chown: runAsUser", "chown: add"]
+    else:
+        assert refused_by_restricted(pod) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"securityContext": {"runAsUser": 10001, "runAsNonRoot": True}}, "mlflow: seccompProfile"),
+        ({"hostNetwork": True}, "hostNetwork"),
+        ({"volumes": [{"name": "host", "hostPath": {"path": "/"}}]}, "volume host"),
+    ],
+)
+def test_the_check_of_the_level_finds_what_it_refuses(change: dict, fault: str) -> None:
+    pod = next(pod for pod in PODS if pod["metadata"]["name"] == "mlflow")
+    assert refused_by_restricted({**pod, "spec": {**pod["spec"], **change}}) == [fault]
+
+
+@pytest.mark.parametrize("pod", PODS, ids=[pod["metadata"]["name"] for pod in PODS])
+def test_no_pod_gets_a_sidecar_in_the_namespace_of_a_profile(pod: dict) -> None:
+    assert pod["metadata"]["labels"]["sidecar.istio.io/inject"] == "false"
 
 
 def named(kind: str) -> set[str]:
@@ -73,7 +136,8 @@ def test_no_container_can_gain_privileges(file: str, document: dict) -> None:
     for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]) if pod else ():
         rights = container["securityContext"]
         assert rights["allowPrivilegeEscalation"] is False and rights["capabilities"]["drop"] == ["ALL"]
-        assert set(container["resources"]) == {"requests", "limits"}
+        if document["kind"] != "TrainingRuntime":  # there a TrainJob sets them
+            assert set(container["resources"]) == {"requests", "limits"}
         assert not re.search(r":latest$", container["image"])
 
 
@@ -98,6 +162,12 @@ def test_the_profile_refers_to_deployed_resources() -> None:
     server = next(
         pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
     )
+    # Where promotions are decided and weights are published: the same store that the champion's pod reads.
+    assert cluster.environment["STAR_REGISTRY"].startswith("s3://star/")
+    champion = next(pod for pod in PODS if pod["metadata"]["name"] == "star-champion")
+    given = {entry["name"]: entry.get("value") for entry in champion["spec"]["initContainers"][0]["env"]}
+    for name in ("MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL"):
+        assert given[name] == cluster.environment[name]
     [allowed] = [word for word in server["spec"]["containers"][0]["args"] if word.startswith("--allowed-hosts=")]
     assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
 
@@ -137,7 +207,7 @@ def test_the_network_policy_selects_the_pods_of_the_evaluation() -> None:
     policy = next(document for _, document in MANIFESTS if document["metadata"]["name"] == "evaluate")
     _, platform = yaml.safe_load_all((DEPLOY / "pipelines" / "h100.yaml").read_text())
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-evaluate"]
-    assert policy["spec"]["podSelector"]["matchLabels"] == pod["podMetadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= pod["podMetadata"]["labels"].items()
     assert not any("ipBlock" in peer for rule in policy["spec"]["egress"] for peer in rule["to"])
 
 
@@ -183,3 +253,63 @@ def _status(url: str, host: str) -> int | None:
         return requests.get(url, headers={"Host": host}, timeout=10).status_code
     except requests.ConnectionError:
         return None
+
+
+PASSWORDS = [
+    "p@ss",
+    "br[ack]et",
+    "a/b",
+    "100%",
+    "a:b?c=d&e#f+g",
+    "$(HOME)",
+    " spaced 'and' \"quoted\" ",
+    "p\\a",
+    "пароль",
+]
+
+
+def refuses_the_password(host: str, port: int) -> bool:
+    import psycopg2
+
+    try:
+        psycopg2.connect(host=host, port=port, user="mlflow", dbname="mlflow").close()
+    except psycopg2.OperationalError as error:
+        return "password authentication failed" in str(error)
+    return False
+
+
+def test_mlflow_connects_to_its_database_with_any_password(
+    postgres_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the address and the variable of the manifest, as MLflow opens it; only host and port are this machine's."""
+    import psycopg2
+    from mlflow.store.db.utils import create_sqlalchemy_engine
+    from psycopg2.sql import SQL, Literal
+    from sqlalchemy.engine import make_url
+
+    container = next(pod for pod in PODS if pod["metadata"]["name"] == "mlflow")["spec"]["containers"][0]
+    [address] = [word.partition("=")[2] for word in container["args"] if word.startswith("--backend-store-uri=")]
+    [variable] = [entry["name"] for entry in container["env"] if "valueFrom" in entry and "PASSWORD" in entry["name"]]
+    there = make_url(postgres_database)
+    here = make_url(address).set(host=there.host, port=there.port).render_as_string(hide_password=False)
+    admin = psycopg2.connect(host=there.host, port=there.port, user=there.username, dbname=there.database)
+    admin.autocommit = True
+    with admin.cursor() as cursor:
+        cursor.execute("CREATE ROLE mlflow LOGIN")
+        cursor.execute("CREATE DATABASE mlflow OWNER mlflow")
+        cursor.execute("SHOW hba_file")
+        [rules] = cursor.fetchone()
+        lines = ["host mlflow all 127.0.0.1/32 scram-sha-256", "local all all trust", "host all all 127.0.0.1/32 trust"]
+        copy = "COPY (SELECT unnest({lines})) TO {rules}"
+        cursor.execute(SQL(copy).format(lines=Literal(lines), rules=Literal(rules)))
+        cursor.execute("SELECT pg_reload_conf()")
+        monkeypatch.setenv(variable, "another")
+        while not refuses_the_password(there.host, there.port):  # the server reads the rules a moment later
+            time.sleep(0.1)
+        for password in PASSWORDS:
+            cursor.execute(SQL("ALTER ROLE mlflow PASSWORD {password}").format(password=Literal(password)))
+            monkeypatch.setenv(variable, password)
+            engine = create_sqlalchemy_engine(here)
+            engine.connect().close()
+            engine.dispose()
+    admin.close()

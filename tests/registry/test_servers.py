@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from star.config.experiment import Config
 from star.doctor.preflight import preflight_checks
@@ -171,6 +172,45 @@ def test_a_server_alone_cannot_decide_and_the_preflight_finds_out_first(
     register_model(finished["refine"], name="nowhere", scores={}, lineage={}, model_digest="d1")
     with pytest.raises(InputError, match=r"set STAR_REGISTRY=s3://BUCKET/PREFIX"):
         promote("nowhere", 1)
+
+
+def test_the_champions_pod_downloads_with_its_own_variables_only(
+    team, model: Path, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    """The command and the variables of deploy/serving/champion.yaml; only addresses, keys and the folder are this machine's."""
+    manifest = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "serving" / "champion.yaml").read_text())
+    [container] = manifest["spec"]["predictor"]["initContainers"]
+    (model / "config.json").write_text('{"model_type": "qwen3", "for": "the pod"}')  # an address of its own
+    source = register_model(model, name="served", scores={}, lineage={}, model_digest="d1").source
+    promote("served", 1)
+    here = {"MLFLOW_TRACKING_URI": team.uri, "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"]}
+    keys = {"access-key": "AWS_ACCESS_KEY_ID", "secret-key": "AWS_SECRET_ACCESS_KEY"}
+    given = {
+        entry["name"]: here.get(entry["name"], entry["value"])
+        if "value" in entry
+        else os.environ[keys[entry["valueFrom"]["secretKeyRef"]["key"]]]
+        for entry in container["env"]
+    }
+    command = [sys.executable, "-m", "star.cli", *container["command"][1:]]
+    command = [word.replace("star@champion", "served@champion") for word in command]
+    pod = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(Path.cwd()), **given}
+
+    def download(folder: str) -> subprocess.CompletedProcess:
+        words = [word.replace("/models/", f"{tmp_path}/{folder}/") for word in command]
+        return subprocess.run(words, env=pod, cwd=tmp_path, capture_output=True, text=True)
+
+    for _ in range(2):  # the second time the files are there already
+        done = download("models")
+        assert done.returncode == 0, done.stderr
+    files = {
+        path: (tmp_path / "models" / "champion" / path).read_bytes() for path in ("config.json", "model.safetensors")
+    }
+    assert files == {path: (model / path).read_bytes() for path in files}
+    bucket, prefix = split_s3(source)
+    registry_s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"tampered with")
+    done = download("again")
+    assert done.returncode == 2 and "served version 1 are not those registered (model.safetensors)" in done.stderr
+    assert list((tmp_path / "again").iterdir()) == []
 
 
 def _keys(prefix: str) -> list[str]:
