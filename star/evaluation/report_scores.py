@@ -46,6 +46,11 @@ def headline_section(evaluation: Evaluation) -> str:
     names += ["bfcl_overall_v3", "acebench_normal"]
     cards = [_card(name, models, score) for name in names if (score := score_of(final, name))]
     note = f"Numbers of {escape_html(final['name'])}; the bars are 95% intervals of the mean."
+    if score_of(final, "mean_reward"):
+        note += (
+            " Format errors are answers that <code>star call</code> cannot parse. The official reading is that of the reward, "
+            "on which Sim-RL trains: it also accepts a call that is never closed."
+        )
     return f'<p class="note">{note}</p><div class="cards">{"".join(cards)}</div>' if cards else ""
 
 

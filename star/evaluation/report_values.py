@@ -18,7 +18,7 @@ Evaluation = dict[str, Any]  # evaluation.json, with the timing in the entries o
 Model = dict[str, Any]  # a model's entry in it
 
 _MISSING = "–"
-_UNSCORED_SHOWN = 5  # rows that are named; evaluation.json names all
+_UNSCORED_SHOWN = 5  # rows that are named per reason; evaluation.json names all
 _SIZE_AND_SPEED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Parameters", "parameters", format_count),
     ("Memory of the weights", "memory", format_bytes),
@@ -87,10 +87,17 @@ def unscored_text(evaluation: Evaluation) -> str:
     rows = (final_model(models_of(evaluation)) or {}).get("unscored") or []
     if not rows:
         return ""
-    named = ", ".join(f"{row['id']} ({row['reason']})" for row in rows[:_UNSCORED_SHOWN])
-    more = f" and {len(rows) - _UNSCORED_SHOWN:,} more" if len(rows) > _UNSCORED_SHOWN else ""
+    ids: dict[str, list[str]] = {}
+    for row in rows:
+        ids.setdefault(row["reason"], []).append(row["id"])
+    reasons = "; ".join(f"{reason} ({_some_of(found)})" for reason, found in ids.items())
     count = f"{len(rows):,} held-out {'row is' if len(rows) == 1 else 'rows are'}"
-    return f"{count} left out of all scores, because no answer can be right: {named}{more}."
+    return f"{count} left out of all scores, because no answer can be right: {reasons}."
+
+
+def _some_of(ids: list[str]) -> str:
+    more = f" and {len(ids) - _UNSCORED_SHOWN:,} more" if len(ids) > _UNSCORED_SHOWN else ""
+    return ", ".join(ids[:_UNSCORED_SHOWN]) + more
 
 
 def comparison_rows(models: list[Model]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -7,6 +7,7 @@ _CELL = "<td><pre>{}</pre></td>"
 _STYLE = """
 td pre { margin: 0; text-align: left; white-space: pre-wrap; overflow-wrap: anywhere; max-width: 36ch; font-size: .85em }
 td { vertical-align: top }
+thead th { white-space: normal; vertical-align: bottom }
 th:nth-child(-n+3) { text-align: left }
 """
 

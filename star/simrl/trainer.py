@@ -363,9 +363,8 @@ class SimRLTrainer(GRPOTrainer):
             for prompt in [self.prompts[group.row["row"]]]
             for rollout in group.rollouts
         ]
-        # In the official reading, as the reward is computed.
         return (
-            f"all {len(samples)} completions break the format: {describe_format_errors(samples, strict=False)}. "
+            f"all {len(samples)} completions break the format (official reading): {describe_format_errors(samples, strict=False)}. "
             "Sim-RL seldom finds a format that the model never writes: train the model on it first, a teacher with "
             "teacher.sft and a student with more distill.steps"
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, TypedDict
 
+from star.call_blocks import begins_call
 from star.chat import THINK_CLOSE
 from star.config.bfcl_categories import CATEGORIES
 from star.errors import InputError
@@ -186,18 +187,14 @@ def _answer_queries(
             if "ask" in message:
                 replies = answer([{**query, "prompt": _valid_unicode(query["prompt"])} for query in message["ask"]])
                 unanswered += sum("error" in reply for reply in replies)
+                # What a model considers in its reasoning is no call.
                 began_call |= {
                     query["id"]
                     for query, reply in zip(message["ask"], replies, strict=True)
-                    if _begins_call(reply.get("text", ""))
+                    if begins_call(reply.get("text", "").rpartition(THINK_CLOSE)[2])
                 }
                 _send(stdin, replies)
     return None
-
-
-def _begins_call(text: str) -> bool:
-    """Whether the part after the reasoning holds the start of a call, whatever follows it."""
-    return "<tool_call" in text.rpartition(THINK_CLOSE)[2]
 
 
 def _send(stdin: IO[str], value: object) -> None:
