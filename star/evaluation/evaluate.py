@@ -123,7 +123,7 @@ def log_model_runs(metrics: dict[str, float], gathered: Gathered) -> None:
     suites = " ".join(gathered.scoring_settings.suites)
     for model in gathered.models:
         prefix = f"{model.name}_"
-        with child_run(model.name, tags={"star.suites": suites}) as child:
+        with child_run(model.name, tags={"star.suites": suites, "star.reading": READING}) as child:
             child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
 
 
