@@ -4,7 +4,7 @@ The stages run in other processes and append one JSON object per line to an even
 
     {"time": 1.0, "kind": "started", "stage": "distill"}
     {"time": 2.5, "kind": "progress", "label": "distil the student (CKD)", "done": 20, "total": 270}
-    {"time": 9.0, "kind": "finished", "stage": "distill", "cached": false}
+    {"time": 9.0, "kind": "finished", "stage": "distill", "cached": false, "taken_from": null}
     {"time": 9.0, "kind": "failed", "stage": "distill", "error": "...", "input_fault": true}     (instead of finished)
 """
 
@@ -38,6 +38,7 @@ class ProgressDisplay:
         self.events = events
         self.position = 0  # in the event file, in bytes
         self.ran: list[str] = []
+        self.answered: list[str] = []  # stages that found their finished result
         self.failed: dict[str, Any] | None = None
         self.stage, self.stage_start = "", 0.0
         self.last_line_time = 0.0
@@ -70,7 +71,7 @@ class ProgressDisplay:
         self.thread.join()
         self._read_events()
         for stage in STAGES:
-            if error[0] is None and stage.name not in self.ran:
+            if error[0] is None and stage.name not in (*self.ran, *self.answered):
                 self._print(f"{stage.name:<16} unchanged, taken from the cache")
         self.progress.stop()
 
@@ -100,7 +101,11 @@ class ProgressDisplay:
             self._print(f"[{number}/{len(STAGES)}] {self.stage}", not_on_terminal=True)
         elif kind == "progress":
             self._show_progress(event)
-        elif kind == "finished" and not event["cached"]:
+        elif kind == "finished" and event["cached"]:
+            self.answered.append(event["stage"])
+            place = f", taken from {event['taken_from']}" if event["taken_from"] else ""
+            self._print(f"{event['stage']:<16} already done{place}")
+        elif kind == "finished":
             self._hide_bars()
             self._print(f"{event['stage']:<16} done in {format_seconds(round(event['time'] - self.stage_start))}")
         elif kind == "failed":

@@ -5,7 +5,7 @@ append one JSON object per line to that file, and `star run` draws them (pipelin
 
     {"time": 1764368690.1, "kind": "started", "stage": "distill"}
     {"time": 1764368692.6, "kind": "progress", "label": "distil the student (CKD)", "done": 12, "total": 60}
-    {"time": 1764368705.9, "kind": "finished", "stage": "distill", "cached": false}
+    {"time": 1764368705.9, "kind": "finished", "stage": "distill", "cached": false, "taken_from": null}
 """
 
 import json

@@ -29,6 +29,7 @@ from star.config.models import Student
 from star.errors import InputError, cure_of
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
+from star.folders.reuse import shown
 from star.folders.run_once import Result, draft_manifest, read_metrics, run_once
 from star.folders.shard import WHOLE, Shard
 from star.folders.workspace import Workspace
@@ -47,7 +48,8 @@ class Stage:
         function: does the stage.
         inputs: keyword of the function -> name of the stage whose folder it takes.
         sections: parts of the configuration that it reads. Only these are in its config digest.
-        cached: whether a finished folder is reused.
+        cached: whether a runner may answer for the stage by its cache. Otherwise it starts the stage each time, and
+            the stage decides.
         trains: whether several ranks may share the stage.
     """
 
@@ -228,9 +230,13 @@ def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resu
 
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
 
-    return _run_stage(
-        "register", work, config, inputs={"refined": refined, "evaluation": evaluation}, out=out, resume=resume
-    )
+    def is_valid(folder: Path) -> bool:
+        from star.registry.register import registration_holds
+
+        return registration_holds(folder)
+
+    inputs = {"refined": refined, "evaluation": evaluation}
+    return _run_stage("register", work, config, inputs=inputs, out=out, resume=resume, is_valid=is_valid)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -263,7 +269,7 @@ STAGES: tuple[Stage, ...] = (
         {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
         ("seed", "evaluate"),
     ),
-    # Not cached: the registry may have changed since, and with it whether the model is champion.
+    # Not cached by runners: only the stage can ask the registry whether the model is still registered, and champion.
     Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",), cached=False),
 )
 
@@ -297,6 +303,7 @@ def _run_stage(
     out: Path,
     resume: bool,
     shard: Shard = WHOLE,
+    is_valid: Callable[[Path], bool] = lambda folder: True,
 ) -> Metrics:
     """Runs one stage on this rank, and sends a failure to the runner that shows the progress of all stages."""
     progress.exit_with_runner()
@@ -307,7 +314,9 @@ def _run_stage(
         with distributed.process_group():
             if not distributed.is_rank0():
                 return _run_on_nonzero_rank(work, out)
-            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
+            return _run_on_rank0(
+                stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard, is_valid=is_valid
+            )
     except BaseException as error:
         cure = cure_of(error)
         message = cure or f"{type(error).__name__}: {error}"
@@ -324,6 +333,7 @@ def _run_on_rank0(
     out: Path,
     resume: bool,
     shard: Shard,
+    is_valid: Callable[[Path], bool],
 ) -> Metrics:
     """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
     settings = config.slice(stage.sections)
@@ -358,10 +368,12 @@ def _run_on_rank0(
                 run.log_artifact(report)
         return Result(metrics, origin)
 
-    outcome = run_once(describe, tracked_work, out=out, resume=resume, reuse=stage.cached)
+    outcome = run_once(describe, tracked_work, out=out, resume=resume, is_valid=is_valid)
     if outcome.cached:
         distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
-    progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached)
+        place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"
+        progress.print_line(f"{stage.name}: already done, {place}")
+    progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached, taken_from=outcome.taken_from)
     return outcome.metrics
 
 

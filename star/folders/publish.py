@@ -76,9 +76,9 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
             # `is_finished` below therefore verifies every file before the rename.
             shutil.copytree(published, incoming, dirs_exist_ok=True)
     if is_finished(incoming, fingerprint=fingerprint):
-        _replace(out, incoming)
+        replace_folder(out, incoming)
         if note:
-            # From now on this copy counts: a user who deletes it wants the work done again, not the older copy back.
+            # From now on this copy counts: the older one may be removed with its run.
             note.write_text(str(out), encoding="utf-8")
 
 
@@ -87,7 +87,20 @@ def copy_folder_atomically(folder: Path, out: Path) -> None:
     incoming = incoming_folder(out)
     shutil.rmtree(incoming, ignore_errors=True)
     shutil.copytree(folder, incoming)
-    _replace(out, incoming)
+    replace_folder(out, incoming)
+
+
+def replace_folder(out: Path, incoming: Path) -> None:
+    """Renames `incoming`, a folder beside `out`, to `out`, and removes what was there."""
+    outgoing = outgoing_folder(out)
+    # A kill before the last line of an earlier publication left it. A rename onto it would fail.
+    shutil.rmtree(outgoing, ignore_errors=True)
+    # A folder cannot be renamed onto one with content, so the older result moves aside first.
+    # A kill between the two renames leaves a complete `incoming`, which the next run of this work puts in place.
+    if out.exists():
+        out.rename(outgoing)
+    incoming.rename(out)
+    shutil.rmtree(outgoing, ignore_errors=True)
 
 
 def _count_rows(file: Path) -> int | None:
@@ -114,16 +127,4 @@ def _move(folder: Path, out: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         shutil.copytree(folder, incoming)  # $STAR_WORK is on another file system, where a rename is not possible
-    _replace(out, incoming)
-
-
-def _replace(out: Path, incoming: Path) -> None:
-    outgoing = outgoing_folder(out)
-    # A kill before the last line of an earlier publication left it. A rename onto it would fail.
-    shutil.rmtree(outgoing, ignore_errors=True)
-    # A folder cannot be renamed onto one with content, so the older result moves aside first.
-    # A kill between the two renames leaves a complete `incoming`, which the next run of this work puts in place.
-    if out.exists():
-        out.rename(outgoing)
-    incoming.rename(out)
-    shutil.rmtree(outgoing, ignore_errors=True)
+    replace_folder(out, incoming)

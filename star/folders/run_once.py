@@ -10,10 +10,11 @@ data commands.
  3. If a killed process left the complete result in another place, moves or copies it to `out`.
  4. If `out` has the finished result of this work, returns its metrics and removes what a kill left of the workspace.
  5. Otherwise locks the workspace. One that a killed run of the same work left is used again; any other one is emptied.
- 6. Calls `work(workspace, manifest)`, which writes the result to workspace.out, and to workspace.state what a resumed
-    run needs.
- 7. Writes metrics.json and then manifest.json, renames the folder to `out`, removes the workspace and releases the
-    lock.
+ 6. If another folder of this home has the finished result of this work, puts a copy at `out` (reuse.py).
+ 7. Otherwise calls `work(workspace, manifest)`, which writes the result to workspace.out, and to workspace.state what a
+    resumed run needs.
+ 8. Writes metrics.json and then manifest.json, and renames the folder to `out`.
+ 9. Removes the workspace and releases the lock.
 
 On disk, for `star distill --out runs/model`:
 
@@ -40,6 +41,7 @@ from typing import Any
 
 from star.folders.manifest import METRICS, Manifest, is_finished, refuse_foreign
 from star.folders.publish import finish_interrupted_publish, publish
+from star.folders.reuse import take_equal_result
 from star.folders.workspace import Workspace, open_workspace, remove_leftover_workspace
 from star.hashing import digest_of
 from star.json_file import write_json
@@ -55,10 +57,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The metrics of the finished folder, and whether an earlier run had made it."""
+    """What `run_once` did.
+
+    Attributes:
+        metrics: of the finished folder.
+        cached: whether an earlier run had made it.
+        taken_from: the other folder from which it was copied; None if `out` had it already, or it was made now.
+    """
 
     metrics: dict[str, Any]
     cached: bool
+    taken_from: str | None = None
 
 
 def run_once(
@@ -67,7 +76,7 @@ def run_once(
     *,
     out: Path,
     resume: bool = True,
-    reuse: bool = True,
+    is_valid: Callable[[Path], bool] = lambda folder: True,
 ) -> Outcome:
     """Runs `work` and publishes its result, unless `out` already has the result of the same work.
 
@@ -75,8 +84,10 @@ def run_once(
         describe: verifies the inputs and returns the draft manifest (`draft_manifest`).
         work: writes the result into the workspace. Its second argument is the draft manifest.
         out: the folder to publish, an absolute path.
-        resume: go on with a killed run of the same work; otherwise start from an empty workspace.
-        reuse: answer from a finished result; otherwise do the work again each time.
+        resume: go on with a killed run of the same work, or take its result from another folder; otherwise start from
+            an empty workspace.
+        is_valid: whether a finished result of the same work still holds. Only work that changes something outside its
+            folder needs it.
 
     Raises:
         InputError: `out` has content of others, an input is missing or damaged, or another process is doing the same
@@ -87,10 +98,13 @@ def run_once(
     manifest = describe()
     # Before the question whether the result is finished, because this may put it in place.
     finish_interrupted_publish(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
-    if reuse and is_finished(out, fingerprint=manifest.fingerprint):
+    if is_finished(out, fingerprint=manifest.fingerprint) and is_valid(out):
         remove_leftover_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
         return Outcome(read_metrics(out), cached=True)
     with open_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint, resume=resume) as workspace:
+        # Under the lock, so that two processes do not copy to the same place.
+        if resume and (place := take_equal_result(out, fingerprint=manifest.fingerprint, is_valid=is_valid)):
+            return Outcome(read_metrics(out), cached=True, taken_from=place)
         result = work(workspace, manifest)
         write_json(workspace.out / METRICS, result.metrics)
         # Inside the block: the workspace is locked here, and it is removed at the block's end.

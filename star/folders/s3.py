@@ -83,6 +83,22 @@ def download_folder(url: str | Path, root: Path) -> Path:
     return folder
 
 
+def manifests_below(url: str | Path) -> Iterator[tuple[str, bytes]]:
+    """The URL and the manifest of every uploaded folder at or below `url`.
+
+    Raises:
+        InputError: S3 does not answer, or refuses to list the folder.
+    """
+    s3_folder = S3Folder.parse(url)
+    with open_s3(s3_folder) as client:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3_folder.bucket, Prefix=s3_folder.key(""))
+        for found in (entry["Key"] for page in pages for entry in page.get("Contents", [])):
+            folder, _, name = found.rpartition("/")
+            # Deleted between the two requests: somebody uploads another result there.
+            if name == MANIFEST and (content := _read_object(client, S3Folder(s3_folder.bucket, folder), MANIFEST)):
+                yield f"s3://{s3_folder.bucket}/{folder}", content
+
+
 def _parse_files(content: bytes, s3_folder: S3Folder) -> list[FileEntry]:
     """The file entries of a manifest, with paths that stay inside its folder."""
     try:

@@ -5,10 +5,12 @@
 calls `distill_it(out=<home>/s3/made/bucket/distilled, topk=<home>/s3/fetched/bucket/topk)`.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from star.folders.reuse import searching_also
 from star.folders.s3 import download_folder, upload_folder
 from star.folders.s3_client import S3Folder, is_s3_url
 from star.home import home
@@ -30,7 +32,8 @@ def with_local_folders(work: Callable[..., T], *, out: Path, upload: bool, **arg
     s3_folder = S3Folder.parse(out) if is_s3_url(out) else None
     # A fixed place in the home, so that a killed stage finds its workspace again.
     local_out = home() / "s3" / "made" / s3_folder.bucket / s3_folder.prefix if s3_folder else out
-    result = work(out=local_out, **{name: _with_local_copies(value) for name, value in arguments.items()})
+    with searching_also(str(s3_folder)) if s3_folder else contextlib.nullcontext():
+        result = work(out=local_out, **{name: _with_local_copies(value) for name, value in arguments.items()})
     # After a cached result too, because its earlier upload may have been interrupted.
     if s3_folder and upload:
         upload_folder(local_out, str(s3_folder))

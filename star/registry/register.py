@@ -8,8 +8,9 @@ The last stage of the pipeline, in four steps that run once each, in this order:
     report    Outcome -> gate.json, gate.md, registration.json, tags and artifacts of the run
 
 Example: version 3 passes the gate while version 1 is the champion. Its gate.json has `"against": 1, "passed": true`,
-its registration.json `"version": 3, "champion": 3`. The same stage run again registers nothing new (the model's digest
-is known) and decides nothing (the version was decided on with this evaluation); it only reports.
+its registration.json `"version": 3, "champion": 3`. The same stage run again finds that the registry still says the
+same (`registration_holds`), and keeps this result. If another version became champion since, it registers nothing new
+(the model's digest is known) and decides nothing (the version was decided on with this evaluation); it only reports.
 """
 
 import json
@@ -131,6 +132,20 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
     _report(outcome, out)
     number = outcome.version.version
     return {"version": number, "promoted": float(outcome.champion == number)}
+
+
+def registration_holds(folder: Path) -> bool:
+    """Whether the registry still says what a finished registration says: version, content, decision and champion."""
+    said = json.loads((folder / REGISTRATION).read_text(encoding="utf-8"))
+    evaluation = read_manifest(folder).inputs["evaluation"]
+    try:
+        version = find_version(said["model"], version=said["version"])
+        champion = current_decision(said["model"]).aliases.get(CHAMPION)
+    # The version was deleted, or MLflow does not answer: the stage itself says what to do.
+    except InputError:
+        return False
+    decided_on = version.lineage.get(DECIDED)
+    return (version.model_digest, decided_on, champion) == (said["model_digest"], evaluation, said["champion"])
 
 
 # Step 1: publish

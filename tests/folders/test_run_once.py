@@ -33,8 +33,8 @@ class Work:
         (workspace.out / "rows.jsonl").write_text("{}\n{}\n")
         return Result({"steps": 2}, {"commit": "abc"})
 
-    def run(self, out: Path, *, resume: bool = True, reuse: bool = True) -> Outcome:
-        return run_once(self.describe, self.work, out=out, resume=resume, reuse=reuse)
+    def run(self, out: Path, *, resume: bool = True, valid: bool = True) -> Outcome:
+        return run_once(self.describe, self.work, out=out, resume=resume, is_valid=lambda folder: valid)
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def test_other_settings_are_other_work(fail_halfway) -> None:
     assert work.steps == ["one", "two"]
 
 
-def test_work_that_is_not_reused_is_done_again(tmp_path: Path) -> None:
-    Work().run(tmp_path / "out", reuse=False)
+def test_a_result_that_no_longer_holds_is_made_again(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
     again = Work()
-    assert again.run(tmp_path / "out", reuse=False).cached is False
+    assert again.run(tmp_path / "out", valid=False).cached is False
     assert again.steps == ["one", "two"]
 
 

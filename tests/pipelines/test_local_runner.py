@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from star.stages import STAGES
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 MICRO = ROOT / "tests" / "micro.yaml"
+DVC_FOLDERS = ("data", "teacher", "rollouts", "topk", "distilled", "refined", "evaluation", "registration")
 TIMED = ("seconds", "tokens_per_second", "latency")
 
 
@@ -85,10 +87,54 @@ def test_a_killed_run_resumes(place: Path, finished: dict[str, Path]) -> None:
 
 def test_a_second_run_recomputes_nothing(place: Path) -> None:
     began = time.monotonic()
-    assert ran(star(place, "run", "--config", MICRO)) == ["register"]
+    done = star(place, "run", "--config", MICRO)
+    assert ran(done) == ["none"]
+    assert "register         already done, taken from " in done.stderr
     assert time.monotonic() - began < 60
     listed = star(place, "models")
     assert listed.returncode == 0 and "champion" in listed.stdout
+
+
+def dvc_clone(folder: Path) -> Callable[..., str]:
+    """Makes the folder a checkout with the micro profile; returns a function that runs dvc there and returns its output."""
+    dvc = Path(sys.executable).with_name("dvc")
+    if not dvc.exists():
+        pytest.skip("needs dvc: pip install 'star-distill[dvc]'")
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    for name in ("configs", "star"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    micro = MICRO.read_text().replace("../configs/tiny.yaml", "tiny.yaml")
+    (folder / "configs" / "micro.yaml").write_text(micro)
+    (folder / "params.yaml").write_text("config: configs/micro.yaml\n")
+    shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
+    subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+    path = f"{dvc.parent}{os.pathsep}{os.environ['PATH']}"
+    bin_first = {**environment(folder), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run([dvc, *arguments], cwd=folder, env=bin_first, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_dvc_and_the_runner_take_each_others_results(place: Path) -> None:
+    dvc = dvc_clone(place)
+    assert dvc("repro").count("already done, taken from runs/pipeline/") == len(STAGES)
+    of_runner = [read_manifest(place / "runs" / "latest" / stage.name) for stage in STAGES]
+    assert [read_manifest(place / "runs" / "dvc" / folder) for folder in DVC_FOLDERS] == of_runner
+    lock = (place / "dvc.lock").read_bytes()
+    assert dvc("repro").count("already done, in runs/dvc/") == len(STAGES)
+    assert (place / "dvc.lock").read_bytes() == lock
+    assert "refined_exact_match" in dvc("metrics", "show")
+    # The other way round: as if the local runner had never run here.
+    for name in ("pipeline", "cache", "latest", "work"):
+        shutil.rmtree(place / "runs" / name)
+    done = star(place, "run", "--config", MICRO)
+    assert ran(done) == ["none"]
+    assert done.stderr.count("already done, taken from runs/dvc/") == len(STAGES)
+    assert [read_manifest(place / "runs" / "latest" / stage.name) for stage in STAGES] == of_runner
 
 
 def test_a_changed_setting_reruns_its_stage_and_the_following_ones(place: Path) -> None:
@@ -124,39 +170,31 @@ def test_a_failed_stage_is_reported_in_one_line(place: Path) -> None:
     assert "star: refine-teacher: all 108 prompts are longer than max_prompt_tokens = 16: raise it" in done.stderr
 
 
-def test_dvc_gives_the_same_metrics(place: Path, tmp_path: Path, finished: dict[str, Path]) -> None:
-    dvc = Path(sys.executable).with_name("dvc")
-    if not dvc.exists():
-        pytest.skip("needs dvc: pip install 'star-distill[dvc]'")
-    for name in ("dvc.yaml", ".dvcignore"):
-        shutil.copy(ROOT / name, tmp_path)
-    for name in ("configs", "star"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    micro = MICRO.read_text().replace("../configs/tiny.yaml", "tiny.yaml")
-    (tmp_path / "configs" / "micro.yaml").write_text(micro)
-    (tmp_path / "params.yaml").write_text("config: configs/micro.yaml\n")
-    bin_first = {
-        **environment(tmp_path),
-        "PATH": f"{dvc.parent}{os.pathsep}{os.environ['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-    }
+def test_dvc_asks_the_stage_whether_a_named_file_changed(tmp_path: Path) -> None:
+    dvc, tools = dvc_clone(tmp_path), tmp_path / "elsewhere" / "tools.json"
+    tools.parent.mkdir()
+    shutil.copy(ROOT / "configs" / "travel.json", tools)
+    profile = tmp_path / "configs" / "micro.yaml"
+    profile.write_text(f"extends: tiny.yaml\ndata: {{generated_rows: 40, heldout_rows: 4, tools: {tools}}}\n")
+    dvc("repro", "synthesize")
+    rows = tmp_path / "runs" / "dvc" / "data" / "train.jsonl"
+    assert "book_hotel" in rows.read_text()
+    tools.write_text(tools.read_text().replace("book_hotel", "reserve_room"))
+    dvc("repro", "synthesize")
+    assert "reserve_room" in rows.read_text()
+    # An edit during the run: DVC records the profile as it is at the end, the stage as it was at its start.
+    profile.write_text(profile.read_text().replace("40", "60"))
+    dvc("commit", "--force", "synthesize")
+    dvc("repro", "synthesize")
+    made = (file.read_text().splitlines() for file in rows.parent.glob("*.jsonl"))
+    assert sum(map(len, made)) == 60
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run([dvc, *arguments], cwd=tmp_path, env=bin_first, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache"))
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    run("repro")
-    for stage, folder in (
-        ("refine-teacher", "teacher"),
-        ("distill", "distilled"),
-        ("refine", "refined"),
-        ("evaluate", "evaluation"),
-    ):
-        assert metrics(tmp_path / "runs" / "dvc" / folder) == metrics(finished[stage])
-    assert "refined_exact_match" in run("metrics", "show")
-    shown = json.loads(run("plots", "show", "--json"))
+def test_dvc_gives_the_same_metrics(tmp_path: Path, finished: dict[str, Path]) -> None:
+    dvc = dvc_clone(tmp_path)
+    dvc("repro")
+    for stage, folder in zip(STAGES, DVC_FOLDERS, strict=True):
+        if stage.name in ("refine-teacher", "distill", "refine", "evaluate"):
+            assert metrics(tmp_path / "runs" / "dvc" / folder) == metrics(finished[stage.name])
+    shown, _ = json.JSONDecoder().raw_decode(dvc("plots", "show", "--json"))
     assert {"training of the teacher", "Sim-RL reward", "distillation"} <= set(shown["data"])
-    assert "Data and pipelines are up to date" in run("repro")
