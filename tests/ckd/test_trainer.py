@@ -30,6 +30,16 @@ def trainer_for(folder: Path, student: Path, state: Path, config: Config, **sett
     )
 
 
+def test_the_student_is_saved_with_the_template_of_its_training_prompts(
+    micro: Config, finished: dict[str, Path], thinking_teacher: Path, tmp_path: Path
+) -> None:
+    """Its base has another one, which opens `<think>`; the prompts that it learned from do not."""
+    stages.distill(micro, topk=finished["extract-topk"], student=thinking_teacher, out=tmp_path / "student")
+    template = load_tokenizer(tmp_path / "student").chat_template
+    assert template == load_tokenizer(finished["refine-teacher"]).chat_template
+    assert template != load_tokenizer(thinking_teacher).chat_template
+
+
 def test_the_loss_follows_the_equations(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, top_m=9, tail_weight=3.0)
     rows = [trainer.train_dataset[index] for index in range(3)]

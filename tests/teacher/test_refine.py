@@ -1,4 +1,4 @@
-"""Refining with adapters publishes a plain model."""
+"""Fine-tuning learns what the model has to write; refining with adapters publishes a plain model."""
 
 from pathlib import Path
 
@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from star import stages
+from star.chat import render_target
 from star.config.experiment import Config
 from star.config.training import Lora
-from star.modeling.models import load_model, save_model
+from star.modeling.models import load_model, load_tokenizer, save_model
+from star.modeling.prompts import Prompt
+from star.modeling.training import IGNORE_INDEX
+from star.teacher.refine import _supervised_row
 
 
 @pytest.fixture
@@ -25,9 +29,17 @@ def test_only_adapters_are_trained_and_they_start_at_zero(finished: dict[str, Pa
     assert torch.allclose(adapted(ids).logits, plain(ids).logits, atol=1e-6)
 
 
-def test_saved_adapters_are_merged(finished: dict[str, Path], lora: Lora, tmp_path: Path) -> None:
-    from star.modeling.models import load_tokenizer
+@pytest.mark.parametrize("opening", ["", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_the_loss_is_over_what_comes_after_the_prompts_opening(finished: dict[str, Path], opening: str) -> None:
+    tokenizer = load_tokenizer(finished["refine-teacher"])
+    prompt = Prompt("r", f"<|im_start|>assistant\n{opening}", render_target({"content": "Yes."}), [])
+    row = _supervised_row(prompt, tokenizer)
+    learned = [token for token in row["labels"] if token != IGNORE_INDEX]
+    assert tokenizer.decode(row["input_ids"]) == prompt.text + prompt.target.removeprefix(opening) + "<|im_end|>"
+    assert tokenizer.decode(learned) == prompt.target.removeprefix(opening) + "<|im_end|>"
 
+
+def test_saved_adapters_are_merged(finished: dict[str, Path], lora: Lora, tmp_path: Path) -> None:
     adapted = load_model(finished["refine-teacher"], training=True, lora=lora)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
