@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from star.config.load import load_config
+from star.errors import InputError
 from star.folders.manifest import open_input
 from star.folders.workspace import open_workspace
 from star.registry.promotion import ledger
@@ -189,6 +190,22 @@ def test_the_versions_and_their_aliases_are_read(
     assert all(alias in table for alias in ("champion", "previous-champion", "challenger"))
     print_ledger("star")
     assert "more refusals in" in capsys.readouterr().out
+
+
+def test_its_evaluation_is_compared_with_itself_and_not_with_one_of_today(
+    older: Older, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from star.evaluation.compare import print_comparison
+
+    folder = older.folder("evaluate")
+    print_comparison(Path(f"{folder}:teacher"), folder)
+    assert "Format errors (official" in " ".join(capsys.readouterr().out.split())
+    today = older.root / "today"
+    shutil.copytree(folder, today)
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    (today / "evaluation.json").write_text(json.dumps({**evaluation, "reading": "strict"}))
+    with pytest.raises(InputError, match="was written by an older STAR"):
+        print_comparison(folder, today)
 
 
 def test_promotions_go_on_from_the_ledger(older: Older) -> None:

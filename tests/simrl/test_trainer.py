@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from star.chat import FormatError, parse_completion
 from star.config.experiment import Config
 from star.config.training import SimRL
 from star.data.rows import read_rows
@@ -62,6 +63,14 @@ def run(trainer: SimRLTrainer, state: Path) -> list[dict]:
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8"))
 
 
+def is_parsed(completion: str) -> bool:
+    try:
+        parse_completion(completion)
+    except FormatError:
+        return False
+    return True
+
+
 def weights(trainer: SimRLTrainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
@@ -104,6 +113,7 @@ def test_too_few_prompts_for_a_step_are_refused(micro: Config, finished: dict[st
 def test_groups_without_a_learning_signal_are_replaced(finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = teacher_trainer(finished, tmp_path / "simrl", SETTINGS.model_copy(update={"log_rewards": ("binary",)}))
     taken: list[list[int]] = []
+    valid: list[float] = []
 
     class RecordGroups(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -111,6 +121,8 @@ def test_groups_without_a_learning_signal_are_replaced(finished: dict[str, Path]
             assert len(drawn) == len(set(drawn))  # a refill is a new prompt
             assert {len(group.rollouts) for group in trainer.sampled_groups} == {SETTINGS.num_generations}
             taken.append(drawn)
+            sampled = [rollout.completion for group in trainer.sampled_groups for rollout in group.rollouts]
+            valid.append(sum(map(is_parsed, sampled)) / len(sampled))
 
     trainer.add_callback(RecordGroups())
     curve = run(trainer, tmp_path / "state")
@@ -119,8 +131,9 @@ def test_groups_without_a_learning_signal_are_replaced(finished: dict[str, Path]
         kept = round(entry["kept_fraction"] * len(drawn))
         assert kept + entry["unfilled_groups"] >= SETTINGS.prompts_per_step
         assert entry["refill_rounds"] <= SETTINGS.max_refills
-        assert 0 <= entry["format_rate"] <= 1
         assert {"name_accuracy", "entropy", "kl", "completions/mean_length", "rewards/binary/mean"} <= entry.keys()
+    # As `star call` parses them, and not as the reward does.
+    assert [entry["format_rate"] for entry in curve] == pytest.approx(valid)
     full = [entry for entry in curve if entry["unfilled_groups"] == 0]
     assert full, "no step was filled: the test shows nothing"
     # A full batch of kept groups has no group of equal rewards.
@@ -178,7 +191,7 @@ def test_a_batch_that_cannot_be_filled_is_reported(
         [entry] = run(teacher_trainer(finished, tmp_path / "simrl", settings), tmp_path / "state")
     assert (entry["unfilled_groups"], entry["refill_rounds"], entry["format_rate"]) == (4, 2, 0)
     assert "4 of 4 groups in the batch have no learning signal, after 2 refills" in caplog.text
-    assert "step 1: all 48 completions break the format: " in caplog.text
+    assert "step 1: all 48 completions break the format (official reading): " in caplog.text
 
 
 def test_what_the_prompt_opens_counts_as_the_completions(thinking_teacher: Path, tmp_path: Path) -> None:
