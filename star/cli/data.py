@@ -51,6 +51,7 @@ def import_command(
         _print_coverage(counts)
     else:
         _print_counts(counts, out)
+        _print_first_reasons(counts, out)
 
 
 @data_app.command("synthesize")
@@ -202,6 +203,16 @@ def _print_coverage(counts: dict[str, Any]) -> None:
 
     for line in coverage_lines(counts.get("uncalled", {}), counts.get("tool_notes", {})):
         typer.echo(line)
+
+
+def _print_first_reasons(counts: dict[str, Any], out: Path) -> None:
+    """Prints why records were left out, if more than a tenth was: then a form may be unknown, or its fields have other names."""
+    from star.data.write_set import first_reasons
+
+    if sum(counts["rejects"].values()) * 10 > counts["read"]:
+        typer.echo(f"more than a tenth was left out; the first reasons (all are in {out / 'rejects.jsonl'}):")
+        for reason in first_reasons(out):
+            typer.echo(f"  {reason[:300]}")
 
 
 def _print_usage(usage: dict[str, Any]) -> None:

@@ -74,10 +74,9 @@ def _find_start(text: str, start: int, names: Collection[str]) -> int | None:
         and (_FIRST_ARGUMENT.match(text, first + len(bare)) or text.rstrip()[-1] == ")")
     ):
         return first
-    for found in _OPEN_LIST.finditer(text, first):
-        if found[1].strip() in names:
-            return found.start()
-    return None
+    places = (found.start() for found in _OPEN_LIST.finditer(text, first) if found[1].strip() in names)
+    with_brackets = (text.find(f"[{name}(", first) for name in names if "(" in name)
+    return next(places, next((place for place in with_brackets if place >= 0), None))
 
 
 def _begins_list(text: str, at: int, names: Collection[str]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from star.data.cleaning import Check, check_row, fault_of, is_coerced
 from star.data.duplicates import Duplicates
 from star.data.quotas import shortfalls, wanted_rows, within_quotas
-from star.data.rows import Reject, json_line, ordered_row, read_rows
+from star.data.rows import Reject, json_line, ordered_row, read_json_lines, read_rows
 from star.data.set_statistics import SetStatistics
 from star.errors import InputError
 from star.json_file import write_json
@@ -135,6 +135,18 @@ def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed:
     write_json(folder / STATISTICS, after.to_json())
     cut.replace(rows)
     return after
+
+
+def first_reasons(folder: Path, *, most: int = 3) -> list[str]:
+    """Returns the first rejects of a set that differ in their reasons, as "id: reason: detail"."""
+    seen: dict[tuple[str, str], str] = {}
+    for _, reject in islice(read_json_lines(folder / REJECTS), COMMIT_EVERY):
+        # The end of a detail often quotes the record, so its beginning says whether it is another reason.
+        mark = (reject["reason"], reject["detail"][:40])
+        seen.setdefault(mark, f"{reject['id']}: {reject['reason']}: {' '.join(reject['detail'].split())}")
+        if len(seen) == most:
+            break
+    return list(seen.values())
 
 
 def reject_line(reject: Reject) -> bytes:

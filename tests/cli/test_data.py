@@ -46,6 +46,21 @@ def test_from_an_openapi_file_to_a_checked_set(tmp_path: Path) -> None:
     assert dvc_digest(tmp_path / "clean") in shown.stdout
 
 
+def test_an_import_that_leaves_out_much_says_why(tmp_path: Path) -> None:
+    tool = {"name": "ping", "description": "", "parameters": {}}
+    rows = [{"query": f"Ping host {number}.", "answers": [{"name": "ping"}], "tools": [tool]} for number in range(9)]
+    unread = [{"id": name, "query": "Ping.", "calls": [], "tools": [tool]} for name in ("first", "second")]
+    for name, records in (("bad", [*rows, *unread]), ("good", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    bad = star("import", "bad.jsonl", "--out", "bad", cwd=tmp_path)
+    assert bad.returncode == 0, bad.stderr
+    assert "left out: unreadable 2" in bad.stdout
+    assert "  first: unreadable: a record with `query` must have `answers`" in bad.stdout
+    assert "second" not in bad.stdout, "the same reason"
+    good = star("import", "good.jsonl", "--out", "good", cwd=tmp_path)
+    assert "reasons" not in good.stdout
+
+
 def test_a_stage_s_data_is_checked_without_what_it_rejected(finished: dict[str, Path], tmp_path: Path) -> None:
     data = finished["synthesize"]
     kept = sum(len((data / name).read_text().splitlines()) for name in ("train.jsonl", "heldout.jsonl"))
