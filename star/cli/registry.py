@@ -123,7 +123,7 @@ def rollback(reason: ReasonOption = "", name: NameOption = "star") -> None:
 
 
 def lineage(
-    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or the folder of a model.")] = "champion",
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a model folder, as ./FOLDER.")] = "champion",
     name: NameOption = "star",
 ) -> None:
     """Print where a model comes from, and check every digest that can be reached. Exits with 1 when one does not match.

@@ -4,6 +4,7 @@ The first task of a compiled pipeline (components/preflight.py) and `star doctor
 writes an MLflow run, an S3 object, a file. A new check is one more entry in `preflight_checks`:
 
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
+- hub.py: the Hugging Face hub, asked once for all checks of models
 - model_checks.py: tokenizers, disk space for the top-k store, memory of the accelerators
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from star.config.experiment import Config
 from star.config.models import Architecture
+from star.doctor.hub import check_hub, hub_models
 from star.doctor.model_checks import check_accelerator_memory, check_tokenizers, check_volume_space
 from star.doctor.service_checks import (
     check_model_registry,
@@ -59,6 +61,12 @@ def preflight_checks(config: Config) -> Iterator[Check]:
         yield _run_check("space", partial(check_volume_space, config, Path(work_folder)))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
         yield _run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
+    if models := hub_models(config):
+        hub = _run_check("model hub", partial(check_hub, models))
+        yield hub
+        # Each of the following checks would only say the same again.
+        if not hub.passed:
+            return
     # A model from scratch has no tokenizer yet: the stage trains it, and teacher and student share it.
     if not any(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base)):
         yield _run_check("tokenizers", partial(check_tokenizers, config))

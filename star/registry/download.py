@@ -11,8 +11,15 @@ from pathlib import Path
 
 from star.errors import InputError
 from star.home import home
+from star.progress import print_line
 from star.registry.publish import hash_files, transfer_timeout
-from star.registry.versions import Version, find_by_full_reference, find_by_reference, is_version_reference
+from star.registry.versions import (
+    Version,
+    find_by_full_reference,
+    find_by_reference_or_name,
+    is_version_reference,
+    is_written_as_path,
+)
 from star.tracking.server import reason_of
 
 
@@ -102,18 +109,37 @@ def _check_files(version: Version, found: dict[str, str], registered: dict[str, 
         raise InputError(f"the stored files of {version} are not those registered ({names}): register it again")
 
 
-def get_model_folder(model: str, *, name: str) -> Path:
-    """The folder of a model: the given folder, or that of a registered version, downloaded into `models/` of the home.
+def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
+    """The registered version that is meant, if one is, and the folder of its files, downloaded into `models/` of the home.
 
     Args:
-        model: a folder, an alias, a version number, or NAME/3, NAME@alias.
-        name: the registered model, unless `model` names one.
+        model: a version or alias of the registered model `name`, NAME/3, NAME@alias, or the NAME of a registered model,
+            which stands for its champion. A folder is meant where it is written as a path, such as ./NAME, and where no
+            version has that name.
+
+    Raises:
+        InputError: there is neither.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    if "/" in model and not is_version_reference(model):
-        raise InputError(f"no model folder at {model}: give a folder, an alias such as champion, or a version number")
-    return download_version(find_by_reference(model, name=name), home() / "models")
+    folder = Path(model).expanduser()
+    if is_written_as_path(model):
+        if not folder.is_dir():
+            raise InputError(
+                f"no model folder at {model}: give a folder, an alias such as champion, or a version number"
+            )
+        return None, folder
+    try:
+        version = find_by_reference_or_name(model, name=name)
+    except InputError as error:
+        if not folder.is_dir():
+            raise
+        print_line(f"{model} is read as the folder ./{model}: {error}")
+        return None, folder
+    return version, download_version(version, home() / "models")
+
+
+def get_model_folder(model: str, *, name: str) -> Path:
+    """The folder of the model that `find_model` finds."""
+    return find_model(model, name=name)[1]
 
 
 def get_model_folder_or_hub_id(model: str, *, name: str) -> Path | str:

@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from star.errors import InputError
+from star.folders.manifest import MANIFEST, read_manifest
 from star.hashing import sha256_of
-from star.home import home
-from star.registry.download import download_version
+from star.registry.download import find_model
 from star.registry.lineage import (
     LINEAGE_FILE,
     MISMATCH,
@@ -29,7 +29,7 @@ from star.registry.lineage import (
     check_run,
     check_stage,
 )
-from star.registry.versions import Version, find_by_reference
+from star.registry.versions import Version
 
 MARKS = {OK: "[green]ok[/]", MISMATCH: "[red]MISMATCH[/]", UNREACHED: "[dim]not checked[/]"}
 
@@ -53,18 +53,17 @@ class LineageTree:
 def print_lineage(model: str, *, name: str) -> list[str]:
     """Prints the tree of a registered version or of a model folder, and returns one sentence per mismatch.
 
+    Args:
+        model: a registered version or a folder, as `find_model` reads it.
+
     Raises:
         InputError: there is no such model, its stored files are not those registered, or it has no lineage.
     """
-    if Path(model).is_dir():
-        version, folder, title = None, Path(model), model
-    else:
-        version = find_by_reference(model, name=name)
-        folder, title = download_version(version, home() / "models"), str(version)
-    file = folder / LINEAGE_FILE
-    if not file.is_file():
-        raise InputError(f"{title} has no {LINEAGE_FILE}: it was published by an older star, publish it again")
-    lineage = json.loads(file.read_text(encoding="utf-8"))
+    version, folder = find_model(model, name=name)
+    title = str(version or model)
+    if not (folder / LINEAGE_FILE).is_file():
+        raise InputError(_why_without_lineage(folder, version, title))
+    lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
     tree = LineageTree(title)
     _add_model(tree, lineage, folder, version)
     evaluation = lineage["evaluation"]
@@ -72,6 +71,19 @@ def print_lineage(model: str, *, name: str) -> list[str]:
     _add_stage(tree, tree.root, lineage["model"], lineage["stages"], shown=set())
     Console().print(tree.root)
     return tree.mismatches
+
+
+def _why_without_lineage(folder: Path, version: Version | None, title: str) -> str:
+    if version is not None:
+        return f"{title} has no {LINEAGE_FILE}: it was registered by an older star, register it again"
+    if not (folder / MANIFEST).is_file():
+        return (
+            f"{title} is no model that `star register` published (no {LINEAGE_FILE}): give such a folder, an alias such as "
+            "champion, or a version number"
+        )
+    stage = read_manifest(folder).stage
+    cure = "`star lineage champion` shows the lineage of the published model"
+    return f"{title} is the output of {stage}, whose origin is in its {MANIFEST}, and no published model: {cure}"
 
 
 def _add_model(tree: LineageTree, lineage: dict, folder: Path, version: Version | None) -> None:

@@ -103,6 +103,20 @@ def find_by_reference(reference: str, *, name: str) -> Version:
     return find_by_full_reference(reference)
 
 
+def find_by_reference_or_name(reference: str, *, name: str) -> Version:
+    """As `find_by_reference`; a word that is no alias of `name` may also be another model's name, for its champion.
+
+    Raises:
+        InputError: there is no such version.
+    """
+    try:
+        return find_by_reference(reference, name=name)
+    except InputError:
+        if not re.fullmatch(r"[\w-]+", reference) or not list_versions(reference):
+            raise
+        return find_version(reference)
+
+
 def find_by_full_reference(reference: str) -> Version:
     """The version that `name` (its champion), `name@alias` or `name/3` names, with or without `models:/` before it.
 
@@ -144,3 +158,10 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
 def is_version_reference(model: str) -> bool:
     """Whether `model` is NAME/3 of the registry. A hub id has the same form, but none ends in a number alone."""
     return re.fullmatch(r"[^/]+/\d+", model) is not None
+
+
+def is_written_as_path(model: str) -> bool:
+    """Whether a text can only mean a folder: it starts like a path, or has slashes that no reference to a version has."""
+    if model.startswith((".", "/", "~")):
+        return True
+    return "/" in model and REFERENCE.fullmatch(model) is None

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from star.errors import InputError
+from star.folders.manifest import MANIFEST, read_manifest
 from star.progress import Bar
 from star.topk.store import TopKStore
 from star.units import format_bytes
@@ -48,7 +50,16 @@ def inspect_store(folder: Path) -> dict[str, float]:
 
 
 def print_inspection(folder: Path) -> None:
-    """Prints the result of `inspect_store` and the store's provenance, one line each."""
+    """Prints the result of `inspect_store` and the store's provenance, one line each.
+
+    Raises:
+        InputError: the folder holds no store, such as that of another stage, or the store is damaged.
+    """
+    # A store that a program wrote with TopKWriter has no manifest.
+    if (folder / MANIFEST).is_file() and (stage := read_manifest(folder).stage) != "extract-topk":
+        raise InputError(
+            f"{folder} is the output of {stage}, which holds no top-k: give the folder of `star extract-topk`"
+        )
     found = inspect_store(folder)
     lines = {
         "sequences": f"{found['sequences']:,}",

@@ -1,0 +1,70 @@
+"""Asks the Hugging Face hub once, with a deadline, before other checks read models from it.
+
+The hub's own client retries every file of every model for minutes where no network answers.
+"""
+
+import os
+import re
+
+from star.config.experiment import Config
+from star.config.models import Student, Teacher
+from star.errors import InputError
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+# Seconds until the connection is there, and until the answer begins.
+CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 5.0
+
+
+def hub_models(config: Config) -> list[Teacher | Student]:
+    """Those of teacher and student whose base is an id of the hub, and no folder or model from scratch."""
+    return [
+        model
+        for model in (config.teacher, config.student)
+        if isinstance(model.base, str) and HUB_ID.fullmatch(model.base)
+    ]
+
+
+def check_hub(models: list[Teacher | Student]) -> str:
+    """Checks that the hub answers, or that the cache of this machine has the models. Without an answer nobody asks it again.
+
+    Raises:
+        InputError: the hub does not answer, and a model is not in the cache.
+    """
+    from huggingface_hub import constants
+
+    reason = "the offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_no_answer(models[0])
+    if reason is None:
+        return f"{constants.ENDPOINT} answers"
+    # transformers and the hub's client read these at each call, and take the cache then.
+    constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
+    if missing := sorted({str(model.base) for model in models if not _is_cached(model)}):
+        raise InputError(
+            f"{reason}, and {', '.join(missing)} not in the cache: tokenizers and memory of the models are not checked; connect to the "
+            "network, set HF_ENDPOINT to a mirror, or name a model folder"
+        )
+    return f"{reason}; the models are in the cache"
+
+
+def _why_no_answer(model: Teacher | Student) -> str | None:
+    """Asks for the head of one file: None if any answer comes, else the reason."""
+    import requests
+    from huggingface_hub import constants
+
+    url = f"{constants.ENDPOINT}/{model.base}/resolve/{model.revision or 'main'}/config.json"
+    try:
+        answer = requests.head(url, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+    except requests.Timeout:
+        return f"{constants.ENDPOINT} did not answer within {ANSWER_SECONDS:.0f} s"
+    except requests.RequestException as error:
+        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+    # Also 404 and 401 are answers: the checks of the model say what is wrong with it.
+    return f"{constants.ENDPOINT} answers {answer.status_code}" if answer.status_code >= 500 else None
+
+
+def _is_cached(model: Teacher | Student) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("config.json", "tokenizer.json")
+    return all(
+        isinstance(try_to_load_from_cache(str(model.base), file, revision=model.revision), str) for file in files
+    )
