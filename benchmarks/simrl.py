@@ -165,7 +165,7 @@ def plot(curves: dict[str, list[dict[int, float]]], file: Path) -> None:
         for curve in of_seeds:
             axes.plot(steps, [curve[step] for step in steps], color=f"C{number}", linewidth=0.7, alpha=0.45)
     axes.set_xlabel("step")
-    axes.set_ylabel("held-out mean similarity reward, temperature 1")
+    axes.set_ylabel("held-out mean similarity reward (official reading), temperature 1")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.tight_layout()
