@@ -1,6 +1,8 @@
 """From a folder into the registry and back."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,24 @@ def test_a_damaged_store_is_refused(home: Path, model: Path, damage: str) -> Non
     with pytest.raises(InputError, match=r"tiny version 1 .*model\.safetensors"):
         download_model("tiny/1", home / "cache")
     assert list((home / "cache").iterdir()) == []
+
+
+def test_a_version_is_downloaded_to_a_given_folder(home: Path, model: Path, tmp_path: Path) -> None:
+    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
+
+    def download(out: Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "star.cli", "models", "download", "tiny/1", "--out", str(out)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    out = tmp_path / "new" / "champion"
+    for _ in range(2):  # what is there already is checked and kept
+        done = download(out)
+        assert (done.returncode, done.stdout) == (0, f"tiny version 1 is in {out}\n"), done.stderr
+    assert content(out) == content(model) and [entry.name for entry in out.parent.iterdir()] == ["champion"]
+    (out / "config.json").write_text("mine")
+    done = download(out)
+    assert done.returncode == 2 and "does not hold the files of tiny version 1: remove it" in done.stderr
+    assert (out / "config.json").read_text() == "mine"
 
 
 def test_what_is_missing_is_named(home: Path, model: Path) -> None:

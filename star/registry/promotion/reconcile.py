@@ -3,7 +3,9 @@
 Decides nothing. The ledger is right; what contradicts it without an explanation is reported for a person to look at.
 """
 
+from star.errors import InputError
 from star.registry.promotion import ledger
+from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import Attempt, Decision
 from star.registry.promotion.open_ledger import open_ledger_store
 from star.registry.promotion.promote_and_rollback import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
@@ -41,6 +43,10 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
     wrong = ledger.broken_links(store, name)
+    try:
+        require_conditional_writes(store)
+    except InputError as error:  # the chain can be whole although of two winners one was overwritten
+        wrong.append(str(error))
     # MLflow's own pages delete a version that has an alias without refusing it.
     for alias, number in newest.aliases.items():
         if number not in versions:

@@ -11,6 +11,7 @@ from star.registry.promotion.conditional_writes import require_conditional_write
 from star.registry.promotion.ledger_store import S3LedgerStore
 from star.registry.promotion.open_ledger import LOCATION_TAG
 from star.registry.promotion.promote_and_rollback import promote
+from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
 from star.tracking.server import connect
 
@@ -80,3 +81,5 @@ def test_a_ledger_that_was_begun_in_such_a_store_takes_no_further_decision(
     with pytest.raises(InputError, match="created the same record twice"):
         promote("tiny", 1)
     assert server.objects == {}
+    done, [wrong] = reconcile("tiny")
+    assert done == [] and "created the same record twice" in wrong
