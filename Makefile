@@ -10,15 +10,24 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxpro
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/installed  ## the virtual environment with everything in it
+install: $(VENV)/installed  ## the virtual environment with everything in it; TORCH_INDEX=URL takes torch from another index
 
 # torch first, alone and by pip: pip takes the CPU build where a machine offers one, and resolved together with the rest torch would come
 # as the newest build, gigabytes larger. uv installs the rest in a quarter of pip's time; pip fetches it where it is missing.
+# TORCH_INDEX is one more index for torch alone. Its build wins over the package index's: a local version such as 2.13.0+cpu counts as newer.
+TORCH_INDEX ?=
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing STAR into $(VENV), once: about 3 GB with a CPU build of torch, 6 to 8 GB with CUDA's libraries; 2 to 10 minutes."
+	@test -n "$(TORCH_INDEX)" || test "$$(uname)" != Linux || command -v nvidia-smi >/dev/null || echo \
+	  "No NVIDIA GPU found. If pip below downloads nvidia packages, stop and run: make install TORCH_INDEX=$(CPU_INDEX)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	@echo "[1/2] torch"
+	$(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@echo "[2/2] the other packages"
 	command -v uv >/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt uv
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 run: install     ## the whole pipeline with the tiny profile, to a registered champion
