@@ -58,6 +58,9 @@ FORMAT_TOKENS = (
 THINK_OPEN, THINK_CLOSE = FORMAT_TOKENS[:2]
 END_OF_TEXT, IM_START, IM_END = SPECIAL_TOKENS
 
+# Made once, because json.dumps makes an encoder at each call that is not ASCII.
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+_to_strict_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 # Most completions have one call or a reply, and no other tag. This expression matches them at once; its quantifiers are
 # possessive, so it never backtracks.
 _SIMPLE_COMPLETION = re.compile(r"\s*+<think>([^<]*+)</think>\s*+(?:<tool_call>([^<]*+)</tool_call>\s*+|([^<]*+))")
@@ -340,11 +343,7 @@ def _require_utf8_json(completion: Completion) -> None:
     """Raises FormatError for a completion that cannot be written as UTF-8 JSON."""
     try:
         # What a later writer would fail on is found here, before the completion is kept.
-        calls = json.dumps(completion.tool_calls, ensure_ascii=False, allow_nan=False)
+        calls = _to_strict_json(completion.tool_calls)
         (completion.reasoning + completion.content + calls).encode()
     except ValueError:  # from json for NaN and infinities, from encode for lone surrogates
         raise FormatError("a completion holds a number or a character that cannot be written as UTF-8 JSON") from None
-
-
-def _to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -6,6 +6,11 @@ A value of the wrong type is handled in one of two ways:
   counts as `fitted`, because the tool says what the call must look like.
 - Any other value (an expression such as "250 * 28.3", a fraction for an integer): the row is rejected, because a repair would be a guess.
 
+The scorer must be able to read a row's own target. So the target is rendered and parsed, and a row whose calls, reply or reasoning are not
+read back the same is rejected as `unreadable_target`: no answer to it could be right. A message with a special token such as `<|im_end|>`
+is rejected too. Tokenizers read it as the end of a turn, so the model would see another conversation than the row has. The tools may hold
+such a token: they are the same where the model is used, and one description would cost all rows that show it.
+
 A near duplicate needs the same target *and* a similar query. So "weather in Oslo" and "weather in Rome" both stay: they are different
 calls. The same question in almost the same words cannot end up in both the training and the held-out rows.
 """
@@ -17,12 +22,25 @@ from dataclasses import dataclass
 
 from referencing.exceptions import Unresolvable
 
+from star.chat import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    SPECIAL_TOKENS,
+    THINK_CLOSE,
+    THINK_OPEN,
+    Completion,
+    parse_target,
+    render_target,
+)
 from star.data.duplicates import Duplicates
 from star.data.json_schema import coerce_value, validator
 from star.data.rows import Reject
 from star.data.tools import repeated_name
 
 Check = Callable[[dict], tuple[str, str] | None]  # returns (reason, detail) of a row's fault, or None
+# The tags that no part of a target may hold. A tag of a call may stand in an argument, where it is text, and in the reasoning.
+THINK_TAGS = (THINK_OPEN, THINK_CLOSE)
+REPLY_TAGS = (*THINK_TAGS, CALL_OPEN, CALL_CLOSE)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ def fault_of(row: dict) -> tuple[str, str] | None:
     """Returns (reason, detail) of the first fault of a row by itself, or None. Of the calls only the target's are checked.
 
     Reasons: empty_query, empty_target, duplicate_tool (two tools of one name), unknown_tool, unknown_argument,
-    missing_argument, refused_value, unusable_schema.
+    missing_argument, refused_value, unusable_schema, unreadable_target, special_token.
     """
     asked = [message.get("content") or "" for message in row["messages"] if message["role"] == "user"]
     if not asked or not all(text.strip() for text in asked):
@@ -111,7 +129,7 @@ def fault_of(row: dict) -> tuple[str, str] | None:
     for call in calls:
         if fault := _fault_of_call(call, tools):
             return fault
-    return None
+    return _fault_of_target(target) or _fault_of_prompt(row["messages"][:-1])
 
 
 def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None:
@@ -134,3 +152,51 @@ def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None
         return None
     where = "".join(f"[{part!r}]" for part in error.absolute_path)
     return "refused_value", f"{name}{where}: {error.message}"[:300]
+
+
+def _fault_of_target(target: dict) -> tuple[str, str] | None:
+    """Returns the fault of a target that is not read back from its text as it is.
+
+    Where it is, `exact_match` and the reward of the target with itself are right too: they read the same text.
+    """
+    calls = [{"name": call["name"], "arguments": call["arguments"]} for call in target.get("tool_calls") or []]
+    reasoning, content = ((target.get(key) or "").strip() for key in ("reasoning_content", "content"))
+    try:
+        text = render_target(target)
+        if parse_target(text) == Completion(reasoning, calls, content) and not _special_token_in(text):
+            return None
+        problem = "its text is not read back as the same calls, words and reasoning"
+    # ValueError is also raised for a number that cannot be written, RecursionError for arguments that nest too deeply.
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    parts = [("the reasoning", reasoning, THINK_TAGS), ("the content", content, REPLY_TAGS)]
+    for call in calls:
+        parts.append((f"the name of the call {call['name']!r}", call["name"], THINK_TAGS))
+        parts += [
+            (f"the argument {name!r} of {call['name']}", f"{name} {value}", THINK_TAGS)
+            for name, value in call["arguments"].items()
+        ]
+    for place, said, tags in parts:
+        if tag := next((tag for tag in (*SPECIAL_TOKENS, *tags) if tag in said), None):
+            return "unreadable_target", f"{place} holds {tag}, which ends or begins a part of the answer"[:300]
+    return "unreadable_target", problem[:300]
+
+
+def _fault_of_prompt(messages: list[dict]) -> tuple[str, str] | None:
+    """Returns the fault of messages that hold a special token."""
+    for number, message in enumerate(messages):
+        # The calls and the reasoning of earlier turns stand in the prompt as well.
+        said = (
+            message.get("content") or "" if message["role"] != "assistant" else json.dumps(message, ensure_ascii=False)
+        )
+        if token := _special_token_in(said):
+            place = f"message {number} ({message['role']})"
+            return (
+                "special_token",
+                f"{place} holds {token}, which the tokenizer reads as the end or the beginning of a turn",
+            )
+    return None
+
+
+def _special_token_in(text: str) -> str | None:
+    return next((token for token in SPECIAL_TOKENS if token in text), None) if "<|" in text else None
