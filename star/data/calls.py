@@ -50,10 +50,12 @@ def call_of(call: Any) -> dict:
     if "arguments" not in filled and len(filled) > 1:
         raise InputError(f"a call has values under {', '.join(f'`{key}`' for key in filled)}, and one is its arguments")
     key, arguments = next(iter(filled.items()), ("arguments", {}))
-    if not written and (unread := sorted(str(key) for key in inner.keys() - _SIDE_KEYS - {*ARGUMENT_KEYS})):
-        raise InputError(f"a call has no `arguments`, and its `{unread[0]}` is not read")
+    own = {key for key, value in inner.items() if value is not None} - _SIDE_KEYS - {*ARGUMENT_KEYS}
+    if own and not written:
+        raise InputError(f"a call has no `arguments`, and its `{min(own)}` is not read")
     if isinstance(arguments, str):
         arguments = parse_field(arguments, key)
+        arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise InputError(f"the arguments of a call must be an object, got {str(arguments)[:80]}")
     return {"name": next((inner[key] for key in NAME_KEYS if inner.get(key) is not None), None), "arguments": arguments}
@@ -82,7 +84,7 @@ def calls_of_value(value: Any) -> list[dict]:
 def is_call(value: Any) -> bool:
     """Whether a value that a text holds looks like a call or a list of calls, and not like any other object."""
     if isinstance(value, list):
-        return bool(value) and all(is_call(part) for part in value)
+        return bool(value) and all(isinstance(part, dict) and is_call(part) for part in value)
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("tool_calls"), list):

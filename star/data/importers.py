@@ -146,7 +146,8 @@ def _with_system(record: dict, written: list) -> tuple[list, None, list]:
     first = written[0] if written and isinstance(written[0], dict) else {}
     is_system = first.get("role", first.get("from")) == "system"
     system = text_of(first.get("content", first.get("value"))) if is_system else None
-    if tools := tools_of_record(record):
+    # Some sets write the tools into the first message.
+    if tools := tools_of_record(record) or tools_of_record(first):
         # Hermes repeats the tools in its system message. Every prompt shows them anyway.
         return written[1:] if system and repeats_tools(system, tools) else written, None, tools
     if system and (listed := tools_in_system(system)):

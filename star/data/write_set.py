@@ -142,7 +142,7 @@ def first_reasons(folder: Path, *, most: int = 3) -> list[str]:
     seen: dict[tuple[str, str], str] = {}
     for _, reject in islice(read_json_lines(folder / REJECTS), COMMIT_EVERY):
         # The end of a detail often quotes the record, so its beginning says whether it is another reason.
-        mark = (reject["reason"], reject["detail"][:40])
+        mark = (reject["reason"], reject["detail"][:70])
         seen.setdefault(mark, f"{reject['id']}: {reject['reason']}: {' '.join(reject['detail'].split())}")
         if len(seen) == most:
             break
