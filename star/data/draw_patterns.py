@@ -22,10 +22,11 @@ def draw_by_pattern(pattern: str, rng: random.Random, *, least: float, most: flo
     # An unbounded repetition of a dot would give line breaks and noise; a person would write letters.
     plain = re.sub(r"(?<!\\)\.(?=[*+])", "[a-z]", pattern).replace(r"\S", "[a-z]")
     text = None
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
         try:
-            drawn = _Drawer(rng).xeger(plain)
-        # What rstr has no rule for: atomic groups, a set without any character, a reference to a group that was not drawn.
+            # What a look ahead asks for is drawn in every other attempt only: it may have to come later in the text.
+            drawn = _Drawer(rng, looks=attempt % 2 == 0).xeger(plain)
+        # What rstr has no rule for, such as a reference to a group that was not drawn.
         except (KeyError, IndexError, ValueError, RecursionError):
             return text
         text = drawn if text is None or _fits(drawn, pattern, least, most) else text
@@ -35,12 +36,24 @@ def draw_by_pattern(pattern: str, rng: random.Random, *, least: float, most: flo
 
 
 def _fits(text: str, pattern: str, least: float, most: float) -> bool:
-    # Looks ahead and behind are not drawn, so a text may fail them.
+    # A text may fail what looks ahead or behind ask for.
     return least <= len(text) <= most and re.search(pattern, text) is not None
 
 
 class _Drawer(Rstr):
-    """rstr's drawer of texts for regular expressions, with the same draws where rstr's are right."""
+    """rstr's drawer of texts for regular expressions, with the same draws where rstr's are right.
+
+    Args:
+        looks: whether to draw what looks ahead and behind ask for, at their place.
+    """
+
+    def __init__(self, rng: random.Random, *, looks: bool) -> None:
+        super().__init__(rng)
+        more: dict[str, Any] = {
+            "atomic_group": lambda parts: "".join(self._handle_state(part) for part in parts),
+            "possessive_repeat": lambda parts: self._handle_repeat(*parts),
+        }
+        self._cases = {**self._cases, **more, **({} if looks else {"assert": lambda _: ""})}
 
     def _handle_in(self, value: Any) -> Any:
         candidates: list[Any] = list(chain(*(self._handle_state(part) for part in value)))

@@ -88,6 +88,8 @@ def _draw_checked(schema: dict, rng: random.Random, *, name: str, depth: int) ->
         plain = _with_part(plain, part)
     conditional = [schema[key] for key in ("then", "else") if key in schema]
     others = [_with_part(plain, part) for part in [*conditional, *schema.get("dependentSchemas", {}).values()]]
+    if isinstance(kinds := plain.get("type"), list):
+        others += [{**plain, "type": kind} for kind in kinds]
     for _ in range(MAX_TRIES):
         value = draw_value(rng.choice([plain, *others]), rng, name=name, depth=depth)
         if is_valid(value, schema):

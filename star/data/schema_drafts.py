@@ -79,9 +79,9 @@ def _translate_objects(schema: dict, written: dict) -> None:
     for name, needs in dependencies.items() if isinstance(dependencies, dict) else ():
         if isinstance(needs, list | str):
             names = [needs] if isinstance(needs, str) else needs
-            schema["dependentRequired"] = {name: names} | (schema.get("dependentRequired") or {})
+            schema["dependentRequired"] = {name: names} | _given(schema, "dependentRequired", dict)
         else:
-            schema["dependentSchemas"] = {name: needs} | (schema.get("dependentSchemas") or {})
+            schema["dependentSchemas"] = {name: needs} | _given(schema, "dependentSchemas", dict)
 
 
 def _translate_draft_3(schema: dict, written: dict) -> None:
@@ -90,4 +90,9 @@ def _translate_draft_3(schema: dict, written: dict) -> None:
     if (refused := written.get("disallow")) is not None:
         schema.setdefault("not", {"type": refused})
     if (base := written.get("extends")) is not None:
-        schema["allOf"] = [*(base if isinstance(base, list) else [base]), *(schema.get("allOf") or [])]
+        schema["allOf"] = [*(base if isinstance(base, list) else [base]), *_given(schema, "allOf", list)]
+
+
+def _given(schema: dict, key: str, kind: type) -> Any:
+    """Returns the value of a keyword that the translation adds to, or an empty one where it is missing or of another kind."""
+    return schema[key] if isinstance(schema.get(key), kind) else kind()

@@ -98,7 +98,14 @@ class SchemaReader:
         plain, reference = translated(written)
         if reference is None:
             return self._keywords(plain, inside)
-        target, name = self._target(reference)
+        try:
+            target, name = self._target(reference)
+        except InputError as error:
+            if isinstance(written.get("$ref"), str):
+                raise
+            # The references of single drafts are leftovers more often than schemas.
+            self._note(place, "reference", f"is left out: {error}")
+            return self._keywords(plain, inside)
         contains_itself = id(target) in inside.around
         copy = _cut_off(target, name) if contains_itself else self.read(target, replace(inside, copied=True))
         beside = self._keywords(plain, inside) if plain else {}

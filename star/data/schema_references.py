@@ -50,14 +50,18 @@ class References:
             self._names = {key: part for document in self.documents for key, part in _names_in(document)}
         if name in self._names:
             return self._names[name]
-        # A relative reference is the end of the full name.
-        ends = [part for key, part in self._names.items() if key.endswith("/" + name.removeprefix("./"))]
+        # Of a name and a reference, one may be relative: the end of the other.
+        ends = [part for key, part in self._names.items() if _ends_in(key, name) or _ends_in(name, key)]
         return ends[0] if len(ends) == 1 else None
 
     def _resources(self) -> Iterator[object]:
         # Only when the documents themselves do not have it: a pointer counts from the nearest part with an `$id`.
         self._named("")
         yield from (self._names or {}).values()
+
+
+def _ends_in(name: str, end: str) -> bool:
+    return "#" not in end and name.endswith("/" + end.removeprefix("./"))
 
 
 def _names_in(document: object) -> Iterator[tuple[str, object]]:

@@ -203,6 +203,10 @@ def _with_properties_of_parts(schema: dict) -> dict:
                 found.setdefault(name, []).append(values)
     added = {name: parts[0] if len(parts) == 1 else {"anyOf": parts} for name, parts in found.items()}
     needed = [name for part in schema.get("allOf", []) if isinstance(part, dict) for name in part.get("required", [])]
+    for key in ("anyOf", "oneOf"):
+        # What every alternative requires, the tool requires.
+        each = [part.get("required", []) if isinstance(part, dict) else [] for part in schema.get(key, [])]
+        needed += [name for name in (each[0] if each else []) if all(name in names for names in each)]
     required = list(dict.fromkeys([*schema["required"], *needed]))
     return {**schema, "properties": {**schema["properties"], **added}, "required": required}
 
