@@ -169,7 +169,7 @@ def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> l
     if "contains" in schema:
         times = int(schema.get("minContains", 1))
         drawn += [draw_value(schema["contains"], rng, name=name, depth=depth) for _ in range(times)]
-    most = len(drawn) if items is False else most
+    most = min(most, len(drawn)) if items in (False, {"not": {}}) else most
     drawn = drawn if len(drawn) <= most else drawn[: int(most)]
     # A schema inside itself says nothing of its values, so fewer are better.
     wanted = least if depth > MAX_DEPTH or is_cut_off(items) else min(max(2, least), most)

@@ -13,7 +13,7 @@ shows either.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from star.data.operation_names import is_unreadable, tool_name, unused_name
+from star.data.operation_names import tool_name, unused_name
 from star.data.rows import Reject
 from star.data.schema_normal_form import Place, SchemaReader
 from star.data.schema_references import References
@@ -245,7 +245,7 @@ def _description(operation: dict, method: str, path: str) -> str:
         if isinstance(description := operation.get(key), str) and description.strip():
             return " ".join(description.split())
     given = operation.get("operationId")
-    # The name is then method and path, and only the id says what it does.
-    if isinstance(given, str) and is_unreadable(given):
+    # The name is then in other letters, or method and path, and only the id says what it does.
+    if isinstance(given, str) and given.strip() and not given.isascii():
         return " ".join(given.split())
     return f"{method.upper()} {path}"

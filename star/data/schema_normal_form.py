@@ -47,12 +47,16 @@ class Place:
         around: ids of the schemas around it, by which one that contains itself is recognised.
         copied: whether a reference led there.
         exact: whether a schema that accepts more here would make the whole accept less.
+        name: what the last reference on the way called its target.
+        anchor: the schema that `$recursiveRef` of draft 2019-09 means here, and its name.
     """
 
     path: tuple[str, ...] = ()
     around: frozenset[int] = frozenset()
     copied: bool = False
     exact: bool = False
+    name: str = ""
+    anchor: tuple[object, str] | None = None
 
     def __str__(self) -> str:
         return ".".join(self.path) or "parameters"
@@ -95,11 +99,14 @@ class SchemaReader:
         if self.nodes > MAX_NODES:
             raise TooLarge(f"its schemas have more than {MAX_NODES} parts once references are written in place")
         inside = replace(place, around=place.around | {id(written)})
+        if written.get("$recursiveAnchor") is True and inside.anchor is None:
+            inside = replace(inside, anchor=(written, place.name))
         plain, reference = translated(written)
         if reference is None:
             return self._keywords(plain, inside)
         try:
-            target, name = self._target(reference)
+            is_recursive = inside.anchor is not None and not written.keys() & {"$ref", "$dynamicRef"}
+            target, name = inside.anchor if inside.anchor and is_recursive else self._target(reference)
         except InputError as error:
             if isinstance(written.get("$ref"), str):
                 raise
@@ -107,7 +114,7 @@ class SchemaReader:
             self._note(place, "reference", f"is left out: {error}")
             return self._keywords(plain, inside)
         contains_itself = id(target) in inside.around
-        copy = _cut_off(target, name) if contains_itself else self.read(target, replace(inside, copied=True))
+        copy = _cut_off(target, name) if contains_itself else self.read(target, replace(inside, copied=True, name=name))
         beside = self._keywords(plain, inside) if plain else {}
         return _beside(copy, beside, exact=place.exact)
 
@@ -119,6 +126,8 @@ class SchemaReader:
                 raise InputError(f"the reference {str(reference)[:80]!r} points to itself")
             seen.append(reference)
             target = self.references.follow(reference)
+            if self.for_requests and target is self.references.documents[0]:
+                raise InputError(f"the reference {str(reference)[:80]!r} points to the whole document")
             if not (isinstance(target, dict) and target.keys() == {"$ref"}):
                 return target, name_of(str(seen[0]), target)
             reference = target["$ref"]
@@ -159,6 +168,8 @@ class SchemaReader:
         if key == "type":
             return self._type(value, place)
         inner = replace(place, exact=place.exact or key in TURNED)
+        if isinstance(value, bool) and key in ONE_SCHEMA and key not in ("items", "not"):
+            return {key: value}
         if key in ONE_SCHEMA:
             return {key: self._inner(value, inner, key)}
         if key in SCHEMA_LIST:
@@ -292,6 +303,7 @@ def _beside(copy: Any, beside: Any, *, exact: bool) -> Any:
 
 def _cut_off(target: object, name: str) -> dict[str, Any]:
     """Returns what stands for a schema inside itself, because prompts need a finite schema."""
+    name = name or name_of("", target)
     kind = target.get("type", "object") if isinstance(target, dict) else "object"
     if isinstance(target, dict) and "type" not in target and target.keys() & {"anyOf", "oneOf", "enum", "const", "not"}:
         return {"description": f"another {name}"}
