@@ -38,7 +38,7 @@ def add_tool_coverage(statistics: SetStatistics, tools: list[dict], *, folder: P
 def coverage_lines(uncalled: Mapping[str, str], notes: Mapping[str, str]) -> Iterable[str]:
     """Yields the lines for a person: every tool that no row calls, and every one whose schema could not be used as a whole."""
     if uncalled:
-        yield f"{_tools(len(uncalled))} no row calls, so a model does not learn to call:"
+        yield f"{_tools(len(uncalled))} that no row calls; a model does not learn them from these rows:"
         yield from _listed(uncalled)
     if notes:
         yield f"{_tools(len(notes))} whose schemas could not be used as a whole:"
