@@ -351,17 +351,21 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
     def records() -> Iterator["dict | Reject"]:
         return chain.from_iterable(import_rows(file, source=file.stem) for file in _row_files(settings.files))
 
+    # A set that is still to be cut down is not the result: a killed run goes on with it in the state.
+    wanted = settings.rows if settings.quotas else None
+    whole = workspace.out if wanted is None else workspace.state / "whole"
+    whole.mkdir(exist_ok=True)
     statistics = write_set(
         from_start(records()),
-        out=workspace.out,
+        out=whole,
         state=workspace.state,
         checks=tuple(checks),
         find_overlaps=benchmark.overlaps if benchmark else None,
         label="check rows",
     )
     # After the cleaning, because only the rows that are left can fill a quota.
-    if settings.quotas and settings.rows is not None:
-        statistics = apply_quotas(workspace.out, shares=settings.quotas, total=settings.rows, seed=settings.seed)
+    if wanted is not None:
+        statistics = apply_quotas(whole, out=workspace.out, shares=settings.quotas, total=wanted, seed=settings.seed)
     write_card(workspace.out)
     return statistics.counts() | {"short": dict(statistics.shortfalls)}
 

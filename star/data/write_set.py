@@ -9,6 +9,7 @@ that was never killed. Memory does not grow with the number of rows.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from itertools import islice
@@ -109,20 +110,23 @@ def _roll_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, SetSta
     return state["done"], SetStatistics.from_json(state["figures"])
 
 
-def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed: int) -> SetStatistics:
-    """Reduces the rows of a written set to `total` in these shares, and appends the others to the rejects.
+def apply_quotas(folder: Path, *, out: Path, shares: Mapping[str, float], total: int, seed: int) -> SetStatistics:
+    """Writes a set of `total` rows of the set in `folder`, in these shares; the others follow the set's rejects.
+
+    Args:
+        folder: stays as it is. A resumed run goes on with it, which it could not with a set that has lost rows.
 
     Returns:
-        the new statistics, which are also written to figures.json.
+        the statistics of the new set, which are also written to its figures.json.
     """
     before, wanted = read_statistics(folder), wanted_rows(shares, total)
     after = SetStatistics(
         read=before.read, fitted=before.fitted, rejects=before.rejects, rejects_by_source=before.rejects_by_source
     )
     after.overlaps = before.overlaps
-    # Written beside the rows and renamed at the end, so that they are never half there.
-    rows, cut = folder / ROWS, folder / f".{ROWS}"
-    with cut.open("wb") as kept, (folder / REJECTS).open("ab") as rejects:
+    rows = folder / ROWS
+    shutil.copyfile(folder / REJECTS, out / REJECTS)
+    with (out / ROWS).open("wb") as kept, (out / REJECTS).open("ab") as rejects:
         # Two passes over the file: the rows to keep are known only after all were seen.
         for row in within_quotas(read_rows(rows), read_rows(rows), wanted=wanted, seed=seed):
             if isinstance(row, Reject):
@@ -132,8 +136,7 @@ def apply_quotas(folder: Path, *, shares: Mapping[str, float], total: int, seed:
                 after.add(row)
                 kept.write(json_line(row))
     after.shortfalls = shortfalls(after.kinds, wanted)
-    write_json(folder / STATISTICS, after.to_json())
-    cut.replace(rows)
+    write_json(out / STATISTICS, after.to_json())
     return after
 
 

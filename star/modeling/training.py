@@ -56,7 +56,7 @@ def hardware_arguments() -> dict[str, Any]:
     """bf16 where the GPU has it, and recomputed activations to save its memory; fp32 on a CPU."""
     on_gpu = torch.cuda.is_available()
     bf16 = on_gpu and torch.cuda.is_bf16_supported()
-    return {"use_cpu": not on_gpu, "bf16": bf16, "gradient_checkpointing": on_gpu}
+    return {"use_cpu": not on_gpu, "bf16": bf16, "activation_checkpointing": on_gpu}
 
 
 def common_arguments(

@@ -54,7 +54,7 @@ def test_the_loss_follows_the_equations(micro: Config, finished: dict[str, Path]
             q = torch.softmax(logits[place - 1], -1)
             fkl = (logprobs.exp() * (logprobs - q[ids].log())).sum()
             outside = set(q.topk(9).indices.tolist()) - set(ids.tolist())
-            total += float(fkl + 3.0 * sum(q[i] for i in outside))
+            total += float((fkl + 3.0 * sum(q[i] for i in outside)).detach())
             tokens += 1
     assert float(loss.detach()) == pytest.approx(total / tokens, rel=1e-4)
 

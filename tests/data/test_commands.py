@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from star.data import commands
+from star.data import commands, data_card
 from star.data.commands import CheckSettings, ImportSettings, SynthesizeSettings, check, import_files, synthesize
 from star.folders.code_digest import reachable_modules
 
@@ -47,6 +47,23 @@ def test_a_folder_given_twice_is_other_work_than_given_once(tmp_path: Path) -> N
     twice = check(CheckSettings([rows, rows]), out=tmp_path / "clean")
     assert (once["read"], once["rejects"]) == (kept, {})
     assert (twice["read"], twice["rejects"]) == (2 * kept, {"duplicate_id": kept})
+
+
+def test_a_check_that_ends_after_its_quotas_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthesize(SynthesizeSettings(TOOLS, rows=60), out=tmp_path / "rows")
+    settings = CheckSettings([tmp_path / "rows"], quotas={"simple": 1}, rows=10)
+    counts = check(settings, out=tmp_path / "whole")
+
+    def fail(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(data_card, "write_card", fail)
+        with pytest.raises(KeyboardInterrupt):
+            check(settings, out=tmp_path / "ended")
+    assert check(settings, out=tmp_path / "ended") == counts
+    for name in ("rows.jsonl", "rejects.jsonl", "figures.json"):
+        assert (tmp_path / "ended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_files_of_the_same_content_and_another_name_are_other_work(tmp_path: Path) -> None:

@@ -101,9 +101,7 @@ def test_quotas_keep_what_is_wanted_and_say_what_is_missing(whole: Path, tmp_pat
     assert kinds == {"simple": 100, "multi-step": 50, "response": 0}
     assert shortfalls(kinds, wanted) == {"response": 50}
     assert {row.reason for row in judged if isinstance(row, Reject)} == {"over_quota", "no_quota"}
-    for name in ("rows.jsonl", "rejects.jsonl", "figures.json"):
-        (tmp_path / name).write_bytes((whole / name).read_bytes())
-    statistics = apply_quotas(tmp_path, shares={"simple": 1}, total=50, seed=1)
+    statistics = apply_quotas(whole, out=tmp_path, shares={"simple": 1}, total=50, seed=1)
     assert statistics.rows == 50 == sum(1 for _ in read_rows(tmp_path / "rows.jsonl"))
     assert statistics.rejects.total() == COUNT - 50 == len((tmp_path / "rejects.jsonl").read_bytes().splitlines())
 
