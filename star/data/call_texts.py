@@ -57,9 +57,9 @@ _OBJECT_CALL = re.compile(
     rf"[\[\s]*+\{{\s*+[\"'](?:{_NAMES_AND_ARGUMENTS})[\"']\s*+:.*[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*+:",
     re.DOTALL,
 )
-_NAMED_OBJECT = re.compile(
-    rf"\{{\s*+[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*+:\s*+[\"']([^\"'\n]++)[\"']\s*+,\s*+[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*+:"
-)
+_NAME_IN_OBJECT = re.compile(rf"[\"'](?:{'|'.join(NAME_KEYS)})[\"']\s*+:\s*+[\"']([^\"'\n]++)[\"']")
+_ARGUMENTS_IN_OBJECT = re.compile(rf"[\"'](?:{'|'.join(ARGUMENT_KEYS)})[\"']\s*+:")
+_REACT_ACTION = re.compile(r"^Action:[ \t]*+(.+)$", re.MULTILINE)
 _SUSPICIOUS = re.compile(r"[<\[{`｜]")
 _MISTRAL_NAME = re.compile(
     r"\s*+([^\s\[\]{}()<>\"']++)\s*+(?:\[CALL_ID\]\s*+\w*+\s*+)?(?:\[ARGS\]\s*+)?(?=\{)", re.IGNORECASE
@@ -113,7 +113,7 @@ def read_call_text(text: str, tools: Tools) -> tuple[str | None, list[dict]]:
         around, calls = _find_calls(text, tools)
         rest = "".join(around)
     else:
-        calls, end = _read_values(text, 0, tools)
+        calls, end = _read_values(text, 0, tools, named=True)
         rest = text[end:]
     if not calls or rest.strip():
         raise InputError(f"expected calls and nothing else, got {text[:80]}")
@@ -175,8 +175,16 @@ def _find_calls(text: str, tools: Tools) -> tuple[list[str], list[dict]]:
     _without_beginnings(around)
     if calls:
         return around, calls
-    if tools and (known := next((found for found in _NAMED_OBJECT.finditer(text) if found[1] in tools), None)):
-        raise InputError(f"a message has a call within other text: {known[0][:80]}")
+    if tools:
+        named = _MISTRAL_NAME.match(text)
+        if named and named[1] in tools:  # a tool's name and an object, as ChatGLM writes calls
+            return [], read_call_text(text, tools)[1]
+        mentions = [*_REACT_ACTION.finditer(text)]
+        if _ARGUMENTS_IN_OBJECT.search(text):
+            mentions += _NAME_IN_OBJECT.finditer(text)
+        for mention in mentions:
+            if mention[1].strip() in tools:
+                raise InputError(f"a message has a call within other text: {mention[0][:80]}")
     return find_python_calls(text, tools) or ([text], [])
 
 
@@ -194,14 +202,20 @@ def _read_whole_value(text: str, tools: Tools) -> list[dict] | None:
     try:
         value = parse_value(body)
     except InputError as error:
-        if _OBJECT_CALL.match(body):
+        if not _OBJECT_CALL.match(body):
+            return None
+        try:
+            return read_call_text(body, tools)[1]  # one object after the other, as Llama writes several calls
+        except InputError:
             raise InputError(f"a message begins a call that cannot be read: {error}") from error
-        return None
-    if is_call(value):
+    if is_call(value, tools):
         return calls_of_value(value)
     listed = value.get("tool_calls") if isinstance(value, dict) else value
-    if isinstance(listed, list) and ((not listed and tools) or any(map(is_call, listed))):
+    if isinstance(listed, list) and ((not listed and tools) or any(is_call(part, tools) for part in listed)):
         raise InputError(f"a message is a list, and not all of it are calls: {body[:80]}")
+    first = listed[0] if isinstance(listed, list) and listed else value
+    if isinstance(first, str | dict) and any(name in tools for name in ([first] if isinstance(first, str) else first)):
+        raise InputError(f"a message names a tool in a form that is not read: {body[:80]}")
     return None
 
 

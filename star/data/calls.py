@@ -5,17 +5,18 @@
     >>> call_of({"name": "play", "args": {"song": "Help"}, "id": "c1"})                                   # LangChain
     {'name': 'play', 'arguments': {'song': 'Help'}}
 
-The arguments stand under `arguments`, `parameters` (Llama, Seal-Tools), `args` or `kwargs` (LangChain), or `input` (Anthropic). A call
-with none of these has no arguments only if it has no other key of its own either.
+The arguments stand under `arguments`, `parameters` (Llama, Seal-Tools), `args`, `kwargs`, `tool_input` or `action_input` (LangChain), or
+`input` (Anthropic). A call with none of these has no arguments only if it has no other key of its own either.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from star.data.literals import parse_field
 from star.errors import InputError
 
-ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "input")
-NAME_KEYS = ("name", "api")  # `api` is Seal-Tools'
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "input", "tool_input", "action_input")
+NAME_KEYS = ("name", "api", "tool_name", "function_name", "tool", "action")
 # Keys beside the arguments that say nothing about the call itself. `responses` is Seal-Tools'.
 _SIDE_KEYS = {
     *NAME_KEYS,
@@ -41,7 +42,7 @@ def call_of(call: Any) -> dict:
     if not isinstance(inner, dict):
         raise InputError(f"a call must be an object, got {str(call)[:80]}")
     if isinstance(arguments := inner.get("arguments"), dict) and arguments and inner is call:
-        return {"name": inner.get("name", inner.get("api")), "arguments": arguments}
+        return {"name": inner.get("name") or _name_in(inner), "arguments": arguments}
     written = _arguments_in(inner)
     if inner is not call and (beside := _arguments_in(call)):
         written = {**beside, **written}
@@ -55,10 +56,16 @@ def call_of(call: Any) -> dict:
         raise InputError(f"a call has no `arguments`, and its `{min(own)}` is not read")
     if isinstance(arguments, str):
         arguments = parse_field(arguments, key)
+        if isinstance(arguments, str):  # encoded twice
+            arguments = parse_field(arguments, key)
         arguments = {} if arguments is None else arguments
     if not isinstance(arguments, dict):
         raise InputError(f"the arguments of a call must be an object, got {str(arguments)[:80]}")
-    return {"name": next((inner[key] for key in NAME_KEYS if inner.get(key) is not None), None), "arguments": arguments}
+    return {"name": _name_in(inner), "arguments": arguments}
+
+
+def _name_in(call: dict) -> Any:
+    return next((call[key] for key in NAME_KEYS if call.get(key) is not None), None)
 
 
 def _arguments_in(call: dict) -> dict:
@@ -81,19 +88,21 @@ def calls_of_value(value: Any) -> list[dict]:
     return [call_of(call) for call in (value if isinstance(value, list) else [value])]
 
 
-def is_call(value: Any) -> bool:
-    """Whether a value that a text holds looks like a call or a list of calls, and not like any other object."""
+def is_call(value: Any, names: Collection[str] = ()) -> bool:
+    """Whether a value that a text holds looks like a call or a list of calls, and not like any other object.
+
+    Args:
+        names: of the tools. A call of one of these may have its name under any of `NAME_KEYS`.
+    """
     if isinstance(value, list):
-        return bool(value) and all(isinstance(part, dict) and is_call(part) for part in value)
+        return bool(value) and all(isinstance(part, dict) and is_call(part, names) for part in value)
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("tool_calls"), list):
-        return is_call(value["tool_calls"])
+        return is_call(value["tool_calls"], names)
     inner = value.get("function", value)
     # With a description it is the definition of a tool, which has a name and parameters, too.
-    return (
-        isinstance(inner, dict)
-        and any(isinstance(inner.get(key), str) for key in NAME_KEYS)
-        and any(key in inner for key in ARGUMENT_KEYS)
-        and "description" not in inner
-    )
+    if not isinstance(inner, dict) or "description" in inner or inner.keys().isdisjoint(ARGUMENT_KEYS):
+        return False
+    name = _name_in(inner)
+    return isinstance(name, str) and ("name" in inner or "api" in inner or name in names)

@@ -105,6 +105,9 @@ def _assistant_message_of(written: dict, content: Any, tools: Tools, *, only_cal
     if parts.results:
         raise InputError("a message of the assistant has a tool's result among its parts")
     calls = parts.calls + _calls_in_fields(written)
+    # Harmony's messages name the tool here, and their content is its arguments.
+    if written.get("recipient") not in (None, "", "all"):
+        raise InputError(f"a message to {str(written['recipient'])[:80]!r} is a call in a form that is not read")
     text = parts.text()
     if text is None and isinstance(written.get("refusal"), str):
         text = written["refusal"]

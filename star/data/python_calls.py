@@ -19,6 +19,7 @@ _FIRST_ARGUMENT = re.compile(r"\(\s*+(?:\)|[^\W\d][^\s=(){}\"',]*+\s*+=[^=])")
 # A list that begins with a call of any tool, known or not; and one that begins with a name to be looked up.
 _ANY_LIST = re.compile(r"\[\s*+[^\W\d][\w.\-/: ]*+" + _FIRST_ARGUMENT.pattern)
 _ANY_NAME = re.compile(r"\[\s*+[^\W\d][\w.]*+\(")
+_CALL_IN_PROSE = re.compile(r"(?<![\w.\-/])([^\W\d][\w.\-/]*+)" + _FIRST_ARGUMENT.pattern)
 _OPEN_LIST = re.compile(r"\[\s*+([^\[\]()=\n\"']{1,200}+)\(")
 _NAME = re.compile(r"[^\W\d][\w.\-/: ]*+(?=\()")
 _KEY = re.compile(r"\s*+([^\s=(){}\"',][^=(){}\"',\n]*+)=\s*+")
@@ -37,6 +38,8 @@ def find_python_calls(text: str, names: Collection[str]) -> tuple[list[str], lis
     """
     start = _find_start(text, 0, names)
     if start is None:
+        if found := next((found for found in _CALL_IN_PROSE.finditer(text) if found[1] in names), None):
+            raise InputError(f"a message has a call within other text: {found[0][:80]}")
         return None
     try:
         calls, end = _read_lists(text, start, names) if text[start] == "[" else _read_bare_calls(text, start, names)
