@@ -144,7 +144,7 @@ def _merge_and_publish(
             return Result(metrics, {**manifest.origin, **collect_origin()})
 
     # A merge has no checkpoints, so there is nothing to resume from.
-    return run_once(describe, tracked_work, out=Path(out).absolute(), resume=False).metrics
+    return run_once(describe, tracked_work, out=Path(out).absolute(), resume=False, sources=folders).metrics
 
 
 def _open_shards(folders: list[Path]) -> dict[Path, Manifest]:

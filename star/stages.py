@@ -31,7 +31,7 @@ from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
 from star.folders.reuse import shown
 from star.folders.run_once import Result, draft_manifest, read_metrics, run_once
-from star.folders.shard import WHOLE, Shard
+from star.folders.shard import WHOLE, Shard, part_of_result
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
 
@@ -51,6 +51,7 @@ class Stage:
         cached: whether a runner may answer for the stage by its cache. Otherwise it starts the stage each time, and
             the stage decides.
         trains: whether several ranks may share the stage.
+        is_valid: whether a finished folder still holds; register asks the registry.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Stage:
     sections: tuple[str, ...]
     cached: bool = True
     trains: bool = False
+    is_valid: Callable[[Path], bool] = lambda folder: True
 
 
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
@@ -230,13 +232,14 @@ def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resu
 
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
 
-    def is_valid(folder: Path) -> bool:
-        from star.registry.register import registration_holds
-
-        return registration_holds(folder)
-
     inputs = {"refined": refined, "evaluation": evaluation}
-    return _run_stage("register", work, config, inputs=inputs, out=out, resume=resume, is_valid=is_valid)
+    return _run_stage("register", work, config, inputs=inputs, out=out, resume=resume)
+
+
+def _registration_holds(folder: Path) -> bool:
+    from star.registry.register import registration_holds
+
+    return registration_holds(folder)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -270,7 +273,14 @@ STAGES: tuple[Stage, ...] = (
         ("seed", "evaluate"),
     ),
     # Not cached by runners: only the stage can ask the registry whether the model is still registered, and champion.
-    Stage("register", register, {"refined": "refine", "evaluation": "evaluate"}, ("registry",), cached=False),
+    Stage(
+        "register",
+        register,
+        {"refined": "refine", "evaluation": "evaluate"},
+        ("registry",),
+        cached=False,
+        is_valid=_registration_holds,
+    ),
 )
 
 
@@ -303,7 +313,6 @@ def _run_stage(
     out: Path,
     resume: bool,
     shard: Shard = WHOLE,
-    is_valid: Callable[[Path], bool] = lambda folder: True,
 ) -> Metrics:
     """Runs one stage on this rank, and sends a failure to the runner that shows the progress of all stages."""
     progress.exit_with_runner()
@@ -314,9 +323,7 @@ def _run_stage(
         with distributed.process_group():
             if not distributed.is_rank0():
                 return _run_on_nonzero_rank(work, out)
-            return _run_on_rank0(
-                stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard, is_valid=is_valid
-            )
+            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
     except BaseException as error:
         cure = cure_of(error)
         message = cure or f"{type(error).__name__}: {error}"
@@ -333,14 +340,13 @@ def _run_on_rank0(
     out: Path,
     resume: bool,
     shard: Shard,
-    is_valid: Callable[[Path], bool],
 ) -> Metrics:
     """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
     settings = config.slice(stage.sections)
 
     def describe() -> Manifest:
         manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        part = _part_of_result(stage, inputs, manifests, shard)
+        part = part_of_result(stage.name, inputs, manifests, shard)
         return draft_manifest(
             stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=part
         )
@@ -368,7 +374,9 @@ def _run_on_rank0(
                 run.log_artifact(report)
         return Result(metrics, origin)
 
-    outcome = run_once(describe, tracked_work, out=out, resume=resume, is_valid=is_valid)
+    outcome = run_once(
+        describe, tracked_work, out=out, resume=resume, sources=map(Path, inputs.values()), is_valid=stage.is_valid
+    )
     if outcome.cached:
         distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
         place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"
@@ -388,17 +396,3 @@ def _run_on_nonzero_rank(work: Callable[[Workspace, "Run"], Metrics], out: Path)
         metrics = work(Workspace(out=Path(scratch), state=state), Run())
         distributed.barrier()
     return metrics
-
-
-def _part_of_result(stage: Stage, inputs: dict[str, Path], manifests: dict[str, Manifest], shard: Shard) -> str | None:
-    """Returns i/n if the result will be one of n shards, else None.
-
-    Raises:
-        InputError: an input is a shard. Only the extraction accepts one, and its result is the same shard then.
-    """
-    for key, manifest in manifests.items():
-        if manifest.part is not None:
-            if stage.name != "extract-topk" or shard != WHOLE:
-                raise InputError(f"{inputs[key]} is shard {manifest.part} only: merge all shards with `star merge`")
-            return manifest.part
-    return str(shard) if shard != WHOLE else None

@@ -215,7 +215,7 @@ def _run(
     def work(workspace: Workspace, manifest: Manifest) -> Result:
         return Result(write(settings, workspace))
 
-    return run_once(describe, work, out=out.absolute(), resume=resume).metrics
+    return run_once(describe, work, out=out.absolute(), resume=resume, sources=inputs).metrics
 
 
 def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:

@@ -103,7 +103,10 @@ def _read_document(path: Path) -> Any:
     try:
         return _parse_yaml(content) if _format_of(path) == "YAML" else json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the tools file {path} cannot be read as {_format_of(path)}: {error}") from error
+        raise InputError(
+            f"the tools file {path} cannot be read as {_format_of(path)} ({error}): give an OpenAPI document, or JSON with the "
+            "tools of OpenAI, MCP or xLAM"
+        ) from error
 
 
 def _format_of(path: Path) -> str:

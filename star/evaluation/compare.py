@@ -97,9 +97,11 @@ def _read_model(place: Path) -> _Evaluated:
     """Reads one model of an evaluation. `place` is FOLDER or FOLDER:MODEL."""
     # A path may hold a colon itself, so it is split only where the whole of it is no folder.
     folder, wanted = place, ""
-    if not place.is_dir():
+    if not place.is_dir() and ":" in str(place):
         path, _, wanted = str(place).rpartition(":")
         folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"no folder at {place}: give a folder that `star evaluate` finished, or FOLDER:MODEL")
     try:
         evaluation = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
         models = {model["name"]: model for model in evaluation["models"]}

@@ -34,6 +34,9 @@ def choose_suites(config: Config, **options: object) -> Config:
         settings = Evaluate.model_validate({**config.evaluate.model_dump(), **changed})
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "literal_error":
+            known = first["ctx"]["expected"].replace("'", "")
+            raise InputError(f"--suite: there is no suite {first['input']!r}: use some of {known}") from None
         option = "--suite: " if first["loc"] else ""  # a rule about several fields names them itself
         raise InputError(option + first["msg"].removeprefix("Value error, ")) from None
     return config.model_copy(update={"evaluate": settings})
@@ -76,7 +79,8 @@ def evaluate_one(
     def work(workspace: Workspace, manifest: Manifest) -> Result:
         return Result(_evaluate(source, data, config=config, workspace=workspace, title=title))
 
-    run_once(describe, work, out=out, resume=resume)
+    sources = [folder for folder in (source, data) if isinstance(folder, Path)]
+    run_once(describe, work, out=out, resume=resume, sources=sources)
     print((out / "report.md").read_text(encoding="utf-8"))
     print(f"{out / 'report.html'}", file=sys.stderr)
 

@@ -17,6 +17,7 @@ it. Two runs that wrote the same files have the same content digest, and what wa
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,23 @@ def refuse_foreign(out: Path) -> None:
     """Raises InputError if `out` has content without a manifest: it is not STAR's, and would be overwritten."""
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise InputError(f"{out} exists and is not a stage's output: give another folder, or move it away")
+
+
+def refuse_to_replace(out: Path, *, stage: str, sources: Iterable[Path]) -> None:
+    """Checks that work of this stage, which reads `sources`, may replace the finished folder at `out`.
+
+    Raises:
+        InputError: `out` is the result of another stage, or a source is that folder or lies in it.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--out {out} would replace the input {source}: give another folder")
+    try:
+        found = read_manifest(out).stage
+    # Nothing is there, or a damaged folder, which is made again.
+    except InputError:
+        return
+    if found != stage:
+        raise InputError(
+            f"{out} is the output of {found}, which {stage} would replace: give every stage its own folder"
+        )

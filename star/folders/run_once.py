@@ -7,6 +7,7 @@ data commands.
 
  1. Refuses an output folder that has content without a manifest, because STAR did not write it.
  2. Calls `describe()`, which verifies the inputs and returns the draft manifest. Its fingerprint identifies the work.
+    Refuses an output folder that is an input or the result of another stage.
  3. If a killed process left the complete result in another place, moves or copies it to `out`.
  4. If `out` has the finished result of this work, returns its metrics and removes what a kill left of the workspace.
  5. Otherwise locks the workspace. One that a killed run of the same work left is used again; any other one is emptied.
@@ -33,13 +34,13 @@ and where they lie with STAR_WORK; publish.py shows the order of the renames.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from star.folders.manifest import METRICS, Manifest, is_finished, refuse_foreign
+from star.folders.manifest import METRICS, Manifest, is_finished, refuse_foreign, refuse_to_replace
 from star.folders.publish import finish_interrupted_publish, publish
 from star.folders.reuse import take_equal_result
 from star.folders.workspace import Workspace, open_workspace, remove_leftover_workspace
@@ -76,6 +77,7 @@ def run_once(
     *,
     out: Path,
     resume: bool = True,
+    sources: Iterable[Path] = (),
     is_valid: Callable[[Path], bool] = lambda folder: True,
 ) -> Outcome:
     """Runs `work` and publishes its result, unless `out` already has the result of the same work.
@@ -86,16 +88,18 @@ def run_once(
         out: the folder to publish, an absolute path.
         resume: go on with a killed run of the same work, or take its result from another folder; otherwise start from
             an empty workspace.
+        sources: the folders and files that the work reads, which `out` must not replace.
         is_valid: whether a finished result of the same work still holds. Only work that changes something outside its
             folder needs it.
 
     Raises:
-        InputError: `out` has content of others, an input is missing or damaged, or another process is doing the same
-            work.
+        InputError: `out` has content of others, or is an input or another stage's result; an input is missing or damaged;
+            or another process is doing the same work.
     """
     # First, because `describe` reads every byte of the inputs.
     refuse_foreign(out)
     manifest = describe()
+    refuse_to_replace(out, stage=manifest.stage, sources=sources)
     # Before the question whether the result is finished, because this may put it in place.
     finish_interrupted_publish(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
     if is_finished(out, fingerprint=manifest.fingerprint) and is_valid(out):

@@ -10,9 +10,11 @@ publishes a folder of its own, whose manifest has `"part": "i/n"`; `star merge` 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from star.errors import InputError
+from star.folders.manifest import Manifest
 
 Item = TypeVar("Item")
 
@@ -45,3 +47,17 @@ class Shard:
 
 
 WHOLE = Shard()
+
+
+def part_of_result(stage: str, inputs: dict[str, Path], manifests: dict[str, Manifest], shard: Shard) -> str | None:
+    """Returns i/n if the result will be one of n shards, else None.
+
+    Raises:
+        InputError: an input is a shard. Only the extraction accepts one, and its result is the same shard then.
+    """
+    for key, manifest in manifests.items():
+        if manifest.part is not None:
+            if stage != "extract-topk" or shard != WHOLE:
+                raise InputError(f"{inputs[key]} is shard {manifest.part} only: merge all shards with `star merge`")
+            return manifest.part
+    return str(shard) if shard != WHOLE else None

@@ -105,3 +105,21 @@ def test_a_folder_of_others_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists and is not a stage's output"):
         work.run(tmp_path / "out")
     assert work.steps == []
+
+
+def test_the_result_of_another_stage_and_an_input_are_not_replaced(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
+    kept = (tmp_path / "out" / "rows.jsonl").read_bytes()
+
+    def describe() -> Manifest:
+        return draft_manifest("other", settings="{}", code="c", inputs={})
+
+    with pytest.raises(InputError, match="out is the output of counting, which other would replace"):
+        run_once(describe, Work().work, out=tmp_path / "out")
+    for source in (tmp_path / "out", tmp_path / "out" / "rows.jsonl"):
+        with pytest.raises(InputError, match="would replace the input"):
+            run_once(Work(settings='{"seed": 2}').describe, Work().work, out=tmp_path / "out", sources=[source])
+    assert (tmp_path / "out" / "rows.jsonl").read_bytes() == kept
+    # A damaged folder is made again, whoever wrote it.
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    run_once(describe, Work().work, out=tmp_path / "out")
