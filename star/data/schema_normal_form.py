@@ -45,16 +45,18 @@ class Place:
     Attributes:
         path: names and keywords that lead there.
         around: ids of the schemas around it, by which one that contains itself is recognised.
-        copied: whether a reference led there.
+        copied: number of references that led there.
         exact: whether a schema that accepts more here would make the whole accept less.
+        definitions: schemas around it that hold definitions, the nearest first.
         name: what the last reference on the way called its target.
         anchor: the schema that `$recursiveRef` of draft 2019-09 means here, and its name.
     """
 
     path: tuple[str, ...] = ()
     around: frozenset[int] = frozenset()
-    copied: bool = False
+    copied: int = 0
     exact: bool = False
+    definitions: tuple[object, ...] = ()
     name: str = ""
     anchor: tuple[object, str] | None = None
 
@@ -71,11 +73,13 @@ class SchemaReader:
 
     Attributes:
         references: what references are looked up in.
+        deepest: number of references inside each other that are followed; beyond it, they are cut off.
         for_requests: whether to leave out what only answers have, as OpenAPI's readOnly says.
         notes: what was left out and why, one line each.
     """
 
     references: References
+    deepest: int = MAX_NODES
     for_requests: bool = False
     notes: list[str] = field(default_factory=list)
     losses: int = 0
@@ -95,37 +99,39 @@ class SchemaReader:
         if not isinstance(written, dict):
             raise InputError(f"a schema must be an object, got {str(written)[:80]}")
         # Counted while they are written in place: references that fan out grow exponentially.
-        self.nodes += place.copied
+        self.nodes += place.copied > 0
         if self.nodes > MAX_NODES:
             raise TooLarge(f"its schemas have more than {MAX_NODES} parts once references are written in place")
         inside = replace(place, around=place.around | {id(written)})
         if written.get("$recursiveAnchor") is True and inside.anchor is None:
             inside = replace(inside, anchor=(written, place.name))
+        if not written.keys().isdisjoint({"$defs", "definitions"}):
+            inside = replace(inside, definitions=(written, *inside.definitions))
         plain, reference = translated(written)
         if reference is None:
             return self._keywords(plain, inside)
         try:
             is_recursive = inside.anchor is not None and not written.keys() & {"$ref", "$dynamicRef"}
-            target, name = inside.anchor if inside.anchor and is_recursive else self._target(reference)
+            target, name = inside.anchor if inside.anchor and is_recursive else self._target(reference, inside)
         except InputError as error:
             if isinstance(written.get("$ref"), str):
                 raise
             # The references of single drafts are leftovers more often than schemas.
             self._note(place, "reference", f"is left out: {error}")
             return self._keywords(plain, inside)
-        contains_itself = id(target) in inside.around
-        copy = _cut_off(target, name) if contains_itself else self.read(target, replace(inside, copied=True, name=name))
+        cut = id(target) in inside.around or place.copied >= self.deepest
+        copy = _cut_off(target, name) if cut else self.read(target, replace(inside, copied=place.copied + 1, name=name))
         beside = self._keywords(plain, inside) if plain else {}
         return _beside(copy, beside, exact=place.exact)
 
-    def _target(self, reference: object) -> tuple[object, str]:
+    def _target(self, reference: object, place: Place) -> tuple[object, str]:
         """Returns what a reference leads to in the end, and its name."""
         seen: list[object] = []
         while True:
             if reference in seen:
                 raise InputError(f"the reference {str(reference)[:80]!r} points to itself")
             seen.append(reference)
-            target = self.references.follow(reference)
+            target = self.references.follow(reference, place.definitions)
             if self.for_requests and target is self.references.documents[0]:
                 raise InputError(f"the reference {str(reference)[:80]!r} points to the whole document")
             if not (isinstance(target, dict) and target.keys() == {"$ref"}):
@@ -215,6 +221,8 @@ class SchemaReader:
     def _parameter(self, name: str, written: object, place: Place) -> Any:
         try:
             return self.read(written, replace(place, path=(name,)))
+        except TooLarge:
+            raise
         except InputError as error:
             raise InputError(f"parameter {name!r}: {error}") from error
 

@@ -22,8 +22,12 @@ class References:
         self.documents = documents
         self._names: dict[str, object] | None = None
 
-    def follow(self, reference: object) -> object:
+    def follow(self, reference: object, around: tuple[object, ...] = ()) -> object:
         """Returns what a reference points to.
+
+        Args:
+            around: schemas around the reference, the nearest first. Whoever puts a whole schema into another one leaves its references as
+                they are, so these are tried where the documents do not have the target.
 
         Raises:
             InputError: it leaves the document or points to nothing.
@@ -31,7 +35,7 @@ class References:
         if not isinstance(reference, str):
             raise InputError(f"the reference {str(reference)[:80]!r} is not text")
         base, _, fragment = reference.partition("#")
-        starts = [self._named(base)] if base else [*self.documents, *self._resources()]
+        starts = [self._named(base)] if base else [*self.documents, *around, *self._resources()]
         if starts == [None]:
             raise InputError(
                 f"the reference {reference[:80]!r} leaves the document: write what it points to in place, "

@@ -8,6 +8,7 @@ from typing import Any
 from star.data.openapi import is_openapi, tools_of_openapi
 from star.data.read_records import read_records
 from star.data.rows import Reject
+from star.data.schema_references import References, name_of
 from star.data.tools import normalize_tool, repeated_name
 from star.errors import InputError
 
@@ -83,12 +84,23 @@ def _find_tool_list(document: object) -> object:
         return document.get("tools", document.get("functions"))
     if "name" in document or isinstance(document.get("function"), dict):
         return [document]
-    if document.get("type") == "object" and isinstance(
-        document.get("title"), str
-    ):  # a JSON Schema, as pydantic writes it
-        parameters = {key: value for key, value in document.items() if key not in ("title", "description")}
-        return [{"name": document["title"], "description": document.get("description", ""), "parameters": parameters}]
-    return None
+    return _tool_of_schema(document)
+
+
+def _tool_of_schema(document: dict) -> list[dict] | None:
+    """Returns the one tool that a JSON Schema is, as pydantic and zod write it, or None."""
+    said = document
+    # A schema that contains itself is written beside its definitions, and so is one that zod gives a name.
+    if isinstance(reference := document.get("$ref"), str):
+        try:
+            target = References(document).follow(reference)
+        except InputError:
+            return None
+        said = {"title": name_of(reference, target), **(target if isinstance(target, dict) else {}), **document}
+    if said.get("type") != "object" or not isinstance(said.get("title"), str):
+        return None
+    parameters = {key: value for key, value in document.items() if key not in ("title", "description")}
+    return [{"name": said["title"], "description": said.get("description", ""), "parameters": parameters}]
 
 
 def _read_document(path: Path) -> Any:

@@ -23,16 +23,18 @@ from star.data.json_schema import check_schema, same_json
 from star.data.python_types import json_schema_of_type
 from star.data.schema_drafts import LEFT_OUT, own_requirement
 from star.data.schema_keywords import KNOWN
-from star.data.schema_normal_form import SchemaReader
+from star.data.schema_normal_form import MAX_NODES, SchemaReader, TooLarge
 from star.data.schema_references import References
 from star.errors import InputError
 
 STATES_A_DEFAULT = re.compile(r"\bdefaults?\b( value)? (is|to)\b", re.IGNORECASE)
+# Where a tool has its parameters: MCP, Anthropic, OpenAI, xLAM and Cohere.
+SCHEMA_KEYS = ("inputSchema", "input_schema", "parameters", "arguments", "parameter_definitions")
 # Any of these begins a JSON Schema; a map of parameters has none of them.
 OPENERS = frozenset({"type", "properties", "$ref", "allOf", "anyOf", "oneOf"})
 # Keywords that stand beside the parameters of a flat map, and what they hold there.
 BESIDE_FLAT: dict[str, type | tuple[type, ...]] = {
-    "type": str, "required": (list, type(None)), "additionalProperties": bool, "$schema": str, "title": str, "description": str,
+    "type": str, "required": (list, bool, type(None)), "additionalProperties": bool, "$schema": str, "title": str, "description": str,
     "$defs": dict, "definitions": dict,
 }  # fmt: skip
 
@@ -71,16 +73,8 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
         described = inner.get("description") or ""
         if not isinstance(described, str):
             raise InputError("the description must be text")
-        written: Any = next(
-            (
-                inner[key]
-                for key in ("inputSchema", "input_schema", "parameters", "arguments")
-                if inner.get(key) is not None
-            ),
-            {},
-        )
-        reader = SchemaReader(References(written, tool, document))
-        parameters = _parameters(written, reader)
+        written: Any = next((inner[key] for key in SCHEMA_KEYS if inner.get(key) is not None), {})
+        parameters, notes = _read_parameters(written, References(written, tool, document), beside=inner.get("required"))
         # After the normalisation, because the dialects' own types are not JSON Schema.
         check_schema(json.dumps(parameters))
     except SchemaError as error:
@@ -91,8 +85,8 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
     except InputError as error:
         raise InputError(f"tool {name!r}: {error}") from error
     hints = {key: value for key, value in inner.items() if key.startswith("x-")}
-    if reader.notes:
-        hints["x-notes"] = [*hints.get("x-notes", []), *reader.notes]
+    if notes:
+        hints["x-notes"] = [*hints.get("x-notes", []), *notes]
     return {"name": name, "description": described, "parameters": parameters, **hints}
 
 
@@ -121,13 +115,29 @@ def _without_examples(schema: object) -> object:
     return shown
 
 
-def _parameters(written: Any, reader: SchemaReader) -> dict:
-    """Returns the parameters of a tool, in whichever dialect, as a JSON Schema object."""
+def _read_parameters(written: Any, references: References, *, beside: object) -> tuple[dict, list[str]]:
+    """Returns (parameters, notes). Where its references make a schema too large, fewer of them are followed."""
+    for deepest in (MAX_NODES, 6, 4, 3, 2):
+        reader = SchemaReader(references, deepest=deepest)
+        try:
+            parameters = _parameters(written, reader, beside=beside)
+        except TooLarge:
+            continue
+        if deepest != MAX_NODES:
+            reader.notes.append(f"its references are followed {deepest} deep, because with all of them it is too large")
+        return parameters, reader.notes
+    raise InputError("its schemas are too large once references are written in place")
+
+
+def _parameters(written: Any, reader: SchemaReader, *, beside: object) -> dict:
+    """Returns the parameters of a tool, in whichever dialect, as a JSON Schema object. `required` may stand beside them."""
     written = {} if written == [] else written  # PHP writes an empty object so
     if not isinstance(written, dict):
         raise InputError(f"parameters must be an object, got {str(written)[:80]}")
     # From here on both dialects of xLAM are one.
     written = _unflattened(written)
+    if isinstance(beside, list) and "required" not in written and isinstance(written.get("properties"), dict):
+        written = {**written, "required": [name for name in beside if name in written["properties"]]}
     if written.get("type") == "dict":
         written = {**written, "type": "object"} | _requirements_of_xlam(written)
     unreadable = InputError('parameters must be {"type": "object", "properties": {...}} or a map of parameters')
@@ -165,13 +175,19 @@ def _unflattened(written: dict) -> dict:
     # Beside a type, a keyword that holds a schema is more likely the keyword than a parameter of that name.
     if not properties or ("type" in beside and properties.keys() & KNOWN):
         return written
-    if not all(_is_schema_like(value) or own_requirement(value) is not None for value in properties.values()):
+    if not all(_is_schema_like(value) or _has_schema_key(value) for value in properties.values()):
         return written
+    if isinstance(beside.get("required"), bool):
+        del beside["required"]  # it says nothing of a single parameter
     return {"type": "dict", **beside, "properties": properties}
 
 
 def _is_schema_like(value: object) -> bool:
     return isinstance(value, dict) and isinstance(value.get("type") or value.get("description"), (str, list))
+
+
+def _has_schema_key(value: object) -> bool:
+    return isinstance(value, dict) and not value.keys().isdisjoint({*OPENERS, "enum", "const", "required"})
 
 
 def _requirements_of_xlam(written: dict) -> dict:

@@ -131,6 +131,13 @@ def test_a_schema_inside_itself_is_cut_off() -> None:
     assert cut["properties"]["parts"]["items"] == {"type": "object", "description": "another Filter"}
 
 
+def test_a_schema_that_was_put_into_another_one_keeps_its_references() -> None:
+    inner = {"type": "object", "$defs": {"State": {"enum": ["on"]}}, "properties": {"s": {"$ref": "#/$defs/State"}}}
+    other = {**inner, "$defs": {"State": {"enum": ["off"]}}}
+    schema = read({"type": "array", "prefixItems": [inner, other]})
+    assert [part["properties"]["s"] for part in schema["prefixItems"]] == [{"enum": ["on"]}, {"enum": ["off"]}]
+
+
 @pytest.mark.parametrize("reference", ["#/$defs/None", "https://example.com/x", "other.json#/a"])
 def test_a_reference_that_leads_nowhere_costs_a_tool_only_where_it_is_the_parameter(reference: str) -> None:
     with pytest.raises(InputError, match=r"points to nothing|leaves the document"):

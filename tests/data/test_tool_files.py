@@ -65,11 +65,22 @@ def test_a_missing_tools_file_is_named(tmp_path: Path) -> None:
         {"functions": [WEATHER]},
         {"type": "function", "function": WEATHER},
         {"title": "get_weather", "description": "The weather of a city.", **WEATHER["parameters"]},
+        {
+            "$ref": "#/definitions/get_weather",
+            "definitions": {"get_weather": {**WEATHER["parameters"], "description": "The weather of a city."}},
+        },
+        {
+            "$defs": {"City": {"type": "string"}},
+            "tools": [
+                {**WEATHER, "parameters": {**WEATHER["parameters"], "properties": {"city": {"$ref": "#/$defs/City"}}}}
+            ],
+        },
     ],
-    ids=["mcp-answer", "functions", "one-function", "json-schema"],
+    ids=["mcp-answer", "functions", "one-function", "json-schema", "definition", "definitions-of-the-file"],
 )
 def test_other_shapes_of_a_tools_file(tmp_path: Path, document: dict) -> None:
     [tool] = load_tools(written(tmp_path, document))
+    tool["parameters"].pop("description", None)  # zod's definition says it inside
     assert {key: tool[key] for key in WEATHER} == WEATHER
 
 

@@ -124,6 +124,41 @@ def test_a_tool_without_parameters() -> None:
     assert normalize_tool({"name": "now"}) == {"name": "now", "description": "", "parameters": empty}
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"parameters": {"city": {"type": "str", "required": True}, "days": {"type": "int", "required": False}}},
+        {"parameters": {"city": {"type": "str", "required": "true"}, "days": {"type": "int", "required": "false"}}},
+        {"parameters": {"city": {"type": "str"}, "days": {"type": "int"}, "required": ["city"]}},
+        {"parameters": {"city": {"type": "str"}, "days": {"type": "int"}}, "required": ["city"]},
+        {"parameters": {"type": "object", "city": {"type": "str"}, "days": {"type": "int"}, "required": ["city"]}},
+        {"parameters": {"type": "object", "properties": {"city": {"type": "str", "required": True}, "days": {"type": "int"}}}},
+        {"parameters": {"type": "OBJECT", "properties": {"city": {"type": "STRING"}, "days": {"type": "INTEGER"}}, "required": ["city"]}},
+        {"parameter_definitions": {"city": {"type": "str", "required": True}, "days": {"type": "int", "required": False}}},
+        {"inputSchema": {"properties": {"city": {"$ref": "#/$defs/C"}, "days": {"type": "int"}}, "required": ["city"],
+                         "$defs": {"C": {"type": "string"}}}},
+        {"parameters": {"city": {"$ref": "#/$defs/C"}, "days": {"type": "int, optional"}, "$defs": {"C": {"type": "string"}}}},
+    ],
+)  # fmt: skip
+def test_what_is_required_may_be_said_in_many_places(written: dict) -> None:
+    tool = normalize_tool({"name": "f", **written})
+    properties = {"city": {"type": "string"}, "days": {"type": "integer"}}
+    assert tool["parameters"] == {"type": "object", "properties": properties, "required": ["city"]}
+    assert tool.keys() == {"name", "description", "parameters"}
+
+
+def test_a_tool_that_its_references_make_too_large_is_cut_off_deeper_down() -> None:
+    levels = {f"S{n}": {"properties": {key: {"$ref": f"#/$defs/S{n + 1}"} for key in "abcdefgh"}} for n in range(12)}
+    written = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/S0"}},
+        "$defs": {**levels, "S12": {"type": "string"}},
+    }
+    tool = normalize_tool({"name": "f", "inputSchema": written})
+    assert "too large" in tool["x-notes"][0]
+    assert "another S" in json.dumps(tool["parameters"])
+
+
 def test_what_xlam_requires_is_what_has_no_default_and_is_not_optional() -> None:
     written = {
         "city": {"type": "str", "description": "A city."},
