@@ -14,7 +14,7 @@ from star.errors import InputError
 from star.folders.workspace import Workspace
 from star.modeling.models import add_lora_adapters, base_source, load_model, load_tokenizer, save_model
 from star.modeling.scratch import build_base
-from star.modeling.tokenizer import tokenizer_digest
+from star.modeling.tokenizer import tokenizer_differences
 from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything, train
 from star.topk.sequences import TOKENIZER
 
@@ -78,8 +78,8 @@ def require_same_tokenizer(
     student_tokenizer: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, *, student: str, topk: Path
 ) -> None:
     """Raises InputError unless both tokenizers turn text into the same ids: stored ids mean nothing to another one."""
-    if tokenizer_digest(student_tokenizer) != tokenizer_digest(tokenizer):
+    if differences := tokenizer_differences(student_tokenizer, tokenizer):
         raise InputError(
-            f"the tokenizer of the student {student} is not the one that {topk} was stored with: "
+            f"the tokenizer of the student {student} is not the one that {topk} was stored with ({differences}): "
             "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"
         )

@@ -2,6 +2,10 @@
 
 Overridden of Trainer are `compute_loss` (the fused CKD loss) and `log` (its statistics, averaged over ranks).
 
+The student's softmax is over all rows of its head, also over those that are no token. The stored distribution gives
+these nothing, so their mass is a part of the loss and training removes it, as from every other wrong id. A softmax over
+the tokens alone would leave them as they are, for a server that samples from all rows.
+
 One process and several ranks (DDP, FSDP) make the same step: the loss is divided by the number of completion tokens of
 the whole batch, and the forward pass and the loss go through whatever accelerate wrapped the model in.
 
@@ -79,7 +83,7 @@ class CKDTrainer(Trainer):
         seed: of the order of the rows, and of the draws of RSKD.
 
     Raises:
-        InputError: the student's head has fewer ids than the store's vocabulary.
+        InputError: the student's head has fewer rows than the store's vocabulary.
     """
 
     model: PreTrainedModel  # narrower than in Trainer, where it may be None or any module
@@ -93,7 +97,8 @@ class CKDTrainer(Trainer):
         if rows.store.vocab_size > vocab_size:
             raise InputError(
                 f"{folder} was stored for a vocabulary of {rows.store.vocab_size} and the student's head has {vocab_size} "
-                "ids: choose a student of the teacher's family"
+                "rows: choose a student whose head has a row for every token; if this one has, the store is of an older "
+                "version, which stored ids that are no token: extract the top-k again"
             )
         super().__init__(
             model=model,

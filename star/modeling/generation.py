@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
+from star.modeling.tokenizer import ids_without_token
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def generate(
 ) -> list[list[Sample]]:
     """Samples `samples` completions per prompt. The same seed and the same batch of prompts give the same completions.
 
+    An id that is no token is never sampled.
+
     Args:
         prompts: rendered prompts, generated as one padded batch.
         temperature: 0 is greedy.
@@ -67,6 +70,9 @@ def generate(
         if temperature > 0
         else {"do_sample": False}
     )
+    # A head has rows for ids that are no token. Such an id has no text, and would be trained on as if it were an answer.
+    if padding := ids_without_token(tokenizer, rows=model.get_output_embeddings().weight.shape[0]):
+        sampling["suppress_tokens"] = padding
     causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
     output = causal_model.generate(
         **batch,

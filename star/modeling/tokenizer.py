@@ -11,7 +11,8 @@ Two choices make tiny models learn to copy:
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, SPECIAL_TOKENS, TOOLS_FOOTER, TOOLS_HEADER
 
@@ -38,6 +39,8 @@ ENVELOPES = (
     '{"name": "',
     '", "arguments": {"',
 )
+
+SHOWN_DIFFERENCES = 3  # between two tokenizers, in an error
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerBase":
@@ -84,6 +87,23 @@ def bootstrap_tokenizer() -> "PreTrainedTokenizerBase":
     return train_tokenizer([], vocab_size=300)
 
 
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest id of a token, plus one. A model's head often has more rows: Qwen2.5-7B has 152,064 for 151,665."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+# Cached because a large vocabulary takes a tenth of a second to read, which would count in every measured answer.
+@lru_cache(maxsize=4)
+def ids_without_token(tokenizer: "PreTrainedTokenizerBase", *, rows: int) -> list[int]:
+    """The ids below `rows`, ascending, that are no token: rows that pad a head to a round size, and gaps between tokens."""
+    return sorted(set(range(rows)).difference(tokenizer.get_vocab().values()))
+
+
+def are_tokens(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether each of the ids is a token."""
+    return None not in tokenizer.convert_ids_to_tokens(ids)
+
+
 def _texts_without(texts: Iterable[str], pieces: Iterable[str]) -> Iterable[str]:
     """The texts, each piece replaced by a line break: merges learned inside a piece (one token) are wasted."""
     # Longest first, because some pieces are the beginning of others.
@@ -99,7 +119,33 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
     Tokenizers with equal digests turn text into the same ids.
     """
+    return hashlib.sha256(json.dumps(_parts(tokenizer), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def tokenizer_differences(first: "PreTrainedTokenizerBase", second: "PreTrainedTokenizerBase") -> str:
+    """Says where two tokenizers differ, id by id and then in the way they split text; empty where their digests are equal.
+
+    For example: `id 300 is "ab" and "Ġthe", id 301 is "cd" and no token, 18 more ids differ`.
+    """
+    if tokenizer_digest(first) == tokenizer_digest(second):
+        return ""
+    tokens = [{id_: token for token, id_ in tokenizer.get_vocab().items()} for tokenizer in (first, second)]
+    ids = [id_ for id_ in sorted(tokens[0].keys() | tokens[1].keys()) if tokens[0].get(id_) != tokens[1].get(id_)]
+    if ids:
+        named = [
+            [json.dumps(by_id[id_], ensure_ascii=False) if id_ in by_id else "no token" for by_id in tokens]
+            for id_ in ids[:SHOWN_DIFFERENCES]
+        ]
+        found = [f"id {id_} is {one} and {other}" for id_, (one, other) in zip(ids, named, strict=False)]
+        rest = len(ids) - SHOWN_DIFFERENCES
+        return ", ".join(found + ([f"{rest} more ids differ"] if rest > 0 else []))
+    # All ids are the same tokens, so the text must be cut differently before they are looked up.
+    parts = [_parts(tokenizer) for tokenizer in (first, second)]
+    differing = [key for key in parts[0] if parts[0][key] != parts[1][key]]
+    return f"their tokens are the same ids, but they differ in {' and '.join(differing)}"
+
+
+def _parts(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # Without padding, truncation and decoder, which do not change the ids of a text.
-    parts = {key: content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return {key: content.get(key) for key in ("model", "added_tokens", "pre_tokenizer", "normalizer")}

@@ -50,6 +50,7 @@ from star.chat import prompt_opening
 from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.prompts import Prompt
+from star.modeling.tokenizer import ids_without_token
 from star.modeling.training import common_arguments
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
@@ -188,6 +189,8 @@ class SimRLTrainer(GRPOTrainer):
         self.batch_groups: list[Group] = []
         self._rollouts_to_replay: list[Rollout] | None = None
         self._sampling_keys: list[RolloutKey] = []
+        head = model.get_output_embeddings()
+        self._padding_ids = ids_without_token(processing_class, rows=head.weight.shape[0])
         # Cached per trainer, not on the method, so that a trainer's cache ends with it.
         self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)
         reward_funcs: list[RewardFunc] = [self._reward_function(name) for name in _reward_names(settings)]
@@ -245,7 +248,10 @@ class SimRLTrainer(GRPOTrainer):
         if self.use_vllm:
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
         sampling = SeededSampling(
-            self._sampling_keys, temperature=self.settings.temperature, max_new_tokens=self.settings.max_new_tokens
+            self._sampling_keys,
+            temperature=self.settings.temperature,
+            max_new_tokens=self.settings.max_new_tokens,
+            excluded_ids=self._padding_ids,
         )
         with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)

@@ -5,6 +5,10 @@
 The teacher runs in one of three back ends, each of the same function type `TopKFunction`: transformers (`model_top_k`),
 an OpenAI-compatible server (`TeacherServer.top_k`) or vLLM in this process (`TeacherEngine.top_k`).
 
+A head often has more rows than the tokenizer has tokens. Ids that are no token are left out: they are in no stored row,
+and the stored log-probabilities are those of the distribution over tokens. So the vocabulary of the store is that of
+the tokenizer, and models of one family can have heads of different sizes.
+
 Shapes: T completion tokens, N tokens of a batch, C tokens of a chunk, H hidden, V vocabulary, K teacher ids per token,
 P blocks, B ids per block.
 """
@@ -12,6 +16,7 @@ P blocks, B ids per block.
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +32,7 @@ from star.folders.manifest import read_manifest
 from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
-from star.modeling.tokenizer import tokenizer_digest
+from star.modeling.tokenizer import ids_without_token, tokenizer_digest, vocabulary_size
 from star.progress import Bar, print_line
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
@@ -70,23 +75,29 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     # In the order of the rollout, not of the batches, so that it does not depend on batch_tokens.
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
-    top_k, vocab_size = _connect_back_end(teacher, tokenizer, settings)
+    top_k, k, vocab_size = _connect_back_end(teacher, tokenizer, settings)
     # In the header of every file, so that a store never mixes the signals of two teachers.
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
-    with TopKWriter(out, settings.top_k, vocab_size=vocab_size, provenance=provenance) as writer:
+    with TopKWriter(out, k, vocab_size=vocab_size, provenance=provenance) as writer:
         return store_top_k(top_k, ids, sequences, batches, writer=writer)
 
 
-def _connect_back_end(teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK) -> tuple[TopKFunction, int]:
-    """Starts the back end of the settings; returns its top-k function and the width of the teacher's logits."""
-    # From the model and not from the tokenizer: the logits may be wider than the vocabulary, as in Qwen3.
-    vocab_size = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
-    k = min(settings.top_k, vocab_size)
+def _connect_back_end(
+    teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK
+) -> tuple[TopKFunction, int, int]:
+    """Starts the back end of the settings; returns its top-k function, the ids per token and the store's vocabulary."""
+    rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
+    excluded = ids_without_token(tokenizer, rows=rows)
+    # A head with fewer rows than there are tokens is possible: tokens that were added to the tokenizer alone.
+    vocab_size = min(rows, vocabulary_size(tokenizer))
+    k = min(settings.top_k, rows - len(excluded))
     if settings.server:
-        return partial(TeacherServer(settings.server).top_k, k=k), vocab_size
+        return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded), k, vocab_size
     if settings.vllm:
-        return partial(TeacherEngine(teacher, settings.vllm, max_logprobs=k).top_k, k=k), vocab_size
-    return model_top_k(load_model(teacher).eval(), pad_id=tokenizer.pad_token_id, k=k), vocab_size
+        engine = TeacherEngine(teacher, settings.vllm, max_logprobs=k)
+        return partial(engine.top_k, k=k, excluded_ids=excluded), k, vocab_size
+    model = load_model(teacher).eval()
+    return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded), k, vocab_size
 
 
 def store_top_k(
@@ -144,17 +155,24 @@ def _add_batch(writer: TopKWriter, ids: list[str], results: list[tuple[Tensor, T
             writer.add(sequence_id, ids_TK, logprobs_TK)
 
 
-def model_top_k(model: PreTrainedModel, *, pad_id: int, k: int) -> TopKFunction:
+def model_top_k(
+    model: PreTrainedModel, *, pad_id: int, k: int, excluded_ids: AbstractSequence[int] = ()
+) -> TopKFunction:
     """Returns the function that computes the top-k of a batch with this model, in one forward pass per batch.
 
-    The log-softmax is over all ids in fp32. Logits are computed at completion positions only, `CHUNK_BYTES` of them at
-    a time, in one buffer that all batches use. On a CPU a few rows at a time are reduced to their top-k, so that they
-    stay in its cache between the steps.
+    The log-softmax is over all ids but the excluded ones, in fp32. Logits are computed at completion positions only,
+    `CHUNK_BYTES` of them at a time, in one buffer that all batches use. On a CPU a few rows at a time are reduced to
+    their top-k, so that they stay in its cache between the steps.
+
+    Args:
+        k: at most as many as there are ids that are not excluded.
+        excluded_ids: rows of the head that are no token.
     """
     head = model.get_output_embeddings()
     weight_VH, bias_V = head.weight, getattr(head, "bias", None)
     row_bytes = weight_VH.shape[0] * 4
     buffer_CV = weight_VH.new_empty(max(1, CHUNK_BYTES // row_bytes), weight_VH.shape[0])
+    excluded = torch.tensor(excluded_ids, dtype=torch.int64, device=weight_VH.device)
     rows_in_cache = max(1, CACHE_BYTES // row_bytes) if weight_VH.device.type == "cpu" else len(buffer_CV)
 
     @torch.inference_mode()
@@ -165,6 +183,8 @@ def model_top_k(model: PreTrainedModel, *, pad_id: int, k: int) -> TopKFunction:
             logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)])
             if bias_V is not None:
                 logits_CV += bias_V
+            if len(excluded):
+                logits_CV.index_fill_(1, excluded, -torch.inf)
             results += [top_k_logprobs(rows_CV.float(), k) for rows_CV in logits_CV.split(rows_in_cache)]
         ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
         # The chunks ignore where sequences end, so the rows are split into sequences only now.

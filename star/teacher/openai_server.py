@@ -7,6 +7,7 @@ Start the server with `vllm serve TEACHER --max-logprobs 100`.
 Shapes: T completion tokens, K teacher ids per token.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from typing import Any
@@ -79,8 +80,10 @@ class TeacherServer:
                 ]
         return groups
 
-    def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns per sequence the k likeliest ids of each completion token and their log-probs, [T, K], falling."""
+    def top_k(
+        self, sequences: list[Sequence], *, k: int, excluded_ids: AbstractSequence[int] = ()
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns per sequence the k likeliest ids of each completion token and their log-probs, as `completion_top_k`."""
         prompts = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
         # Only the log-probs of the prompt are used; one token is the least that a server generates.
         choices = self._complete(prompts, n=1, temperature=0.0, max_tokens=1, prompt_logprobs=k)
@@ -90,7 +93,7 @@ class TeacherServer:
                 {int(token): entry["logprob"] for token, entry in (position or {}).items()}
                 for position in choice.get("prompt_logprobs") or []
             ]
-            results.append(completion_top_k(positions, sequence, k=k, source=self.url))
+            results.append(completion_top_k(positions, sequence, k=k, source=self.url, excluded_ids=excluded_ids))
         return results
 
     def _complete(self, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
@@ -158,17 +161,27 @@ def split_by_occurrence(prompts: list[str]) -> list[list[int]]:
 
 
 def completion_top_k(
-    positions: list[dict[int, float]], sequence: Sequence, *, k: int, source: str
+    positions: list[dict[int, float]],
+    sequence: Sequence,
+    *,
+    k: int,
+    source: str,
+    excluded_ids: AbstractSequence[int] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the k most probable ids of each completion token [T, K] and their log-probabilities, falling.
+
+    An excluded id among them is left out and its probability is shared among the others. Where fewer than k are left,
+    the row is padded with its first id and -inf. What the back end did not return, its answer cannot be corrected for:
+    excluded ids that are not among the k most probable.
 
     Args:
         positions: per token of prompt and completion the log-probabilities of its candidates by id. These are k + 1
             where the token itself is not among the k most probable.
         source: name of the back end, for the error.
+        excluded_ids: rows of the teacher's head that are no token.
 
     Raises:
-        InputError: the back end returned fewer than k.
+        InputError: the back end returned fewer than k, or nothing but excluded ids.
     """
     positions = positions[len(sequence.prompt_ids) :]
     if len(positions) != len(sequence.completion_ids) or any(len(position) < k for position in positions):
@@ -178,6 +191,22 @@ def completion_top_k(
         )
     # Ties by id, so that equal answers give equal files. The cut drops a token that is not among the k.
     rows = [sorted(position.items(), key=lambda pair: (-pair[1], pair[0]))[:k] for position in positions]
+    if excluded := set(excluded_ids):
+        rows = [_without_ids(row, excluded, k=k, source=source) for row in rows]
     ids_TK = torch.tensor([[token for token, _ in row] for row in rows])
     # A back end's rounding may give a log-probability just above 0.
     return ids_TK, torch.tensor([[min(logprob, 0.0) for _, logprob in row] for row in rows])
+
+
+def _without_ids(row: list[tuple[int, float]], excluded: set[int], *, k: int, source: str) -> list[tuple[int, float]]:
+    """The pairs of a row whose id is not excluded, normalised without the others' probability and padded to k."""
+    kept = [pair for pair in row if pair[0] not in excluded]
+    if not kept:
+        raise InputError(f"{source} gives all of its {k} log-probs to ids that are no token: is it this teacher?")
+    if len(kept) == len(row):
+        return row
+    excluded_mass = sum(math.exp(logprob) for token, logprob in row if token in excluded)
+    # At most the mass that the kept ids leave; rounding could put both together above 1.
+    kept_mass = max(1.0 - excluded_mass, sum(math.exp(logprob) for _, logprob in kept))
+    shifted = [(token, logprob - math.log(kept_mass)) for token, logprob in kept]
+    return shifted + [(shifted[0][0], -math.inf)] * (k - len(shifted))

@@ -33,6 +33,7 @@ from star.hashing import digest_of
 from star.modeling.generation import Sample, generate
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows, within_length
+from star.modeling.tokenizer import are_tokens
 from star.progress import Bar, print_line
 from star.rewards.format_errors import format_error
 from star.rewards.similarity import similarity_reward
@@ -219,7 +220,8 @@ def assign_verdicts(
         reward = similarity_reward(sample.text, prompt.target, prompt.tools).total
         if not sample.finished:
             verdict = "truncated"
-        elif format_error(sample.text, prompt.tools):
+        # A server may sample a row of the head that is no token: it has no text, and no student could learn it.
+        elif not are_tokens(sample.token_ids, tokenizer) or format_error(sample.text, prompt.tools):
             verdict = "format_errors"
         elif min_reward is not None and reward < min_reward:
             verdict = "low_reward"

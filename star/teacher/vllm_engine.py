@@ -3,6 +3,7 @@
 Shapes: T completion tokens, K teacher ids per token.
 """
 
+from collections.abc import Sequence as AbstractSequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ class TeacherEngine:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def top_k(self, sequences: list[Sequence], *, k: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Returns per sequence the k likeliest ids of each completion token and their log-probs, [T, K], falling."""
+    def top_k(
+        self, sequences: list[Sequence], *, k: int, excluded_ids: AbstractSequence[int] = ()
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Returns per sequence the k likeliest ids of each completion token and their log-probs, as `completion_top_k`."""
         # Only the log-probs of the prompt are used; one token is the least that vLLM generates.
         settings = self._sampling(temperature=0.0, max_tokens=1, prompt_logprobs=k)
         outputs = self._run([sequence.prompt_ids + sequence.completion_ids for sequence in sequences], settings)
@@ -89,7 +92,7 @@ class TeacherEngine:
                 {token: entry.logprob for token, entry in (position or {}).items()}
                 for position in output.prompt_logprobs
             ]
-            results.append(completion_top_k(positions, sequence, k=k, source="vLLM"))
+            results.append(completion_top_k(positions, sequence, k=k, source="vLLM", excluded_ids=excluded_ids))
         return results
 
     def _run(self, prompts: list[list[int]], settings: Any) -> list[Any]:
