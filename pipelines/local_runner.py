@@ -16,16 +16,20 @@ import os
 import shutil
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
+from star.config.models import Architecture
+from star.doctor.rehearsal_record import rehearsal_checks
 from star.errors import PipelineError
 from star.folders.manifest import METRICS
 from star.home import home
-from star.progress import send_events_to
+from star.progress import print_line, send_events_to
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
 from star.tracking.runs import pipeline_run
@@ -79,6 +83,7 @@ def run_local(config: Config) -> PipelineResult:
     # The display opens the file before the first stage has written to it.
     events.touch()
     start = time.monotonic()
+    _require_rehearsal(config, root)
     work_before = os.environ.get("STAR_WORK")
     # kfp starts the tasks as processes that inherit this environment, which is how they find home and work folder.
     os.environ["STAR_HOME"] = str(root)
@@ -99,6 +104,25 @@ def run_local(config: Config) -> PipelineResult:
     folders = {stage.name: Path(outputs[name].path) for stage, name in zip(STAGES, outputs, strict=True)}
     _link_latest(root / "latest", folders)
     return PipelineResult(folders, display.ran, time.monotonic() - start, log, run.run_id)
+
+
+def _require_rehearsal(config: Config, root: Path) -> None:
+    """Rehearses a run that has a pretrained model, unless the same rehearsal passed before.
+
+    Models from scratch are made to fit each other by the stages, so there is nothing to find.
+
+    Raises:
+        PipelineError: a step of the rehearsal failed; the message says what to do.
+    """
+    if all(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base)):
+        return
+    print_line("rehearsal: the models are loaded, and a few rows go through all stages")
+    # In a process of its own, because torch would stay in this one for as long as the run takes.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        checks = pool.submit(rehearsal_checks, config, root).result()
+    failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
+    if failed:
+        raise PipelineError(f"the rehearsal failed, no stage was started: {'; '.join(failed)}", input_fault=True)
 
 
 def _terminate_stages() -> None:

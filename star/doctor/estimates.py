@@ -7,7 +7,6 @@ it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 from star.config.experiment import Config
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Distill, SimRL, Training
-from star.errors import InputError
 
 GIB = 1 << 30
 QWEN3_VOCABULARY = 152_000
@@ -55,23 +54,13 @@ def _training_bytes(model: Teacher | Student, training: Training | SimRL | None)
 
 def _count_parameters(model: Teacher | Student) -> int:
     """Counts the parameters on a model without weights (meta device), for which only the model's configuration is downloaded."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+    from transformers import Qwen3Config
 
-    from star.modeling.models import base_source, count_parameters
+    from star.modeling.models import base_source, count_parameters, describe_model, empty_model
 
     if isinstance(model.base, Architecture):
         # The embedding of a model from scratch is small, so any vocabulary will do.
         described = Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump())
-    else:
-        source = base_source(model.base)
-        try:
-            # A check must not run code that a model's repository brings.
-            described = AutoConfig.from_pretrained(source, revision=model.revision, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"the configuration of model {source} cannot be read ({reason}): give a folder, or an id this machine can download"
-            ) from error
-    with torch.device("meta"):
-        return count_parameters(AutoModelForCausalLM.from_config(described))
+        return count_parameters(empty_model(described, source="scratch"))
+    source = base_source(model.base)
+    return count_parameters(empty_model(describe_model(source, revision=model.revision), source=source))

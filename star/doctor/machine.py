@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from star.config.experiment import Config
 from star.config.models import Architecture
+from star.doctor.check import Check
 from star.doctor.estimates import GIB
-from star.doctor.preflight import Check, preflight_checks
+from star.doctor.preflight import preflight_checks
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
 PRETRAINED_NEEDS = (200, 64)  # GiB of disk and of memory

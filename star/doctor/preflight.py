@@ -5,20 +5,22 @@ writes an MLflow run, an S3 object, a file. A new check is one more entry in `pr
 
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
 - hub.py: the Hugging Face hub, asked once for all checks of models
-- model_checks.py: tokenizers, disk space for the top-k store, memory of the accelerators
+- model_checks.py: disk space for the top-k store, memory of the accelerators
+- rehearsal.py: the models and the data together, from a rendered row to one distillation step
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from star.config.experiment import Config
-from star.config.models import Architecture
+from star.doctor.check import Check, run_check
 from star.doctor.hub import check_hub, hub_models
-from star.doctor.model_checks import check_accelerator_memory, check_tokenizers, check_volume_space
+from star.doctor.model_checks import check_accelerator_memory, check_volume_space
+from star.doctor.rehearsal import rehearse
+from star.doctor.rehearsal_record import rehearse_once
 from star.doctor.service_checks import (
     check_model_registry,
     check_object_store,
@@ -28,51 +30,36 @@ from star.doctor.service_checks import (
     check_training_runtime,
     check_volume,
 )
-from star.errors import InputError, redacted
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check.
-
-    Attributes:
-        name: What was checked, such as "MLflow".
-        passed: Whether it can be used.
-        detail: What was found; for a failed check what is wrong and what to do.
-    """
-
-    name: str
-    passed: bool
-    detail: str
+from star.errors import InputError
 
 
 def preflight_checks(config: Config) -> Iterator[Check]:
     """Yields the checks of what the pipeline's tasks will use, one after another. Secrets are looked for in this process's environment."""
     cluster = config.cluster
     if cluster.secrets:
-        yield _run_check("secrets", partial(check_secrets, cluster.secrets))
-    yield _run_check("MLflow", check_tracking_server)
-    yield _run_check("registry", partial(check_model_registry, config.registry.model_name))
-    yield _run_check("promotions", partial(check_promotions, config.registry.model_name))
+        yield run_check("secrets", partial(check_secrets, cluster.secrets))
+    yield run_check("MLflow", check_tracking_server)
+    yield run_check("registry", partial(check_model_registry, config.registry.model_name))
+    yield run_check("promotions", partial(check_promotions, config.registry.model_name))
     if cluster.checkpoints:
-        yield _run_check("checkpoints", partial(check_object_store, cluster.checkpoints))
-    if work_folder := os.environ.get("STAR_WORK"):
-        yield _run_check("volume", partial(check_volume, Path(work_folder)))
-        yield _run_check("space", partial(check_volume_space, config, Path(work_folder)))
+        yield run_check("checkpoints", partial(check_object_store, cluster.checkpoints))
+    work_folder = os.environ.get("STAR_WORK")
+    if work_folder:
+        yield run_check("volume", partial(check_volume, Path(work_folder)))
+        yield run_check("space", partial(check_volume_space, config, Path(work_folder)))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
-        yield _run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
+        yield run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
     if models := hub_models(config):
-        hub = _run_check("model hub", partial(check_hub, models))
+        hub = run_check("model hub", partial(check_hub, models))
         yield hub
         # Each of the following checks would only say the same again.
         if not hub.passed:
             return
-    # A model from scratch has no tokenizer yet: the stage trains it, and teacher and student share it.
-    if not any(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base)):
-        yield _run_check("tokenizers", partial(check_tokenizers, config))
+    # On a volume that outlives the run, a run that is started again finds the record of the first one.
+    yield from rehearse_once(config, Path(work_folder)) if work_folder else rehearse(config)
     for stage, node in cluster.placement.items():
         if cluster.nodes[node].accelerator_memory:
-            yield _run_check(f"GPU, {stage}", partial(check_accelerator_memory, config, stage))
+            yield run_check(f"GPU, {stage}", partial(check_accelerator_memory, config, stage))
 
 
 def require_all(config: Config) -> None:
@@ -88,12 +75,3 @@ def require_all(config: Config) -> None:
         failed += [] if check.passed else [f"{check.name}: {check.detail}"]
     if failed:
         raise InputError("; ".join(failed))
-
-
-def _run_check(name: str, check: Callable[[], str]) -> Check:
-    """Runs a check, which returns what it found or raises InputError."""
-    try:
-        return Check(name, True, check())
-    except InputError as error:
-        # The text goes to the log of a task, and the address of a service may hold a password.
-        return Check(name, False, redacted(str(error)))

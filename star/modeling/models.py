@@ -8,8 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from star import distributed
@@ -51,9 +60,39 @@ def load_model(
     """
     trains_weights = training and lora is None
     dtype = torch.bfloat16 if torch.cuda.is_available() and not trains_weights else torch.float32
-    loaded = _load_pretrained(AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True)
+    loaded, found = _load_pretrained(
+        AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    # transformers fills missing weights with random ones and only warns.
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"model {model} lacks {len(missing)} of its weights, first {missing[0]}: its files are incomplete or of "
+            "another architecture than its config.json, download it again"
+        )
     loaded = loaded.to("cuda" if torch.cuda.is_available() else "cpu")
     return add_lora_adapters(loaded, lora) if lora else loaded
+
+
+def describe_model(model: str | Path, *, revision: str | None = None) -> PretrainedConfig:
+    """Loads the configuration of a model folder or hub id, which is small.
+
+    Raises:
+        InputError: it cannot be loaded, or only with code of the model's own.
+    """
+    return _load_pretrained(AutoConfig, model, revision=revision)
+
+
+def empty_model(described: PretrainedConfig, *, source: str | Path) -> PreTrainedModel:
+    """The causal language model of a configuration without its weights (on the meta device), which takes no memory.
+
+    Raises:
+        InputError: transformers has no causal language model of this architecture.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described)
+    except (ValueError, KeyError) as error:
+        raise _not_loadable(source, error) from error
 
 
 def add_lora_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
@@ -81,11 +120,27 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model {model} cannot be loaded: {reason}; give a folder, or an id this machine can download"
-        ) from error
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        raise _not_loadable(model, error) from error
+
+
+def _not_loadable(model: str | Path, error: Exception) -> InputError:
+    """The error about a model. The cure depends on the cause, which transformers says in its message only."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
+    if isinstance(error, StrictDataclassError):
+        cure = "correct its config.json, or download it again"
+    elif isinstance(error, SafetensorError):
+        cure = "its weight files are damaged, download it again"
+    elif "trust_remote_code" in str(error) or "custom code" in str(error):
+        reason = "it needs code from its own repository, which STAR does not run"
+        cure = "choose a model whose architecture transformers has"
+    elif "architecture" in reason or "Unrecognized" in reason:
+        reason = reason.split(". ")[0].rstrip(".")  # advice to update, or a list of all architectures, follows
+        cure = f"choose a model whose architecture transformers {transformers_version} has"
+    else:
+        cure = "give a folder, or an id this machine can download"
+    return InputError(f"model {model} cannot be loaded: {reason}; {cure}")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,6 +52,20 @@ BLOCK = 64  # ids per block in the search for the k largest logits
 TopKFunction = Callable[[list[Sequence]], list[tuple[Tensor, Tensor]]]
 
 
+class StoredIds(NamedTuple):
+    """Which ids a store can hold.
+
+    Attributes:
+        vocab_size: the largest of them, plus one.
+        k: how many are stored per token.
+        excluded_ids: the others, which are no token.
+    """
+
+    vocab_size: int
+    k: int
+    excluded_ids: list[int]
+
+
 def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard, out: Path) -> dict[str, float]:
     """Writes all that a student learns from to `out`: the sequences, the tokenizer and the top-k store.
 
@@ -75,29 +90,32 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     # In the order of the rollout, not of the batches, so that it does not depend on batch_tokens.
     taken = sorted(index for batch in batches for index in batch)
     pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
-    top_k, k, vocab_size = _connect_back_end(teacher, tokenizer, settings)
+    rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
+    stored = choose_ids(tokenizer, rows=rows, top_k=settings.top_k)
+    top_k = _connect_back_end(teacher, tokenizer, settings, stored=stored)
     # In the header of every file, so that a store never mixes the signals of two teachers.
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
-    with TopKWriter(out, k, vocab_size=vocab_size, provenance=provenance) as writer:
+    with TopKWriter(out, stored.k, vocab_size=stored.vocab_size, provenance=provenance) as writer:
         return store_top_k(top_k, ids, sequences, batches, writer=writer)
 
 
-def _connect_back_end(
-    teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK
-) -> tuple[TopKFunction, int, int]:
-    """Starts the back end of the settings; returns its top-k function, the ids per token and the store's vocabulary."""
-    rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
+def choose_ids(tokenizer: PreTrainedTokenizerBase, *, rows: int, top_k: int) -> StoredIds:
+    """Chooses which ids of a head with so many rows are stored: those that are a token."""
     excluded = ids_without_token(tokenizer, rows=rows)
     # A head with fewer rows than there are tokens is possible: tokens that were added to the tokenizer alone.
-    vocab_size = min(rows, vocabulary_size(tokenizer))
-    k = min(settings.top_k, rows - len(excluded))
+    return StoredIds(min(rows, vocabulary_size(tokenizer)), min(top_k, rows - len(excluded)), excluded)
+
+
+def _connect_back_end(
+    teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK, *, stored: StoredIds
+) -> TopKFunction:
+    """Starts the back end of the settings; returns its top-k function."""
+    k, excluded = stored.k, stored.excluded_ids
     if settings.server:
-        return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded), k, vocab_size
+        return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded)
     if settings.vllm:
-        engine = TeacherEngine(teacher, settings.vllm, max_logprobs=k)
-        return partial(engine.top_k, k=k, excluded_ids=excluded), k, vocab_size
-    model = load_model(teacher).eval()
-    return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded), k, vocab_size
+        return partial(TeacherEngine(teacher, settings.vllm, max_logprobs=k).top_k, k=k, excluded_ids=excluded)
+    return model_top_k(load_model(teacher).eval(), pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded)
 
 
 def store_top_k(

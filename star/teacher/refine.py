@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from star import distributed
 from star.config.experiment import Config
-from star.config.models import Architecture
+from star.config.models import Architecture, Scratch
 from star.config.training import Training
 from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
@@ -91,9 +91,14 @@ def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenize
     if not isinstance(base, Architecture):
         return load_tokenizer(base_source(base), revision=config.teacher.revision)
     assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
+    return scratch_tokenizer(rows, config.scratch)
+
+
+def scratch_tokenizer(rows: list[dict[str, Any]], scratch: Scratch) -> PreTrainedTokenizerBase:
+    """Trains the tokenizer of models from scratch on the rows."""
     # The texts to train on need a chat template, which needs a tokenizer: hence one of single bytes.
     rendered = render_rows(rows, bootstrap_tokenizer())
-    return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=config.scratch.vocab_size)
+    return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=scratch.vocab_size)
 
 
 def _base(
@@ -131,13 +136,14 @@ def _fine_tune(
     trainer = Trainer(
         model=model,
         args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed),
-        train_dataset=[_supervised_row(prompt, tokenizer) for prompt in prompts],
+        train_dataset=[supervised_row(prompt, tokenizer) for prompt in prompts],
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )
     train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
 
 
-def _supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+def supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """The tokens of prompt and target, and the labels: those of what the model has to write."""
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
     target_ids = tokenizer(prompt.target_after_opening, add_special_tokens=False)["input_ids"] + [

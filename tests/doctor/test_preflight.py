@@ -17,8 +17,9 @@ from moto.server import ThreadedMotoServer
 
 from star.config.experiment import Config
 from star.config.load import load_config
+from star.doctor.check import Check
 from star.doctor.estimates import GIB, memory_needed
-from star.doctor.preflight import Check, preflight_checks, require_all
+from star.doctor.preflight import preflight_checks, require_all
 from star.errors import InputError
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
@@ -104,7 +105,8 @@ def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
     checks = run_checks(healthy)
     assert failed_details(healthy) == {}
     assert [check.name for check in checks] == [
-        "secrets", "MLflow", "registry", "promotions", "checkpoints", "volume", "space", "tokenizers",
+        "secrets", "MLflow", "registry", "promotions", "checkpoints", "volume", "space",
+        "rows", "teacher", "student", "tokenizers", "template", "rehearsal",
         "GPU, refine-teacher", "GPU, distill", "GPU, refine",
     ]  # fmt: skip
 
@@ -117,7 +119,8 @@ def test_the_checks_leave_nothing_behind(healthy: dict, store: str, monkeypatch:
     client = connect()
     assert client.search_runs([experiment_id(client)]) == []
     assert boto3.client("s3", endpoint_url=store).list_objects_v2(Bucket="star")["KeyCount"] == 0
-    assert list(Path(os.environ["STAR_WORK"]).iterdir()) == []
+    # Only that the rehearsal passed, for a run that is started again.
+    assert [file.name for file in Path(os.environ["STAR_WORK"]).iterdir()] == ["rehearsed"]
 
 
 def no_secret(settings: dict, monkeypatch: pytest.MonkeyPatch, **_: object) -> None:
@@ -230,7 +233,7 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (file_for_a_volume, "volume", "cannot be written", "leave out cluster.work_claim"),
     (store_larger_than_the_disk, "space", "the teacher's signal", "free some"),
     (student_with_another_tokenizer, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
-    (no_such_model, "tokenizers", "example/no-such-model", "give a folder"),
+    (no_such_model, "model hub", "example/no-such-model", "name a model folder"),
     (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
     (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
 ]  # fmt: skip

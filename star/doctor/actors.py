@@ -1,0 +1,156 @@
+"""Loads a teacher or a student for the rehearsal: the model itself where it is small, else a small copy of it.
+
+A base of at most SMALL_PARAMETERS parameters is loaded with its weights, as its stage loads it. Of a larger one the
+rehearsal needs the tokenizer, the chat template and the shape of the head, so it takes a miniature: the same
+architecture and vocabulary with SIZES and random weights. The weights of a larger model in a folder are not read, but
+their files are opened: a file that is missing, cut or not safetensors shows in its header. Those of a larger model on
+the hub are not downloaded.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from star.config.experiment import Config
+from star.config.models import Architecture, Student, Teacher
+from star.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+SMALL_PARAMETERS = 50_000_000  # 200 MB in fp32
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A model of the profile, or its miniature, as the rehearsal uses it.
+
+    Attributes:
+        source: folder or hub id, or "scratch".
+        loaded: what was loaded, as one phrase.
+    """
+
+    source: str
+    tokenizer: "PreTrainedTokenizerBase"
+    model: "PreTrainedModel"
+    loaded: str
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the head."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+
+def load_actor(
+    settings: Teacher | Student, config: Config, *, rows: list[dict[str, Any]], teacher: Actor | None = None
+) -> Actor:
+    """Loads a base of the profile.
+
+    Args:
+        rows: data rows, on which the tokenizer of a teacher from scratch is trained.
+        teacher: the loaded teacher, where `settings` are the student's: a student from scratch gets its tokenizer.
+
+    Raises:
+        InputError: the model or its tokenizer cannot be loaded.
+    """
+    from star.modeling.models import base_source, load_tokenizer
+
+    if isinstance(settings.base, Architecture):
+        return _build_from_scratch(settings.base, config, rows=rows, teacher=teacher)
+    source = base_source(settings.base)
+    tokenizer = load_tokenizer(source, revision=settings.revision)
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of {source} names no end token: set `eos_token` in its tokenizer_config.json")
+    model, loaded = _load_model_or_miniature(source, settings.revision)
+    return Actor(str(source), tokenizer, model, loaded)
+
+
+def _build_from_scratch(
+    architecture: Architecture, config: Config, *, rows: list[dict[str, Any]], teacher: Actor | None
+) -> Actor:
+    from star.modeling.scratch import scratch_model
+    from star.teacher.refine import scratch_tokenizer
+
+    assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
+    tokenizer = teacher.tokenizer if teacher else scratch_tokenizer(rows, config.scratch)
+    model = scratch_model(architecture, tokenizer, seed=config.seed)
+    return Actor("scratch", tokenizer, model, "built from scratch with random weights")
+
+
+def _load_model_or_miniature(source: Path | str, revision: str | None) -> tuple["PreTrainedModel", str]:
+    from star.modeling.models import count_parameters, describe_model, empty_model, load_model
+
+    described = describe_model(source, revision=revision)
+    parameters = count_parameters(empty_model(described, source=source))
+    size = f"{parameters / 1e6:,.3g} million parameters"
+    if parameters <= SMALL_PARAMETERS:
+        return load_model(source, revision=revision, training=True), f"loaded with its weights, {size}"
+    if isinstance(source, Path):
+        files = len(list(check_weight_files(source)))
+        checked = f"the headers of its {files} weight files are valid"
+    else:
+        checked = "its weights are not downloaded yet"
+    return _miniature(described, source), f"{size}, rehearsed as a miniature; {checked}"
+
+
+def check_weight_files(folder: Path) -> Iterator[Path]:
+    """Opens the safetensors files of a model folder and yields them.
+
+    Raises:
+        InputError: a file is missing, damaged, or lacks a tensor that the index promises.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    index = folder / "model.safetensors.index.json"
+    try:
+        tensor_files: dict[str, str] = (
+            json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
+        )
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{index} is damaged: download the model again") from error
+    for name in sorted(set(tensor_files.values())) or ["model.safetensors"]:
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing: download the model again, as safetensors")
+        try:
+            with safe_open(file, framework="np") as tensors:
+                missing = {tensor for tensor, place in tensor_files.items() if place == name} - set(tensors.keys())
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged ({error}): download the model again") from error
+        if missing:
+            raise InputError(f"{file} lacks the tensor {min(missing)}, which {index.name} promises: download it again")
+        yield file
+
+
+def _miniature(described: "PretrainedConfig", source: Path | str) -> "PreTrainedModel":
+    """A model of the same architecture and vocabulary with SIZES and random weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    small = copy.deepcopy(described)
+    for name, value in SIZES.items():
+        if hasattr(small, name):
+            setattr(small, name, value)
+    # One entry per layer, such as full or sliding attention.
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[: SIZES["num_hidden_layers"]]
+    torch.manual_seed(0)
+    try:
+        return AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+    except Exception as error:  # an architecture may refuse these sizes with any error
+        raise InputError(
+            f"no miniature of {source} can be made to rehearse with ({type(error).__name__}: {error}): "
+            "its architecture has not been tried with STAR"
+        ) from error

@@ -1,0 +1,54 @@
+"""Remembers which rehearsals passed, so that a run that is started again does not repeat one.
+
+A rehearsal that passed leaves an empty file `rehearsed/<key>`. The key is a digest of the settings that it reads (with
+the sha256 of model folders and data files) and of the code, so that a change of any of them rehearses again.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from star.config.experiment import Config
+from star.doctor.check import Check, run_check
+from star.doctor.hub import check_hub, hub_models
+from star.doctor.rehearsal import rehearse
+from star.hashing import digest_of
+
+SECTIONS = ("seed", "max_prompt_tokens", "data", "scratch", "teacher", "student", "rollout", "topk", "distill")
+
+
+def rehearse_once(config: Config, folder: Path) -> Iterator[Check]:
+    """Yields the results of a rehearsal, or one result if `folder` says that the same rehearsal passed before."""
+    from star.folders.code_digest import code_digest
+
+    record = folder / "rehearsed" / digest_of([config.slice(SECTIONS), code_digest(_rehearsed_code)])
+    if record.is_file():
+        yield Check("rehearsal", True, "passed before with the same settings, models and code")
+        return
+    all_passed = True
+    for check in rehearse(config):
+        all_passed &= check.passed
+        yield check
+    if all_passed:
+        # A folder that cannot be written costs a rehearsal per run, and is the business of the check of the volume.
+        with suppress(OSError):
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.touch()
+
+
+def rehearsal_checks(config: Config, folder: Path) -> list[Check]:
+    """The results of `rehearse_once` as a list, which one process can send to another.
+
+    The hub is asked first, because its own client tries for minutes where no network answers.
+    """
+    if models := hub_models(config):
+        hub = run_check("model hub", partial(check_hub, models))
+        if not hub.passed:
+            return [hub]
+    return list(rehearse_once(config, folder))
+
+
+def _rehearsed_code() -> None:
+    """Imports, for the code digest, what the rehearsal runs."""
+    from star.doctor import rehearsal  # noqa: F401

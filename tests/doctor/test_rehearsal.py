@@ -1,0 +1,255 @@
+"""The rehearsal names what would otherwise stop a run after the teacher's work, each in one line with its cure."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from star.chat import CHAT_TEMPLATE
+from star.config.experiment import Config
+from star.config.load import load_config
+from star.doctor import actors
+from star.doctor.check import Check
+from star.doctor.rehearsal import rehearse
+from star.doctor.rehearsal_record import rehearse_once
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.scratch import scratch_model
+from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+
+STEPS = ["rows", "teacher", "student", "tokenizers", "template", "rehearsal"]
+SIZES = load_config("tiny").student.base
+TOOLS_OPENING = "{%- if tools %}"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with one tokenizer: the teacher's head has 20 rows that are no token, the student's 8."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, padding in (("teacher", 20), ("student", 8)):
+        tokenizer = bootstrap_tokenizer()
+        model = scratch_model(SIZES, tokenizer, seed=1)
+        model.resize_token_embeddings(len(tokenizer) + padding, mean_resizing=False)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture
+def models(originals: Path, tmp_path: Path) -> Path:
+    """A copy, which a test may break."""
+    return shutil.copytree(originals, tmp_path / "models")
+
+
+def checks_of(models: Path, **settings: object) -> list[Check]:
+    bases = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
+    return list(rehearse(Config.model_validate(bases | settings)))
+
+
+def edit_json(file: Path, **values: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def set_template(folder: Path, change: Callable[[str], str]) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = change(CHAT_TEMPLATE)
+    tokenizer.save_pretrained(folder)
+
+
+def test_the_tiny_profile_is_rehearsed_before_its_models_exist() -> None:
+    checks = list(rehearse(load_config("tiny")))
+    assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
+    details = {check.name: check.detail for check in checks}
+    assert "built from scratch" in details["teacher"]
+    assert details["tokenizers"].endswith(" tokens")
+    assert "CKD loss" in details["rehearsal"]
+
+
+def test_heads_with_different_padding_can_be_used(models: Path) -> None:
+    checks = checks_of(models)
+    assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
+    tokens = len(load_tokenizer(models / "teacher"))
+    assert f"{tokens} tokens; the heads have {tokens + 20} and {tokens + 8} rows" in checks[3].detail
+
+
+@pytest.mark.parametrize("kind", ["ce", "akl"])
+def test_the_profiles_own_loss_is_rehearsed(kind: str, models: Path) -> None:
+    checks = checks_of(models, distill={"kind": kind, "steps": 5, "batch_size": 64, "micro_batch_size": 16})
+    assert f"{kind.upper()} loss" in checks[-1].detail
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_template_that_begins_the_answer_can_be_used_and_is_said(opening: str, models: Path) -> None:
+    header = "{{- '<|im_start|>assistant\\n' }}\n    {%- if enable_thinking is defined"
+    assert header in CHAT_TEMPLATE
+    begun = header.replace("assistant\\n'", f"assistant\\n' + {json.dumps(opening)}")
+    set_template(models / "teacher", lambda template: template.replace(header, begun))
+    checks = checks_of(models)
+    assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
+    assert f"the template begins the answer with {opening!r}" in checks[4].detail
+    assert "the student's own template differs and is not used" in checks[4].detail
+
+
+def other_tokenizer(models: Path) -> None:
+    shutil.rmtree(models / "student")
+    tokenizer = train_tokenizer(["quite other words, again and again"] * 9, vocab_size=320)
+    scratch_model(SIZES, tokenizer, seed=1).save_pretrained(models / "student")
+    tokenizer.save_pretrained(models / "student")
+
+
+def one_other_token(models: Path) -> None:
+    file = models / "student" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<tool_call>"', '"<tool>"').replace('"</tool_call>"', '"</tool>"'))
+
+
+def template_without_tools(models: Path) -> None:
+    set_template(models / "teacher", lambda template: template.replace(TOOLS_OPENING, "{%- if false %}"))
+
+
+def no_template(models: Path) -> None:
+    (models / "teacher" / "chat_template.jinja").unlink()
+
+
+def template_that_refuses_tools(models: Path) -> None:
+    refusal = "{%- if tools %}{{ raise_exception('no tools here') }}{%- endif %}"
+    set_template(models / "teacher", lambda template: refusal + template)
+
+
+def broken_header(models: Path) -> None:
+    (models / "teacher" / "model.safetensors").write_bytes(b"\xff" * 4000)
+
+
+def cut_weights(models: Path) -> None:
+    file = models / "student" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def weights_of_another_model(models: Path) -> None:
+    edit_json(models / "student" / "config.json", attention_bias=True)
+
+
+def contradictory_config(models: Path) -> None:
+    edit_json(models / "student" / "config.json", num_hidden_layers=SIZES.num_hidden_layers + 1)
+
+
+def missing_weights(models: Path) -> None:
+    (models / "teacher" / "model.safetensors").unlink()
+
+
+def unknown_architecture(models: Path) -> None:
+    edit_json(models / "teacher" / "config.json", model_type="made-up", architectures=["MadeUpForCausalLM"])
+
+
+def architecture_without_text(models: Path) -> None:
+    edit_json(models / "student" / "config.json", model_type="vit", architectures=["ViTModel"])
+
+
+def code_of_its_own(models: Path) -> None:
+    edit_json(
+        models / "teacher" / "config.json", model_type="custom", auto_map={"AutoConfig": "configuration_custom.Custom"}
+    )
+    (models / "teacher" / "configuration_custom.py").write_text("raise SystemExit('this code must not run')")
+
+
+def head_too_small(models: Path) -> None:
+    model = load_model(models / "student")
+    model.resize_token_embeddings(250)
+    model.save_pretrained(models / "student")
+
+
+def no_end_token(models: Path) -> None:
+    edit_json(models / "teacher" / "tokenizer_config.json", eos_token=None)
+
+
+def damaged_weights(models: Path) -> None:
+    model = load_model(models / "student")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(torch.nan)
+    model.save_pretrained(models / "student")
+
+
+def no_such_folder(models: Path) -> None:
+    shutil.rmtree(models / "student")
+
+
+SETUPS: list[tuple[Callable[[Path], None], str, str, str]] = [
+    (other_tokenizer, "tokenizers", "more ids differ", "choose a student of the teacher's family"),
+    (one_other_token, "tokenizers", 'is "<tool_call>" and "<tool>"', "choose a student of the teacher's family"),
+    (template_without_tools, "template", "leaves the tools out of the prompt", "choose a model whose template takes tools"),
+    (no_template, "template", "has no chat template", "choose an instruct model"),
+    (template_that_refuses_tools, "template", "no tools here", "choose a model whose template takes tools"),
+    (broken_header, "teacher", "cannot be loaded", "download it again"),
+    (cut_weights, "student", "cannot be loaded", "download it again"),
+    (weights_of_another_model, "student", "lacks", "download it again"),
+    (contradictory_config, "student", "num_hidden_layers", "correct its config.json"),
+    (missing_weights, "teacher", "model.safetensors", "give a folder"),
+    (unknown_architecture, "teacher", "`made-up`", "choose a model"),
+    (architecture_without_text, "student", "vit", "choose a model"),
+    (code_of_its_own, "teacher", "code", "choose a model"),
+    (head_too_small, "tokenizers", "has 250 rows", "resize its embeddings"),
+    (no_end_token, "teacher", "no end token", "set `eos_token`"),
+    (damaged_weights, "rehearsal", "NaN", "its weights are damaged"),
+    (no_such_folder, "student", "cannot be loaded", "give a folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("break_it", "step", "fault", "cure"), SETUPS, ids=[entry[0].__name__ for entry in SETUPS])
+def test_what_would_stop_a_run_is_named_in_one_line(
+    break_it: Callable[[Path], None], step: str, fault: str, cure: str, models: Path
+) -> None:
+    break_it(models)
+    *passed, failed = checks_of(models)
+    assert all(check.passed for check in passed) and not failed.passed
+    assert failed.name == step, failed
+    assert fault in failed.detail and cure in failed.detail and "\n" not in failed.detail
+
+
+def test_a_large_model_is_rehearsed_as_a_miniature(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "SMALL_PARAMETERS", 1000)
+    checks = checks_of(models)
+    assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
+    assert "rehearsed as a miniature; the headers of its 1 weight files are valid" in checks[1].detail
+    assert f"{len(load_tokenizer(models / 'teacher')) + 20} and" in checks[3].detail  # the heads keep their rows
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "another file"])
+def test_damaged_weights_of_a_large_model_show_in_their_headers(
+    damage: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "SMALL_PARAMETERS", 1000)
+    teacher = models / "teacher"
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    (teacher / "model.safetensors").unlink()
+    model.save_pretrained(teacher, max_shard_size="200KB")
+    first, second, *_ = sorted(teacher.glob("model-*.safetensors"))
+    assert checks_of(models)[1].passed
+    if damage == "cut":
+        second.write_bytes(second.read_bytes()[:-1])
+    elif damage == "missing":
+        second.unlink()
+    else:
+        shutil.copy(first, second)
+    failed = checks_of(models)[-1]
+    assert failed.name == "teacher" and second.name in failed.detail and "again" in failed.detail
+
+
+def test_rows_that_cannot_be_used_are_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"messages": [], "tools": []}\n')
+    [failed] = checks_of(models, data={"seed_data": str(tmp_path / "rows.jsonl"), "generated_rows": 0})
+    assert not failed.passed and "correct `data.seed_data`" in failed.detail
+
+
+def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -> None:
+    settings = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
+    config = Config.model_validate(settings)
+    assert [check.name for check in rehearse_once(config, tmp_path)] == STEPS
+    [again] = rehearse_once(config, tmp_path)
+    assert again.passed and "passed before" in again.detail
+    # Other settings of the rehearsed stages, and other weights under the same path, are another rehearsal.
+    assert len(list(rehearse_once(config.model_copy(update={"seed": 5}), tmp_path))) == len(STEPS)
+    broken_header(models)
+    for _ in range(2):
+        assert not list(rehearse_once(Config.model_validate(settings), tmp_path))[-1].passed
