@@ -38,7 +38,7 @@ TARGETS = [
 ]
 PIECES = [*FORMAT_TOKENS, "<|im_end|>", '{"name": "f", "arguments": ', '{"a": ', '"b": ', "NaN", "-Infinity", "1e999"]
 PIECES += ["9" * 5000, "[" * 2000, "{}" * 50, "\\ud800", "\ud800", "}", "]", ",", '"', "y" * 300, *TARGETS]
-RANGES = {"similarity": (-1, 1), "binary": (-1, 1), "toolrl": (-3, 4)}
+RANGES = {"similarity": (-1, 1), "similarity-typed": (-1, 1), "binary": (-1, 1), "toolrl": (-3, 4)}
 
 
 def completion_of(data: atheris.FuzzedDataProvider) -> str:

@@ -79,7 +79,7 @@ class VLLM(Section):
         return self
 
 
-RewardName = Literal["similarity", "binary", "toolrl"]
+RewardName = Literal["similarity", "similarity-typed", "binary", "toolrl"]
 
 
 class SimRL(Section):
@@ -101,7 +101,9 @@ class SimRL(Section):
         description="Train low-rank adapters, with which an 8B teacher fits one 80 GB card; by default all weights",
     )
     reward: RewardName = Field(
-        "similarity", description="Reward that is trained on; it reads answers as the official code does"
+        "similarity",
+        description="Reward that is trained on; it reads answers as the official code does. In `similarity-typed` types "
+        'count (5 is not `"5"`), and the order of an object\'s keys does not',
     )
     log_rewards: tuple[RewardName, ...] = Field((), description="Further rewards to log; they do not affect training")
     keep_between: tuple[float, float] | None = Field(

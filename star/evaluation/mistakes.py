@@ -32,8 +32,12 @@ def classify_mistake(completion: str, target: str, tools: list[dict]) -> str | N
         completion: what the model wrote.
         target: what it should have written.
         tools: the tools of the prompt.
+
+    Raises:
+        FormatError: the target or the tools are invalid, so that no answer can be right. `star.evaluation.heldout` leaves
+            such rows out of the scores and names them.
     """
-    expected = parse_target(target, strict=False)
+    expected = parse_target(target)
     try:
         predicted = parse_completion(completion)
     except FormatError:

@@ -1,4 +1,4 @@
-"""Computes the two rewards that the paper compares ours with; REWARDS has all three by name.
+"""Computes the two rewards that the paper compares ours with; REWARDS has all rewards by name.
 
 Each reward is a function (completion, target, tools) -> Reward, as `star.rewards.similarity.similarity_reward`.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from star.chat import FormatError, parse_completion, parse_target, validate_calls
-from star.rewards.similarity import FORMAT_ERROR, Reward, exact_match, similarity_reward
+from star.rewards.similarity import FORMAT_ERROR, Reward, exact_match, similarity_reward, similarity_typed_reward
 
 ToolCalls = list[dict[str, Any]]
 
@@ -74,6 +74,7 @@ def _overlap(first: list[str], second: list[str]) -> float:
 
 REWARDS: dict[str, Callable[[str, str, list[dict[str, Any]]], Reward]] = {
     "similarity": similarity_reward,
+    "similarity-typed": similarity_typed_reward,
     "binary": binary_reward,
     "toolrl": toolrl_reward,
 }

@@ -8,8 +8,11 @@ R = -1 for a format error, else the content score in [0, 1]: R_fc for calls, ROU
     the pair of get_weather: (ROUGE-L 0.8 of the cities + 1 for equal days) / 2 keys in the union = 0.9
     R_fc = sum over pairs 0.9 / (1 made + 2 expected - 1 pair) = 0.45
 
-Values equal those of the official code to the last bit; those are float32. Where that code would raise, this one gives
-the format error. It never raises.
+Values of `similarity_reward` equal those of the official code to the last bit; those are float32. Where that code would
+raise, this one gives the format error. It never raises.
+
+That code compares values that are not two texts as Python's text, so "5" earns as much as 5, and an object with its
+keys in another order earns nothing. `similarity_typed_reward` compares them as JSON values instead; all else is the same.
 """
 
 import json
@@ -32,6 +35,7 @@ MAX_WORDS = 1 << 16
 MAX_CACHED_LENGTH = 1 << 12  # characters; longer texts are parsed and split again each time
 CACHED_GROUPS = 8
 CACHED_STEMS = 1 << 14
+Equal = Callable[[Any, Any], bool]  # whether two values of an argument that are not both text are equal
 
 
 class Reward(NamedTuple):
@@ -64,6 +68,19 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
         official reward (`parse_completion(strict=False)`): a call that is never closed is neither a call nor a reply,
         and scores 0.
     """
+    return _reward(completion, target, tools, _equal_as_text)
+
+
+def similarity_typed_reward(completion: str, target: str, tools: list[dict[str, Any]]) -> Reward:
+    """The similarity reward with values compared as JSON: 5 is neither "5" nor true, and the order of keys is no matter.
+
+    Two texts are still compared by ROUGE-L. As in `exact_match`, 1 equals 1.0. It reads completions as `similarity_reward`
+    does, and gives the same value wherever no value differs in its type or in the order of its keys.
+    """
+    return _reward(completion, target, tools, _equal_as_json)
+
+
+def _reward(completion: str, target: str, tools: list[dict[str, Any]], equal: Equal) -> Reward:
     # The reward must not raise: one bad row would stop a training.
     if not isinstance(completion, str) or not isinstance(target, str):
         return FORMAT_ERROR
@@ -71,7 +88,7 @@ def similarity_reward(completion: str, target: str, tools: list[dict[str, Any]])
     compare = _compare_cached if len(completion) + len(target) <= MAX_CACHED_LENGTH else _compare
     try:
         # The cache does not know the tools, so the calls are validated each time.
-        predicted, reward = compare(completion, target)
+        predicted, reward = compare(completion, target, equal)
         validate_calls(predicted, tools)
     except FormatError:
         return FORMAT_ERROR
@@ -109,12 +126,12 @@ def rouge_l(first: str, second: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _compare(completion: str, target: str) -> tuple[Completion, Reward]:
+def _compare(completion: str, target: str, equal: Equal) -> tuple[Completion, Reward]:
     """The parsed completion, and its reward if all its calls are valid for the tools."""
     expected = (_parse_target_cached if len(target) <= MAX_CACHED_LENGTH else _parse_target)(target)
     predicted = parse_completion(completion, strict=False)
     if expected.tool_calls:
-        content = _calls_similarity(predicted.tool_calls, expected.tool_calls)
+        content = _calls_similarity(predicted.tool_calls, expected.tool_calls, equal)
     else:
         content = _reply_similarity(predicted, expected.content)
     content = FLOAT32.unpack(FLOAT32.pack(content))[0]  # rounded to float32, as the official values are
@@ -138,13 +155,15 @@ def _reply_similarity(predicted: Completion, reply: str) -> float:
     return rouge_l(predicted.content, reply) if is_reply else 0.0
 
 
-def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]]) -> float:
+def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, Any]], equal: Equal) -> float:
     """R_fc: each predicted call, in order, is paired with the most similar expected call of its name that is left."""
     left, similarity, pairs = list(expected), 0.0, 0
     for call in predicted:
         name, arguments, best = call["name"], call["arguments"], -1.0
         for number, other in enumerate(left):
-            if other["name"] == name and (score := arguments_similarity(arguments, other["arguments"])) > best:
+            if other["name"] != name:
+                continue
+            if (score := arguments_similarity(arguments, other["arguments"], equal=equal)) > best:
                 best, match = score, number
         # Paired even with similarity 0: the pair still makes the denominator smaller.
         if best >= 0:
@@ -153,10 +172,23 @@ def _calls_similarity(predicted: list[dict[str, Any]], expected: list[dict[str, 
     return similarity / (len(predicted) + len(expected) - pairs)
 
 
-def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) -> float:
+def _equal_as_text(predicted: Any, expected: Any) -> bool:
+    """Whether two values are equal numbers, or else have the same Python text, because the official code compares so."""
+    if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
+        return predicted == expected
+    return str(predicted) == str(expected)
+
+
+def _equal_as_json(predicted: Any, expected: Any) -> bool:
+    return _canonical_json(predicted) == _canonical_json(expected)
+
+
+def arguments_similarity(
+    predicted: dict[str, Any], expected: dict[str, Any], *, equal: Equal = _equal_as_text
+) -> float:
     """Similarity of two calls' arguments: sum of the similarities of shared keys' values / number of keys in the union.
 
-    Two texts are compared by ROUGE-L, all other values by equality. No arguments on both sides give 1.
+    Two texts are compared by ROUGE-L, all other values by `equal`. No arguments on both sides give 1.
     """
     similarity, union = 0.0, len(predicted) + len(expected)
     if not union:
@@ -165,16 +197,8 @@ def arguments_similarity(predicted: dict[str, Any], expected: dict[str, Any]) ->
         if key in expected:
             other, union = expected[key], union - 1
             both_text = isinstance(value, str) and isinstance(other, str)
-            similarity += rouge_l(value, other) if both_text else _equality(value, other)
+            similarity += rouge_l(value, other) if both_text else equal(value, other)
     return similarity / union
-
-
-def _equality(predicted: Any, expected: Any) -> float:
-    """1 for equal numbers, or else for values with the same text; 0 otherwise."""
-    if isinstance(predicted, NUMBERS) and isinstance(expected, NUMBERS):
-        return float(predicted == expected)
-    # As text, because the official code compares so.
-    return float(str(predicted) == str(expected))
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -212,7 +236,11 @@ def _stemmer() -> Callable[[str], str]:
 
 
 def _canonical_call(call: dict[str, Any]) -> str:
-    return json.dumps([call["name"], _canonical(call["arguments"])], sort_keys=True)
+    return _canonical_json([call["name"], call["arguments"]])
+
+
+def _canonical_json(value: Any) -> str:
+    return json.dumps(_canonical(value), sort_keys=True)
 
 
 def _canonical(value: Any) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.chat import FORMAT_TOKENS, render_target
-from star.rewards.similarity import FORMAT_ERROR, exact_match, rouge_l, similarity_reward
+from star.rewards.similarity import FORMAT_ERROR, exact_match, rouge_l, similarity_reward, similarity_typed_reward
 
 PARAMETERS = ("a", "b", "c")
 TOOLS = [
@@ -207,6 +207,51 @@ def test_rouge_is_rouge_scores(first, second):
 )
 def test_similarity_of_values(predicted, expected, similarity):
     assert score(call(a=predicted), call(a=expected)) == pytest.approx(similarity)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected", "official", "typed"),
+    [
+        ("5", 5, 1, 0),
+        (True, 1, 1, 0),
+        ("True", True, 1, 0),
+        ("{'x': 1}", {"x": 1}, 1, 0),
+        ({"x": 1, "y": [2, {"a": 1, "b": 2}]}, {"y": [2, {"b": 2, "a": 1}], "x": 1}, 0, 1),
+        ([1.0], [1], 0, 1),
+        ([1, True], [1, 1], 0, 0),
+        ([1, 2], [2, 1], 0, 0),
+        (1, 1.0, 1, 1),
+        (None, None, 1, 1),
+        ("running to Oslo", "runs to Oslo", 1, 1),
+        ("a b c", "a b", 0.8, 0.8),
+    ],
+)
+def test_types_count_in_the_typed_reward_and_the_order_of_keys_does_not(predicted, expected, official, typed):
+    made, target = call(a=predicted), call(a=expected)
+    assert score(made, target) == pytest.approx(official)
+    assert similarity_typed_reward(made, target, TOOLS).total == pytest.approx(typed)
+
+
+@given(completion=near_valid(), answer=answers)
+def test_the_typed_reward_is_best_for_the_exact_answer(completion, answer):
+    target = render_target(answer)
+    typed = similarity_typed_reward(completion, target, TOOLS)
+    assert typed == FORMAT_ERROR or 0 <= typed.content == typed.total <= 1
+    assert typed.total <= similarity_typed_reward(target, target, TOOLS).total
+    assert (typed == FORMAT_ERROR) == (similarity_reward(completion, target, TOOLS) == FORMAT_ERROR)
+    if "tool_calls" in answer and exact_match(completion, target, TOOLS):
+        assert typed.total == 1
+
+
+@given(predicted=calls, expected=calls)
+def test_a_wrong_type_never_earns_more_in_the_typed_reward(predicted, expected):
+    """But for the order of keys and whole numbers within lists, the typed reward is at most the official one."""
+    flat = [
+        {**made, "arguments": {k: v for k, v in made["arguments"].items() if not isinstance(v, list)}}
+        for made in (predicted, expected)
+    ]
+    made, target = (render_target({"tool_calls": [one]}) for one in flat)
+    assert similarity_typed_reward(made, target, TOOLS).total <= score(made, target)
 
 
 def test_similarity_of_arguments_is_over_the_union_of_keys():
