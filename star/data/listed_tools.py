@@ -57,7 +57,9 @@ def repeats_tools(system: str, tools: list) -> bool:
 
 
 def _names(tools: list) -> set[str]:
-    return {str((tool.get("function") or tool).get("name")) for tool in tools if isinstance(tool, dict)}
+    given = [tool for tool in tools if isinstance(tool, dict)]
+    wrapped = [inner if isinstance(inner := tool.get("function"), dict) else tool for tool in given]
+    return {str(tool.get("name")) for tool in wrapped}
 
 
 def list_field(record: dict, key: str) -> list:
