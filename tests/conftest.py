@@ -91,6 +91,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "MLFLOW_RUN_ID",
         "MLFLOW_EXPERIMENT_NAME",
         "STAR_PARENT_RUN_ID",
+        "STAR_REUSE",
         "STAR_WORK",
         "STAR_EVENTS",
     ):
