@@ -8,6 +8,7 @@ name the row it was made of.
 import random
 import string
 from collections.abc import Callable
+from typing import Any
 
 
 def mask_row(row: dict, rng: random.Random) -> dict:
@@ -47,10 +48,31 @@ def _random_name(rng: random.Random, kind: str) -> str:
 
 
 def _masked_tool(tool: dict, name: str, parameters: dict[str, str]) -> dict:
-    schema = tool["parameters"]
-    properties = {parameters[key]: part for key, part in schema["properties"].items()}
-    required = [parameters[key] for key in schema.get("required", [])]
-    return {**tool, "name": name, "parameters": {**schema, "properties": properties, "required": required}}
+    masked = _renamed(tool["parameters"], parameters)
+    return {**tool, "name": name, "parameters": {**masked, "required": masked.get("required", [])}}
+
+
+def _renamed(schema: Any, names: dict[str, str]) -> Any:
+    """Returns a schema of the parameters with their new names, also in its alternatives and conditions."""
+    if not isinstance(schema, dict):
+        return schema
+    renamed = dict(schema)
+    for key in ("properties", "dependentRequired", "dependentSchemas"):
+        if key in schema:
+            renamed[key] = {names.get(name, name): part for name, part in schema[key].items()}
+    if "required" in schema:
+        renamed["required"] = [names.get(name, name) for name in schema["required"]]
+    for name, needed in renamed.get("dependentRequired", {}).items():
+        renamed["dependentRequired"][name] = [names.get(other, other) for other in needed]
+    for name, part in renamed.get("dependentSchemas", {}).items():
+        renamed["dependentSchemas"][name] = _renamed(part, names)
+    for key in ("allOf", "anyOf", "oneOf"):
+        if key in schema:
+            renamed[key] = [_renamed(part, names) for part in schema[key]]
+    for key in ("not", "if", "then", "else"):
+        if key in schema:
+            renamed[key] = _renamed(schema[key], names)
+    return renamed
 
 
 def _masked_message(message: dict, functions: dict[str, str], call: Callable[[dict], dict]) -> dict:

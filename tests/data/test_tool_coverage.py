@@ -115,13 +115,16 @@ def test_alternatives_of_a_whole_tool_are_called() -> None:
         for kind in ("circle", "square")
     ]  # fmt: skip
     tool = {"name": "draw", "inputSchema": {"anyOf": parts}}
-    rows = list(generate_rows([normalize_tool(tool), normalize_tool({"name": "clear"})], 100, seed=1))
+    tools = [normalize_tool(tool), normalize_tool({"name": "clear"})]
+    rows = list(generate_rows(tools, 100, seed=1))
     drawn = [
         call["arguments"] for row in rows for call in row["messages"][-1].get("tool_calls") or [] if call["arguments"]
     ]
     assert {tuple(sorted(arguments)) for arguments in drawn} == {("circle", "kind"), ("kind", "square")}
     for arguments in drawn:
         Draft202012Validator({"anyOf": parts}).validate(arguments)
+    masked = clean(list(generate_rows(tools, 60, seed=1, masked=1.0)))
+    assert masked.reasons().keys() <= {"duplicate", "near_duplicate"}, "the alternatives have the new names, too"
 
 
 def test_a_schema_inside_itself_is_not_filled_with_nothing() -> None:
