@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 from star.config.experiment import Config
+from star.folders.manifest import read_manifest
+from star.registry.promotion.promote_and_rollback import promote
+from star.registry.publish import register_model
 from star.registry.versions import find_version
 from star.stages import register
 from star.tracking.server import connect
@@ -34,3 +37,21 @@ def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(
     runs = client.search_runs([client.get_experiment_by_name("star").experiment_id])
     for run in runs:
         assert {"gate.json", "gate.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_registration_is_kept_while_the_registry_agrees(
+    home: Path, micro: Config, finished: dict[str, Path], model: Path
+) -> None:
+    inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
+    register(micro, **inputs, out=home / "pipeline" / "registration")
+    first = read_manifest(home / "pipeline" / "registration")
+    register(micro, **inputs, out=home / "dvc" / "registration")
+    assert read_manifest(home / "dvc" / "registration") == first
+    register_model(model, name="star", scores={}, lineage={}, model_digest="another")
+    promote("star", 2)
+    register(micro, **inputs, out=home / "dvc" / "registration")
+    assert read_manifest(home / "dvc" / "registration").digest != first.digest
+    assert json.loads((home / "dvc" / "registration" / "registration.json").read_text())["champion"] == 2
+    # The other folder says what was true before, and is not taken either.
+    register(micro, **inputs, out=home / "hand" / "registration")
+    assert json.loads((home / "hand" / "registration" / "registration.json").read_text())["version"] == 1

@@ -207,6 +207,11 @@ def test_the_estimate_is_printed_first(
     assert any("completion tokens per second" in line for line in lines)
 
 
+def test_the_folder_of_another_stage_is_named_as_that(finished: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match=r"rollout is the output of rollout, which holds no top-k"):
+        print_inspection(finished["rollout"])
+
+
 def test_inspection_describes_the_store(finished: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     folder = finished["extract-topk"]
     store = TopKStore(folder)
