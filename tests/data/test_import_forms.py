@@ -10,8 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from star.chat import render_target
+from star.data.cleaning import check_row, fault_of
 from star.data.importers import import_rows
 from star.data.rows import Reject
+from star.rewards.similarity import exact_match, similarity_reward
 
 NASTY = [
     "</tool_call>", "<tool_call>", "</think>", "<think>", "'}", "')]", "\"}", "\\'", "it's", "C:\\temp", "[TOOL_CALLS]",
@@ -131,6 +134,15 @@ def read(*records: object) -> list[dict | Reject]:
         return list(import_rows(path, source="test"))
 
 
+def is_rejected_or_read_as_right(row: dict) -> bool:
+    """Whether cleaning rejects the row, or its target is an exact match of itself with the full reward."""
+    checked = check_row(row, [fault_of])
+    if isinstance(checked, Reject):
+        return True
+    target = render_target(checked["messages"][-1])
+    return exact_match(target, target, row["tools"]) and similarity_reward(target, target, row["tools"]).total == 1
+
+
 def canonical(calls: list[dict]) -> str:
     # As text, because 1 == True in Python.
     return json.dumps([[call["name"], call["arguments"]] for call in calls])
@@ -192,6 +204,20 @@ def test_qwen3_coders_xml_is_read_by_the_types_of_the_tool(calls: list[dict]) ->
     )
     assert isinstance(row, dict), row
     assert canonical(row["messages"][-1]["tool_calls"]) == canonical(calls)
+
+
+@settings(max_examples=60, deadline=None)
+@given(CALLS, REASONING)
+def test_every_call_that_is_kept_is_read_as_right(calls: list[dict], reasoning: str | None) -> None:
+    """In `test_readable_targets.py` is the same law for the other records and the generators."""
+    # Any schema, so that nearly all values are accepted.
+    tools = [
+        {**tool, "parameters": {"type": "object", "properties": {key: {} for key in tool["parameters"]["properties"]}}}
+        for tool in tools_for(calls)
+    ]
+    ask = {"role": "user", "content": "Do it."}
+    rows = read(*({"messages": [ask, form(calls, reasoning)], "tools": tools} for form in FORMS.values()))
+    assert all(is_rejected_or_read_as_right(row) for row in rows if isinstance(row, dict))
 
 
 PIECES = st.sampled_from(
