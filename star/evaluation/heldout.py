@@ -1,9 +1,10 @@
 """Evaluates a model on the held-out rows: greedy exact match, reward, mistakes, sampled pass@k, policy entropy."""
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from star.chat import FormatError, parse_completion, parse_target, validate_calls
 from star.data.rows import read_rows
@@ -62,7 +63,15 @@ def ask_suite(candidate: Candidate, data: Path | None) -> list[HeldoutOutcome]:
         raise InputError("the suite heldout needs rows: give the folder of `star synthesize`")
     rows = list(read_rows(data / "heldout.jsonl"))
     seen_tools = called_tools(list(read_rows(data / "train.jsonl")))
-    return ask_heldout(candidate, rows, render_rows(rows, candidate.tokenizer), seen_tools=seen_tools)
+    faults = {index: fault for index, row in enumerate(rows) if (fault := _fault_of_question(row))}
+    left_out = [
+        # The row's texts are left out as well, because nothing could write them.
+        cast(HeldoutOutcome, {"row": len(rows) + index, "id": rows[index]["id"], "unscored": fault})
+        for index, fault in candidate.shard.select(list(faults.items()))
+    ]
+    rows = [row for index, row in enumerate(rows) if index not in faults]
+    asked = ask_heldout(candidate, rows, render_rows(rows, candidate.tokenizer), seen_tools=seen_tools)
+    return [*asked, *left_out]
 
 
 def score_suite(shards: list[list[HeldoutOutcome]], settings: ScoringSettings) -> SuiteScores:
@@ -130,6 +139,17 @@ def score_heldout(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) ->
 def called_tools(rows: list[dict]) -> set[str]:
     """Names of the tools that the rows' targets call."""
     return {call["name"] for row in rows for call in row["messages"][-1].get("tool_calls") or []}
+
+
+def _fault_of_question(row: dict) -> str | None:
+    """Why a model cannot be asked a row; None for a valid one."""
+    if len(row["messages"]) < 2:
+        return "there is no message to answer"
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which no tokenizer takes
+        return "a text cannot be written as UTF-8"
+    return None
 
 
 def _answer_batch(candidate: Candidate, prompts: list[str], *, number: int) -> list[Answers]:

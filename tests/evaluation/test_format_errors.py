@@ -1,5 +1,6 @@
 """One reading of a valid answer: the rate, the mistakes, exact match, Sim-RL's log, `star call` and the gate agree."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ import star.modeling.generation
 import star.modeling.models
 from star.chat import FormatError, parse_completion, render_target
 from star.config.evaluation import Gate
+from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.heldout import _outcome, score_heldout
+from star.evaluation.candidate import Candidate
+from star.evaluation.heldout import _outcome, ask_suite, score_heldout
+from star.evaluation.journal import Journal
 from star.evaluation.report import markdown_table, write_report
 from star.modeling.inference import answer_request
 from star.modeling.prompts import Prompt
@@ -130,3 +134,21 @@ def test_a_row_whose_target_cannot_be_read_is_left_out_and_named(tmp_path: Path)
     )
     with pytest.raises(InputError, match="none of the 1 held-out rows can be scored: the target of row <broken>"):
         score_heldout(outcomes[1:], samples=1, seed=0)
+
+
+def test_a_row_that_no_model_can_be_asked_is_left_out_and_named(tmp_path: Path, micro: Config) -> None:
+    answer = {"role": "assistant", "content": "No."}
+    messages = {"half-pair": [{"role": "user", "content": "\ud83d"}, answer], "no-question": [answer]}
+    rows = [
+        {"id": key, "messages": said, "tools": TOOLS, "source": "own", "kind": "x"} for key, said in messages.items()
+    ]
+    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "train.jsonl").write_text("")
+    journal = Journal(tmp_path / "journal.jsonl")
+    outcomes = ask_suite(Candidate("a", None, bootstrap_tokenizer(), micro.evaluate, 7, journal), tmp_path)
+    scored = score_heldout([outcome(CALL, CALL), *outcomes], samples=1, seed=0)
+    assert scored.scores["exact_match"]["mean"] == 1.0
+    assert scored.details["unscored"] == [
+        {"id": "half-pair", "reason": "a text cannot be written as UTF-8"},
+        {"id": "no-question", "reason": "there is no message to answer"},
+    ]
