@@ -91,6 +91,8 @@ def text_of(content: Any) -> str | None:
     Raises:
         InputError: it holds anything but text.
     """
+    if content is None or isinstance(content, str):
+        return content
     parts = _parts_of(content)
     if parts.calls or parts.reasoning or parts.results:
         raise InputError(f"expected nothing but text, got {str(content)[:80]}")
