@@ -51,6 +51,7 @@ def machine_checks(config: Config) -> Iterator[Check]:
 def print_checks(config: Config) -> bool:
     """Prints every check and returns whether all passed. The cluster's secrets are left out because this machine does not have them."""
     from rich.console import Console
+    from rich.markup import escape
 
     without_secrets = config.model_copy(update={"cluster": config.cluster.model_copy(update={"secrets": {}})})
     console = Console()
@@ -58,5 +59,6 @@ def print_checks(config: Config) -> bool:
     for check in (*machine_checks(config), *preflight_checks(without_secrets)):
         all_passed &= check.passed
         colour, word = ("green", "ok  ") if check.passed else ("red", "FAIL")
-        console.print(f"[{colour}]{word}[/] {check.name:<22} {check.detail}", soft_wrap=True)
+        # Escaped, because a detail may quote a token such as [/INST], which is markup to rich.
+        console.print(f"[{colour}]{word}[/] {check.name:<22} {escape(check.detail)}", soft_wrap=True)
     return all_passed

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
 from star.config.load import load_config
-from star.doctor import actors
+from star.doctor import actors, machine
 from star.doctor.check import Check
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
@@ -253,3 +253,14 @@ def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -
     broken_header(models)
     for _ in range(2):
         assert not list(rehearse_once(Config.model_validate(settings), tmp_path))[-1].passed
+
+
+def test_a_token_that_is_markup_is_printed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        machine, "machine_checks", lambda _: [Check("tokenizers", False, 'id 3 is "[/INST]" and "[red]"')]
+    )
+    monkeypatch.setattr(machine, "preflight_checks", lambda _: [])
+    assert not machine.print_checks(load_config("tiny"))
+    assert '"[/INST]" and "[red]"' in capsys.readouterr().out
