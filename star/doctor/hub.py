@@ -12,7 +12,7 @@ from star.errors import InputError
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # Seconds until the connection is there, and until the answer begins.
-CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 5.0
+CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 4.0
 
 
 def hub_models(config: Config) -> list[Teacher | Student]:
