@@ -1,5 +1,6 @@
 """The configuration: validation at load, errors that name the key, and digests by section."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,30 @@ def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 3\ndistill: {steps: 7, top_m: 5}\n")
     config = load_config(write(tmp_path, "extends: base.yaml\ndistill: {steps: 8}\n"))
     assert (config.seed, config.distill.steps, config.distill.top_m) == (3, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("student", "revision"),
+    [
+        ("base: team/other", None),
+        ("{base: team/other, revision: abc}", "abc"),
+        ("base: Qwen/Qwen3-0.6B", "c1899de289a04d12100db370d81485cdf75e47ca"),
+        ("{}", "c1899de289a04d12100db370d81485cdf75e47ca"),
+    ],
+)
+def test_a_revision_stays_with_its_base(student: str, revision: str | None, tmp_path: Path) -> None:
+    settings = student if student[0] == "{" else f"{{{student}}}"
+    config = load_config(write(tmp_path, f"extends: qwen3-0.6b\nstudent: {settings}\n"))
+    assert config.student.revision == revision
+    assert config.teacher.revision == load_config("qwen3-0.6b").teacher.revision
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "tiny"])
+def test_the_shipped_bases_have_a_revision(profile: str) -> None:
+    config = load_config(profile)
+    assert re.fullmatch("[0-9a-f]{40}", config.teacher.revision) and re.fullmatch(
+        "[0-9a-f]{40}", config.student.revision
+    )
 
 
 def test_a_file_is_taken_by_content_and_relative_to_the_configuration(tmp_path: Path) -> None:
