@@ -16,12 +16,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
-from star.folders.manifest import MANIFEST, METRICS
+from star.folders.manifest import MANIFEST, METRICS, read_manifest
 from star.hashing import digest_of
 from star.json_file import write_json
 from star.registry.lineage import LINEAGE_FILE
@@ -58,8 +59,12 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
         name: the name of this model there.
     """
-    # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
-    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
+    # Only what the stage wrote: a file that somebody adds would be published, and would change what the model does.
+    for path in (entry.path for entry in read_manifest(refined).files):
+        if not any(fnmatch(path, pattern) for pattern in LEFT_OUT):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
+            _link_or_copy(refined / path, folder / path)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -68,7 +73,7 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system

@@ -249,6 +249,15 @@ def test_a_manifest_cannot_name_files_elsewhere(proxy: Proxy, tmp_path: Path) ->
         download_folder(URL, tmp_path / "here")
 
 
+def test_what_a_killed_download_left_is_removed(proxy: Proxy, tmp_path: Path) -> None:
+    upload_folder(make_folder(tmp_path / "topk"), URL)
+    fetched = download_folder(URL, tmp_path / "fetched")
+    (fetched / ".rows.bin.tmp.1a2B3c4D").write_bytes(b"half")
+    (fetched / "of-an-older-result.jsonl").touch()
+    download_folder(URL, tmp_path / "fetched")
+    assert contents(fetched) == contents(tmp_path / "topk")
+
+
 def test_a_missing_bucket_and_a_dead_store_are_one_line(proxy: Proxy, tmp_path: Path, monkeypatch) -> None:
     folder = make_folder(tmp_path / "topk")
     with pytest.raises(InputError, match="NoSuchBucket, the bucket or a file is missing"):
