@@ -1,6 +1,12 @@
 """The locks: complete, with the sha256 of every file, of the versions in constraints.txt, and used wherever packages are installed."""
 
+import http.server
+import os
 import re
+import shutil
+import subprocess
+import sys
+import threading
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -94,6 +100,21 @@ def test_a_lock_has_everything_that_the_package_needs_here(lock: str, extras: li
     assert len(seen) > 100
 
 
+@pytest.mark.skipif(
+    os.environ.get("CI") != "true" or Path(sys.prefix) != ROOT / ".venv",
+    reason="needs an environment that `make install` has just made, as CI has",
+)
+def test_a_clean_installation_has_nothing_that_is_not_locked() -> None:
+    """pip is the one that `python -m venv` puts into every environment."""
+    versions = {name: version for lock in LOCKS for name, version in locked(lock.stem).items()}
+    installed = {
+        canonicalize_name(package.metadata["Name"]): package.version.partition("+")[0]
+        for package in metadata.distributions()
+    }
+    extra = {name for name, version in installed.items() if versions.get(name, "").partition("+")[0] != version}
+    assert extra <= {"pip", "star-distill"}
+
+
 def test_torch_is_apart() -> None:
     for name in ("dev", "image", "build", "installer", "audit"):
         assert not [package for package in locked(name) if TORCH.match(package)]
@@ -138,3 +159,51 @@ def test_workflows_name_actions_by_commit(file: Path) -> None:
 def test_the_base_image_has_a_digest() -> None:
     [base] = re.findall(r"^ARG BASE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert re.fullmatch(r"python:\S+@sha256:[0-9a-f]{64}", base)
+
+
+def page(files: dict[str, str]) -> str:
+    """A page of an index: file to sha256."""
+    links = (
+        f'<a href="/whl/cpu/{file.replace("+", "%2B")}#sha256={digest}">{file}</a><br/>'
+        for file, digest in files.items()
+    )
+    return "<html><body>\n" + "\n".join(links) + "\n</body></html>"
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "without macOS"])
+def test_the_lock_of_cpu_builds_is_read_from_the_page_of_the_index(complete: bool) -> None:
+    version = constraints()["torch"]
+    wanted = {
+        f"torch-{version}+cpu-cp311-cp311-manylinux_2_28_x86_64.whl": "1" * 64,
+        f"torch-{version}+cpu-cp314-cp314-manylinux_2_28_aarch64.whl": "2" * 64,
+    } | ({f"torch-{version}-cp312-cp312-macosx_14_0_arm64.whl": "3" * 64} if complete else {})
+    unwanted = {
+        f"torch-{version}+cpu-cp312-cp312-win_amd64.whl": "4" * 64,
+        f"torch-{version}+cpu-cp314-cp314t-manylinux_2_28_x86_64.whl": "5" * 64,
+        "torch-2.0.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl": "6" * 64,
+    }
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/whl/cpu/torch/" else 404)
+            self.end_headers()
+            self.wfile.write(page(wanted | unwanted).encode())
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/whl/cpu"
+        done = subprocess.run([ROOT / "requirements/lock_torch_cpu.sh", address], capture_output=True, text=True)
+        server.shutdown()
+    if not complete:
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"no file of torch {version} for darwin with a sha256 on the page\n",
+        )
+        return
+    assert done.returncode == 0, done.stderr
+    assert re.findall("sha256:(.)", done.stdout) == ["3", "1", "2"]
+    assert f"torch=={version}+cpu ; sys_platform == 'linux'" in done.stdout
