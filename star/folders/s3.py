@@ -27,9 +27,9 @@ from star.folders.manifest import (
     read_manifest,
     unlisted_paths,
 )
-from star.folders.s3_client import ATTEMPTS, S3Folder, open_s3
+from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, open_s3
 from star.hashing import sha256_of
-from star.progress import Bar
+from star.progress import Bar, print_line
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -106,6 +106,12 @@ def manifests_below(url: str | Path) -> Iterator[tuple[str, bytes]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3_folder.bucket, Prefix=s3_folder.key(""))
         for found in (entry["Key"] for page in pages for entry in page.get("Contents", [])):
             folder, _, name = found.rpartition("/")
+            try:
+                check_key(folder, source=f"s3://{s3_folder.bucket}/{found}")
+            except InputError as error:
+                # One such object, which anybody who writes there can make, must not hide the others.
+                print_line(str(error))
+                continue
             # Deleted between the two requests: somebody uploads another result there.
             if name == MANIFEST and (content := _read_object(client, S3Folder(s3_folder.bucket, folder), MANIFEST)):
                 yield f"s3://{s3_folder.bucket}/{folder}", content
