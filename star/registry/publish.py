@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
-from star.hashing import digest_of
 from star.json_file import write_json
+from star.registry.bucket import address_of, store_in_bucket
 from star.registry.lineage import LINEAGE_FILE
-from star.registry.location import registry_location, registry_s3_client, split_s3
+from star.registry.location import registry_location
 from star.registry.versions import (
     DIGEST_TAG,
     FILES_TAG,
@@ -99,6 +99,7 @@ def register_model(
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
     # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
+        _repair_in_bucket(found, folder)
         return found
     # The hashes are taken before anything is sent, so a damaged upload is noticed at the first download.
     files = hash_files(folder)
@@ -106,7 +107,7 @@ def register_model(
     client = connect()
     location = registry_location()
     if location and location.startswith("s3://"):
-        source = _upload_to_bucket(folder, files, location=location)
+        source = store_in_bucket(folder, files, location=location)
         model = _logged_model(client, name, tags={DIGEST_TAG: model_digest}, external=source)
     else:
         model = _logged_model(client, name, tags={DIGEST_TAG: model_digest})
@@ -122,6 +123,15 @@ def register_model(
         name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
     return read_version(entry, aliases={})
+
+
+def _repair_in_bucket(version: Version, folder: Path) -> None:
+    """Sends those files again that the bucket of STAR_REGISTRY has lost or that were changed there."""
+    location = registry_location()
+    if not (location and location.startswith("s3://") and version.files):
+        return
+    if version.source == address_of(version.files, location=location) and hash_files(folder) == version.files:
+        store_in_bucket(folder, version.files, location=location)
 
 
 def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
@@ -210,23 +220,3 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
         client.create_registered_model(name)
     except MlflowException:
         client.get_registered_model(name)  # it exists already; any other failure is raised here again
-
-
-def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) -> str:
-    """Uploads a model's files under the digest of their content, the list of them last. Returns the folder's address."""
-    from botocore.exceptions import ClientError
-
-    bucket, prefix = split_s3(location)
-    address = f"{prefix}models/{digest_of(dict(files))}"
-    client = registry_s3_client()
-    # The list is written last, so where it exists all files do.
-    try:
-        client.head_object(Bucket=bucket, Key=f"{address}.json")
-    except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-            raise
-        # The address is a digest of the content, so an upload that was killed can be repeated over its own files.
-        for path in files:
-            client.upload_file(str(folder / path), bucket, f"{address}/{path}")
-        client.put_object(Bucket=bucket, Key=f"{address}.json", Body=json.dumps(files, indent=1).encode())
-    return f"s3://{bucket}/{address}"

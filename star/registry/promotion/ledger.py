@@ -174,6 +174,8 @@ class Ledger:
                 "is not the one that was written: MLflow's tag of the model has another digest",
                 cure=self._restore(seq),
             )
+        if fault := self._wrong_signature(found):
+            raise self._damage(seq, fault, cure=self._restore(seq))
         return found
 
     def _checked(self, name: str, text: str | None, before: Decision) -> Decision:
@@ -209,7 +211,10 @@ class Ledger:
             return "was made in another registry"
         if before.signature and not made.signature:
             return f"is not signed, though decision {before.seq} is"
-        if self.keys and made.signature and not self.keys.verify(signed_digest(made), made.signature):
+        return self._wrong_signature(made)
+
+    def _wrong_signature(self, record: Attempt | Decision) -> str | None:
+        if self.keys and record.signature and not self.keys.verify(signed_digest(record), record.signature):
             return f"has a signature that is of no key in {KEY_VARIABLE}"
         return None
 
@@ -240,7 +245,7 @@ class Ledger:
                 newest.seq,
                 f"is not signed, though {KEY_VARIABLE} is set",
                 cure=f"if every line of `star registry ledger --name {self.name}` is yours, sign them with "
-                f"`star registry sign --name {self.name}`",
+                f"`star registry sign --name {self.name}`; if not, {self._set_aside(_decision_record(newest.seq))}",
             )
 
     def _all_attempts(self, decisions: Sequence[Decision]) -> tuple[list[Attempt], list[str]]:
@@ -265,12 +270,10 @@ class Ledger:
                 yield f"{self._where()}: the attempt of decision {made.seq} is missing or was changed: restore {self._entry(made.attempt)}"
         signed_from = next((made.seq for made in decisions if made.signature), None)
         for attempt in attempts:
-            bad = bool(
-                self.keys and attempt.signature and not self.keys.verify(signed_digest(attempt), attempt.signature)
-            )
+            bad = self._wrong_signature(attempt)
             unsigned = not attempt.signature and signed_from is not None and attempt.over >= signed_from - 1
             if bad or unsigned:
-                said = "has a signature of no known key" if bad else "is not signed"
+                said = bad or "is not signed"
                 yield f"{self._where()}: {self._entry(attempt)} {said}: {self._set_aside(self._entry(attempt))}"
 
     def _entry(self, attempt: Attempt) -> str:
@@ -291,7 +294,7 @@ class Ledger:
         return DamagedLedgerError(f"{self._where()}: decision {seq} {fault}: {cure}")
 
     def _restore(self, seq: int) -> str:
-        name = f"decisions/{entry_name(seq)}"
+        name = _decision_record(seq)
         return f"restore {self.folder}/{name} from a backup or the bucket's versions, or {self._set_aside(name)}"
 
     def _set_aside(self, name: str) -> str:
@@ -301,6 +304,10 @@ class Ledger:
 def entry_name(seq: int) -> str:
     """Name of a decision's entry; names sort as the numbers do."""
     return f"{seq:08d}"
+
+
+def _decision_record(seq: int) -> str:
+    return f"decisions/{entry_name(seq)}"
 
 
 def _outcome(attempt: Attempt, winners: dict[int, Attempt]) -> str:

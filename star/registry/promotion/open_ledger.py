@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Tags of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
 LOCATION_TAG = "star.records"
-HEAD_TAG = "star.verified"  # registry, number and digest of the newest decision whose aliases were written
+HEAD_TAG = "star.verified"  # registry, number and digest of the newest decision that was found right
 
 
 def open_ledger(name: str, client: "MlflowClient") -> Ledger:

@@ -196,6 +196,8 @@ def write_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, writer: 
     client.set_registered_model_tag(name, WRITER_TAG + writer, str(decision.seq))
     while True:
         seen = read_aliases(name, client)
+        # Before anything shows the decision: from here on it cannot be taken out of the ledger unseen.
+        note_head(name, decision, registry=ledger.registry, client=client)
         _record_overwritten_moves(name, seen, decision, ledger=ledger)
         for alias in ALIASES:
             if decision.aliases.get(alias) != seen.aliases.get(alias):
@@ -206,7 +208,6 @@ def write_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, writer: 
         # The last of several writers must not leave the aliases of an older decision, so each reads the ledger again.
         newest = ledger.newest()
         if newest.seq == decision.seq:
-            note_head(name, decision, registry=ledger.registry, client=client)
             break
         decision = newest
     # A kill before this line leaves the tag. Until `reconcile` removes it, no move by hand is adopted.

@@ -10,7 +10,7 @@ from star.errors import InputError
 from star.folders.s3_client import s3_errors
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import Head, Ledger, entry_name
-from star.registry.promotion.open_ledger import note_head, open_ledger
+from star.registry.promotion.open_ledger import HEAD_TAG, note_head, open_ledger
 from star.registry.promotion.promote_and_rollback import write_aliases
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
@@ -46,7 +46,10 @@ def set_aside_record(name: str, record: str) -> tuple[list[str], Decision]:
     with s3_errors(ledger.store.place):
         for one in moved:
             _move(ledger, *one.split("/", 1))
-    ledger.head = Head()  # what was known before may have been of a decision that is not there any more
+    if kind == "decisions":
+        # What was known may have been of a decision that is gone. Before the rest is read, which can be damaged too.
+        ledger.head = Head()
+        client.set_registered_model_tag(name, HEAD_TAG, "")
     newest = ledger.newest()
     if kind == "decisions":
         note_head(name, newest, registry=ledger.registry, client=client)
