@@ -33,6 +33,8 @@ METRICS = "metrics.json"
 NOT_IN_DIGEST = frozenset({METRICS, "timing.json", "report.html", "report.md"})
 OPEN_FILE = re.compile(r"\.nfs[0-9a-f]+")  # NFS gives this name to a deleted file that a process still has open
 
+_verified: set[Path] = set()  # resolved folders that `open_input` has verified in this process
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -131,7 +133,14 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
                 f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
             )
     refuse_unlisted(folder, manifest)
+    _verified.add(folder.resolve())
     return manifest
+
+
+def was_verified(folder: Path) -> bool:
+    """Whether `open_input` of this process has verified the folder, or one in which it lies."""
+    place = folder.resolve()
+    return any(parent in _verified for parent in (place, *place.parents))
 
 
 def unlisted_paths(folder: Path, manifest: Manifest) -> list[str]:

@@ -132,7 +132,9 @@ def test_a_changed_setting_touches_only_the_stages_that_read_it() -> None:
 
 
 def test_every_section_is_read_by_a_stage() -> None:
-    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster"} == set(Config.model_fields)
+    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster", "safety"} == set(
+        Config.model_fields
+    )
 
 
 def test_sha256_of_a_missing_file_names_it(tmp_path: Path) -> None:
@@ -195,3 +197,9 @@ def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None
     assert refinement("{steps: 3}") == SimRL(steps=3)
     with pytest.raises(InputError, match=r"teacher\.refine"):
         refinement("sft")
+
+
+def test_limits_reach_the_process_of_a_stage_and_change_no_result() -> None:
+    usual, other = Config(), Config.model_validate({"safety": {"model_seconds": 60}})
+    assert other.slice(("seed", "teacher")) == usual.slice(("seed", "teacher")) == usual.for_stage(("seed", "teacher"))
+    assert Config.from_json(other.for_stage(("seed", "teacher"))).safety.model_seconds == 60
