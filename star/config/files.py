@@ -15,6 +15,7 @@ from star.config.base import Section
 from star.errors import InputError
 from star.hashing import sha256_of
 
+MODEL_FILES = (".json", ".safetensors", ".jinja")  # what decides how a model answers; .jinja are chat templates
 PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.json`
 
 
@@ -71,10 +72,9 @@ def to_model_folder(value: object) -> object:
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
     folder = Path(value).expanduser().resolve()
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
     # Sorted, because the order of a folder differs between machines and the digest must not.
-    content = [
-        (file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors")
-    ]
+    content = [(file.name, sha256_of(file)) for file in sorted(files) if file.suffix in MODEL_FILES]
     return {"path": str(folder), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
 
 
