@@ -4,13 +4,11 @@ The hub's own client retries every file of every model for minutes where no netw
 """
 
 import os
-import re
 
 from star.config.experiment import Config
-from star.config.models import Student, Teacher
+from star.config.models import HUB_ID, Student, Teacher
 from star.errors import InputError
 
-HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # Seconds until the connection is there, and until the answer begins.
 CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 4.0
 
