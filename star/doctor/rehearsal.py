@@ -199,7 +199,7 @@ class _Rehearsal:
 
         tokenizer, asked, answer = self.teacher.tokenizer, "rehearsed request", "rehearsed answer"
         user = {"role": "user", "content": asked}
-        tools = [{"type": "function", "function": tool} for tool in self.prompts[0].tools]
+        tools: list[Any] = [{"type": "function", "function": tool} for tool in self.prompts[0].tools]
         prompt = render_prompt([user], tools, tokenizer)
         told = tokenizer.apply_chat_template(
             [user, {"role": "assistant", "content": answer}], tools=tools or None, tokenize=False
