@@ -39,8 +39,12 @@ def tools_of_record(record: dict) -> list | None:
 
 
 def require_no_other_tools(record: dict) -> None:
-    """Raises InputError where a record without tools has a field that looks like them under another name."""
-    for key, value in record.items():
+    """Raises InputError where a record without tools has a field that looks like them under another name.
+
+    The field may stand within another one, such as the settings of the chat template.
+    """
+    within = [inner for value in record.values() if isinstance(value, dict) for inner in value.items()]
+    for key, value in [*record.items(), *within]:
         looks = isinstance(value, list | dict) or (isinstance(value, str) and value.lstrip()[:2] in ("[{", '{"'))
         if key not in TOOL_FIELDS and _OTHER_FIELD.search(str(key)) and looks and value:
             raise InputError(f"no tools under `tools` or `functions`, but there is `{key}`: rename it to `tools`")

@@ -20,6 +20,7 @@ from typing import Any
 from jsonschema.exceptions import SchemaError
 
 from star.data.json_schema import check_schema, same_json
+from star.data.literals import parse_field
 from star.data.python_types import json_schema_of_type
 from star.data.schema_drafts import LEFT_OUT, own_requirement
 from star.data.schema_keywords import KNOWN
@@ -74,6 +75,8 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
         if not isinstance(described, str):
             raise InputError("the description must be text")
         written: Any = next((inner[key] for key in SCHEMA_KEYS if inner.get(key) is not None), {})
+        if isinstance(written, str):  # a table holds schemas that differ as text
+            written = parse_field(written, "parameters") if written.strip() else {}
         parameters, notes = _read_parameters(written, References(written, tool, document), beside=inner.get("required"))
         # After the normalisation, because the dialects' own types are not JSON Schema.
         check_schema(json.dumps(parameters))
@@ -148,7 +151,7 @@ def _parameters(written: Any, reader: SchemaReader, *, beside: object) -> dict:
     if (
         not isinstance(read, dict)
         or "object" not in read.get("type", "object")
-        or "properties" in written.keys() - read.keys()
+        or ("properties" not in read and written.get("properties") is not None)
     ):
         raise unreadable
     schema = _with_properties_of_parts({"properties": {}, "required": [], **read})

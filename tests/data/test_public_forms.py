@@ -297,6 +297,7 @@ def test_toolace_names_parameters_as_it_likes(tmp_path: Path, text: str, calls: 
         f"I call this:\n```json\n{json.dumps(OSLO)}\n```",
         'Sure: {"arguments": {"city": "Oslo"}, "name": "get_weather"}',
         'I call get_weather(city="Oslo") now.',
+        "I call this:\nget_weather()",
         '```python\nprint(get_weather(city="Oslo"))\n```',
         'Thought: the weather.\nAction: get_weather\nAction Input: {"city": "Oslo"}',
         '{"get_weather": {"city": "Oslo"}}',
@@ -329,6 +330,8 @@ def test_an_answer_that_begins_what_cannot_be_read_is_a_reject(tmp_path: Path, t
         "1. `city`\n2. {days}",
         "[1, 2, 3]",
         "get_weather (the tool) needs a city.",
+        "get_weather() needs a city.",
+        "Use `get_weather()`, please.",
         " Leading and trailing blanks. ",
         "x < y and <b>bold</b>",
     ],
@@ -348,6 +351,7 @@ def test_a_reply_that_only_looks_odd_stays_as_it_is(tmp_path: Path, text: str) -
         ("<think>Hm.</think>", {"tool_calls": [OSLO], "reasoning_content": "Hm."}, (None, [OSLO], "Hm.")),
         (f"<tool_call>{json.dumps(OSLO)}</tool_call>", {"tool_calls": [OSLO]}, (None, [OSLO], None)),
         ("No.", {"reasoning": "Hm."}, ("No.", [], "Hm.")),
+        (None, {"tool_calls": [OSLO], "tool_plan": "Hm."}, (None, [OSLO], "Hm.")),
         (json.dumps(OSLO) + ";\n" + json.dumps(OSLO), {}, (None, [OSLO, OSLO], None)),
         ('get_weather\n{"city": "Oslo"}', {}, (None, [OSLO], None)),
         ('{"action": "get_weather", "action_input": {"city": "Oslo"}}', {}, (None, [OSLO], None)),
@@ -375,6 +379,9 @@ def test_reasoning_and_calls_are_found_where_they_are_written(
         (said("<think>One.</think>", tool_calls=[OSLO], reasoning_content="Two."), "one reasoning in its content"),
         (said('<tool_call>{"name": "f", "arguments": {}}</tool_call>', tool_calls=[OSLO]), "other calls"),
         (said("Ok.", function_calls=[OSLO]), "`function_calls`"),
+        (said(None, function_calls='get_weather(city="Oslo")'), "`function_calls`"),
+        ({"messages": said("Ok.")["messages"], "template": {"xml_tools": [TOOL]}}, "`xml_tools`"),
+        ({"prompt": [ASK], "completion": []}, "it has `prompt`, `completion`"),
         (said("Ok.", function_call="get_weather"), "`function_call`"),
         (said('{"city": "Oslo"}', recipient="functions.get_weather"), "functions.get_weather"),
         ({"messages": [ASK, {"role": "assistant", "output": "Ok."}], "tools": [TOOL]}, "neither `content` nor calls"),
@@ -392,3 +399,19 @@ def test_what_would_be_lost_is_a_reject(tmp_path: Path, record: dict, says: str)
     [reject] = imported(tmp_path, record)
     assert isinstance(reject, Reject), reject
     assert says in reject.detail
+
+
+def test_calls_in_messages_of_their_own_are_one_turn(tmp_path: Path) -> None:
+    """ms-swift writes each of several parallel calls as a message."""
+    calls = [OSLO, {"name": "get_weather", "arguments": {"city": "Rome"}}]
+    written = [{"role": "tool_call", "content": json.dumps(call)} for call in calls]
+    alone, behind_words = imported(
+        tmp_path,
+        {"messages": [ASK, *written], "tools": [TOOL]},
+        {"messages": [ASK, {"role": "assistant", "content": "I look."}, *written], "tools": [TOOL]},
+    )
+    for row, content in ((alone, None), (behind_words, "I look.")):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][-1]["tool_calls"] == calls
+        assert row["messages"][-1]["content"] == content
+        assert row["kind"] == "parallel"
