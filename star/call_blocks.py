@@ -28,8 +28,8 @@ MAX_DEPTH = 100
 
 # A tag of calls, in the formats that models are trained on: Qwen, Hermes, glaive, DeepSeek, Mistral, Llama, Gemma, Claude and others.
 CALL_TAG = re.compile(
-    r"(?:<|&lt;)[/|\uff5c\s]{0,4}(?:tool|function)[_\u2581 -]?call|<[|\uff5c]/?tool[\u2581_]|\[/?TOOL_CALLS\]"
-    r"|</?(?:function|parameter)\s*=|<\|python_(?:tag|start)\|>|<\|action_start\|>|<(?:antml:)?invoke\b|<tool_use\b|<arg_key>"
+    r"(?:<|&lt;)[/|\uff5c\s]{0,4}(?:\w{1,20}[:_])?(?:tool|function)[_\u2581 -]?call|<[|\uff5c]/?tool[\u2581_]|\[/?TOOL_CALLS\]"
+    r"|</?(?:function|parameter)\s*=|<\|python_(?:tag|start)\|>|<\|action_start\|>|<(?:antml:)?invoke\b|</?(?:tool_use|use_mcp_tool)\b|<arg_key>"
     r"|<\|channel\|>\s*commentary|```tool_(?:call|code|use)",
     re.IGNORECASE,
 )

@@ -379,6 +379,8 @@ def test_format_errors_in_both_readings(text):
                 "<｜tool▁calls▁begin｜>",
                 "```tool_code\nf(a=1)\n```",
                 "&lt;tool_call&gt;",
+                "<start_function_call>call:f{a:1}<end_function_call>",
+                "<seed:tool_call>",
                 "[]",
                 "{}",
                 "...",

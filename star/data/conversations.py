@@ -78,7 +78,7 @@ def messages_of(written: Any, tools: Tools) -> list[dict]:
     if not isinstance(written, dict):
         raise InputError(f"a message must be an object, got {str(written)[:80]}")
     spelled = _spelled_role(written)
-    role = ROLES.get(spelled, _written_role(written)) if spelled else _written_role(written)
+    role = ROLES.get(spelled, spelled or _written_role(written))
     content = written.get("content")
     if content is None:
         content = written.get("value")
@@ -103,9 +103,9 @@ def _written_role(written: dict) -> Any:
 
 
 def _spelled_role(written: dict) -> str:
-    """Returns the role with `_` between its words; "" where it is not text."""
+    """Returns the role in lower case with `_` between its words; "" where it is not text."""
     role = _written_role(written)
-    return role.replace("-", "_").replace(" ", "_") if isinstance(role, str) else ""
+    return role.lower().replace("-", "_").replace(" ", "_") if isinstance(role, str) else ""
 
 
 def assistant_message(content: str | None, calls: list[dict], reasoning: str | None) -> dict:

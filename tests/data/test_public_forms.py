@@ -292,6 +292,9 @@ def test_toolace_names_parameters_as_it_likes(tmp_path: Path, text: str, calls: 
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function",
         '<invoke name="get_weather">',
         "<|channel|>commentary to=functions.get_weather",
+        "<seed:tool_call><function=get_weather><parameter=city>Oslo</parameter></function></seed:tool_call>",
+        "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>",
+        "<use_mcp_tool><tool_name>get_weather</tool_name></use_mcp_tool>",
         '{"name": "get_weather", "arguments": {"city": "Oslo"',
         'Sure: {"name": "get_weather", "arguments": {"city": "Oslo"}}',
         f"I call this:\n```json\n{json.dumps(OSLO)}\n```",
@@ -404,7 +407,7 @@ def test_what_would_be_lost_is_a_reject(tmp_path: Path, record: dict, says: str)
 def test_calls_in_messages_of_their_own_are_one_turn(tmp_path: Path) -> None:
     """ms-swift writes each of several parallel calls as a message."""
     calls = [OSLO, {"name": "get_weather", "arguments": {"city": "Rome"}}]
-    written = [{"role": "tool_call", "content": json.dumps(call)} for call in calls]
+    written = [{"role": "Tool Call", "content": json.dumps(call)} for call in calls]
     alone, behind_words = imported(
         tmp_path,
         {"messages": [ASK, *written], "tools": [TOOL]},
