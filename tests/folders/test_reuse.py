@@ -71,6 +71,18 @@ def test_only_large_files_are_shared_and_nobody_can_write_to_them(home: Path) ->
     open_input(home / "dvc" / "data", stage="writing")
 
 
+def test_a_link_stays_read_only_in_what_is_made_from_it(home: Path) -> None:
+    make(home / "pipeline" / "data")
+    make(home / "dvc" / "data")
+
+    def link(workspace: Workspace, manifest: Manifest) -> Result:
+        os.link(home / "dvc" / "data" / "tokenizer" / "weights.bin", workspace.out / "weights.bin")
+        return Result({})
+
+    run_once(lambda: draft_manifest("linking", settings="{}", code="c", inputs={}), link, out=home / "merged")
+    assert stat.S_IMODE((home / "dvc" / "data" / "tokenizer" / "weights.bin").stat().st_mode) == 0o444
+
+
 def test_a_file_system_without_hard_links_gets_a_copy(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: object) -> None:
         raise OSError("no hard links here")
