@@ -225,6 +225,8 @@ def test_nested_schemas_are_normalised_and_hints_kept() -> None:
         ({"name": "f", "parameters": [1]}, "'f': parameters must be an object"),
         ({"name": "f", "parameters": {"type": "array"}}, "'f': parameters must be"),
         ({"name": "f", "parameters": "none"}, "'f': `parameters` is text that is not JSON"),
+        ({"name": "f", "inputs": {"a": {"type": "string"}}}, "'f': its parameters are under `inputs`"),
+        ({"name": "f", "parameters": None, "required_parameters": [{"name": "a"}]}, "under `required_parameters`"),
         ({"name": "f", "parameters": {"a": "str"}}, "'f': parameters must be"),
         ({"name": "f", "parameters": {"type": "dict", "properties": {"a": 3}}}, "'f': parameter 'a': a schema must be"),
         ({"name": "f", "parameters": {"a": {"type": "str", "$ref": "http://x/y"}}}, "leaves the document"),
