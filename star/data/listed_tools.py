@@ -9,6 +9,7 @@ ToolACE writes one JSON list into that text, glaive one object after the other, 
 import re
 from typing import Any
 
+from star.chat import TOOLS_HEADER
 from star.data.literals import decode_value, parse_field
 from star.errors import InputError
 
@@ -58,6 +59,12 @@ def repeats_tools(system: str, tools: list) -> bool:
         return _names(tools_in_system(system) or []) == _names(tools)
     except InputError:
         return False
+
+
+def text_before_tools(system: str) -> str:
+    """Returns what Qwen's chat template was given as the system message that it wrote the tools behind; "" for any other text."""
+    before, header, _ = system.partition(TOOLS_HEADER.strip())
+    return before.strip() if header else ""
 
 
 def _names(tools: list) -> set[str]:
@@ -123,9 +130,10 @@ def _read_if_tools(text: str, start: int) -> tuple[list, int] | None:
     except InputError:
         return None
     listed = value if isinstance(value, list) else [value]
-    # In a list a name alone tells a tool, as ToolACE writes them; an object by itself must look like one.
-    looks = _has_name if isinstance(value, list) else _has_schema
-    return (listed, end) if all(looks(tool) for tool in listed) else None
+    # Behind such words a name alone tells a tool. Without them, a list may be of anything that has names.
+    announced = isinstance(value, list) and _ANNOUNCED.search(text, 0, start)
+    found = all(map(_has_name, listed)) and (announced or any(map(_has_schema, listed)))
+    return (listed, end) if found else None
 
 
 def _has_name(tool: Any) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from star.chat import TOOLS_FOOTER, TOOLS_HEADER
 from star.data.importers import import_rows
 from star.data.rows import REFUSAL, Reject
 
@@ -418,3 +419,19 @@ def test_calls_in_messages_of_their_own_are_one_turn(tmp_path: Path) -> None:
         assert row["messages"][-1]["tool_calls"] == calls
         assert row["messages"][-1]["content"] == content
         assert row["kind"] == "parallel"
+
+
+def test_the_text_before_the_templates_tools_stays(tmp_path: Path) -> None:
+    system = f"Today is Monday.\n\n{TOOLS_HEADER}{json.dumps(TOOL)}{TOOLS_FOOTER}"
+    messages = [{"role": "system", "content": system}, *said("Ok.")["messages"]]
+    for record in ({"messages": messages}, {"messages": messages, "tools": [TOOL]}):
+        [row] = imported(tmp_path, record)
+        assert row["messages"][0] == {"role": "system", "content": "Today is Monday."}
+        assert [tool["name"] for tool in row["tools"]] == ["get_weather"]
+
+
+def test_a_list_of_anything_else_in_a_system_message_is_no_list_of_tools(tmp_path: Path) -> None:
+    system = {"role": "system", "content": 'Users: [{"name": "Ann"}, {"name": "Bob"}]'}
+    [row] = imported(tmp_path, {"messages": [system, *said("Ok.")["messages"]]})
+    assert row["messages"][0] == system
+    assert row["tools"] == []
