@@ -4,10 +4,12 @@ The type of a model is `PreTrainedModel` everywhere. With LoRA adapters it is a 
 every attribute on to the model that it wraps, so the code here and in the trainers uses it as one.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -28,6 +30,16 @@ from star.config.models import HUB_ID
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.trial import try_model
+
+TRIED_OF_THE_HUB = [
+    "config.json",
+    "*.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*.jinja",
+]
 
 transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours
 
@@ -132,10 +144,13 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
             )
         if missing := [name for name in needed if not (model / name).is_file()]:
             raise InputError(f"{model} is not a model folder (no {missing[0]}): give a Hugging Face model folder or id")
-        refuse_unsafe_weights(model)
-        try_model(model)
     elif not Path(model).is_dir() and not HUB_ID.fullmatch(model):
         raise InputError(f"there is no model folder at {model}: give a Hugging Face model folder or id")
+    if Path(model).is_dir():
+        refuse_unsafe_weights(Path(model))
+        try_model(Path(model))
+    else:
+        _try_hub_model(str(model), revision)
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
@@ -147,6 +162,22 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
             f"model {model} cannot be loaded: its weights have other shapes than its config.json says; correct that, or "
             "download it again"
         ) from error
+
+
+@lru_cache
+def _try_hub_model(model: str, revision: str | None) -> None:
+    """Checks the small files of a model of the hub like those of a folder. The weights are not downloaded for it.
+
+    Raises:
+        InputError: it names other weights than safetensors, or is refused by its trial.
+    """
+    try:
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=TRIED_OF_THE_HUB))
+    # No such model, or no network: the loader says so.
+    except (OSError, ValueError):
+        return
+    refuse_unsafe_weights(folder)
+    try_model(folder)
 
 
 def _not_loadable(model: str | Path, error: Exception, *, part: str = "model") -> InputError:
