@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from star.stages import STAGES
+from star.terminal import console
 from star.units import format_seconds
 
 LINE_SECONDS = 15.0  # between two progress lines where there is no terminal
@@ -34,7 +34,7 @@ class ProgressDisplay:
 
     def __init__(self, events: Path) -> None:
         # stderr, because kfp prints to stdout, which is redirected to the log meanwhile.
-        self.console = Console(file=sys.stderr)
+        self.console = console(file=sys.stderr)
         self.events = events
         self.position = 0  # in the event file, in bytes
         self.ran: list[str] = []
@@ -50,7 +50,7 @@ class ProgressDisplay:
         self.thread = threading.Thread(target=self._poll_events, daemon=True)
         self.progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description:<42}"),
+            TextColumn("{task.description:<42}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>4.0f}%"),
             TimeElapsedColumn(),
@@ -136,4 +136,4 @@ class ProgressDisplay:
 
     def _print(self, text: str, *, not_on_terminal: bool = False) -> None:
         if not (not_on_terminal and self.console.is_terminal):
-            self.progress.console.print(text, highlight=False, markup=False)
+            self.progress.console.print(text, highlight=False)

@@ -2,12 +2,12 @@
 
 import json
 
-from rich.console import Console
 from rich.table import Table
 
 from star.config.files import FileRef, packaged_file
 from star.home import home
 from star.pipelines.local_runner import PipelineResult
+from star.terminal import console
 from star.tracking.server import shown_uri, tracking_uri
 from star.units import format_seconds
 
@@ -31,10 +31,10 @@ def print_summary(result: PipelineResult, *, tools: FileRef) -> None:
         scores = [f"{evaluation[f'{model}_{key}']:.3f}" if f"{model}_{key}" in evaluation else "" for key in HEADINGS]
         table.add_row(model, *scores, f"{result.metrics(stage)['seconds']:.0f}")
     registration = json.loads((result.folders["register"] / "registration.json").read_text(encoding="utf-8"))
-    console = Console()
-    console.print(table)
+    screen = console()
+    screen.print(table)
     for line in _result_lines(result, registration, tools):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        screen.print(line, highlight=False, soft_wrap=True)
 
 
 def _result_lines(result: PipelineResult, registration: dict, tools: FileRef) -> list[str]:

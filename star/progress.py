@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star.terminal import console
 from star.units import format_seconds
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ class Bar:
     def __enter__(self) -> "Bar":
         # Under `star run` the runner draws the progress of all stages from their events.
         if sys.stderr.isatty() and "STAR_EVENTS" not in os.environ:
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -69,8 +69,13 @@ class Bar:
                 TimeRemainingColumn,
             )
 
-            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            columns = (
+                TextColumn("{task.description:<28}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self.rich = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console(sys.stderr))
             self.rich.start()
             self.task = self.rich.add_task(self.label, total=self.total, completed=self.start)
         self._show(force=True)

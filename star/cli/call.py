@@ -24,7 +24,6 @@ def call(
     """
     from star.chat import FormatError
     from star.data.tool_files import load_tools
-    from star.html_kit import visible
     from star.modeling.inference import answer_request
     from star.registry.download import get_model_folder
 
@@ -33,8 +32,7 @@ def call(
         completion = answer_request(query, tools=load_tools(tools), model_folder=get_model_folder(model, name=name))
     except FormatError as error:
         fail(str(error), status=1)
-    # A model's text may contain escape sequences of the terminal: only their visible form is printed.
     for tool_call in completion.tool_calls:
-        typer.echo(visible(json.dumps(tool_call, ensure_ascii=False)))
+        typer.echo(json.dumps(tool_call, ensure_ascii=False))
     if completion.content:
-        typer.echo(visible(completion.content))
+        typer.echo(completion.content)

@@ -3,12 +3,13 @@
 import sys
 from typing import NoReturn
 
-import typer
-
 from star.errors import redacted
+from star.terminal import console
 
 
 def fail(message: str, *, status: int) -> NoReturn:
     """Prints the message, without secrets, and exits with the status: 1 the work failed, 2 the user's input is wrong."""
-    typer.secho(f"star: {redacted(message)}", fg=typer.colors.RED, err=True)
+    from rich.text import Text
+
+    console(sys.stderr).print(Text(f"star: {redacted(message)}", style="red"), soft_wrap=True)
     sys.exit(status)

@@ -126,13 +126,11 @@ def logs_command(
 
     Example: `star pipeline logs 5a1c... --task rollout`
     """
-    from star.html_kit import visible
     from star.pipelines.kfp_client import KfpClient
 
     for name, log in KfpClient(host, token, namespace).logs(run_id, task=task):
-        # A log may contain text of a model, with escape sequences of the terminal: only their visible form is printed.
         for line in log.splitlines():
-            typer.echo(f"{name}: {visible(line)}")
+            typer.echo(f"{name}: {line}")
 
 
 @pipeline_app.command("cancel")

@@ -13,6 +13,7 @@ from star.doctor.actors import SMALL_PARAMETERS
 from star.doctor.check import Check
 from star.doctor.estimates import GIB
 from star.doctor.preflight import preflight_checks
+from star.terminal import console
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
 LARGE_NEEDS = (200, 64)  # GiB of disk and of memory
@@ -61,15 +62,13 @@ def _is_large(base: ModelFolder | Architecture | str) -> bool:
 
 def print_checks(config: Config) -> bool:
     """Prints every check and returns whether all passed. The cluster's secrets are left out because this machine does not have them."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     without_secrets = config.model_copy(update={"cluster": config.cluster.model_copy(update={"secrets": {}})})
-    console = Console()
+    screen = console()
     all_passed = True
     for check in (*machine_checks(config), *preflight_checks(without_secrets)):
         all_passed &= check.passed
         colour, word = ("green", "ok  ") if check.passed else ("red", "FAIL")
-        # Escaped, because a detail may quote a token such as [/INST], which is markup to rich.
-        console.print(f"[{colour}]{word}[/] {check.name:<22} {escape(check.detail)}", soft_wrap=True)
+        screen.print(Text(word, style=colour), f"{check.name:<22} {check.detail}", soft_wrap=True)
     return all_passed

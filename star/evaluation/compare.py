@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from star.errors import InputError
@@ -14,7 +13,7 @@ from star.evaluation.labels import metric_of
 from star.evaluation.number_format import format_range, format_score
 from star.evaluation.paired_differences import Outcomes, paired_differences
 from star.evaluation.suites import SUITES
-from star.html_kit import visible
+from star.terminal import console
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def print_comparison(a: Path, b: Path) -> None:
     differences = paired_differences("a", "b", {"a": first.outcomes, "b": second.outcomes})
     if not differences:
         raise InputError(f"{a} and {b} have no row in common: evaluate both on the same suites and data")
-    console = Console()
-    console.print(_scores_table(first, second))
-    console.print(_differences_table(differences))
+    screen = console()
+    screen.print(_scores_table(first, second))
+    screen.print(_differences_table(differences))
 
 
 def _require_same_reading(first: _Evaluated, second: _Evaluated) -> None:
@@ -65,7 +64,7 @@ def _require_same_reading(first: _Evaluated, second: _Evaluated) -> None:
 
 def _scores_table(first: _Evaluated, second: _Evaluated) -> Table:
     table = Table(title="Scores, each with its 95% interval")
-    for heading in ("score", *(visible(model.entry["name"]) for model in (first, second))):
+    for heading in ("score", *(str(model.entry["name"]) for model in (first, second))):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     mine, theirs = first.entry["scores"], second.entry["scores"]
     # In the order of the first model, without what only one of them was asked.

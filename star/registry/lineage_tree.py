@@ -11,8 +11,7 @@ Example, shortened. A file of the folder of `distill` was changed after the mode
 import json
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from star.errors import InputError
@@ -30,15 +29,16 @@ from star.registry.lineage import (
     check_stage,
 )
 from star.registry.versions import Version
+from star.terminal import console
 
-MARKS = {OK: "[green]ok[/]", MISMATCH: "[red]MISMATCH[/]", UNREACHED: "[dim]not checked[/]"}
+MARKS = {OK: ("ok", "green"), MISMATCH: ("MISMATCH", "red"), UNREACHED: ("not checked", "dim")}  # word, style
 
 
 class LineageTree:
     """The tree to print, and the mismatches found while it is built."""
 
     def __init__(self, title: str) -> None:
-        self.root = Tree(f"[bold]{escape(title)}[/]")
+        self.root = Tree(Text(title, style="bold"))
         self.mismatches: list[str] = []
 
     def add(self, branch: Tree, label: str, digest: str, checked: tuple[str, str]) -> Tree:
@@ -47,7 +47,8 @@ class LineageTree:
         if result == MISMATCH:
             self.mismatches.append(f"{label} {digest[:12]}: {explanation}")
         mark = MARKS[result]
-        return branch.add(f"{escape(label)} [cyan]{escape(digest[:12])}[/] {mark} [dim]{escape(explanation)}[/]")
+        parts = (f"{label} ", (digest[:12], "cyan"), " ", mark, " ", (explanation, "dim"))
+        return branch.add(Text.assemble(*parts))
 
 
 def print_lineage(model: str, *, name: str) -> list[str]:
@@ -63,13 +64,19 @@ def print_lineage(model: str, *, name: str) -> list[str]:
     title = str(version or model)
     if not (folder / LINEAGE_FILE).is_file():
         raise InputError(_why_without_lineage(folder, version, title))
-    lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
     tree = LineageTree(title)
-    _add_model(tree, lineage, folder, version)
-    evaluation = lineage["evaluation"]
-    tree.add(tree.root, "evaluation", evaluation["digest"], check_stage(evaluation["digest"], evaluation))
-    _add_stage(tree, tree.root, lineage["model"], lineage["stages"], shown=set())
-    Console().print(tree.root)
+    try:
+        lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
+        _add_model(tree, lineage, folder, version)
+        evaluation = lineage["evaluation"]
+        tree.add(tree.root, "evaluation", evaluation["digest"], check_stage(evaluation["digest"], evaluation))
+        _add_stage(tree, tree.root, lineage["model"], lineage["stages"], shown=set())
+    # The file lies in the model's folder, so others may have written it.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{folder / LINEAGE_FILE} is not what `star register` writes ({type(error).__name__}): get the model again"
+        ) from error
+    console().print(tree.root)
     return tree.mismatches
 
 
@@ -107,12 +114,12 @@ def _add_stage(tree: LineageTree, branch: Tree, digest: str, stages: dict[str, d
         tree.add(branch, "stage", digest, (MISMATCH, "the lineage does not describe it"))
         return
     if digest in shown:
-        branch.add(f"{summary['stage']} [cyan]{digest[:12]}[/] [dim]above[/]")
+        branch.add(Text.assemble(f"{summary['stage']} ", (digest[:12], "cyan"), (" above", "dim")))
         return
     shown.add(digest)
     below = tree.add(branch, summary["stage"], digest, check_stage(digest, summary))
     made_of = f"settings {summary['config_digest'][:12]}, code {summary['code_digest'][:12]}"
-    below.add(f"[dim]{made_of}, star {escape(summary['code_version'])}[/]")
+    below.add(Text(f"{made_of}, star {summary['code_version']}", style="dim"))
     if "dvc" in summary:
         tree.add(below, "dvc", summary["dvc"], check_dvc(summary))
     _add_origin(tree, below, "made", summary["origin"])
@@ -129,7 +136,7 @@ def _add_origin(tree: LineageTree, branch: Tree, label: str, origin: dict[str, s
         tree.add(branch, f"{label} in run", run, check_run(run))
     for key in ("image", "kfp_run", "seed"):
         if key in origin:
-            branch.add(f"[dim]{label} with {key.replace('_', ' ')} {escape(origin[key])}[/]")
+            branch.add(Text(f"{label} with {key.replace('_', ' ')} {origin[key]}", style="dim"))
 
 
 def _check_file(file: Path, digest: str) -> tuple[str, str]:

@@ -1,15 +1,15 @@
 """Prints tables for the terminal: the registered versions, the difference of two, and the ledger."""
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from star.errors import InputError
 from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import ledger
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.versions import Version, find_version, list_versions
+from star.terminal import console
 from star.tracking.server import connect
 
 # Tags of a version -> headings and labels that fit into 80 columns.
@@ -44,7 +44,7 @@ def print_versions(name: str) -> None:
         lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
         made = f"{'made':<8}{version.created:%y-%m-%d}"
         table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
-    Console().print(table)
+    console().print(table)
 
 
 def _shown_score(version: Version, key: str) -> str:
@@ -78,10 +78,8 @@ def print_difference(first: Version, second: Version) -> None:
         for key in sorted(mine.keys() | theirs.keys()):
             a, b = mine.get(key, ""), theirs.get(key, "")
             if a != b:
-                table.add_row(
-                    escape(title + key), escape(a[:12]), escape(b[:12]), "differs" if a and b else "only one has it"
-                )
-    Console().print(table)
+                table.add_row(title + key, a[:12], b[:12], "differs" if a and b else "only one has it")
+    console().print(table)
 
 
 def print_ledger(name: str) -> list[str]:
@@ -98,16 +96,15 @@ def print_ledger(name: str) -> list[str]:
     history, wrong = open_ledger(name, connect()).history()
     for attempt, outcome in history:
         version = "" if attempt.version is None else str(attempt.version)
-        coloured = f"[{OUTCOME_COLOURS[outcome]}]{outcome}[/]"
-        # A reason is free text, and rich would read its square brackets as a style.
-        why = escape(attempt.refused or attempt.reason)
+        coloured = Text(outcome, style=OUTCOME_COLOURS[outcome])
+        why = attempt.refused or attempt.reason
         table.add_row(
-            escape(attempt.at[:19].replace("T", " ")),
-            escape(attempt.actor),
-            escape(attempt.action),
+            attempt.at[:19].replace("T", " "),
+            attempt.actor,
+            attempt.action,
             version,
             coloured,
             why,
         )
-    Console().print(table)
+    console().print(table)
     return wrong

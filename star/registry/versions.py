@@ -1,5 +1,6 @@
 """Lists a model's registered versions, and finds the one that a user names: `3`, `champion`, `star/3`, `star@champion`."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -145,14 +146,33 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
         name=entry.name,
         version=number,
         aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == number)),
-        scores={key: float(value) for key, value in tags_with_prefix(SCORE_TAG).items()},
+        scores=_numbers(tags_with_prefix(SCORE_TAG)),
         lineage=tags_with_prefix(LINEAGE_TAG),
         created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
         model_digest=entry.tags.get(DIGEST_TAG, ""),
-        files=json.loads(entry.tags.get(FILES_TAG, "{}")),
+        files=_digests(entry.tags.get(FILES_TAG, "{}")),
         source=entry.source or "",
         run_id=entry.run_id or None,
     )
+
+
+def _numbers(tags: Mapping[str, str]) -> dict[str, float]:
+    """The tags that hold a number. Everybody who reaches MLflow can write others, and one of them must not end `star models`."""
+    numbers = {}
+    for key, value in tags.items():
+        with contextlib.suppress(ValueError):
+            numbers[key] = float(value)
+    return numbers
+
+
+def _digests(tag: str) -> dict[str, str]:
+    """File -> sha256 of a tag; none if the tag is not of that form, as if it were missing."""
+    try:
+        files = json.loads(tag)
+    except (ValueError, RecursionError):
+        return {}
+    is_valid = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
+    return files if is_valid else {}
 
 
 def is_version_reference(model: str) -> bool:

@@ -1,0 +1,96 @@
+r"""The one door to the terminal: makes control characters visible in all that the process prints, whoever wrote it.
+
+Tool names, models' answers, reasons in the ledger, tags, logs of pods, names of files: all of it may hold escape sequences, which can
+rewrite the screen, the window's title or the clipboard. `guard_terminal` is called once, where the `star` command starts. From then on
+
+    print("\x1b]0;title\x07")          prints    \x1b]0;title\x07
+
+for print, typer.echo, logging, warnings and tracebacks, and for every text within rich's tables and bars. Colours of our own are rich's
+styles, never escape sequences in a text. `console` makes the consoles: square brackets in a text are then no markup of rich.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+# C0 and C1 controls but tab and newline, text direction, line separators, lone surrogates, noncharacters.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+
+
+def visible_controls(text: str) -> str:
+    r"""The text with each character that could act on a terminal written as \x1b or \u202e."""
+    return _UNSAFE.sub(
+        lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text
+    )
+
+
+def guard_terminal() -> None:
+    """Puts the door before stdout and stderr of this process, and into rich. A second call does nothing."""
+    if not isinstance(sys.stdout, _Door):
+        sys.stdout = cast(TextIO, _Door(sys.stdout))
+    if not isinstance(sys.stderr, _Door):
+        sys.stderr = cast(TextIO, _Door(sys.stderr))
+    _guard_rich()
+
+
+def console(file: TextIO | None = None) -> "Console":
+    """A console of rich that takes texts as they are: no markup in square brackets, no emoji codes. Without a file it prints to stdout."""
+    from rich.console import Console
+
+    return Console(file=file, markup=False, emoji=False)
+
+
+class _Door:
+    """A text stream that makes control characters visible on their way to another stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._at_start = True  # of a line, or in one that a progress bar redraws
+
+    @property
+    def rich_proxied_file(self) -> TextIO:
+        """The stream itself, for rich: its own escape sequences must pass, and _guard_rich has looked at its texts."""
+        return self._stream
+
+    def write(self, text: str) -> int:
+        # tqdm redraws its bar by a carriage return at the start of a line. It can hide nothing but that line.
+        body = text.strip("\r") if self._at_start and text.startswith("\r") else text
+        before, _, after = text.partition(body) if body else (text, "", "")
+        redrawn = not text or (bool(before) and "\n" not in body)
+        self._at_start = text.endswith("\n") or (self._at_start and redrawn)
+        self._stream.write(before + visible_controls(body) + after)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _guard_rich() -> None:
+    """Replaces Console.render, through which every text of rich passes, also of consoles that typer and other packages make."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    plain = Console.render
+    if hasattr(plain, "_is_guarded"):
+        return
+
+    def render(
+        self: "Console", renderable: "RenderableType", options: "ConsoleOptions | None" = None
+    ) -> "Iterator[Segment]":
+        for segment in plain(self, renderable, options):
+            # A control segment is rich's own, such as the movement of the cursor by a bar.
+            yield segment if segment.control else Segment(visible_controls(segment.text), segment.style)
+
+    render._is_guarded = True  # type: ignore[attr-defined]
+    Console.render = render  # type: ignore[method-assign]
