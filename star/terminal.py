@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.console import Console
     from rich.segment import Segment
 
 # C0 and C1 controls but tab and newline, text direction, line separators, lone surrogates, noncharacters.
@@ -85,9 +85,7 @@ def _guard_rich() -> None:
     if hasattr(plain, "_is_guarded"):
         return
 
-    def render(
-        self: "Console", renderable: "RenderableType", options: "ConsoleOptions | None" = None
-    ) -> "Iterator[Segment]":
+    def render(self: "Console", renderable: Any, options: Any = None) -> "Iterator[Segment]":
         for segment in plain(self, renderable, options):
             # A control segment is rich's own, such as the movement of the cursor by a bar.
             yield segment if segment.control else Segment(visible_controls(segment.text), segment.style)
