@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
+from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS
 from star.hashing import digest_of
 from star.json_file import write_json
@@ -59,20 +60,13 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         name: the name of this model there.
     """
     # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
-    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
+    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=link_or_copy)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
     # A later candidate is compared with these outcomes row by row, once this version is champion.
     own = [line for line in lines if json.loads(line)["model"] == name]
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 def register_model(
