@@ -4,9 +4,11 @@ The hub's own client retries every file of every model for minutes where no netw
 """
 
 import os
+from functools import partial
 
 from star.config.experiment import Config
 from star.config.models import HUB_ID, Student, Teacher
+from star.doctor.check import Check, run_check
 from star.errors import InputError
 from star.http_client import NoAnswerError, send
 
@@ -20,6 +22,12 @@ def hub_models(config: Config) -> list[Teacher | Student]:
         for model in (config.teacher, config.student)
         if isinstance(model.base, str) and HUB_ID.fullmatch(model.base)
     ]
+
+
+def ask_hub(config: Config) -> Check | None:
+    """Runs `check_hub` on the models of a configuration; None where none of them is on the hub."""
+    models = hub_models(config)
+    return run_check("model hub", partial(check_hub, models)) if models else None
 
 
 def check_hub(models: list[Teacher | Student]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
-from star.doctor.hub import check_hub, hub_models
+from star.doctor.hub import ask_hub
 from star.doctor.model_checks import check_accelerator_memory, check_volume_space
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
@@ -49,8 +49,7 @@ def preflight_checks(config: Config) -> Iterator[Check]:
         yield run_check("space", partial(check_volume_space, config, Path(work_folder)))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
         yield run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
-    if models := hub_models(config):
-        hub = run_check("model hub", partial(check_hub, models))
+    if hub := ask_hub(config):
         yield hub
         # Each of the following checks would only say the same again.
         if not hub.passed:

@@ -6,12 +6,11 @@ the sha256 of model folders and data files) and of the code, so that a change of
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from star.config.experiment import Config
-from star.doctor.check import Check, run_check
-from star.doctor.hub import check_hub, hub_models
+from star.doctor.check import Check
+from star.doctor.hub import ask_hub
 from star.doctor.rehearsal import rehearse
 from star.hashing import digest_of
 
@@ -42,10 +41,9 @@ def rehearsal_checks(config: Config, folder: Path) -> list[Check]:
 
     The hub is asked first, because its own client tries for minutes where no network answers.
     """
-    if models := hub_models(config):
-        hub = run_check("model hub", partial(check_hub, models))
-        if not hub.passed:
-            return [hub]
+    hub = ask_hub(config)
+    if hub and not hub.passed:
+        return [hub]
     return list(rehearse_once(config, folder))
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
+from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
 from star.json_file import write_json
 from star.registry.bucket import address_of, store_in_bucket
@@ -64,20 +64,13 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         if not any(fnmatch(path, pattern) for pattern in LEFT_OUT):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
-            _link_or_copy(refined / path, folder / path)
+            link_or_copy(refined / path, folder / path)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
     # A later candidate is compared with these outcomes row by row, once this version is champion.
     own = [line for line in lines if json.loads(line)["model"] == name]
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 def register_model(

@@ -4,7 +4,6 @@ The decision uses the trainer's log history only, which is part of every checkpo
 at the same step.
 """
 
-import os
 import shutil
 from math import inf
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import TrainerCallback
 
 from star.config.training import SimRL
 from star.errors import PipelineError
+from star.folders.link import link_or_copy
 
 REWARD_WINDOW = 5  # logged rewards per mean
 GOOD_MODEL_PREFIX = "good-"  # name of the folder of the last good model, before its step
@@ -80,10 +80,7 @@ def _keep_good_model(checkpoint: Path, *, step: int) -> None:
     kept.mkdir()
     # A hard link costs no space, and survives when the trainer deletes the checkpoint.
     for file in (file for pattern in MODEL_FILES for file in checkpoint.glob(pattern)):
-        try:
-            os.link(file, kept / file.name)
-        except OSError:
-            shutil.copyfile(file, kept / file.name)
+        link_or_copy(file, kept / file.name)
     # Removed last, so that a kill leaves a good model.
     for older in set(checkpoint.parent.glob(f"{GOOD_MODEL_PREFIX}*")) - {kept}:
         shutil.rmtree(older)

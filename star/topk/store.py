@@ -26,8 +26,6 @@ Shapes: T tokens of a sequence, K ids per token, S sequences.
 import hashlib
 import io
 import json
-import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -37,6 +35,7 @@ from typing import Any
 import numpy as np
 
 from star.errors import InputError
+from star.folders.link import link_or_copy
 from star.hashing import sha256_of
 from star.topk.codec import encode
 from star.topk.shard_file import (
@@ -259,7 +258,8 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
         for entry in store._index["shards"]:
             # Every shard numbers its files from 0, so they are numbered again.
             name = SHARD_FILE.format(len(entries))
-            _link(store.folder / entry["file"], out / name)
+            (out / name).unlink(missing_ok=True)
+            link_or_copy(store.folder / entry["file"], out / name)
             entries.append(entry | {"file": name})
     _write_index(out, stores[0]._header, entries)
 
@@ -387,12 +387,3 @@ def _to_numpy(array: Any) -> np.ndarray:
 def _hash(sequence_id: str) -> np.uint64:
     """The first 64 bits of an id's BLAKE2b hash, the same on every machine."""
     return np.uint64(int.from_bytes(hashlib.blake2b(sequence_id.encode(), digest_size=8).digest(), "little"))
-
-
-def _link(source: Path, target: Path) -> None:
-    """Links a file to a second place, or copies it where that is not possible."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)

@@ -157,15 +157,17 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
 def test_a_server_alone_cannot_decide_and_the_preflight_finds_out_first(
     team, micro: Config, finished: dict[str, Path], tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
+    # A name of its own: where other tests have promoted a model, its decisions' place is known without the variable.
+    alone = micro.model_copy(update={"registry": micro.registry.model_copy(update={"model_name": "nowhere"})})
+
     def promotions() -> tuple[bool, str]:
-        return next((check.passed, check.detail) for check in preflight_checks(micro) if check.name == "promotions")
+        return next((check.passed, check.detail) for check in preflight_checks(alone) if check.name == "promotions")
 
     place = os.environ["STAR_REGISTRY"]
     assert promotions() == (True, f"are decided in {place} at {os.environ['AWS_ENDPOINT_URL']}")
     environment.delenv("STAR_REGISTRY")
     passed, said = promotions()
     assert not passed and "set STAR_REGISTRY=s3://BUCKET/PREFIX, in a cluster under `cluster.environment`" in said
-    alone = micro.model_copy(update={"registry": micro.registry.model_copy(update={"model_name": "nowhere"})})
     with pytest.raises(InputError, match=r"set STAR_REGISTRY=s3://BUCKET/PREFIX"):
         register(alone, refined=finished["refine"], evaluation=finished["evaluate"], out=tmp_path / "out")
     assert list_versions("nowhere") == []  # nothing was published that nobody can promote

@@ -37,7 +37,9 @@ def test_a_training_whose_server_is_killed_has_the_same_weights_and_all_its_metr
     config, topk, out = tmp_path / "long.yaml", finished["extract-topk"], tmp_path / "disturbed"
     config.write_text(LONG.format(micro=Path(__file__).parents[1] / "micro.yaml"))
     environment.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'undisturbed.db'}")
-    stages.distill(load_config(config), topk=topk, out=tmp_path / "undisturbed")
+    # Outside the home, so that the second training does not take this result instead of training.
+    undisturbed = tmp_path.with_name(f"{tmp_path.name}-undisturbed")
+    stages.distill(load_config(config), topk=topk, out=undisturbed)
 
     environment.setenv("MLFLOW_TRACKING_URI", local_server.uri)
     command = [sys.executable, "-m", "star.cli", "distill", f"--config={config}", f"--topk={topk}", f"--out={out}"]
@@ -49,7 +51,7 @@ def test_a_training_whose_server_is_killed_has_the_same_weights_and_all_its_metr
     local_server.start()
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 0, said
-    assert read_manifest(out).digest == read_manifest(tmp_path / "undisturbed").digest
+    assert read_manifest(out).digest == read_manifest(undisturbed).digest
 
     assert replay(spools_folder())[1] == []  # what was left, if the training ended before its server was back
     assert list(spools_folder().iterdir()) == []
