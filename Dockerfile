@@ -2,33 +2,34 @@
 #   docker build --target cpu  -t star-python:cpu  --build-arg COMMIT=$(git rev-parse HEAD) .
 #   docker build --target cuda -t star-python:cuda --build-arg COMMIT=$(git rev-parse HEAD) .   (torch brings the CUDA libraries)
 #   docker build --target bfcl -t star-python:bfcl ...   (cuda plus the environment of the BFCL harness, for `evaluate.suites`)
-# BASE may be any image that has Python 3.11 or newer as python3, with its venv module and pip.
-ARG BASE=python:3.11-slim
+# BASE may be any image that has Python 3.11 to 3.14 as python3, with its venv module and pip. Name it with its digest, as here: a tag alone
+# can be moved. The digest of a tag: docker buildx imagetools inspect python:3.11-slim
+ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736ce522c1bca08fd521731aafc0d76
 
+# Every file that is installed is compared with its sha256 in a lock (`make lock`), and each step asks one index only. Two extras are part
+# of the image: PostgreSQL's driver, because the MLflow server runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client,
+# because tasks start TrainJobs. The dependencies are layers of their own, so that an edit of the code does not install them again.
 FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/star
-COPY constraints.txt pyproject.toml ./
-# The dependencies are installed in layers of their own, so that an edit of the code does not install them again. Two extras are part of
-# the image: PostgreSQL's driver, because the MLflow server runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client, because
-# tasks start TrainJobs.
-RUN python3 -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; extras = project['optional-dependencies']; \
-    print(*project['dependencies'], *extras['mlflow'], *extras['kubernetes'], sep='\n')" > requirements.txt
+ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1
+COPY requirements requirements
+RUN pip install --require-hashes --no-deps --requirement requirements/build.lock
+RUN pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/image.lock
 
 FROM build AS build-cpu
-# CPU builds of torch are a tenth of the size and have their own index. An empty value uses the default index.
+# CPU builds of torch are a tenth of the size and have their own index. Another index needs a lock with the sha256 of its files; an empty
+# TORCH_INDEX is the default index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# torch is installed first and alone. Resolved together with the other packages, pip would choose the newest build, which has CUDA.
-RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} torch
-RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+ARG TORCH_LOCK=requirements/torch-cpu.lock
+RUN pip install --require-hashes --no-deps ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} --requirement ${TORCH_LOCK}
 COPY . .
-RUN /opt/star/bin/pip install --no-cache-dir --no-deps .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM build AS build-cuda
-RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt torch
-RUN /opt/star/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+RUN pip install --require-hashes --no-deps --requirement requirements/torch-pypi.lock
 COPY . .
-RUN /opt/star/bin/pip install --no-cache-dir --no-deps .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM ${BASE} AS runtime
 ARG COMMIT=unknown

@@ -5,30 +5,64 @@ BIN := $(VENV)/bin
 # A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install run test test-slow test-containers lint docs compile clean
+.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers lint docs compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/installed  ## the virtual environment with everything in it; TORCH_INDEX=URL takes torch from another index
 
-# torch first, alone and by pip: pip takes the CPU build where a machine offers one, and resolved together with the rest torch would come
-# as the newest build, gigabytes larger. uv installs the rest in a quarter of pip's time; pip fetches it where it is missing.
-# TORCH_INDEX is one more index for torch alone. Its build wins over the package index's: a local version such as 2.13.0+cpu counts as newer.
+# Packages come from the locks in requirements/, each file compared with its sha256, and then this package without dependencies.
+# torch comes last and by pip. Its version is that of constraints.txt. Which build it is depends on the index, so no hash can hold for all:
+# pip takes the CPU build where a machine offers one. TORCH_INDEX replaces the package index for torch, so that no name can be taken from
+# the wrong one of two; the builds of CPU_INDEX have a lock. TORCH_LOCK=requirements/torch-pypi.lock holds PyPI's builds, with CUDA, to theirs.
 TORCH_INDEX ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_LOCK ?= $(if $(filter $(CPU_INDEX),$(TORCH_INDEX)),requirements/torch-cpu.lock)
+TORCH := $(if $(TORCH_LOCK),--require-hashes --no-deps --requirement $(TORCH_LOCK),--constraint constraints.txt torch)
+LOCKED := --require-hashes --no-deps
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt requirements/build.lock requirements/installer.lock requirements/dev.lock
 	@echo "Installing STAR into $(VENV), once: about 3 GB with a CPU build of torch, 6 to 8 GB with CUDA's libraries; 2 to 10 minutes."
 	@test -n "$(TORCH_INDEX)" || test "$$(uname)" != Linux || command -v nvidia-smi >/dev/null || echo \
 	  "No NVIDIA GPU found. If pip below downloads nvidia packages, stop and run: make install TORCH_INDEX=$(CPU_INDEX)"
 	$(PYTHON) -m venv $(VENV)
-	@echo "[1/2] torch"
-	$(BIN)/pip install --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	@echo "[2/2] the other packages"
-	command -v uv >/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt uv
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@echo "[1/2] the locked packages"
+	$(BIN)/pip install --quiet $(LOCKED) --requirement requirements/build.lock --requirement requirements/installer.lock
+	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) --no-build-isolation --requirement requirements/dev.lock
+	@echo "[2/2] torch"
+	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
+
+# A lock holds the versions of constraints.txt for every platform and Python, with the sha256 of each file. 3.11.5 is the oldest Python that
+# the site's generator supports. torch and what its CUDA build brings are in locks of their own.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --custom-compile-command 'make lock' \
+  --constraint constraints.txt
+WITHOUT_TORCH = $$(sed -nE 's/^((torch|triton|nvidia|cuda)[a-z0-9-]*)==.*/--no-emit-package \1/p' requirements/torch-pypi.lock)
+BFCL := star/evaluation/bfcl/requirements
+
+lock: install    ## the locks in requirements/, from pyproject.toml and constraints.txt
+	echo torch | $(LOCK) - --output-file requirements/torch-pypi.lock
+	$(LOCK) pyproject.toml --extra dev $(WITHOUT_TORCH) --output-file requirements/dev.lock
+	$(LOCK) pyproject.toml --extra mlflow --extra kubernetes $(WITHOUT_TORCH) --output-file requirements/image.lock
+	for group in build installer audit; do $(LOCK) --group $$group --output-file requirements/$$group.lock || exit 1; done
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-deps --no-header $(BFCL).in --output-file $(BFCL).txt
+
+lock-torch-cpu:  ## the lock of torch's CPU builds, from the page of PyTorch's index
+	requirements/lock_torch_cpu.sh $(CPU_INDEX) > requirements/torch-cpu.lock.new
+	mv requirements/torch-cpu.lock.new requirements/torch-cpu.lock
+
+# Known, without a correction, and no danger here: PYSEC-2026-2447, diskcache reads pickles. DVC keeps them in the user's own folder; the image
+# has no DVC.
+ACCEPTED := PYSEC-2026-2447
+
+audit: install   ## known vulnerabilities of what is locked, and a list of what is installed as build/sbom.json (CycloneDX)
+	test -d build/audit || $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet $(LOCKED) --requirement requirements/audit.lock
+	build/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
+	build/audit/bin/pip-audit --strict --require-hashes --disable-pip $(foreach id,$(ACCEPTED),--ignore-vuln $(id)) \
+	  $(foreach lock,dev image torch-pypi build installer,--requirement requirements/$(lock).lock)
 
 run: install     ## the whole pipeline with the tiny profile, to a registered champion
 	$(BIN)/star run --config configs/tiny.yaml

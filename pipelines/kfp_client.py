@@ -18,12 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-import requests
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
 from star.config.experiment import Config
 from star.errors import InputError, PipelineError
+from star.http_client import BadStatusError, NoAnswerError, RedirectError, check_address, send, within
 
 if TYPE_CHECKING:
     import kfp
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 ATTEMPTS = 6  # of one request
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
-TIMEOUT = 30.0
+TIMEOUT = 30.0  # seconds
+LOG_TIMEOUT, MAX_LOG_BYTES = 240.0, 256 * 2**20
+CLIENT_TIMEOUT = 300.0  # of one step of kfp's client, which has no deadline of its own
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"  # noqa: S105 - a hint, no token
@@ -157,14 +160,13 @@ class KfpClient:
         url = f"{(self.host or '').rstrip('/')}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
 
         def get() -> str:
-            response = requests.get(url, headers=self._headers(), timeout=TIMEOUT)
+            answer = send("GET", url, name="--host", token=self.token, seconds=LOG_TIMEOUT, max_bytes=MAX_LOG_BYTES)
             # The run exists, because `status` has found it. So it is the pod that was deleted, and its log with it.
-            if response.status_code == 404:
+            if answer.status == 404:
                 raise InputError(
                     f"the log of {pod} no longer exists: kubectl logs, or the cluster's log archive, may have it"
                 )
-            response.raise_for_status()
-            return response.text
+            return answer.checked().content.decode("utf-8", "replace")
 
         return self._ask(get, run_id=run_id)
 
@@ -173,6 +175,8 @@ class KfpClient:
         """Returns kfp's client, created after the server has answered once: kfp alone would wait half a minute and not say why."""
         if not self.host and "KUBERNETES_SERVICE_HOST" not in os.environ:
             raise InputError("no Kubeflow Pipelines server: give --host or KFP_HOST, such as http://localhost:8080")
+        if self.host:
+            check_address(self.host, token=self.token is not None, name="--host")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import kfp
@@ -180,14 +184,17 @@ class KfpClient:
             if self.host:
                 self._ask(self._request_health)
             with contextlib.redirect_stdout(io.StringIO()):
-                return kfp.Client(host=self.host, existing_token=self.token, namespace=self.namespace or "kubeflow")
+                client = kfp.Client(host=self.host, existing_token=self.token, namespace=self.namespace or "kubeflow")
+        for api in (client._experiment_api, client._run_api):
+            # A redirect is then an answer that is no success. By default it is followed, also to another server.
+            api.api_client.rest_client.pool_manager.connection_pool_kw["retries"] = Retry(
+                3, redirect=0, raise_on_redirect=False
+            )
+        return client
 
     def _request_health(self) -> None:
         url = f"{(self.host or '').rstrip('/')}/apis/v2beta1/healthz"
-        requests.get(url, headers=self._headers(), timeout=TIMEOUT).raise_for_status()
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        send("GET", url, name="--host", token=self.token, seconds=TIMEOUT).checked()
 
     def _ask(self, request: Callable[[], Answer], *, run_id: str | None = None) -> Answer:
         """Returns the answer to a request, which is retried while the server is unavailable.
@@ -198,12 +205,12 @@ class KfpClient:
         """
         import kfp_server_api
 
-        request_errors = (kfp_server_api.ApiException, requests.RequestException, HTTPError)
+        request_errors = (kfp_server_api.ApiException, BadStatusError, NoAnswerError, HTTPError)
 
         def is_refusal(error: BaseException) -> bool:
             # A server that refuses will refuse again. Only one that is unavailable is asked again.
-            answered = isinstance(error, kfp_server_api.ApiException | requests.HTTPError)
-            return answered and _http_status(error) not in UNAVAILABLE_STATUSES
+            answered = isinstance(error, kfp_server_api.ApiException | BadStatusError)
+            return isinstance(error, RedirectError) or (answered and _http_status(error) not in UNAVAILABLE_STATUSES)
 
         retrying = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, request_errors) and not is_refusal(error)),
@@ -213,17 +220,21 @@ class KfpClient:
         )
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
-                return retrying(request)
+                return retrying(lambda: within(CLIENT_TIMEOUT, request))
         except request_errors as error:
             status = _http_status(error)
             if is_refusal(error):
                 raise InputError(self._refusal(status, error, run_id)) from error
-            reason = f"HTTP {status}" if status else type(error).__name__
+            reason = (
+                f"HTTP {status}" if status else str(error) if isinstance(error, NoAnswerError) else type(error).__name__
+            )
             again = f"; run {run_id} goes on: `star pipeline status {run_id}`" if run_id else ""
             message = f"{self.host} is unavailable ({reason}): try again later{again}"
             raise PipelineError(message, input_fault=False) from error
 
     def _refusal(self, status: int | None, error: Exception, run_id: str | None) -> str:
+        if isinstance(error, RedirectError):
+            return f"{self.host}: {error}; a login page instead of an API wants a token: {NEW_TOKEN}"
         if status == 401:
             unaffected = f"; run {run_id} is not affected" if run_id else ""
             return (
@@ -257,5 +268,5 @@ def _message(error: GoogleRpcStatus | None) -> str:
 
 
 def _http_status(error: BaseException) -> int | None:
-    """The HTTP status that an error of kfp's client or of requests carries, or None without an answer."""
-    return getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    """The HTTP status that an error of kfp's client or of ours carries, or None without an answer."""
+    return getattr(error, "status", None)

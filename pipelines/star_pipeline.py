@@ -111,7 +111,7 @@ def _connect_stages(
     def settings(name: str) -> dict[str, str]:
         stage = stage_named(name)
         # KFP's cache does not notice changed library code by itself.
-        return {"config": config.slice(stage.sections), "code": code_digest(stage.function)}
+        return {"config": config.for_stage(stage.sections), "code": code_digest(stage.function)}
 
     def sharded(component: Callable, name: ShardedStage, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
         shard_count = shards.get(name, 1)

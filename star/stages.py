@@ -26,6 +26,7 @@ from star import distributed, progress
 from star.config.base import flat
 from star.config.experiment import Config
 from star.config.models import Student
+from star.config.safety import use_safety
 from star.errors import InputError, cure_of
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
@@ -318,6 +319,7 @@ def _run_stage(
     progress.exit_with_runner()
     try:
         stage, out = stage_named(name), Path(out).absolute()
+        use_safety(config.safety)
         if distributed.world_size() > 1 and not stage.trains:
             raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
         with distributed.process_group():

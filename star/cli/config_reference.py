@@ -36,6 +36,11 @@ A changed setting makes the stages that read its section run again, and what fol
 In the tables, `a.b` is the key `b` inside of `a`, and `NAME` stands for a name that you choose. The default `none` means that the key is
 not set (`null` in YAML). `required` holds only where the section or the settings around it are given.
 """
+# Of the sections that no stage's result depends on.
+OTHER_READERS = {
+    "cluster": "the compiler of the pipeline and the pre-flight",
+    "safety": "everything that loads a model",
+}
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|\n"
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", dict: "mapping", tuple: "list"}
 
@@ -49,7 +54,7 @@ def reference() -> str:
     parts += [_row(name, field) for name, field in Config.model_fields.items() if not list(_sections(field.annotation))]
     for name, field in Config.model_fields.items():
         for section in _sections(field.annotation):
-            read_by = ", ".join(readers[name]) or "the compiler of the pipeline and the pre-flight"
+            read_by = ", ".join(readers[name]) or OTHER_READERS[name]
             parts += [f"\n## {name}\n\n{_first_line(section)} Read by {read_by}.\n\n", TABLE, *_rows(section, "")]
     return "".join(parts)
 

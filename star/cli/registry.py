@@ -161,11 +161,45 @@ def reconcile_command(name: NameOption = "star") -> None:
 def ledger_command(name: NameOption = "star") -> None:
     """List every attempt to promote a version: when, by whom, which version, the outcome and the reason.
 
+    The whole ledger is checked. Exits with 1 when a record is not what was written.
+
     Example: `star registry ledger`
     """
     from star.registry.tables import print_ledger
 
-    print_ledger(name)
+    if wrong := print_ledger(name):
+        fail("; ".join(wrong), status=1)
+
+
+@registry_app.command("set-aside")
+def set_aside_command(
+    record: Annotated[str, typer.Argument(help="decisions/NAME (and all after it), or attempts/NAME.")],
+    name: NameOption = "star",
+) -> None:
+    """Take a damaged or forged record out of the ledger. The decision before it holds again, and a copy is kept.
+
+    Example: `star registry set-aside decisions/00000003`
+    """
+    from star.registry.promotion.repair import set_aside_record
+
+    moved, newest = set_aside_record(name, record)
+    for one in moved or ["there was nothing to move"]:
+        typer.echo(one)
+    aliases = (
+        ", ".join(f"{alias} is version {number}" for alias, number in sorted(newest.aliases.items())) or "no alias"
+    )
+    typer.echo(f"the ledger ends with decision {newest.seq}: {aliases}")
+
+
+@registry_app.command("sign")
+def sign_command(name: NameOption = "star") -> None:
+    """Sign a ledger that was begun without STAR_LEDGER_KEY. Read it first: the signature vouches for all decisions before it.
+
+    Example: `star registry sign`
+    """
+    from star.registry.promotion.repair import sign_ledger
+
+    typer.echo(f"decision {sign_ledger(name).seq} signs the ledger of {name}")
 
 
 @tracking_app.command("replay")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from star.errors import InputError, redacted
+from star.http_client import BadStatusError, NoAnswerError, send
 
 SUCCEEDED, FAILED, CANCELLED, ENDED = "SUCCEEDED", "FAILED", "CANCELLED", "ENDED"
 # Other words that servers use for them.
@@ -26,6 +27,7 @@ HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 GROUP = re.compile(r"exit-handler-\d+")  # KFP's name of the tasks under the exit handler
 # The server hears of a state some seconds after it has changed.
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 6, 5.0, 10.0
+MAX_BYTES = 64 * 2**20  # of KFP's description of a run with all its tasks
 
 
 def final_state(run_id: str, given: str) -> str:
@@ -46,23 +48,20 @@ def _final(state: str | None) -> str | None:
 
 def _ask_kfp(run_id: str) -> str | None:
     """The state by KFP's API, or None if there is no server, it does not answer, or it does not know either."""
-    import requests
-
     host = os.environ.get("KFP_HOST") or (HOST if "KUBERNETES_SERVICE_HOST" in os.environ else None)
     if host is None:
         return None
-    headers = {}
-    if (token := os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")) and Path(token).is_file():
-        headers["Authorization"] = f"Bearer {Path(token).read_text().strip()}"
+    token = None
+    if (file := os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")) and Path(file).is_file():
+        token = Path(file).read_text().strip()
     url = f"{host.rstrip('/')}/apis/v2beta1/runs/{run_id}"
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_SECONDS)
         try:
-            answer = requests.get(url, headers=headers, timeout=TIMEOUT_SECONDS)
-            answer.raise_for_status()
-            state = _state_in(answer.json())
-        except (requests.RequestException, ValueError, AttributeError, TypeError) as error:
+            answer = send("GET", url, name="KFP_HOST", seconds=TIMEOUT_SECONDS, token=token, max_bytes=MAX_BYTES)
+            state = _state_in(answer.checked().document())
+        except (InputError, NoAnswerError, BadStatusError, AttributeError, TypeError) as error:
             print(f"KFP could not be asked how the pipeline ended: {redacted(str(error))}", flush=True)
             return None
         if state:

@@ -12,7 +12,7 @@ SETTINGS_FILE = "settings.json"
 def write_settings(stage: str, config: Config, folder: Path) -> Path:
     """Writes the configuration sections that the stage reads to a file for `stage_command`; returns its path."""
     settings = folder / SETTINGS_FILE
-    settings.write_text(config.slice(stage_named(stage).sections), encoding="utf-8")
+    settings.write_text(config.for_stage(stage_named(stage).sections), encoding="utf-8")
     return settings
 
 

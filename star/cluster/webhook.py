@@ -6,25 +6,23 @@ The body is the summary of star.cluster.exit_handler. Its field `text` is what c
      "text": "STAR pipeline 5a1c...: FAILED in distill"}
 """
 
-import json
-import urllib.error
-import urllib.request
-from urllib.parse import urlsplit
+from star.errors import InputError
+from star.http_client import BadStatusError, NoAnswerError, origin, send
 
 TIMEOUT_SECONDS = 10.0
+MAX_BYTES = 2**20  # of the answer, which nobody reads
 
 
 def notify_webhook(url: str, summary: dict[str, object]) -> None:
-    """Sends the summary to the webhook. A webhook that does not answer is a line in the log, not an error."""
-    # The whole address of a webhook is a secret (it often holds a key), so only its host is printed.
-    host = urlsplit(url).hostname
-    body = json.dumps(summary).encode()
+    """Sends the summary to the webhook. A webhook that cannot be notified is a line in the log, not an error."""
+    # The whole address of a webhook is a secret (it often holds a key), so only its origin is printed.
     try:
-        request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"}, method="POST")  # noqa: S310 - checked below
-        if request.type not in ("http", "https"):
-            raise ValueError("the address of a webhook starts with http:// or https://")
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):  # noqa: S310 - http or https
-            print(f"notified the webhook at {host}", flush=True)
-    except (OSError, ValueError) as error:
-        reason = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-        print(f"the webhook at {host} could not be notified ({reason}): check STAR_WEBHOOK", flush=True)
+        send("POST", url, name="STAR_WEBHOOK", seconds=TIMEOUT_SECONDS, body=summary, max_bytes=MAX_BYTES).checked()
+    except BadStatusError as error:
+        reason = f"HTTP {error.status}"
+    except (InputError, NoAnswerError) as error:
+        reason = str(error)
+    else:
+        print(f"notified the webhook at {origin(url)}", flush=True)
+        return
+    print(f"the webhook at {origin(url)} could not be notified ({reason}): check STAR_WEBHOOK", flush=True)

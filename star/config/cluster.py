@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from star.config.base import Section
 from star.errors import SECRET_NAME
 
+REFERENCES = ("STAR_LEDGER_KEY",)  # variables that say where a secret is: the path of a file, or env:NAME
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -155,9 +156,12 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _no_secret_in_plain_text(self) -> "Cluster":
         # The compiled pipeline holds `environment` in plain text.
-        if plain := [name for name in self.environment if SECRET_NAME.search(name)]:
+        if plain := [name for name in self.environment if SECRET_NAME.search(name) and not self._is_reference(name)]:
             raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
         return self
+
+    def _is_reference(self, name: str) -> bool:
+        return name in REFERENCES and self.environment[name].startswith(("/", "env:"))
 
     def node_of(self, stage: str) -> Node:
         """Returns the node of a stage, or of any other task by its name."""

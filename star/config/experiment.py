@@ -14,6 +14,7 @@ from star.config.cluster import Cluster
 from star.config.data import Data
 from star.config.evaluation import Evaluate, Registry
 from star.config.models import Architecture, Scratch, Student, Teacher
+from star.config.safety import Safety
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, SimRL
 
@@ -37,6 +38,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     registry: Registry = Registry()
     cluster: Cluster = Cluster()
+    safety: Safety = Safety()
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> "Config":
@@ -50,6 +52,10 @@ class Config(Section):
         """Returns the named sections as canonical JSON. A stage gets this text, and its config digest is the digest of this text."""
         content = self.model_dump(mode="json", include=set(sections))
         return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    def for_stage(self, sections: tuple[str, ...]) -> str:
+        """`slice`, and other limits than the default ones: what another process needs to run a stage under this configuration."""
+        return self.slice((*sections, "safety") if self.safety != Safety() else sections)
 
     @classmethod
     def from_json(cls, text: str) -> "Config":

@@ -3,8 +3,6 @@
 The sha256 is part of the configuration's digest, so a file whose content changes counts as a changed setting.
 """
 
-import hashlib
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from star.config.base import Section
+from star.config.model_files import digest_of_model_folder
 from star.errors import InputError
 from star.hashing import sha256_of
 
@@ -48,6 +47,19 @@ class ModelFolder(Section):
     path: str
     sha256: str
 
+    def read_verified(self) -> Path:
+        """Returns the path after comparing the folder with the sha256 taken when the configuration was loaded.
+
+        Raises:
+            InputError: the folder is missing, or a file that decides what the model does has changed.
+        """
+        folder = Path(self.path)
+        if not folder.is_dir():
+            raise InputError(f"no model folder at {folder}: check the path of the base")
+        if digest_of_model_folder(folder) != self.sha256:
+            raise InputError(f"the model in {folder} has changed since the run was configured: start the run again")
+        return folder
+
 
 def packaged_file(name: str) -> Path:
     """Returns the path of a profile or tools file that comes with the package."""
@@ -71,11 +83,7 @@ def to_model_folder(value: object) -> object:
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
     folder = Path(value).expanduser().resolve()
-    # Sorted, because the order of a folder differs between machines and the digest must not.
-    content = [
-        (file.name, sha256_of(file)) for file in sorted(folder.iterdir()) if file.suffix in (".json", ".safetensors")
-    ]
-    return {"path": str(folder), "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()}
+    return {"path": str(folder), "sha256": digest_of_model_folder(folder)}
 
 
 File = Annotated[FileRef, BeforeValidator(_to_file_ref)]

@@ -85,6 +85,9 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
+    # A revision is a commit of one model's repository, so another `base` does not inherit it.
+    if over.get("base", base.get("base")) != base.get("base"):
+        merged.pop("revision", None)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if both else value

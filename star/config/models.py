@@ -34,6 +34,8 @@ Base = Annotated[
     Field(description="Base model: a Hugging Face id, a model folder, or the sizes of a model to build from scratch"),
 ]
 
+REVISION = "Commit of the base's Hugging Face repository; a profile that extends this one with another base does not inherit it"
+
 
 def _expand_refine_shorthand(value: object) -> object:
     return {"none": None, "sim-rl": {"steps": 500}}.get(value, value) if isinstance(value, str) else value
@@ -43,7 +45,7 @@ class Teacher(Section):
     """The large model, and how it is trained before it teaches."""
 
     base: Base = "Qwen/Qwen3-8B"
-    revision: str | None = Field(None, description="Commit of the base's Hugging Face repository")
+    revision: str | None = Field(None, description=REVISION)
     sft: Training | None = Field(
         None, description="Supervised training on the rows, before Sim-RL; a base from scratch needs it"
     )
@@ -56,4 +58,4 @@ class Student(Section):
     """The small model that is trained."""
 
     base: Base = "Qwen/Qwen3-0.6B"
-    revision: str | None = Field(None, description="Commit of the base's Hugging Face repository")
+    revision: str | None = Field(None, description=REVISION)

@@ -1,26 +1,22 @@
 """A client for any OpenAI-compatible chat endpoint: vLLM, llama.cpp, a hosted service. It expects the worst of the other side.
 
 Errors of the server (5xx, 429, a cut connection, an answer that is no JSON) are tried again with growing pauses, or after what Retry-After
-says; errors of the request (400, 401, 404) are the user's and end the work at once. Answers are read up to a bound, within a deadline.
+says; errors of the request (400, 401, 404, a redirect) are the user's and end the work at once. star/http_client.py says what holds for
+each request.
 """
 
-import http.client
 import json
 import random
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from star.errors import InputError
+from star.http_client import UNAVAILABLE_STATUSES, BadStatusError, NoAnswerError, RedirectError, retry_pause, send
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
-LONGEST_PAUSE = 60.0  # seconds, whatever Retry-After says
-TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-TRANSIENT_ERRORS = (urllib.error.URLError, http.client.HTTPException, OSError, ValueError)
+TRANSIENT_ERRORS = (NoAnswerError, ValueError)
 CUT_IN_REASONING = "the answer reached its limit of tokens within the model's reasoning: raise --max-tokens"
 NO_ANSWER = "the server sent reasoning and no answer: check that its reasoning parser suits the model's chat template"
 
@@ -75,58 +71,38 @@ class Endpoint:
         def pause(state: RetryCallState) -> float:
             seconds = self.first_pause * 2 ** (state.attempt_number - 1) * (1 + jitter.random())
             error = state.outcome.exception() if state.outcome else None
-            if isinstance(error, urllib.error.HTTPError):
-                seconds = max(seconds, _retry_after(error))
-            return min(seconds, LONGEST_PAUSE)
+            return retry_pause(self.url, seconds, error.answer if isinstance(error, BadStatusError) else None)
 
         retrying = Retrying(
             retry=retry_if_exception(_is_transient), stop=stop_after_attempt(self.attempts), wait=pause, reraise=True
         )
         try:
             return retrying(lambda: _answer(self._post(body), attempts=retrying.statistics["attempt_number"]))
-        # Before TRANSIENT_ERRORS, which contains its base class.
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code}: {_start(error)}"
+        except (BadStatusError, *TRANSIENT_ERRORS) as error:
+            problem = str(error)[:300]
             if not _is_transient(error):
                 raise InputError(f"{self.url} refuses the request ({problem}): check address, key and model") from error
-        except TRANSIENT_ERRORS as error:
-            problem = f"{type(error).__name__}: {str(error)[:200]}"
         raise EndpointError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {problem}")
 
     def _post(self, body: dict) -> bytes:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        try:
-            request = urllib.request.Request(  # noqa: S310 - the scheme is checked below
-                f"{self.url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-            )
-        except ValueError as error:
-            raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1") from error
-        # urllib opens file: and ftp: addresses, too.
-        if request.type not in ("http", "https"):
-            raise InputError(f"{self.url!r} is no address: give one such as http://localhost:8000/v1")
-        # urlopen's timeout is for each read, so a server that sends single bytes could hold the connection for ever.
-        deadline = time.monotonic() + self.timeout
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:  # noqa: S310 - http or https, checked above
-            content = bytearray()
-            # `read1` returns what has arrived; `read` would wait for all of it and pass the deadline.
-            while chunk := response.read1(65536):
-                content += chunk
-                if len(content) > LARGEST_ANSWER:
-                    raise ValueError(f"an answer of more than {LARGEST_ANSWER // 2**20} MiB")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"the answer took longer than {self.timeout:.0f} s")
-            # `read1` reports a cut connection like the end of the answer.
-            if response.length:
-                raise http.client.IncompleteRead(bytes(content), response.length)
-        return bytes(content)
+        url = f"{self.url.rstrip('/')}/chat/completions"
+        answer = send(
+            "POST",
+            url,
+            name="--endpoint",
+            seconds=self.timeout,
+            token=self.key,
+            body=body,
+            max_bytes=LARGEST_ANSWER,
+        )
+        return answer.checked().content
 
 
 def _is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed later: an HTTP status of TRANSIENT_STATUSES, a cut connection, an answer without text."""
-    # First, because an HTTPError is a URLError and most of its codes are the user's fault.
-    if isinstance(error, urllib.error.HTTPError):
-        return error.code in TRANSIENT_STATUSES
-    return isinstance(error, TRANSIENT_ERRORS)
+    """Whether the same request may succeed later: an HTTP status of a server that is busy, a cut connection, an answer without text."""
+    if isinstance(error, BadStatusError):
+        return error.status in UNAVAILABLE_STATUSES
+    return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, RedirectError)
 
 
 def _answer(content: bytes, *, attempts: int) -> Answer:
@@ -163,21 +139,6 @@ def _is_only_reasoning(message: dict, *, is_cut: bool) -> bool:
     # Drafts in it are no answer. An answer that was cut is one only where nothing came before its object.
     unmarked = is_cut and not begin.startswith(("{", "```"))
     return "</think>" not in text and (begin.startswith("<think>") or unmarked)
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float:
-    """Seconds to wait; the header's date form and nonsense count as none."""
-    try:
-        return min(max(0.0, float(error.headers.get("Retry-After", ""))), LONGEST_PAUSE)
-    except ValueError:
-        return 0.0
-
-
-def _start(error: urllib.error.HTTPError) -> str:
-    try:
-        return " ".join(error.read(300).decode("utf-8", "replace").split())
-    except (OSError, http.client.HTTPException):
-        return str(error.reason)
 
 
 def usage_of(answers: list[Answer]) -> dict[str, Any]:

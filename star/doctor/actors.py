@@ -8,13 +8,13 @@ the hub are not downloaded.
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star.config.experiment import Config
+from star.config.model_files import read_json_object
 from star.config.models import Architecture, Student, Teacher
 from star.errors import InputError
 
@@ -114,12 +114,8 @@ def check_weight_files(folder: Path) -> Iterator[Path]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / "model.safetensors.index.json"
-    try:
-        tensor_files: dict[str, str] = (
-            json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
-        )
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{index} is damaged: download the model again") from error
+    # The model was tried before, so the index is an object that names safetensors files in the folder.
+    tensor_files: dict[str, str] = read_json_object(index)["weight_map"] if index.is_file() else {}
     for name in sorted(set(tensor_files.values())) or ["model.safetensors"]:
         file = folder / name
         if not file.is_file():

@@ -9,10 +9,10 @@ import re
 from star.config.experiment import Config
 from star.config.models import Student, Teacher
 from star.errors import InputError
+from star.http_client import NoAnswerError, send
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# Seconds until the connection is there, and until the answer begins.
-CONNECT_SECONDS, ANSWER_SECONDS = 3.0, 4.0
+ANSWER_SECONDS = 4.0
 
 
 def hub_models(config: Config) -> list[Teacher | Student]:
@@ -47,18 +47,15 @@ def check_hub(models: list[Teacher | Student]) -> str:
 
 def _why_no_answer(model: Teacher | Student) -> str | None:
     """Asks for the head of one file: None if any answer comes, else the reason."""
-    import requests
     from huggingface_hub import constants
 
     url = f"{constants.ENDPOINT}/{model.base}/resolve/{model.revision or 'main'}/config.json"
     try:
-        answer = requests.head(url, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
-    except requests.Timeout:
-        return f"{constants.ENDPOINT} did not answer within {ANSWER_SECONDS:.0f} s"
-    except requests.RequestException as error:
-        return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
+        answer = send("HEAD", url, name="HF_ENDPOINT", seconds=ANSWER_SECONDS, follow=False)
+    except NoAnswerError as error:
+        return f"{constants.ENDPOINT} cannot be reached ({error})"
     # Also 404 and 401 are answers: the checks of the model say what is wrong with it.
-    return f"{constants.ENDPOINT} answers {answer.status_code}" if answer.status_code >= 500 else None
+    return f"{constants.ENDPOINT} answers {answer.status}" if answer.status >= 500 else None
 
 
 def _is_cached(model: Teacher | Student) -> bool:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from star.config.experiment import Config
 from star.config.models import Architecture
+from star.config.safety import use_safety
 from star.doctor.actors import Actor, load_actor
 from star.doctor.check import Check, run_check
 from star.errors import InputError
@@ -39,6 +40,7 @@ SAMPLED_TOKENS = 16
 
 def rehearse(config: Config) -> Iterator[Check]:
     """Yields the result of each step, up to the first one that fails."""
+    use_safety(config.safety)
     rehearsal = _Rehearsal(config)
     steps: tuple[tuple[str, Callable[[], str]], ...] = (
         ("rows", rehearsal.make_rows),

@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from star.config.evaluation import Evaluate
 from star.config.experiment import Config
+from star.config.model_files import deciding_files
+from star.config.safety import use_safety
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import METRICS, Manifest, open_input
@@ -64,6 +66,7 @@ def evaluate_one(
     Raises:
         InputError: the data does not exist.
     """
+    use_safety(config.safety)
     data = _data_or_latest(data) if "heldout" in config.evaluate.suites else None
     out = (out or home() / "evaluations" / re.sub(r"[^\w.-]+", "_", title).strip("._")).absolute()
 
@@ -108,7 +111,9 @@ def _digest_or_id(source: Path | str) -> str:
     """What identifies the model: the digest of its files, or its hub id."""
     if isinstance(source, str):
         return source
-    files = sorted(file for file in source.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    top = sorted(file.name for file in source.iterdir() if file.suffix in (".json", ".safetensors", ".jinja"))
+    # After the others, so that a model without such files has the digest that it always had.
+    names = top + [name for name in deciding_files(source) if name not in top]
     # These vary between identical runs: the same weights must have the same digest.
     written_by_stages = {METRICS, "manifest.json"}
-    return digest_of([(file.name, sha256_of(file)) for file in files if file.name not in written_by_stages])
+    return digest_of([(name, sha256_of(source / name)) for name in names if name not in written_by_stages])

@@ -17,9 +17,11 @@ it. Two runs that wrote the same files have the same content digest, and what wa
 """
 
 import json
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from star.errors import InputError
@@ -29,6 +31,9 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 # Excluded from the content digest: these files vary between identical runs (durations, and reports that show them).
 NOT_IN_DIGEST = frozenset({METRICS, "timing.json", "report.html", "report.md"})
+OPEN_FILE = re.compile(r"\.nfs[0-9a-f]+")  # NFS gives this name to a deleted file that a process still has open
+
+_verified: set[Path] = set()  # resolved folders that `open_input` has verified in this process
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files = [FileEntry(**entry) for entry in content.pop("files")]
+        if outside := [entry.path for entry in files if leads_outside(entry.path)]:
+            raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
         return Manifest(**content, files=files)
     # Valid JSON of another shape raises one of the last three.
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -125,7 +132,58 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
             raise InputError(
                 f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
             )
+    refuse_unlisted(folder, manifest)
+    _verified.add(folder.resolve())
     return manifest
+
+
+def was_verified(folder: Path) -> bool:
+    """Whether `open_input` of this process has verified the folder, or one in which it lies."""
+    place = folder.resolve()
+    return any(parent in _verified for parent in (place, *place.parents))
+
+
+def unlisted_paths(folder: Path, manifest: Manifest) -> list[str]:
+    """The files in a finished folder that its manifest does not list, and links to folders, by relative path.
+
+    A loader reads what lies in a folder: an adapter or a chat template that somebody adds would change the model under
+    its old digest. Empty folders change nothing and are not named.
+    """
+    listed = {MANIFEST, *(entry.path for entry in manifest.files)}
+    found = []
+    # os.walk does not follow links to folders, which no stage writes, so what is behind them would not be seen.
+    for place, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        paths = [(Path(place) / name).relative_to(folder).as_posix() for name in (*links, *files)]
+        found += [path for path in paths if path not in listed and not OPEN_FILE.fullmatch(PurePosixPath(path).name)]
+    return sorted(found)
+
+
+def refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    """Raises InputError if the folder has files that its manifest does not list; the message names the first."""
+    if found := unlisted_paths(folder, manifest):
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise InputError(
+            f"{folder} has {found[0]!r}{others}, which `star {manifest.stage}` did not write (not in its {MANIFEST}): "
+            "move it out of the folder"
+        )
+
+
+def copy_listed_files(folder: Path, target: Path, *, copy: Callable[[Path, Path], object]) -> None:
+    """Copies what the folder's manifest lists, and last the manifest, into `target`. Nothing else is copied or verified.
+
+    Raises:
+        InputError: the folder has no readable manifest.
+        OSError: a file cannot be copied.
+    """
+    for name in (*(entry.path for entry in read_manifest(folder).files), MANIFEST):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(folder / name, target / name)
+
+
+def leads_outside(path: str) -> bool:
+    """Whether a path that should be relative to a folder is absolute or has `..`."""
+    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
 
 
 def is_finished(out: Path, *, fingerprint: str) -> bool:
@@ -135,6 +193,17 @@ def is_finished(out: Path, *, fingerprint: str) -> bool:
     # A damaged result counts as missing, so that the work is done again.
     except InputError:
         return False
+
+
+def refuse_additions(out: Path, *, fingerprint: str) -> None:
+    """Raises InputError if `out` is the result of the work with this fingerprint and has files that its manifest does not list."""
+    try:
+        manifest = read_manifest(out)
+    # Nothing is there, or a damaged folder, which is made again.
+    except InputError:
+        return
+    if manifest.fingerprint == fingerprint:
+        refuse_unlisted(out, manifest)
 
 
 def refuse_foreign(out: Path) -> None:

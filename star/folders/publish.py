@@ -17,7 +17,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from star.folders.manifest import MANIFEST, FileEntry, Manifest, is_finished, refuse_foreign
+from star.folders.manifest import MANIFEST, FileEntry, Manifest, copy_listed_files, is_finished, refuse_foreign
 from star.folders.working_paths import incoming_folder, outgoing_folder, published_note
 from star.hashing import sha256_of
 from star.json_file import write_json
@@ -71,10 +71,9 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
     if note and note.is_file() and not is_finished(out, fingerprint=fingerprint):
         published = Path(note.read_text(encoding="utf-8"))
         if is_finished(published, fingerprint=fingerprint):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            # A copy that is killed may already have its manifest.
-            # `is_finished` below therefore verifies every file before the rename.
-            shutil.copytree(published, incoming, dirs_exist_ok=True)
+            shutil.rmtree(incoming, ignore_errors=True)
+            # A copy that is killed has no manifest yet, and `is_finished` below verifies every file before the rename.
+            copy_listed_files(published, incoming, copy=shutil.copyfile)
     if is_finished(incoming, fingerprint=fingerprint):
         replace_folder(out, incoming)
         if note:

@@ -14,9 +14,9 @@ places are searched, in this order:
  3. the places of STAR_REUSE, separated by spaces: folders, or s3://bucket/prefix. A folder found in S3 is downloaded
     into the home first.
 
-The taken folder is a copy, and sha256 of all its files is verified before it appears. Large files are hard links where
-the file system allows it: a store of hundreds of gigabytes is then on the disk once. They become read-only, because a
-program that writes into one of the two names would change both.
+The taken folder is a copy of the files that the manifest lists, and sha256 of all of them is verified before it
+appears. Large files are hard links where the file system allows it: a store of hundreds of gigabytes is then on the
+disk once. They become read-only, because a program that writes into one of the two names would change both.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from star.folders.manifest import MANIFEST, is_finished
+from star.errors import InputError
+from star.folders.manifest import MANIFEST, copy_listed_files, is_finished
 from star.folders.publish import replace_folder
 from star.folders.s3_client import is_s3_url
 from star.folders.working_paths import incoming_folder
@@ -113,9 +114,9 @@ def _take(folder: Path, out: Path, *, fingerprint: str) -> bool:
     incoming = incoming_folder(out)
     shutil.rmtree(incoming, ignore_errors=True)
     try:
-        shutil.copytree(folder, incoming, copy_function=_link_or_copy)
-    # Somebody removed the folder or a file of it meanwhile. copytree collects the errors of all files.
-    except (FileNotFoundError, shutil.Error):
+        copy_listed_files(folder, incoming, copy=_link_or_copy)
+    # Somebody removed the folder or a file of it meanwhile, or its manifest is damaged.
+    except (OSError, InputError):
         shutil.rmtree(incoming, ignore_errors=True)
         return False
     # The copies are verified and not the originals: one reading covers both.
@@ -126,9 +127,9 @@ def _take(folder: Path, out: Path, *, fingerprint: str) -> bool:
     return True
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     # DVC may have made the file a link into its own cache.
-    file = Path(source).resolve()
+    file = source.resolve()
     if file.stat().st_size >= LINKED_BYTES:
         # Another file system, or a file of another user.
         with contextlib.suppress(OSError):

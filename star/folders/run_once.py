@@ -40,7 +40,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from star.folders.manifest import METRICS, Manifest, is_finished, refuse_foreign, refuse_to_replace
+from star.folders.manifest import METRICS, Manifest, is_finished, refuse_additions, refuse_foreign, refuse_to_replace
 from star.folders.publish import finish_interrupted_publish, publish
 from star.folders.reuse import take_equal_result
 from star.folders.workspace import Workspace, open_workspace, remove_leftover_workspace
@@ -93,8 +93,8 @@ def run_once(
             folder needs it.
 
     Raises:
-        InputError: `out` has content of others, or is an input or another stage's result; an input is missing or damaged;
-            or another process is doing the same work.
+        InputError: `out` has content of others, also beside a finished result, or is an input or another stage's result;
+            an input is missing or damaged; or another process is doing the same work.
     """
     # First, because `describe` reads every byte of the inputs.
     refuse_foreign(out)
@@ -102,6 +102,8 @@ def run_once(
     refuse_to_replace(out, stage=manifest.stage, sources=sources)
     # Before the question whether the result is finished, because this may put it in place.
     finish_interrupted_publish(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
+    # Otherwise the work would be done a second time because of it, and the file would be gone with the older folder.
+    refuse_additions(out, fingerprint=manifest.fingerprint)
     if is_finished(out, fingerprint=manifest.fingerprint) and is_valid(out):
         remove_leftover_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
         return Outcome(read_metrics(out), cached=True)

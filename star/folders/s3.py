@@ -18,10 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.folders.manifest import MANIFEST, FileEntry, Manifest, open_input, read_manifest
-from star.folders.s3_client import ATTEMPTS, S3Folder, open_s3
+from star.folders.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    leads_outside,
+    open_input,
+    read_manifest,
+    unlisted_paths,
+)
+from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, open_s3
 from star.hashing import sha256_of
-from star.progress import Bar
+from star.progress import Bar, print_line
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -68,7 +76,8 @@ def download_folder(url: str | Path, root: Path) -> Path:
         content = _read_object(client, s3_folder, MANIFEST)
         if content is None:
             raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
-        files = _parse_files(content, s3_folder)
+        listed = _parse_manifest(content, s3_folder)
+        files = listed.files
         folder.mkdir(parents=True, exist_ok=True)
         # A local folder with a manifest counts as finished, which it is not while its files are replaced.
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -76,6 +85,9 @@ def download_folder(url: str | Path, root: Path) -> Path:
             for entry in files:
                 _download(client, s3_folder, folder, entry)
                 bar.advance()
+    # What a killed download or an older result left here. A folder with such files is refused as an input.
+    for left in unlisted_paths(folder, listed):
+        (folder / left).unlink()
     # A kill during a write in place would leave a part of a manifest.
     temporary = folder / f".{MANIFEST}.tmp"
     temporary.write_bytes(content)
@@ -94,25 +106,31 @@ def manifests_below(url: str | Path) -> Iterator[tuple[str, bytes]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3_folder.bucket, Prefix=s3_folder.key(""))
         for found in (entry["Key"] for page in pages for entry in page.get("Contents", [])):
             folder, _, name = found.rpartition("/")
+            try:
+                check_key(folder, source=f"s3://{s3_folder.bucket}/{found}")
+            except InputError as error:
+                # One such object, which anybody who writes there can make, must not hide the others.
+                print_line(str(error))
+                continue
             # Deleted between the two requests: somebody uploads another result there.
             if name == MANIFEST and (content := _read_object(client, S3Folder(s3_folder.bucket, folder), MANIFEST)):
                 yield f"s3://{s3_folder.bucket}/{folder}", content
 
 
-def _parse_files(content: bytes, s3_folder: S3Folder) -> list[FileEntry]:
-    """The file entries of a manifest, with paths that stay inside its folder."""
+def _parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
+    """The manifest of an uploaded folder. The paths of its files stay inside the folder."""
     try:
         fields = json.loads(content)
         entries = [FileEntry(**entry) for entry in fields.pop("files")]
         # Missing or unknown fields raise TypeError here, before any file is downloaded.
-        Manifest(**fields)
+        manifest = Manifest(**fields, files=entries)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
     # The manifest comes from a store that others may write to: its paths must stay inside the folder.
     for entry in entries:
-        if Path(entry.path).is_absolute() or ".." in Path(entry.path).parts:
+        if leads_outside(entry.path):
             raise InputError(f"{s3_folder}/{MANIFEST} names {entry.path}, outside its folder: do not trust this source")
-    return entries
+    return manifest
 
 
 def _download(client: "BaseClient", s3_folder: S3Folder, folder: Path, entry: FileEntry) -> None:

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
 
 
+def check_key(key: str, *, source: str) -> None:
+    """Checks that a bucket or an object's key is also a path that stays below the folder it is copied to.
+
+    Raises:
+        InputError: a part of it is `.` or `..`, or it has a control character.
+    """
+    if any(part in (".", "..") for part in key.replace("\\", "/").split("/")) or not key.isprintable():
+        raise InputError(
+            f"{source} is refused: a part of it is `.` or `..`, or it has a control character, so its copy could be written elsewhere"
+        )
+
+
 @dataclass(frozen=True)
 class S3Folder:
     """A folder in S3: all objects whose key starts with the prefix."""
@@ -28,11 +40,13 @@ class S3Folder:
         """Reads s3://bucket/folder. A Path, which turns the two slashes into one, is read too.
 
         Raises:
-            InputError: the text does not have that form.
+            InputError: the text does not have that form, or a part of it is `.` or `..`.
         """
         bucket, _, prefix = str(url).removeprefix("s3:").lstrip("/").partition("/")
         if not bucket or not prefix.strip("/"):
             raise InputError(f"{url} is not like s3://bucket/folder")
+        # The local copy of the folder is kept at bucket/prefix below the home, which such parts would leave.
+        check_key(f"{bucket}/{prefix}", source=str(url))
         return cls(bucket, prefix.strip("/"))
 
     def key(self, name: str) -> str:

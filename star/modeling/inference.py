@@ -22,10 +22,13 @@ def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Pat
     # Imported here, because torch and transformers take seconds to import.
     from star.modeling.generation import generate
     from star.modeling.models import load_model, load_tokenizer
+    from star.modeling.trial import try_model
 
     prompt_tools = [public_tool(tool) for tool in tools]
+    messages = [{"role": "user", "content": query}]
+    try_model(model_folder, conversations=[{"messages": messages, "tools": prompt_tools}])
     tokenizer = load_tokenizer(model_folder)
-    prompt = render_prompt([{"role": "user", "content": query}], prompt_tools, tokenizer)
+    prompt = render_prompt(messages, prompt_tools, tokenizer)
     model = load_model(model_folder)
     [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0)
     try:

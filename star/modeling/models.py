@@ -23,8 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from star import distributed
 from star.config.files import ModelFolder
+from star.config.model_files import refuse_unsafe_weights
 from star.config.training import Lora
 from star.errors import InputError
+from star.modeling.trial import try_model
 
 transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours
 
@@ -108,8 +110,12 @@ def add_lora_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
 
 
 def base_source(base: ModelFolder | str) -> Path | str:
-    """The folder or hub id from which a pretrained base of the configuration is loaded."""
-    return Path(base.path) if isinstance(base, ModelFolder) else base
+    """The folder or hub id from which a pretrained base of the configuration is loaded. A folder's files are verified.
+
+    Raises:
+        InputError: the folder has changed since the configuration was loaded.
+    """
+    return base.read_verified() if isinstance(base, ModelFolder) else base
 
 
 def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None, **arguments: Any) -> Any:
@@ -118,6 +124,9 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
     needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
     if isinstance(model, Path) and not (model / needed).is_file():
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
+    if isinstance(model, Path):
+        refuse_unsafe_weights(model)
+        try_model(model)
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:

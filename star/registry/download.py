@@ -11,7 +11,6 @@ from pathlib import Path
 
 from star.errors import InputError
 from star.home import home
-from star.progress import print_line
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import (
     Version,
@@ -114,8 +113,8 @@ def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
 
     Args:
         model: a version or alias of the registered model `name`, NAME/3, NAME@alias, or the NAME of a registered model,
-            which stands for its champion. A folder is meant where it is written as a path, such as ./NAME, and where no
-            version has that name.
+            which stands for its champion. A folder is meant only where it is written as a path, such as ./NAME: whoever
+            can make a folder called `champion` here must not decide which model is asked.
 
     Raises:
         InputError: there is neither.
@@ -130,10 +129,9 @@ def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
     try:
         version = find_by_reference_or_name(model, name=name)
     except InputError as error:
-        if not folder.is_dir():
-            raise
-        print_line(f"{model} is read as the folder ./{model}: {error}")
-        return None, folder
+        if folder.is_dir():
+            raise InputError(f"{error}; write ./{model} if you mean the folder") from error
+        raise
     return version, download_version(version, home() / "models")
 
 

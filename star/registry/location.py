@@ -4,7 +4,7 @@ import os
 import re
 
 from star.errors import InputError
-from star.folders.s3_client import s3_client
+from star.folders.s3_client import check_key, s3_client
 from star.tracking.server import shown_uri, tracking_uri
 
 DATABASE = "tracking database"  # written to a tag of registered models: do not change
@@ -27,11 +27,12 @@ def split_s3(uri: str) -> tuple[str, str]:
     """Bucket and key prefix of `s3://bucket/prefix`; the prefix ends with a slash or is empty.
 
     Raises:
-        InputError: the address has another form.
+        InputError: the address has another form, or a part of it is `..`.
     """
     found = re.fullmatch(r"s3://([\w.-]+)(?:/(.*?))?/*", uri)
     if not found:
         raise InputError(f"STAR_REGISTRY must be s3://BUCKET/PREFIX, not {shown_uri(uri)}")
+    check_key(f"{found[1]}/{found[2] or ''}", source=f"STAR_REGISTRY={shown_uri(uri)}")
     return found[1], f"{found[2]}/" if found[2] else ""
 
 

@@ -16,16 +16,17 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
-from star.folders.manifest import MANIFEST, METRICS
-from star.hashing import digest_of
+from star.folders.manifest import MANIFEST, METRICS, read_manifest
 from star.json_file import write_json
+from star.registry.bucket import address_of, store_in_bucket
 from star.registry.lineage import LINEAGE_FILE
-from star.registry.location import registry_location, registry_s3_client, split_s3
+from star.registry.location import registry_location
 from star.registry.versions import (
     DIGEST_TAG,
     FILES_TAG,
@@ -58,8 +59,12 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
         name: the name of this model there.
     """
-    # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
-    shutil.copytree(refined, folder, ignore=shutil.ignore_patterns(*LEFT_OUT), copy_function=_link_or_copy)
+    # Only what the stage wrote: a file that somebody adds would be published, and would change what the model does.
+    for path in (entry.path for entry in read_manifest(refined).files):
+        if not any(fnmatch(path, pattern) for pattern in LEFT_OUT):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
+            _link_or_copy(refined / path, folder / path)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -68,7 +73,7 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system
@@ -94,6 +99,7 @@ def register_model(
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
     # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
     if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
+        _repair_in_bucket(found, folder)
         return found
     # The hashes are taken before anything is sent, so a damaged upload is noticed at the first download.
     files = hash_files(folder)
@@ -101,7 +107,7 @@ def register_model(
     client = connect()
     location = registry_location()
     if location and location.startswith("s3://"):
-        source = _upload_to_bucket(folder, files, location=location)
+        source = store_in_bucket(folder, files, location=location)
         model = _logged_model(client, name, tags={DIGEST_TAG: model_digest}, external=source)
     else:
         model = _logged_model(client, name, tags={DIGEST_TAG: model_digest})
@@ -117,6 +123,15 @@ def register_model(
         name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
     return read_version(entry, aliases={})
+
+
+def _repair_in_bucket(version: Version, folder: Path) -> None:
+    """Sends those files again that the bucket of STAR_REGISTRY has lost or that were changed there."""
+    location = registry_location()
+    if not (location and location.startswith("s3://") and version.files):
+        return
+    if version.source == address_of(version.files, location=location) and hash_files(folder) == version.files:
+        store_in_bucket(folder, version.files, location=location)
 
 
 def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
@@ -205,23 +220,3 @@ def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
         client.create_registered_model(name)
     except MlflowException:
         client.get_registered_model(name)  # it exists already; any other failure is raised here again
-
-
-def _upload_to_bucket(folder: Path, files: Mapping[str, str], *, location: str) -> str:
-    """Uploads a model's files under the digest of their content, the list of them last. Returns the folder's address."""
-    from botocore.exceptions import ClientError
-
-    bucket, prefix = split_s3(location)
-    address = f"{prefix}models/{digest_of(dict(files))}"
-    client = registry_s3_client()
-    # The list is written last, so where it exists all files do.
-    try:
-        client.head_object(Bucket=bucket, Key=f"{address}.json")
-    except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-            raise
-        # The address is a digest of the content, so an upload that was killed can be repeated over its own files.
-        for path in files:
-            client.upload_file(str(folder / path), bucket, f"{address}/{path}")
-        client.put_object(Bucket=bucket, Key=f"{address}.json", Body=json.dumps(files, indent=1).encode())
-    return f"s3://{bucket}/{address}"

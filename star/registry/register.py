@@ -33,9 +33,9 @@ from star.registry.download import download_file, download_version
 from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
-from star.registry.promotion.ledger import CHAMPION, Decision
 from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
+from star.registry.promotion.records import CHAMPION, Decision
 from star.registry.publish import assemble_model_folder, register_model, update_tags
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import READING_KEY, Version, find_version

@@ -23,10 +23,13 @@ def run_smoke_test(folder: Path) -> str:
     from star.data.tools import public_tool
     from star.modeling.generation import generate
     from star.modeling.models import load_model, load_tokenizer
+    from star.modeling.trial import try_model
 
     tools = [public_tool(tool) for tool in load_tools(packaged_file("travel.json"))]
+    messages = [{"role": "user", "content": QUERY}]
+    try_model(folder, conversations=[{"messages": messages, "tools": tools}])
     tokenizer = load_tokenizer(folder)
-    prompt = render_prompt([{"role": "user", "content": QUERY}], tools, tokenizer)
+    prompt = render_prompt(messages, tools, tokenizer)
     model = load_model(folder)
     # Temperature 0, so that the same files always give the same answer.
     [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=NEW_TOKENS, seed=0)

@@ -8,7 +8,7 @@ from rich.table import Table
 from star.errors import InputError
 from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import ledger
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect
 
@@ -84,8 +84,8 @@ def print_difference(first: Version, second: Version) -> None:
     Console().print(table)
 
 
-def print_ledger(name: str) -> None:
-    """Prints every attempt of the ledger, the oldest first.
+def print_ledger(name: str) -> list[str]:
+    """Prints every attempt of the ledger, the oldest first; returns what is wrong with the ledger, one sentence each.
 
     Raises:
         InputError: nothing is registered under that name.
@@ -95,10 +95,19 @@ def print_ledger(name: str) -> None:
     table = Table(title=f"Attempts to promote a version of {name}")
     for heading in ("when", "who", "what", "version", "outcome", "why"):
         table.add_column(heading, overflow="fold")
-    for attempt, outcome in ledger.history(open_ledger_store(name, connect()), name):
+    history, wrong = open_ledger(name, connect()).history()
+    for attempt, outcome in history:
         version = "" if attempt.version is None else str(attempt.version)
         coloured = f"[{OUTCOME_COLOURS[outcome]}]{outcome}[/]"
         # A reason is free text, and rich would read its square brackets as a style.
         why = escape(attempt.refused or attempt.reason)
-        table.add_row(attempt.at[:19].replace("T", " "), escape(attempt.actor), attempt.action, version, coloured, why)
+        table.add_row(
+            escape(attempt.at[:19].replace("T", " ")),
+            escape(attempt.actor),
+            escape(attempt.action),
+            version,
+            coloured,
+            why,
+        )
     Console().print(table)
+    return wrong

@@ -13,14 +13,26 @@ from collections.abc import Sequence as AbstractSequence
 from typing import Any
 
 import torch
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 from transformers import PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
 from star.errors import InputError
+from star.http_client import (
+    UNAVAILABLE_STATUSES,
+    Answer,
+    BadStatusError,
+    NoAnswerError,
+    RedirectError,
+    retry_pause,
+    send,
+)
 from star.modeling.generation import Sample, Sequence
 
-RETRIES = 6  # per request: the first at once, the others after pauses of 1, 2, 4, 8 and 16 seconds
-TIMEOUT = (10, 1800)  # seconds: to connect, and to answer a batch
+RETRIES = 6  # per request, after pauses of 0.5, 1, 2, 4, 8 and 16 seconds
+TIMEOUT_SECONDS = 1800.0  # for the whole answer to a batch
+# Of an answer: at least, and for each number that was asked for (a log-probability with its token, or a token with its text).
+MIN_BYTES, BYTES_PER_VALUE = 16 * 2**20, 512
 
 
 class TeacherServer:
@@ -31,15 +43,7 @@ class TeacherServer:
     """
 
     def __init__(self, url: str) -> None:
-        import requests
-        from urllib3.util import Retry
-
         self.url = url.rstrip("/")
-        self._session = requests.Session()
-        # None stands for all methods. By default urllib3 does not retry a POST, which is what asks for completions.
-        retry = Retry(RETRIES, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
         served = self._request("GET", "models")["data"]
         if len(served) != 1:
             raise InputError(f"{self.url} serves {len(served)} models: start it with the teacher only")
@@ -98,7 +102,10 @@ class TeacherServer:
 
     def _complete(self, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
         """Requests completions; returns the `n` choices of each prompt, in the order of the prompts."""
-        answer = self._request("POST", "completions", json={"model": self.model, "prompt": prompts, **settings})
+        values = len(prompts) * settings["n"] * settings["max_tokens"]
+        values += sum(map(len, prompts)) * (settings.get("prompt_logprobs", 0) + 1)
+        body = {"model": self.model, "prompt": prompts, **settings}
+        answer = self._request("POST", "completions", body=body, max_bytes=MIN_BYTES + BYTES_PER_VALUE * values)
         # A server may return the choices in the order in which they were finished.
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         # A missing choice would shift all later ones to the wrong prompt.
@@ -106,19 +113,45 @@ class TeacherServer:
             raise RuntimeError(f"{self.url} returned {len(choices)} completions for {len(prompts)} prompts")
         return choices
 
-    def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        import requests
+    def _request(self, method: str, path: str, *, body: object = None, max_bytes: int = MIN_BYTES) -> dict[str, Any]:
+        def ask() -> Answer:
+            return send(
+                method,
+                f"{self.url}/{path}",
+                name="the teacher's server",
+                seconds=TIMEOUT_SECONDS,
+                body=body,
+                max_bytes=max_bytes,
+            ).checked()
 
+        def pause(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            answer = error.answer if isinstance(error, BadStatusError) else None
+            return retry_pause(self.url, 0.5 * 2 ** (state.attempt_number - 1), answer)
+
+        retrying = Retrying(
+            retry=retry_if_exception(_is_transient), stop=stop_after_attempt(RETRIES + 1), wait=pause, reraise=True
+        )
         try:
-            response = self._session.request(method, f"{self.url}/{path}", timeout=TIMEOUT, **arguments)
-        except requests.RequestException as error:
+            document = retrying(ask).document()
+        except NoAnswerError as error:
             raise InputError(
-                f"the teacher's server at {self.url} does not answer ({type(error).__name__}): start it, or correct "
-                "the URL; finished batches are kept"
+                f"the teacher's server at {self.url} does not answer ({error}): start it, or correct the URL; finished batches are kept"
             ) from error
-        if not response.ok:
-            raise InputError(f"{self.url}/{path} refused the request ({response.status_code}): {response.text[:300]!r}")
-        return response.json()
+        except BadStatusError as error:
+            refusal = f"({error.status}): {error.answer.start()!r}"
+            raise InputError(f"{self.url}/{path} refused the request {refusal}") from error
+        if not isinstance(document, dict):
+            raise InputError(
+                f"{self.url}/{path} sent {type(document).__name__} in place of a JSON object: is it such a server?"
+            )
+        return document
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, BadStatusError):
+        return error.status in UNAVAILABLE_STATUSES
+    return isinstance(error, NoAnswerError) and not isinstance(error, RedirectError)
 
 
 def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, opening: str) -> Sample:

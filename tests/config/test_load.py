@@ -1,5 +1,6 @@
 """The configuration: validation at load, errors that name the key, and digests by section."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,30 @@ def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
     assert (config.seed, config.distill.steps, config.distill.top_m) == (3, 8, 5)
 
 
+@pytest.mark.parametrize(
+    ("student", "revision"),
+    [
+        ("base: team/other", None),
+        ("{base: team/other, revision: abc}", "abc"),
+        ("base: Qwen/Qwen3-0.6B", "c1899de289a04d12100db370d81485cdf75e47ca"),
+        ("{}", "c1899de289a04d12100db370d81485cdf75e47ca"),
+    ],
+)
+def test_a_revision_stays_with_its_base(student: str, revision: str | None, tmp_path: Path) -> None:
+    settings = student if student[0] == "{" else f"{{{student}}}"
+    config = load_config(write(tmp_path, f"extends: qwen3-0.6b\nstudent: {settings}\n"))
+    assert config.student.revision == revision
+    assert config.teacher.revision == load_config("qwen3-0.6b").teacher.revision
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "tiny"])
+def test_the_shipped_bases_have_a_revision(profile: str) -> None:
+    config = load_config(profile)
+    assert re.fullmatch("[0-9a-f]{40}", config.teacher.revision) and re.fullmatch(
+        "[0-9a-f]{40}", config.student.revision
+    )
+
+
 def test_a_file_is_taken_by_content_and_relative_to_the_configuration(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("{}\n")
@@ -107,7 +132,9 @@ def test_a_changed_setting_touches_only_the_stages_that_read_it() -> None:
 
 
 def test_every_section_is_read_by_a_stage() -> None:
-    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster"} == set(Config.model_fields)
+    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster", "safety"} == set(
+        Config.model_fields
+    )
 
 
 def test_sha256_of_a_missing_file_names_it(tmp_path: Path) -> None:
@@ -170,3 +197,9 @@ def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None
     assert refinement("{steps: 3}") == SimRL(steps=3)
     with pytest.raises(InputError, match=r"teacher\.refine"):
         refinement("sft")
+
+
+def test_limits_reach_the_process_of_a_stage_and_change_no_result() -> None:
+    usual, other = Config(), Config.model_validate({"safety": {"model_seconds": 60}})
+    assert other.slice(("seed", "teacher")) == usual.slice(("seed", "teacher")) == usual.for_stage(("seed", "teacher"))
+    assert Config.from_json(other.for_stage(("seed", "teacher"))).safety.model_seconds == 60

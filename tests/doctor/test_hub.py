@@ -1,6 +1,7 @@
 """The hub is asked once, within seconds; without an answer the checks that would ask it again are left out."""
 
 import http.server
+import re
 import socket
 import threading
 import time
@@ -60,10 +61,10 @@ def cache(config: Config, folder: Path) -> None:
     for model in hub_models(config):
         snapshot = folder / f"models--{str(model.base).replace('/', '--')}"
         (snapshot / "refs").mkdir(parents=True)
-        (snapshot / "refs" / "main").write_text("c0ffee")
-        (snapshot / "snapshots" / "c0ffee").mkdir(parents=True)
+        (snapshot / "refs" / "main").write_text(model.revision)
+        (snapshot / "snapshots" / model.revision).mkdir(parents=True)
         for name in ("config.json", "tokenizer.json"):
-            (snapshot / "snapshots" / "c0ffee" / name).write_text("{}")
+            (snapshot / "snapshots" / model.revision / name).write_text("{}")
 
 
 def test_a_hub_that_cannot_be_reached_is_named_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,9 @@ def test_cached_models_need_no_hub(config: Config, tmp_path: Path, monkeypatch: 
 
 def test_any_answer_will_do_but_that_of_a_broken_server(config: Config, hub: type[Answer]) -> None:
     assert check_hub(hub_models(config)).endswith("answers")
-    assert hub.asked == ["/Qwen/Qwen3-8B/resolve/main/config.json"]
+    [path] = hub.asked
+    # At the revision of the profile, not at `main`.
+    assert re.fullmatch(r"/Qwen/Qwen3-8B/resolve/[0-9a-f]{40}/config\.json", path)
     hub.status = 503
     with pytest.raises(InputError, match="answers 503"):
         check_hub(hub_models(config))

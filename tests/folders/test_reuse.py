@@ -160,3 +160,11 @@ def test_a_result_that_lies_at_the_output_in_s3_is_taken(bucket: str, home: Path
     run()
     assert [outcome.taken_from for outcome in outcomes] == [None, f"{bucket}/data"]
     assert json.loads((home / "s3" / "made" / bucket[5:] / "data" / MANIFEST).read_text())["origin"]
+
+
+def test_only_listed_files_of_another_result_are_taken(home: Path) -> None:
+    make(home / "pipeline" / "data")
+    (home / "pipeline" / "data" / "tokenizer" / "adapter_config.json").write_text("{}")
+    assert make(home / "dvc" / "data").taken_from
+    assert open_input(home / "dvc" / "data", stage="writing")
+    assert sorted(path.name for path in (home / "dvc" / "data" / "tokenizer").iterdir()) == ["weights.bin"]

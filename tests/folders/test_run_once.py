@@ -1,6 +1,7 @@
 """The folder contract as its callers see it: work is done once, resumed after a failure, and never published in part."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from star.errors import InputError
 from star.folders.manifest import Manifest, open_input
 from star.folders.run_once import Outcome, Result, draft_manifest, run_once
 from star.folders.workspace import Workspace
+from star.hashing import sha256_of
 
 
 class Work:
@@ -123,3 +125,68 @@ def test_the_result_of_another_stage_and_an_input_are_not_replaced(tmp_path: Pat
     # A damaged folder is made again, whoever wrote it.
     (tmp_path / "out" / "manifest.json").write_text("{")
     run_once(describe, Work().work, out=tmp_path / "out")
+
+
+def add_link_to_a_folder(folder: Path) -> None:
+    folder.with_name("elsewhere").mkdir()
+    (folder / "additional_chat_templates").symlink_to(folder.with_name("elsewhere"))
+
+
+def add_in_a_folder(folder: Path) -> None:
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+
+
+ADDITIONS: dict[str, Callable[[Path], object]] = {
+    "adapter_config.json": lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    ".hidden": lambda folder: (folder / ".hidden").touch(),
+    "broken": lambda folder: (folder / "broken").symlink_to("nowhere"),
+    "pipe": lambda folder: os.mkfifo(folder / "pipe"),
+    "additional_chat_templates": add_link_to_a_folder,
+    "additional_chat_templates/tool_use.jinja": add_in_a_folder,
+}
+
+
+@pytest.mark.parametrize("path", ADDITIONS)
+def test_a_file_that_the_stage_did_not_write_is_refused_and_stays(tmp_path: Path, path: str) -> None:
+    Work().run(tmp_path / "out")
+    ADDITIONS[path](tmp_path / "out")
+    with pytest.raises(InputError, match=f"has '{path}', which `star counting` did not write .* move it out"):
+        open_input(tmp_path / "out", stage="counting")
+    again = Work()
+    with pytest.raises(InputError, match="move it out"):
+        again.run(tmp_path / "out")
+    assert again.steps == []
+    assert os.path.lexists(tmp_path / "out" / path)
+
+
+def test_empty_folders_and_open_files_of_nfs_are_no_additions(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
+    (tmp_path / "out" / "empty").mkdir()
+    (tmp_path / "out" / ".nfs00000000038a0f3200000001").touch()
+    assert Work().run(tmp_path / "out").cached
+    (tmp_path / "out" / ".nfs01.jinja").touch()
+    with pytest.raises(InputError, match="jinja"):
+        open_input(tmp_path / "out", stage="counting")
+
+
+def test_a_listed_file_may_be_a_link_into_a_cache(tmp_path: Path) -> None:
+    """DVC replaces the files of a folder by links where it is told to."""
+    Work().run(tmp_path / "out")
+    (tmp_path / "out" / "rows.jsonl").rename(tmp_path / "cached")
+    (tmp_path / "out" / "rows.jsonl").symlink_to(tmp_path / "cached")
+    assert open_input(tmp_path / "out", stage="counting")
+    (tmp_path / "cached").write_text("{}\n[]\n")
+    with pytest.raises(InputError, match="was changed"):
+        open_input(tmp_path / "out", stage="counting")
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    Work().run(tmp_path / "out")
+    (tmp_path / "elsewhere").touch()
+    file = tmp_path / "out" / "manifest.json"
+    content = json.loads(file.read_text())
+    content["files"].append({"path": "../elsewhere", "size": 0, "sha256": sha256_of(tmp_path / "elsewhere")})
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="outside its folder"):
+        open_input(tmp_path / "out", stage="counting")

@@ -18,9 +18,10 @@ from star.errors import InputError
 from star.folders import s3, s3_client
 from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
-from star.folders.s3 import download_folder, upload_folder
+from star.folders.s3 import download_folder, manifests_below, upload_folder
 from star.folders.s3_client import S3Folder, is_s3_url
 from star.folders.workspace import open_workspace
+from star.registry.location import split_s3
 
 URL = "s3://bucket/runs/topk"
 
@@ -249,6 +250,15 @@ def test_a_manifest_cannot_name_files_elsewhere(proxy: Proxy, tmp_path: Path) ->
         download_folder(URL, tmp_path / "here")
 
 
+def test_what_a_killed_download_left_is_removed(proxy: Proxy, tmp_path: Path) -> None:
+    upload_folder(make_folder(tmp_path / "topk"), URL)
+    fetched = download_folder(URL, tmp_path / "fetched")
+    (fetched / ".rows.bin.tmp.1a2B3c4D").write_bytes(b"half")
+    (fetched / "of-an-older-result.jsonl").touch()
+    download_folder(URL, tmp_path / "fetched")
+    assert contents(fetched) == contents(tmp_path / "topk")
+
+
 def test_a_missing_bucket_and_a_dead_store_are_one_line(proxy: Proxy, tmp_path: Path, monkeypatch) -> None:
     folder = make_folder(tmp_path / "topk")
     with pytest.raises(InputError, match="NoSuchBucket, the bucket or a file is missing"):
@@ -268,6 +278,37 @@ def test_a_place_needs_a_bucket_and_a_folder(url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/../../planted",
+        "s3://bucket/a/../../../planted",
+        "s3://../planted",
+        "s3:/bucket/..",
+        "s3://bucket/a/./b",
+    ],
+)
+def test_a_place_does_not_lead_out_of_the_local_copies(url: str, tmp_path: Path) -> None:
+    for at in (url, Path(url)):
+        # A Path has no `.` parts any more.
+        if not (isinstance(at, Path) and "/./" in url):
+            with pytest.raises(InputError, match=r"is refused: a part of it is `\.` or `\.\.`"):
+                download_folder(at, tmp_path / "a" / "b" / "fetched")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match="is refused"):
+        split_s3(str(url).replace("s3:/b", "s3://b"))
+
+
+def test_an_object_whose_key_leads_out_does_not_hide_others(
+    proxy: Proxy, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    upload_folder(make_folder(tmp_path / "topk"), URL)
+    client = boto3.client("s3")
+    client.put_object(Bucket="bucket", Key="runs/../../planted/manifest.json", Body=b"{}")
+    assert [found for found, _ in manifests_below("s3://bucket/runs")] == [URL]
+    assert "s3://bucket/runs/../../planted/manifest.json is refused" in capsys.readouterr().err
+
+
 def test_a_stage_reads_from_and_writes_to_s3(proxy: Proxy, finished: dict[str, Path], tmp_path: Path) -> None:
     for name in ("rollout", "refine-teacher"):
         upload_folder(finished[name], f"s3://bucket/{name}")

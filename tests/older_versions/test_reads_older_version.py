@@ -25,8 +25,7 @@ from star.config.load import load_config
 from star.errors import InputError
 from star.folders.manifest import open_input
 from star.folders.workspace import open_workspace
-from star.registry.promotion import ledger
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, current_decision, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.versions import list_versions
@@ -159,16 +158,18 @@ def test_the_topk_store_is_read(older: Older) -> None:
 
 def test_the_ledger_is_read_and_its_chain_is_whole(older: Older) -> None:
     expected = older.expected["registry"]
-    store = open_ledger_store("star", connect())
-    history = [{**dataclasses.asdict(made), "outcome": outcome} for made, outcome in ledger.history(store, "star")]
+    ledger = open_ledger("star", connect())
+    assert ledger.is_older
+    found, wrong = ledger.history()
+    assert wrong == []
+    history = [{**dataclasses.asdict(made), "outcome": outcome} for made, outcome in found]
     attempts = expected["attempts"]
     assert [{key: made[key] for key in entry} for made, entry in zip(history, attempts, strict=True)] == attempts
     # The digests are over all fields: a field added to Attempt or Decision changes them.
-    decisions = ledger.list_decisions(store, "star")
+    decisions = ledger.decisions(1, ledger.newest().seq)
     assert expected["decisions"] == [
         {"seq": made.seq, "aliases": made.aliases, "digest": made.digest, "parent": made.parent} for made in decisions
     ]
-    assert ledger.broken_links(store, "star") == []
     assert current_decision("star").aliases == expected["aliases"]
 
 
@@ -211,10 +212,10 @@ def test_its_evaluation_is_compared_with_itself_and_not_with_one_of_today(
 def test_promotions_go_on_from_the_ledger(older: Older) -> None:
     assert rollback("star", reason="decided by a newer version").version == 3
     assert promote("star", current_decision("star").aliases["challenger"]).version == 2
-    store = open_ledger_store("star", connect())
+    ledger = open_ledger("star", connect())
     assert champion("star").version == 2
-    assert ledger.newest_decision(store, "star").seq == len(older.expected["registry"]["decisions"]) + 2
-    assert ledger.broken_links(store, "star") == []
+    assert ledger.newest().seq == len(older.expected["registry"]["decisions"]) + 2
+    assert ledger.audit() == []
     assert reconcile("star") == ([], [])
 
 

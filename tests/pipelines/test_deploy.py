@@ -172,19 +172,52 @@ def test_the_profile_refers_to_deployed_resources() -> None:
     assert f"{host}:{port}" in allowed.partition("=")[2].split(",")
 
 
-def test_the_account_has_the_rights_that_a_train_job_needs() -> None:
-    """What tests/cluster/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
-    rights = {
-        (resource, verb)
+def rights_of(role: str) -> set[tuple[str, str, str]]:
+    """Resource, its name where the rule has one, and verb, of all rules of a role."""
+    [rules] = [
+        document["rules"]
         for _, document in MANIFESTS
-        if document["kind"] in ("Role", "ClusterRole")
-        for rule in document["rules"]
+        if (document["kind"], document["metadata"]["name"]) == ("Role", role)
+    ]
+    return {
+        (resource, name, verb)
+        for rule in rules
         for resource in rule["resources"]
+        for name in rule.get("resourceNames", [""])
         for verb in rule["verbs"]
     }
-    jobs = {("trainjobs", verb) for verb in ("create", "get", "delete")}
-    assert jobs | {("trainingruntimes", "get")} <= rights
-    assert {("pods", "list"), ("pods/log", "get")} <= rights
+
+
+def test_the_account_has_no_right_that_its_tasks_do_not_use() -> None:
+    """The launcher's settings and keys, and the results of Argo's executor; no pod, no other secret, nothing in the whole cluster."""
+    assert rights_of("star") == {
+        ("configmaps", "kfp-launcher", "get"),
+        ("secrets", "mlpipeline-minio-artifact", "get"),
+        ("workflowtaskresults", "", "create"),
+        ("workflowtaskresults", "", "patch"),
+    }
+    assert not {document["kind"] for _, document in MANIFESTS} & {"ClusterRole", "ClusterRoleBinding"}
+
+
+def test_trainings_on_several_nodes_add_the_rights_that_a_train_job_needs() -> None:
+    """What tests/cluster/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
+    assert rights_of("star-train-jobs") == {
+        *(("trainjobs", "", verb) for verb in ("create", "get", "delete")),
+        ("trainingruntimes", "", "get"),
+        ("pods", "", "list"),
+        ("pods/log", "", "get"),
+    }
+
+
+def test_images_of_others_are_named_by_digest() -> None:
+    """Except vLLM's, whose digest the one who deploys it looks up (docs/security.md); its version is named."""
+    images = {
+        container["image"]
+        for pod in PODS
+        for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"])
+    } - {"star-python"}
+    unpinned = {image for image in images if not re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", image)}
+    assert unpinned == {"vllm/vllm-openai:v0.33.0"} and len(images) > 1
 
 
 def test_manifests_refer_to_secrets_of_the_template() -> None:

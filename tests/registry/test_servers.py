@@ -14,11 +14,11 @@ from star.doctor.preflight import preflight_checks
 from star.errors import InputError
 from star.registry.download import download_model
 from star.registry.location import registry_s3_client, split_s3
-from star.registry.promotion import ledger
 from star.registry.promotion.ledger_store import S3LedgerStore
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
+from star.registry.promotion.records import Attempt
 from star.registry.publish import register_model
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import find_version, list_versions
@@ -58,9 +58,10 @@ def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[s
     assert {metric.key for metric in mine.metrics} >= {"exact_match", "format_errors"}
     runs = connect().search_runs([mine.experiment_id], filter_string="tags.`star.gate` = 'passed'")
     assert [run.info.run_id for run in runs] == [found.run_id]
-    store = open_ledger_store("star", connect())
-    assert isinstance(store, S3LedgerStore)
-    assert [outcome for _, outcome in ledger.history(store, "star")] == ["won"] * 4
+    ledger = open_ledger("star", connect())
+    assert isinstance(ledger.store, S3LedgerStore)
+    history, wrong = ledger.history()
+    assert ([outcome for _, outcome in history], wrong) == (["won"] * 4, [])
 
 
 def test_a_version_outlives_its_runs_and_experiments(team, model: Path, tmp_path: Path) -> None:
@@ -98,13 +99,12 @@ def test_killed_promotions_and_moved_aliases_over_the_network(team, model: Path)
         (model / "config.json").write_text(json.dumps({"model_type": "qwen3", "for": digest}))
         register_model(model, name="repaired", scores={}, lineage={}, model_digest=digest)
     promote("repaired", 1)
-    store, before = open_ledger_store("repaired", connect()), 1
-    attempt = ledger.Attempt("promote", 2, before, "killed")
-    ledger.write_attempt(store, "repaired", attempt)
-    head = ledger.newest_decision(store, "repaired")
-    assert ledger.write_decision(store, "repaired", attempt, over=head, aliases={"champion": 2, "previous-champion": 1})
-    other = ledger.Attempt("promote", 3, before, "late")
-    assert ledger.write_decision(store, "repaired", other, over=head, aliases={"champion": 3}) is None
+    ledger, before = open_ledger("repaired", connect()), 1
+    attempt = ledger.write_attempt(Attempt("promote", 2, before, "killed"))
+    head = ledger.newest()
+    assert ledger.write_decision(attempt, over=head, aliases={"champion": 2, "previous-champion": 1})
+    other = Attempt("promote", 3, before, "late")
+    assert ledger.write_decision(other, over=head, aliases={"champion": 3}) is None
     done, wrong = reconcile("repaired")
     assert (
         done == ["the aliases show decision 2 now: champion is version 2, previous-champion is version 1"] and not wrong
@@ -146,7 +146,7 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
         assert {path: (folder / path).read_bytes() for path in there.files} == {
             path: (model / path).read_bytes() for path in there.files
         }
-        [(attempt, outcome)] = ledger.history(open_ledger_store("travel", connect()), "travel")
+        [(attempt, outcome)] = open_ledger("travel", connect()).history()[0]
         assert (attempt.reason, outcome) == ("it is good", "won")
     bucket, prefix = split_s3(there.source)
     registry_s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"damaged on the way")

@@ -55,7 +55,7 @@ def _make_environment(folder: Path) -> None:
     # What a killed attempt left: without the file `complete`, nothing of it can be trusted.
     shutil.rmtree(folder, ignore_errors=True)
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
-    limits = ["--retries=1", "--timeout=20", "--requirement", str(REQUIREMENTS)]
+    limits = ["--require-hashes", "--retries=1", "--timeout=20", "--requirement", str(REQUIREMENTS)]
     _run([_base_python(), "-m", "venv", str(folder)])
     _run([str(folder / "bin" / "python"), *install, *limits])
     # Written last, so that a killed installation is made anew.

@@ -112,6 +112,6 @@ def _throwaway_entry(store: LedgerStore) -> Iterator[str]:
         yield name
     finally:
         try:
-            store.delete(FOLDER, name)
+            store.delete(FOLDER, name, versions=True)
         except (BotoCoreError, ClientError) as error:  # this account may only add, which is all that promotions need
             logger.warning("the record %s/%s of a check stays in %s: %s", FOLDER, name, store.place, error)

@@ -1,6 +1,6 @@
 """Reads and writes the ledger of promotions: who wanted which version promoted, when and why, and which attempt won.
 
-Entries are only ever added. There are two kinds:
+Records are only ever added. There are two kinds:
 
 - An attempt says what somebody wants. It is written first, before anything else is done about it.
 - A decision makes one attempt valid and holds all aliases from then on. Decision n is the entry `decisions/<n>`, which
@@ -17,147 +17,305 @@ is a rollback:
 
 The outcome is not stored. It follows from which attempt decision `over + 1` names, so a kill cannot leave a wrong one:
 an attempt whose process was killed before its decision is "cut short" while nobody else has made that decision, and
-"lost" from then on. `parent` chains the decisions, so that a changed or removed one is noticed (`broken_links`).
+"lost" from then on.
+
+Whoever can write to the store can write anything there. So every read follows the chain, from the last decision that is
+known to be right (`Head`) to the newest: numbers without a gap, each `parent` the digest of the decision before, each
+record of this registry, each signature valid where there is a key. `audit` follows it from the first one. What a record
+says is used only after that; its number is never counted up to.
 """
 
-import getpass
-import json
-import os
-import socket
-import uuid
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from shlex import quote
 
-from star.hashing import digest_of
+from star.errors import InputError
 from star.registry.promotion.ledger_store import LedgerStore
+from star.registry.promotion.records import (
+    Attempt,
+    DamagedRecordError,
+    Decision,
+    Record,
+    parse_record,
+    record_text,
+    signed_digest,
+)
+from star.registry.promotion.signatures import KEY_VARIABLE, LedgerKeys
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous-champion"
-ALIASES = (PREVIOUS, CHALLENGER, CHAMPION)  # in the order they are written: the champion changes last
 WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
 
-# The fields of both classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
-# renamed or moved breaks the chain of every ledger that exists.
+class DamagedLedgerError(InputError):
+    """The ledger is not what was written, so nobody can know who is champion. The message names the record and the cure."""
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """Somebody's wish to change the aliases as decision `over` left them."""
-
-    action: str  # promote, rollback, adopt (aliases moved in MLflow), repair
-    version: int | None
-    over: int
-    reason: str
-    refused: str = ""  # why it was not even tried, such as the gate's failed checks
-    actor: str = field(default_factory=lambda: actor())
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
-    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)  # id
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The aliases from decision number `seq` on, and the attempt that won. Number 0 stands for: no decision yet."""
+class Head:
+    """A decision that was found right before, to read on from. Number 0 stands for: none."""
 
     seq: int = 0
-    aliases: dict[str, int] = field(default_factory=dict)
-    attempt: Attempt | None = None  # None only in number 0, which is not stored
-    parent: str = ""  # digest of the decision before
+    digest: str = ""
+
+
+@dataclass
+class Ledger:
+    """The ledger of one registered model in one registry."""
+
+    name: str  # of the model
+    store: LedgerStore
+    folder: str  # of its records in the store
+    registry: str  # id
+    keys: LedgerKeys | None = None
+    head: Head = Head()
+    _newest: Decision | None = field(default=None, init=False)
 
     @property
-    def digest(self) -> str:
-        """Digest over all fields. The next decision's `parent` is this value."""
-        return digest_of(asdict(self))
+    def is_older(self) -> bool:
+        """Whether an older STAR began it, whose records hold no registry."""
+        return self.folder == self.name
 
+    def folder_of(self, kind: str) -> str:
+        """Folder of the `decisions` or the `attempts` in the store."""
+        return f"{self.folder}/{kind}"
 
-def newest_decision(store: LedgerStore, name: str) -> Decision:
-    """The newest decision about a model; number 0 when there is none."""
-    return _parse_decision(store.read_last(_decisions_folder(name)))
+    def newest(self) -> Decision:
+        """The newest decision, after everything since the last one that was found right has been checked; 0 for none.
 
+        Raises:
+            DamagedLedgerError: a record is not what was written.
+        """
+        newest = self._follow()
+        self._require_signed(newest)
+        return newest
 
-def read_decision(store: LedgerStore, name: str, seq: int) -> Decision:
-    """The decision of that number, or number 0 when there is none."""
-    return _parse_decision(store.read(_decisions_folder(name), _entry_name(seq)))
+    def require_key(self) -> None:
+        """Checks that a decision can be signed, where there is a key or the ledger is signed.
 
+        Raises:
+            InputError: it cannot.
+        """
+        self._signed(Attempt("check", None, 0, ""))
 
-def list_decisions(store: LedgerStore, name: str) -> list[Decision]:
-    """All decisions, the oldest first."""
-    return [_parse_decision(text) for text in store.read_all(_decisions_folder(name))]
+    def decisions(self, first: int, last: int) -> list[Decision]:
+        """The decisions of these numbers. They must have been checked by `newest` or `audit` before."""
+        texts = self.store.read_many(
+            self.folder_of("decisions"), [entry_name(seq) for seq in range(max(first, 1), last + 1)]
+        )
+        return [parse_record(text, Decision) for text in texts if text is not None]
 
+    def write_attempt(self, attempt: Attempt) -> Attempt:
+        """Adds an attempt, before anything else is done about it; returns it as it was written."""
+        written = self._signed(replace(attempt, registry=self.registry))
+        # Names sort by time, because `at` has the same width always.
+        self.store.create(self.folder_of("attempts"), f"{written.at}-{written.attempt}", record_text(written))
+        return written
 
-def write_attempt(store: LedgerStore, name: str, attempt: Attempt) -> None:
-    """Adds an attempt to the ledger, before anything else is done about it."""
-    # Names sort by time, because `at` has the same width always.
-    store.create(
-        _attempts_folder(name), f"{attempt.at}-{attempt.attempt}", json.dumps(asdict(attempt), ensure_ascii=False)
-    )
+    def write_decision(self, attempt: Attempt, *, over: Decision, aliases: dict[str, int]) -> Decision | None:
+        """Makes the attempt the decision after `over`, with these aliases; returns None when another attempt became it."""
+        made = self._signed(Decision(over.seq + 1, aliases, attempt, over.digest, self.registry))
+        name = entry_name(made.seq)
+        if self.store.create(self.folder_of("decisions"), name, record_text(made)):
+            return made
+        # A client library that retries after a lost answer finds the entry that it wrote itself.
+        return made if self.store.read(self.folder_of("decisions"), name) == record_text(made) else None
 
+    def sign_newest(self, attempt: Attempt) -> Decision:
+        """Makes a signed decision with the newest one's aliases. By its parent it vouches for all decisions before it.
 
-def write_decision(
-    store: LedgerStore, name: str, attempt: Attempt, *, over: Decision, aliases: dict[str, int]
-) -> Decision | None:
-    """Makes the attempt the decision after `over`, with these aliases; returns None when another attempt became it."""
-    made = Decision(over.seq + 1, aliases, attempt, over.digest)
-    if store.create(_decisions_folder(name), _entry_name(made.seq), json.dumps(asdict(made), ensure_ascii=False)):
+        Raises:
+            InputError: there is no private key, or somebody decided at the same time.
+        """
+        if self.keys is None:
+            raise InputError(f"set {KEY_VARIABLE} to the key to sign with")
+        over = self._follow()
+        attempt = self.write_attempt(replace(attempt, over=over.seq))
+        if made := self.write_decision(attempt, over=over, aliases=over.aliases):
+            return made
+        raise InputError("somebody decided at the same time: look at the ledger, and sign again")
+
+    def history(self) -> tuple[list[tuple[Attempt, str]], list[str]]:
+        """Every attempt with its outcome, the oldest first; and as `audit`."""
+        decisions, wrong = self._all_decisions()
+        winners = {made.seq: made.attempt for made in decisions if made.attempt}
+        attempts, damaged = self._all_attempts(decisions)
+        return [(attempt, _outcome(attempt, winners)) for attempt in attempts], wrong + damaged
+
+    def audit(self) -> list[str]:
+        """Checks every record from the first one on: a sentence for each that is not right, with what to do."""
+        return self.history()[1]
+
+    def check(self) -> list[str]:
+        """`audit` of the decisions alone, which decide who is champion."""
+        return self._all_decisions()[1]
+
+    def _follow(self) -> Decision:
+        before = self._newest or Decision()
+        if self._newest is None and self.head.seq:
+            before = self._read_head()
+        names = self.store.names(self.folder_of("decisions"), after=entry_name(before.seq))
+        for name, text in zip(names, self.store.read_many(self.folder_of("decisions"), names), strict=True):
+            before = self._checked(name, text, before)
+        self._newest = before
+        return before
+
+    def _read_head(self) -> Decision:
+        """The decision that is known to be right."""
+        seq = self.head.seq
+        text = self.store.read(self.folder_of("decisions"), entry_name(seq))
+        if text is None:
+            raise self._damage(seq, "is missing", cure=self._restore(seq))
+        try:
+            found = parse_record(text, Decision)
+        except DamagedRecordError as error:
+            raise self._damage(seq, f"is not readable: {error}", cure=self._restore(seq)) from error
+        if (found.seq, found.digest) != (seq, self.head.digest):
+            raise self._damage(
+                seq,
+                "is not the one that was written: MLflow's tag of the model has another digest",
+                cure=self._restore(seq),
+            )
+        if fault := self._wrong_signature(found):
+            raise self._damage(seq, fault, cure=self._restore(seq))
+        return found
+
+    def _checked(self, name: str, text: str | None, before: Decision) -> Decision:
+        """The decision in this entry, if it follows from the one before."""
+        seq = before.seq + 1
+        if name != entry_name(seq):
+            if name.isdecimal() and len(name) == len(entry_name(seq)) and name > entry_name(seq):
+                raise self._damage(seq, f"is missing, though there is decisions/{name[:80]}", cure=self._restore(seq))
+            raise DamagedLedgerError(
+                f"{self._where()}: decisions/{name[:80]} is no decision's name: {self._set_aside(f'decisions/{name}')}"
+            )
+        if text is None:
+            raise self._damage(seq, "is missing", cure=self._restore(seq))
+        try:
+            made = parse_record(text, Decision)
+        except DamagedRecordError as error:
+            raise self._damage(seq, f"is not readable: {error}", cure=self._restore(seq)) from error
+        if fault := self._fault(made, before):
+            raise self._damage(seq, fault, cure=self._restore(seq))
         return made
-    # A client library that retries after a lost answer finds the entry that it wrote itself.
-    return made if read_decision(store, name, made.seq) == made else None
+
+    def _fault(self, made: Decision, before: Decision) -> str | None:
+        """Why a decision does not follow from the one before; None when it does."""
+        attempt = made.attempt
+        if made.seq != before.seq + 1 or attempt is None or attempt.over != before.seq:
+            return f"holds number {made.seq}: it was copied or put in another's place"
+        if made.parent != before.digest:
+            return f"does not follow from decision {before.seq}: one of the two was changed after it was made"
+        # An older STAR wrote no registry. After the first record that has one, all have.
+        if {made.registry, attempt.registry} != {self.registry} and not (
+            self.is_older and not (made.registry or attempt.registry or before.registry)
+        ):
+            return "was made in another registry"
+        if before.signature and not made.signature:
+            return f"is not signed, though decision {before.seq} is"
+        return self._wrong_signature(made)
+
+    def _wrong_signature(self, record: Attempt | Decision) -> str | None:
+        if self.keys and record.signature and not self.keys.verify(signed_digest(record), record.signature):
+            return f"has a signature that is of no key in {KEY_VARIABLE}"
+        return None
+
+    def _all_decisions(self) -> tuple[list[Decision], list[str]]:
+        """All decisions up to the first that is not right, and what is wrong with it."""
+        names = self.store.names(self.folder_of("decisions"))
+        found: list[Decision] = []
+        try:
+            for name, text in zip(names, self.store.read_many(self.folder_of("decisions"), names), strict=True):
+                found.append(self._checked(name, text, found[-1] if found else Decision()))
+            self._check_head(found)
+        except DamagedLedgerError as error:
+            return found, [str(error)]
+        return found, []
+
+    def _check_head(self, found: list[Decision]) -> None:
+        head = self.head
+        if head.seq > len(found):
+            raise self._damage(len(found) + 1, "is missing", cure=self._restore(len(found) + 1))
+        if head.seq and found[head.seq - 1].digest != head.digest:
+            self._read_head()  # raises the error that says so
+        if found:
+            self._require_signed(found[-1])
+
+    def _require_signed(self, newest: Decision) -> None:
+        if self.keys and newest.seq and not newest.signature:
+            raise self._damage(
+                newest.seq,
+                f"is not signed, though {KEY_VARIABLE} is set",
+                cure=f"if every line of `star registry ledger --name {self.name}` is yours, sign them with "
+                f"`star registry sign --name {self.name}`; if not, {self._set_aside(_decision_record(newest.seq))}",
+            )
+
+    def _all_attempts(self, decisions: Sequence[Decision]) -> tuple[list[Attempt], list[str]]:
+        names = self.store.names(self.folder_of("attempts"))
+        found, wrong = [], []
+        for name, text in zip(names, self.store.read_many(self.folder_of("attempts"), names), strict=True):
+            try:
+                attempt = parse_record(text or "", Attempt)
+                if name != f"{attempt.at}-{attempt.attempt}":
+                    raise DamagedRecordError("it was copied to another name")
+                found.append(attempt)
+            except DamagedRecordError as error:
+                wrong.append(
+                    f"{self._where()}: attempts/{name[:80]} is not readable: {error}: {self._set_aside(f'attempts/{name}')}"
+                )
+        return found, wrong + list(self._wrong_attempts(found, decisions))
+
+    def _wrong_attempts(self, attempts: Sequence[Attempt], decisions: Sequence[Decision]) -> Iterator[str]:
+        by_id = {attempt.attempt: attempt for attempt in attempts}
+        for made in decisions:
+            if made.attempt and by_id.get(made.attempt.attempt) != made.attempt:
+                yield f"{self._where()}: the attempt of decision {made.seq} is missing or was changed: restore {self._entry(made.attempt)}"
+        signed_from = next((made.seq for made in decisions if made.signature), None)
+        for attempt in attempts:
+            bad = self._wrong_signature(attempt)
+            unsigned = not attempt.signature and signed_from is not None and attempt.over >= signed_from - 1
+            if bad or unsigned:
+                said = bad or "is not signed"
+                yield f"{self._where()}: {self._entry(attempt)} {said}: {self._set_aside(self._entry(attempt))}"
+
+    def _entry(self, attempt: Attempt) -> str:
+        return f"attempts/{attempt.at}-{attempt.attempt}"
+
+    def _signed(self, record: Record) -> Record:
+        if self.keys:
+            return replace(record, signature=self.keys.sign(signed_digest(record)))
+        # An unsigned record in a signed ledger would be refused by everybody who has the key.
+        if (self._newest or self._follow()).signature:
+            raise InputError(f"the ledger of {self.name} is signed: set {KEY_VARIABLE} to its key (see docs/mlflow.md)")
+        return record
+
+    def _where(self) -> str:
+        return f"the ledger of {self.name} in {self.store.place}"
+
+    def _damage(self, seq: int, fault: str, *, cure: str) -> DamagedLedgerError:
+        return DamagedLedgerError(f"{self._where()}: decision {seq} {fault}: {cure}")
+
+    def _restore(self, seq: int) -> str:
+        name = _decision_record(seq)
+        return f"restore {self.folder}/{name} from a backup or the bucket's versions, or {self._set_aside(name)}"
+
+    def _set_aside(self, name: str) -> str:
+        return f"take it out with `star registry set-aside {quote(name)} --name {quote(self.name)}`"
 
 
-def history(store: LedgerStore, name: str) -> list[tuple[Attempt, str]]:
-    """Every attempt with its outcome, the oldest first."""
-    winners = {made.seq: made.attempt.attempt for made in list_decisions(store, name) if made.attempt}
-    attempts = [Attempt(**json.loads(text)) for text in store.read_all(_attempts_folder(name))]
-    return [(attempt, _outcome(attempt, winners)) for attempt in attempts]
+def entry_name(seq: int) -> str:
+    """Name of a decision's entry; names sort as the numbers do."""
+    return f"{seq:08d}"
 
 
-def broken_links(store: LedgerStore, name: str) -> list[str]:
-    """Checks the chain of decisions: a sentence for every decision that does not follow from the one before."""
-    before, wrong = Decision(), []
-    for made in list_decisions(store, name):
-        # After a gap `parent` cannot match either. One sentence per break is enough.
-        if made.seq != before.seq + 1:
-            wrong.append(f"decision {before.seq + 1} about {name} is missing from the ledger")
-        elif made.parent != before.digest:
-            wrong.append(f"decision {before.seq} about {name} was changed after it was made")
-        before = made
-    return wrong
+def _decision_record(seq: int) -> str:
+    return f"decisions/{entry_name(seq)}"
 
 
-def actor() -> str:
-    """Who acts: user and machine, and the Kubeflow run where there is one."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = f"uid {os.getuid()}"
-    run = os.environ.get("KFP_RUN_ID")
-    return f"{user}@{socket.gethostname()}" + (f" (KFP run {run})" if run else "")
-
-
-def _outcome(attempt: Attempt, winners: dict[int, str]) -> str:
-    """The outcome of an attempt; `winners` holds the id of the attempt that each decision names."""
+def _outcome(attempt: Attempt, winners: dict[int, Attempt]) -> str:
+    """The outcome of an attempt; `winners` holds the attempt that each decision names."""
     if attempt.refused:
         return REFUSED
     winner = winners.get(attempt.over + 1)
     # Until somebody makes that decision, a killed attempt and one that is still under way look the same.
     if winner is None:
         return CUT_SHORT
-    return WON if winner == attempt.attempt else LOST
-
-
-def _parse_decision(text: str | None) -> Decision:
-    if text is None:
-        return Decision()
-    content = json.loads(text)
-    return Decision(**{**content, "attempt": Attempt(**content["attempt"])})
-
-
-def _decisions_folder(name: str) -> str:
-    return f"{name}/decisions"
-
-
-def _attempts_folder(name: str) -> str:
-    return f"{name}/attempts"
-
-
-def _entry_name(seq: int) -> str:
-    return f"{seq:08d}"  # names sort as the numbers do
+    return WON if winner.attempt == attempt.attempt else LOST

@@ -2,10 +2,10 @@
 
 An entry has a folder, a name and a text. After two promotions of the model `star` the store holds
 
-    star/attempts     2026-03-01T10:00:00.000000+00:00-6f1c...    {"action": "promote", "version": 1, "over": 0, ...}
-    star/attempts     2026-03-02T09:30:00.000000+00:00-a207...    {"action": "promote", "version": 3, "over": 1, ...}
-    star/decisions    00000001                                    {"seq": 1, "aliases": {"champion": 1}, ...}
-    star/decisions    00000002                                    {"seq": 2, "aliases": {"champion": 3, ...}, ...}
+    star/5b0c.../attempts     2026-03-01T10:00:00.000000+00:00-6f1c...    {"action": "promote", "version": 1, ...}
+    star/5b0c.../attempts     2026-03-02T09:30:00.000000+00:00-a207...    {"action": "promote", "version": 3, ...}
+    star/5b0c.../decisions    00000001                                    {"seq": 1, "aliases": {"champion": 1}, ...}
+    star/5b0c.../decisions    00000002                                    {"seq": 2, "aliases": {"champion": 3, ...}, ...}
 
 as rows of the table `star_records` in the tracking database, or as objects `<folder>/<name>` below STAR_REGISTRY. What
 the texts mean is ledger.py's business.
@@ -15,10 +15,13 @@ as a primary key, S3 as `If-None-Match: *`. MLflow has none (the last writer of 
 promotions itself.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
+from star.folders.s3_client import s3_errors
 from star.registry.location import registry_s3_client, split_s3
 from star.tracking.server import shown_uri
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from sqlalchemy import Engine
 
+READERS = 16  # requests at a time
+LONGEST_BYTES = 8 << 20  # of an object: more than a record may have, whatever is in its place
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
@@ -45,16 +50,20 @@ class LedgerStore(Protocol):
         """The text of an entry, or None when it is missing."""
         ...
 
-    def read_last(self, folder: str) -> str | None:
-        """The text of the entry whose name sorts last, or None in an empty folder."""
+    def names(self, folder: str, *, after: str = "") -> list[str]:
+        """The names of a folder's entries that sort after a name, sorted."""
         ...
 
-    def read_all(self, folder: str) -> list[str]:
-        """The texts of a folder's entries in the order of their names."""
+    def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
+        """The texts of these entries, None for one that is missing."""
         ...
 
-    def delete(self, folder: str, name: str) -> None:
-        """Removes an entry. Only throwaway entries are removed (conditional_writes.py); the ledger itself only grows."""
+    def delete(self, folder: str, name: str, *, versions: bool) -> None:
+        """Removes an entry: a throwaway one (conditional_writes.py), or one that was copied before (repair.py).
+
+        Args:
+            versions: whether also what the store keeps of it.
+        """
         ...
 
 
@@ -83,21 +92,28 @@ class SqlLedgerStore:
         statement = "SELECT content FROM star_records WHERE folder = :folder AND name = :name"
         return self._query(statement, folder=folder, name=name)
 
-    def read_last(self, folder: str) -> str | None:
-        """The text of the entry whose name sorts last, or None in an empty folder."""
-        statement = "SELECT content FROM star_records WHERE folder = :folder ORDER BY name DESC LIMIT 1"
-        return self._query(statement, folder=folder)
-
-    def read_all(self, folder: str) -> list[str]:
-        """The texts of a folder's entries in the order of their names."""
+    def names(self, folder: str, *, after: str = "") -> list[str]:
+        """The names of a folder's entries that sort after a name, sorted."""
         from sqlalchemy import text as sql
 
+        statement = sql("SELECT name FROM star_records WHERE folder = :folder")
+        with self.engine.connect() as connection:
+            found = connection.execute(statement, {"folder": folder}).scalars().all()
+        # Compared here, because a database may sort by the rules of a language.
+        return sorted(name for name in found if name > after)
+
+    def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
+        """The texts of these entries, None for one that is missing."""
+        from sqlalchemy import text as sql
+
+        if len(names) < 2:
+            return [self.read(folder, name) for name in names]
         statement = sql("SELECT name, content FROM star_records WHERE folder = :folder")
         with self.engine.connect() as connection:
-            rows = connection.execute(statement, {"folder": folder}).all()
-        return [content for _, content in sorted((name, content) for name, content in rows)]
+            texts = {row.name: row.content for row in connection.execute(statement, {"folder": folder})}
+        return [texts.get(name) for name in names]
 
-    def delete(self, folder: str, name: str) -> None:
+    def delete(self, folder: str, name: str, *, versions: bool) -> None:
         """Deletes the entry's row."""
         from sqlalchemy import text as sql
 
@@ -138,37 +154,47 @@ class S3LedgerStore:
 
         try:
             answer = registry_s3_client().get_object(Bucket=self.bucket, Key=self._key(folder, name))
-            return answer["Body"].read().decode()
+            # Whoever put it there may have put anything. What is no record is named by who reads it.
+            return answer["Body"].read(LONGEST_BYTES).decode(errors="replace")
         except ClientError as error:
             if _http_status(error) == 404:
                 return None
             raise
 
-    def read_last(self, folder: str) -> str | None:
-        """The text of the object whose name sorts last, or None in an empty folder."""
-        names = self._names(folder)
-        return self.read(folder, names[-1]) if names else None
+    def names(self, folder: str, *, after: str = "") -> list[str]:
+        """The names of a folder's objects that sort after a name, sorted."""
+        prefix = self._key(folder, "")
+        start = {"StartAfter": prefix + after} if after else {}
+        with s3_errors(self.place):
+            # S3 lists a folder in pages, in the order of the names. The first page alone would miss the newest decision.
+            pages = (
+                registry_s3_client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self.bucket, Prefix=prefix, **start)
+            )
+            found = [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ())]
+        return sorted(name for name in found if name > after)
 
-    def read_all(self, folder: str) -> list[str]:
-        """The texts of a folder's objects in the order of their names."""
-        return [self.read(folder, name) or "" for name in self._names(folder)]
+    def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
+        """The texts of these objects, several requests at a time; None for one that is missing."""
+        with s3_errors(self.place):
+            if len(names) < 2:
+                return [self.read(folder, name) for name in names]
+            with ThreadPoolExecutor(READERS) as threads:
+                return list(threads.map(lambda name: self.read(folder, name), names))
 
-    def delete(self, folder: str, name: str) -> None:
-        """Deletes the object, and what a versioned bucket keeps of it."""
+    def delete(self, folder: str, name: str, *, versions: bool) -> None:
+        """Deletes the object, and with `versions` what a versioned bucket keeps of it."""
         from botocore.exceptions import ClientError
 
         client, key = registry_s3_client(), self._key(folder, name)
         client.delete_object(Bucket=self.bucket, Key=key)
+        if not versions:
+            return
         with suppress(ClientError):  # some stores have no versions, and no request that lists them
             for page in client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key):
                 for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
                     client.delete_object(Bucket=self.bucket, Key=entry["Key"], VersionId=entry["VersionId"])
-
-    def _names(self, folder: str) -> list[str]:
-        prefix = self._key(folder, "")
-        # S3 lists a folder in pages, in the order of the names. The first page alone would miss the newest decision.
-        pages = registry_s3_client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return sorted(entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ()))
 
     def _key(self, folder: str, name: str) -> str:
         return f"{self.prefix}{folder}/{name}"

@@ -1,37 +1,56 @@
-"""Finds the store that holds a model's ledger, and proves that the store can decide before anything rests on it."""
+"""Opens a model's ledger: finds its store and its registry, and proves that the store can decide before anything rests on it."""
 
 import os
+import re
+from functools import partial
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
 from star.registry.location import DATABASE, registry_location
 from star.registry.promotion.conditional_writes import require_conditional_writes
+from star.registry.promotion.ledger import Head, Ledger
 from star.registry.promotion.ledger_store import LedgerStore, S3LedgerStore, SqlLedgerStore
+from star.registry.promotion.records import Decision
+from star.registry.promotion.registry_id import ID_TAG, RegistryId, create_registry_id, find_registry_id
+from star.registry.promotion.signatures import ledger_keys
 from star.tracking.server import retry_write, shown_uri, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
-# Tag of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
+# Tags of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
 LOCATION_TAG = "star.records"
+HEAD_TAG = "star.verified"  # registry, number and digest of the newest decision that was found right
 
 
-def open_ledger_store(name: str, client: "MlflowClient") -> LedgerStore:
-    """The store of a model's ledger: where its first decision was written, else where this environment keeps ledgers.
+def open_ledger(name: str, client: "MlflowClient") -> Ledger:
+    """A model's ledger: where its first decision was written, else where this environment keeps ledgers.
 
     Raises:
         InputError: this environment has no store, or not the one that holds the model's ledger, or its store lets two
-            writers create the same entry.
+            writers create the same entry, or the ledger is that of another registry.
     """
-    noted = client.get_registered_model(name).tags.get(LOCATION_TAG)
+    model = client.get_registered_model(name)
+    noted = model.tags.get(LOCATION_TAG)
     place = _place_of_ledger(name, noted)
     store = _store_at(name, place)
-    if noted is None:
-        # Before it is noted, because a ledger never moves: one in a store that cannot decide would have to.
+    found = find_registry_id(model, store=store)
+    if found is None:
+        # Before anything is noted, because a ledger never moves: one in a store that cannot decide would have to.
         require_conditional_writes(store)
-        # Noted before the first entry is written, so that every later process uses the same store.
-        retry_write(lambda: client.set_registered_model_tag(name, LOCATION_TAG, place))
-    return store
+        found = create_registry_id(model, store=store, client=client, had_ledger=noted is not None)
+    # Noted before the first record is written, so that every later process uses the same ledger.
+    for tag, value in ((ID_TAG, found.registry), (LOCATION_TAG, place)):
+        if tag not in model.tags:
+            retry_write(partial(client.set_registered_model_tag, name, tag, value))
+    return _ledger(model, store, found)
+
+
+def note_head(name: str, decision: Decision, *, registry: str, client: "MlflowClient") -> None:
+    """Notes at the model which decision was found right, so that the next read follows the chain from there."""
+    value = f"{registry} {decision.seq} {decision.digest}"
+    retry_write(lambda: client.set_registered_model_tag(name, HEAD_TAG, value))
 
 
 def require_ledger(name: str, client: "MlflowClient") -> str:
@@ -44,14 +63,19 @@ def require_ledger(name: str, client: "MlflowClient") -> str:
     """
     from mlflow.exceptions import MlflowException
 
+    model: RegisteredModel | None
     try:
-        noted = client.get_registered_model(name).tags.get(LOCATION_TAG)
+        model = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        noted = None
-    store = _store_at(name, _place_of_ledger(name, noted))
+        model = None
+    store = _store_at(name, _place_of_ledger(name, model.tags.get(LOCATION_TAG) if model else None))
     require_conditional_writes(store)
+    found = find_registry_id(model, store=store) if model else None
+    ledger = _ledger(model, store, found) if model and found else Ledger(name, store, f"{name}/new", "", ledger_keys())
+    ledger.newest()
+    ledger.require_key()
     return store.place
 
 
@@ -81,3 +105,17 @@ def _store_at(name: str, place: str) -> LedgerStore:
             f"the decisions about {name} are in the tracking database: set MLFLOW_TRACKING_URI to the database's URL"
         )
     return SqlLedgerStore(tracking_uri())
+
+
+def _ledger(model: "RegisteredModel", store: LedgerStore, found: RegistryId) -> Ledger:
+    head = _head(model.tags.get(HEAD_TAG, ""), registry=found.registry)
+    return Ledger(model.name, store, found.folder(model.name), found.registry, ledger_keys(), head)
+
+
+def _head(noted: str, *, registry: str) -> Head:
+    """The head that is noted at the model; none where it is another registry's, or not what `note_head` wrote."""
+    owner, _, rest = noted.partition(" ")
+    seq, _, digest = rest.partition(" ")
+    if owner != registry or not re.fullmatch(r"[0-9]{1,8}", seq):
+        return Head()
+    return Head(int(seq), digest)

@@ -20,15 +20,16 @@ tag per writer at work.
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.registry.promotion import ledger
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
-from star.registry.promotion.ledger_store import LedgerStore
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.ledger import Ledger
+from star.registry.promotion.open_ledger import note_head, open_ledger
+from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
+from star.registry.promotion.registry_id import WRITTEN_TAG
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.server import connect, retry_write
 
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WRITTEN_TAG = "star.projected"  # number of the last decision whose aliases were written completely
 WRITER_TAG = "star.projecting."  # and an attempt's id: a process that is writing aliases
 
 
@@ -69,8 +69,8 @@ def current_decision(name: str) -> Decision:
         InputError: MLflow does not answer, or has no model of that name.
     """
     client = connect()
-    store = open_ledger_store(name, client)
-    return adopt_moved_aliases(name, client=client, store=store) or ledger.newest_decision(store, name)
+    ledger = open_ledger(name, client)
+    return adopt_moved_aliases(name, client=client, ledger=ledger) or ledger.newest()
 
 
 def promote(
@@ -90,27 +90,27 @@ def promote(
     """
     client = connect()
     candidate = find_version(name, version=version)
-    store = open_ledger_store(name, client)
-    before = adopt_moved_aliases(name, client=client, store=store) or ledger.newest_decision(store, name)
+    ledger = open_ledger(name, client)
+    before = adopt_moved_aliases(name, client=client, ledger=ledger) or ledger.newest()
     aliases = _aliases_after(before.aliases, version, to=to, name=name)
     if aliases == before.aliases and over in (None, before.seq):
         # Nothing to decide, but a killed promotion may have left older aliases.
-        write_aliases(name, client=client, store=store, writer="again")
+        write_aliases(name, client=client, ledger=ledger, writer="again")
         return find_version(name, version=version)
     attempt = Attempt(action, version, before.seq if over is None else over, reason)
-    require_conditional_writes(store)
+    require_conditional_writes(ledger.store)
     # The attempt is written before the decision, so that a kill between the two shows up as "cut short" in the ledger.
-    ledger.write_attempt(store, name, attempt)
+    attempt = ledger.write_attempt(attempt)
     # An attempt over an older decision has lost already. It is in the ledger, and nothing else is written.
     made = None
     if attempt.over == before.seq:
-        made = ledger.write_decision(store, name, attempt, over=before, aliases=aliases)
+        made = ledger.write_decision(attempt, over=before, aliases=aliases)
     if made is None:
-        first = _describe(ledger.newest_decision(store, name))
+        first = _describe(ledger.newest())
         raise Overtaken(
             f"{candidate} was not promoted: {first} came first; look at it with `star models`, then promote again"
         )
-    write_aliases(name, client=client, store=store, writer=attempt.attempt)
+    write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
     return find_version(name, version=version)
 
 
@@ -132,8 +132,8 @@ def rollback(name: str, *, reason: str = "") -> Version:
 
 def record_refusal(name: str, version: int, *, over: int, why: str) -> None:
     """Writes into the ledger that a version was not promoted over decision `over`, and why."""
-    store = open_ledger_store(name, connect())
-    ledger.write_attempt(store, name, Attempt("promote", version, over, "", refused=why))
+    ledger = open_ledger(name, connect())
+    ledger.write_attempt(Attempt("promote", version, over, "", refused=why))
 
 
 def delete_version(name: str, version: int) -> None:
@@ -154,49 +154,51 @@ def delete_version(name: str, version: int) -> None:
     client.delete_model_version(name, str(version))
 
 
-def adopt_moved_aliases(name: str, *, client: "MlflowClient", store: LedgerStore) -> Decision | None:
+def adopt_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger) -> Decision | None:
     """Makes aliases that somebody moved in MLflow a decision of the ledger; None when they are as decided.
 
     Aliases that differ because a promotion is under way or was killed were not moved by hand: `write_aliases` completes
     them.
     """
-    before = ledger.newest_decision(store, name)
+    before = ledger.newest()
     seen = read_aliases(name, client)
     if not _moved_by_hand(seen, before):
         return None
     # A promotion that starts now would look the same. So the aliases must be the same at a second look, and there must be
     # no new decision before it or after it.
-    if ledger.newest_decision(store, name).seq != before.seq or read_aliases(name, client) != seen:
+    if ledger.newest().seq != before.seq or read_aliases(name, client) != seen:
         return None
-    if ledger.newest_decision(store, name).seq != before.seq:
+    if ledger.newest().seq != before.seq:
         return None
     reason = f"moved in MLflow: {_difference(before.aliases, seen.aliases)}"
     attempt = Attempt("adopt", seen.aliases.get(CHAMPION), before.seq, reason)
-    require_conditional_writes(store)
-    ledger.write_attempt(store, name, attempt)
-    made = ledger.write_decision(store, name, attempt, over=before, aliases=seen.aliases)
+    require_conditional_writes(ledger.store)
+    attempt = ledger.write_attempt(attempt)
+    made = ledger.write_decision(attempt, over=before, aliases=seen.aliases)
     if made is None:
         return None
     logger.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)
     # The aliases are right already. This records the decision's number as written; else it would look unfinished.
-    write_aliases(name, client=client, store=store, writer=attempt.attempt)
+    write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
     return made
 
 
-def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writer: str) -> None:
+def write_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, writer: str) -> None:
     """Writes the newest decision's aliases to MLflow, again if a newer decision was made meanwhile.
 
     Args:
         writer: id of the attempt, for the tag that says that aliases are being written.
     """
-    decision = ledger.newest_decision(store, name)
+    decision = ledger.newest()
     if read_aliases(name, client) == MlflowAliases(decision.aliases, decision.seq, ()):
         return
     # Set before the first alias changes: while a writer is at work, nobody takes differing aliases for a move by hand.
     client.set_registered_model_tag(name, WRITER_TAG + writer, str(decision.seq))
     while True:
         seen = read_aliases(name, client)
-        _record_overwritten_moves(name, seen, decision, store=store)
+        # Before anything shows the decision: from here on it cannot be taken out of the ledger unseen.
+        note_head(name, decision, registry=ledger.registry, client=client)
+        _record_overwritten_moves(name, seen, decision, ledger=ledger)
         for alias in ALIASES:
             if decision.aliases.get(alias) != seen.aliases.get(alias):
                 _write_alias(client, name, alias, decision.aliases.get(alias))
@@ -204,7 +206,7 @@ def write_aliases(name: str, *, client: "MlflowClient", store: LedgerStore, writ
         written = str(decision.seq)
         retry_write(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
         # The last of several writers must not leave the aliases of an older decision, so each reads the ledger again.
-        newest = ledger.newest_decision(store, name)
+        newest = ledger.newest()
         if newest.seq == decision.seq:
             break
         decision = newest
@@ -218,7 +220,7 @@ def read_aliases(name: str, client: "MlflowClient") -> MlflowAliases:
     return MlflowAliases(
         # Users may have aliases of other names, which the ledger does not decide.
         {alias: int(number) for alias, number in model.aliases.items() if alias in ALIASES},
-        int(model.tags.get(WRITTEN_TAG, 0)),
+        int(written) if re.fullmatch(r"[0-9]{1,8}", written := model.tags.get(WRITTEN_TAG, "0")) else 0,
         tuple(sorted(key.removeprefix(WRITER_TAG) for key in model.tags if key.startswith(WRITER_TAG))),
     )
 
@@ -228,19 +230,21 @@ def _moved_by_hand(seen: MlflowAliases, newest: Decision) -> bool:
     return seen.aliases != newest.aliases and seen.written == newest.seq and not seen.writers
 
 
-def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, *, store: LedgerStore) -> None:
+def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, *, ledger: Ledger) -> None:
     """Writes into the ledger which aliases somebody moved by hand during a promotion, before they are overwritten.
 
     Such an alias is on a version that no decision has put it on since the aliases were last written completely.
     """
-    decided = [ledger.read_decision(store, name, seq).aliases for seq in range(seen.written, newest.seq + 1)]
+    decided = [made.aliases for made in ledger.decisions(seen.written, newest.seq)]
+    if seen.written == 0:
+        decided.append({})
     for alias, number in seen.aliases.items():
         if all(aliases.get(alias) != number for aliases in decided):
             reason = (
                 f"{alias} was moved in MLflow to {number} during a promotion, and is {newest.aliases.get(alias)} again"
             )
             logger.warning("%s: %s", name, reason)
-            ledger.write_attempt(store, name, Attempt("repair", number, newest.seq, reason, refused=reason))
+            ledger.write_attempt(Attempt("repair", number, newest.seq, reason, refused=reason))
 
 
 def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str) -> dict[str, int]:

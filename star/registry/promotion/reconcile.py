@@ -4,11 +4,10 @@ Decides nothing. The ledger is right; what contradicts it without an explanation
 """
 
 from star.errors import InputError
-from star.registry.promotion import ledger
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import Attempt, Decision
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.open_ledger import note_head, open_ledger
 from star.registry.promotion.promote_and_rollback import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
+from star.registry.promotion.records import Attempt, Decision
 from star.registry.publish import remove_unfinished_publications
 from star.registry.versions import find_version, list_versions
 from star.tracking.server import connect
@@ -27,24 +26,29 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if not versions:
         find_version(name)  # raises the error that says what is missing
     client = connect()
-    store = open_ledger_store(name, client)
+    ledger = open_ledger(name, client)
     done: list[str] = []
+    # What follows writes the aliases that the ledger says. In a damaged one nobody can know them.
+    if wrong := ledger.check():
+        return [], wrong
     # Before any alias is written, because writing would overwrite a move by hand.
-    adopted = adopt_moved_aliases(name, client=client, store=store)
+    adopted = adopt_moved_aliases(name, client=client, ledger=ledger)
     if adopted and adopted.attempt:
         done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
-    newest, before = ledger.newest_decision(store, name), read_aliases(name, client)
+    newest, before = ledger.newest(), read_aliases(name, client)
     attempt = Attempt("repair", None, newest.seq, "reconcile")
-    write_aliases(name, client=client, store=store, writer=attempt.attempt)
+    write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
+    if newest.seq:
+        note_head(name, newest, registry=ledger.registry, client=client)
     # Whatever these writers had still to write is written now. The tags of killed ones would stay for ever.
     for writer in before.writers:
         client.delete_registered_model_tag(name, WRITER_TAG + writer)
     if before.aliases != read_aliases(name, client).aliases:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
-    wrong = ledger.broken_links(store, name)
+    wrong = ledger.audit()
     try:
-        require_conditional_writes(store)
+        require_conditional_writes(ledger.store)
     except InputError as error:  # the chain can be whole although of two winners one was overwritten
         wrong.append(str(error))
     # MLflow's own pages delete a version that has an alias without refusing it.

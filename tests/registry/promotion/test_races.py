@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from star.registry.download import download_model
-from star.registry.promotion import ledger
-from star.registry.promotion.open_ledger import open_ledger_store
+from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import current_decision, promote
 from star.registry.promotion.reconcile import reconcile
 from star.registry.publish import register_model
@@ -71,13 +70,14 @@ def race(model: Path, *, rounds: int) -> None:
     assert told["codes"] == [0] * PROMOTERS, done.stderr[-3000:]
     assert sorted(number for number, _ in told["winners"]) == list(range(rounds))  # exactly one a round
 
-    store = open_ledger_store("raced", connect())
-    history = ledger.history(store, "raced")
+    ledger = open_ledger("raced", connect())
+    history, wrong = ledger.history()
+    assert wrong == []
     assert Counter(outcome for _, outcome in history) == {"won": rounds, "lost": (PROMOTERS - 1) * rounds}
     assert {attempt.reason for attempt, outcome in history if outcome == "won"} == {
         f"{number}/{me}" for number, me in told["winners"]
     }
-    head = ledger.newest_decision(store, "raced")
+    head = ledger.newest()
     assert head.seq == rounds
     shown = {alias: version.version for version in list_versions("raced") for alias in version.aliases}
     assert shown == head.aliases == {"champion": (rounds - 1) % 2 + 1, "previous-champion": rounds % 2 + 1}
@@ -178,7 +178,7 @@ def test_a_promotion_killed_at_any_step_leaves_one_whole_champion(home: Path, mo
         two_versions(model, name=name)
         killed = killed_at(step, "promote", name, model)
         before = shown(name)["champion"]
-        decided = ledger.newest_decision(open_ledger_store(name, connect()), name).aliases["champion"]
+        decided = open_ledger(name, connect()).newest().aliases["champion"]
         seen.add((before, decided))
         assert (download_model(name, home / "cache") / "model.safetensors").is_file()
         assert reconcile(name)[1] == []

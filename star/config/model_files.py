@@ -1,0 +1,128 @@
+"""Says which files of a model folder decide what the model does, and refuses a folder whose weights are not safetensors in it.
+
+A loader of Hugging Face's format reads more than config and weights: chat templates, a sentencepiece model, adapters,
+and shards that an index names. All of them count for the digest of a folder.
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from star.errors import InputError
+from star.hashing import sha256_of
+
+CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
+INDEXES = "*.safetensors.index.json"
+TEMPLATES = "additional_chat_templates"
+JSON_BYTES = 64 * 2**20  # the index of a model of 10,000 shards has 20 MB
+SETTLED_SECONDS = 2.0  # of a file: younger ones may change again without another time stamp, on coarse clocks
+
+_known_digests: dict[Path, tuple[tuple, str]] = {}
+
+
+def deciding_files(folder: Path) -> list[str]:
+    """The files that decide what the model in a folder does, by relative path.
+
+    Not among them are pictures, texts for people, code (which is never run), and vocabularies that loaders read only
+    where there is no tokenizer.json (merges.txt, vocab.txt).
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    top = [file.name for file in files if file.suffix in (".json", ".safetensors")]
+    # After the others, so that a folder without these files has the digest that it always had.
+    more = [file.name for file in files if file.suffix in (".jinja", ".model", ".tiktoken")]
+    more += [f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja")]
+    more += [shard for shard in named_shards(folder) if "/" in shard and (folder / shard).is_file()]
+    return top + sorted(set(more))
+
+
+def digest_of_model_folder(folder: Path) -> str:
+    """One sha256 over all `deciding_files`. In one process the files are read again only if one has changed since.
+
+    Raises:
+        InputError: an index of the weights names something else than safetensors inside the folder.
+    """
+    names, now = deciding_files(folder), time.time()
+    stats = [(folder / name).stat() for name in names]
+    identity = tuple(
+        (name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for name, stat in zip(names, stats, strict=True)
+    )
+    known = _known_digests.get(folder)
+    if known and known[0] == identity:
+        return known[1]
+    content = [(name, sha256_of(folder / name)) for name in names]
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    if all(max(stat.st_mtime, stat.st_ctime) < now - SETTLED_SECONDS for stat in stats):
+        _known_digests[folder] = (identity, digest)
+    return digest
+
+
+def named_shards(folder: Path) -> list[str]:
+    """The weight files that the folder's indexes name.
+
+    Raises:
+        InputError: an index is damaged, or names a file that is not safetensors or not in the folder.
+    """
+    shards: set[str] = set()
+    for index in sorted(folder.glob(INDEXES)):
+        named = read_json_object(index).get("weight_map")
+        if not isinstance(named, dict):
+            raise InputError(f"{index} is damaged: download the model again")
+        shards |= {_safe_weights(name, by=index, suffixes=(".safetensors",)) for name in named.values()}
+    return sorted(shards)
+
+
+def refuse_unsafe_weights(folder: Path) -> None:
+    """Checks, before anything is loaded, that a model folder leads a loader to safetensors inside it and to nothing else.
+
+    transformers reads pickled weights where an index, a configuration or an adapter names them, whatever it is told.
+
+    Raises:
+        InputError: it does not; the message names the file.
+    """
+    named_shards(folder)
+    if (config := folder / CONFIG).is_file() and (name := read_json_object(config).get("transformers_weights")):
+        _safe_weights(name, by=config, suffixes=(".safetensors", INDEXES[1:]), in_folders=False)
+    if os.path.lexists(folder / ADAPTER_CONFIG) and not (folder / ADAPTER).is_file():
+        raise InputError(
+            f"{folder / ADAPTER_CONFIG} adds an adapter that is not in {ADAPTER}, and STAR loads nothing else: "
+            "merge the adapter into the weights, or delete the file"
+        )
+
+
+def _safe_weights(name: object, *, by: Path, suffixes: tuple[str, ...], in_folders: bool = True) -> str:
+    """Returns the name of a weight file that has one of the suffixes and lies in the folder, else raises InputError.
+
+    Args:
+        in_folders: whether it may lie in a folder of the folder. An index there would not be checked.
+    """
+    if isinstance(name, str) and name.endswith(suffixes):
+        path = PurePosixPath(name)
+        if not path.is_absolute() and ".." not in path.parts and (in_folders or len(path.parts) == 1):
+            return name
+    raise InputError(
+        f"{by} names the weight file {str(name)[:200]!r}, which is not a safetensors file in the folder: STAR loads "
+        "nothing else, take the model's safetensors version"
+    )
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a small file of a model folder.
+
+    Raises:
+        InputError: it holds something else, nests too deeply, or is larger than 64 MiB.
+    """
+    if file.stat().st_size > JSON_BYTES:
+        raise InputError(
+            f"{file} has more than {JSON_BYTES // 2**20} MiB, which no model needs: download the model again"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged ({type(error).__name__}): download the model again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is damaged (no object): download the model again")
+    return content

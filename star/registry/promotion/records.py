@@ -1,0 +1,140 @@
+"""Defines the ledger's records, attempts and decisions, and reads them from texts that anybody may have written.
+
+A record is a JSON object with exactly the fields of its class. `registry` and `signature` are left out where they are
+empty, as in every record of an older STAR. So the digests of older records stay what they were.
+"""
+
+import getpass
+import json
+import os
+import socket
+import uuid
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from star.hashing import digest_of
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous-champion"
+ALIASES = (PREVIOUS, CHALLENGER, CHAMPION)  # in the order they are written: the champion changes last
+RECORD_BYTES = 1 << 20  # an honest record has under a thousand, and a reason of any length that somebody types
+_OPTIONAL = ("registry", "signature")
+
+VersionNumber = Annotated[int, Field(ge=1)]
+
+
+# The fields of both classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
+# renamed or moved breaks the chain of every ledger that exists, unless it is left out where it is empty.
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Somebody's wish to change the aliases as decision `over` left them."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    action: str  # promote, rollback, adopt (aliases moved in MLflow), repair, sign
+    version: VersionNumber | None
+    over: Annotated[int, Field(ge=0)]
+    reason: str
+    refused: str = ""  # why it was not even tried, such as the gate's failed checks
+    actor: str = field(default_factory=lambda: actor())
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
+    attempt: str = field(default_factory=lambda: uuid.uuid4().hex)  # id
+    registry: str = ""  # id of the registry that the ledger belongs to
+    signature: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The aliases from decision number `seq` on, and the attempt that won. Number 0 stands for: no decision yet."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    seq: Annotated[int, Field(ge=0)] = 0
+    aliases: dict[str, VersionNumber] = field(default_factory=dict)
+    attempt: Attempt | None = None  # None only in number 0, which is not stored
+    parent: str = ""  # digest of the decision before
+    registry: str = ""
+    signature: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Digest over all fields. The next decision's `parent` is this value."""
+        return digest_of(_content(self))
+
+
+Record = TypeVar("Record", Attempt, Decision)
+
+
+_ADAPTERS: dict[type, TypeAdapter] = {Attempt: TypeAdapter(Attempt), Decision: TypeAdapter(Decision)}
+
+
+class DamagedRecordError(Exception):
+    """A text is no record. The message says in a few words why."""
+
+
+def record_text(record: Attempt | Decision) -> str:
+    """The stored JSON of a record."""
+    return json.dumps(_content(record), ensure_ascii=False)
+
+
+def signed_digest(record: Attempt | Decision) -> str:
+    """Digest over all fields but the record's own signature, which is made over this value."""
+    return digest_of({key: value for key, value in _content(record).items() if key != "signature"})
+
+
+def parse_record(text: str, kind: type[Record]) -> Record:
+    """Reads a stored record.
+
+    Raises:
+        DamagedRecordError: the text is something else, whatever it is.
+    """
+    if len(text) > RECORD_BYTES:
+        raise DamagedRecordError(f"it has more than {RECORD_BYTES:,} characters")
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair would end every digest in an error
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecordError("it is not JSON, or was cut") from error
+    try:
+        read: Record = _ADAPTERS[kind].validate_json(text)
+    except (ValidationError, RecursionError) as error:
+        where = "" if isinstance(error, RecursionError) else ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise DamagedRecordError(
+            f"it does not have the fields of {_a(kind)}{f' ({where[:80]})' if where else ''}"
+        ) from error
+    # The classes have defaults for records that are made now. A stored one has every field.
+    for record, stored in ((read, content), (getattr(read, "attempt", None), content.get("attempt"))):
+        if isinstance(record, Attempt | Decision):
+            missing = {entry.name for entry in fields(record)} - set(_OPTIONAL) - set(stored)
+            if missing:
+                raise DamagedRecordError(f"it has no {sorted(missing)[0]}")
+    if isinstance(read, Decision) and (read.attempt is None or read.seq == 0):
+        raise DamagedRecordError("it has no attempt or no number")
+    if isinstance(read, Decision) and not read.aliases.keys() <= set(ALIASES):
+        raise DamagedRecordError("it has an alias that no decision has")
+    return read
+
+
+def actor() -> str:
+    """Who acts: user and machine, and the Kubeflow run where there is one."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        user = f"uid {os.getuid()}"
+    run = os.environ.get("KFP_RUN_ID")
+    return f"{user}@{socket.gethostname()}" + (f" (KFP run {run})" if run else "")
+
+
+def _content(record: Attempt | Decision) -> dict:
+    def without_empty(items: list[tuple[str, object]]) -> dict:
+        return {key: value for key, value in items if value != "" or key not in _OPTIONAL}
+
+    return asdict(record, dict_factory=without_empty)
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind is Attempt else 'a'} {kind.__name__.lower()}"

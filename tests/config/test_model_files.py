@@ -1,0 +1,120 @@
+"""The digest of a base covers what decides its behaviour, is compared at load, and only safetensors in the folder are loaded."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from star.config import model_files
+from star.config.experiment import Config
+from star.config.model_files import digest_of_model_folder, refuse_unsafe_weights
+from star.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "base"
+    made.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (made / name).write_text("{}")
+    return made
+
+
+def index(folder: Path, **weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_folder_without_other_files_has_the_digest_of_earlier_versions(folder: Path) -> None:
+    (folder / "README.md").touch()
+    (folder / "merges.txt").touch()
+    empty = hashlib.sha256(b"{}").hexdigest()
+    content = [(name, empty) for name in ("config.json", "model.safetensors", "tokenizer.json")]
+    assert digest_of_model_folder(folder) == hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "tokenizer.model",
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "parts/1.safetensors",
+    ],
+)
+def test_everything_that_loaders_read_counts(folder: Path, name: str) -> None:
+    index(folder, a="parts/1.safetensors")
+    digests = [digest_of_model_folder(folder)]
+    (folder / name).parent.mkdir(exist_ok=True)
+    for text in ("one", "two"):
+        (folder / name).write_text(text)
+        digests.append(digest_of_model_folder(folder))
+    assert len(set(digests)) == 3
+
+
+def test_templates_behind_a_link_to_a_folder_count(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    before = digest_of_model_folder(folder)
+    (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "tool_use.jinja").touch()
+    assert digest_of_model_folder(folder) != before
+
+
+def test_a_base_that_changed_since_the_configuration_was_read_is_refused(folder: Path) -> None:
+    base = Config.model_validate({"student": {"base": str(folder)}}).student.base
+    assert base.read_verified() == folder
+    (folder / "model.safetensors").write_text("[]")
+    with pytest.raises(InputError, match="has changed since the run was configured"):
+        base.read_verified()
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="no model folder at"):
+        base.read_verified()
+
+
+def test_unchanged_files_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files, "SETTLED_SECONDS", 0.0)
+    digest = digest_of_model_folder(folder)
+    read = []
+    monkeypatch.setattr(model_files, "sha256_of", lambda file: read.append(file.name) or "")
+    assert digest_of_model_folder(folder) == digest
+    assert read == []
+    os.utime(folder / "config.json")
+    assert digest_of_model_folder(folder) != digest
+
+
+@pytest.mark.parametrize(
+    "name", ["x.bin", "../x.safetensors", "/x.safetensors", "x.safetensors.bin", "", 3, None, ["x"]]
+)
+def test_an_index_that_names_other_weights_is_refused(folder: Path, name: object) -> None:
+    index(folder, a="model.safetensors", b=name)
+    with pytest.raises(InputError, match=r"names the weight file .* not a safetensors file in the folder"):
+        refuse_unsafe_weights(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "../x.safetensors", "parts/x.safetensors.index.json", ["x"]])
+def test_a_configuration_that_names_other_weights_is_refused(folder: Path, name: object) -> None:
+    (folder / "config.json").write_text(json.dumps({"transformers_weights": name}))
+    with pytest.raises(InputError, match=r"config\.json names the weight file"):
+        refuse_unsafe_weights(folder)
+
+
+def test_an_adapter_must_be_safetensors(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").touch()
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json adds an adapter that is not in adapter_model\.safetensors"
+    ):
+        refuse_unsafe_weights(folder)
+    (folder / "adapter_model.safetensors").touch()
+    refuse_unsafe_weights(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, '{"weight_map": 3}', "{}", "not json", "3"])
+def test_a_damaged_index_is_refused(folder: Path, text: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match="is damaged"):
+        refuse_unsafe_weights(folder)

@@ -1,0 +1,149 @@
+"""A model folder that costs too much time or memory is refused by a child process, before this one reads it."""
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from star.config.models import Architecture
+from star.config.safety import Safety, current_safety, use_safety
+from star.errors import InputError
+from star.folders.manifest import Manifest, open_input
+from star.folders.publish import publish
+from star.modeling import trial
+from star.modeling.inference import answer_request
+from star.modeling.models import describe_model, load_model, load_tokenizer, save_model
+from star.modeling.scratch import scratch_model
+from star.modeling.tokenizer import bootstrap_tokenizer
+from star.modeling.trial import try_model
+
+SIZES = Architecture(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16
+)
+LOOP = "{%- for a in range(99999) -%}{%- for b in range(99999) -%}{%- endfor -%}{%- endfor -%}"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, tokenizer = tmp_path_factory.mktemp("models") / "model", bootstrap_tokenizer()
+    save_model(scratch_model(SIZES, tokenizer, seed=1), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy, which a test may change; nothing may take more than 5 s or 1 GiB."""
+    before = current_safety()
+    use_safety(Safety(model_seconds=5, model_memory=1))
+    yield shutil.copytree(original, tmp_path / "model")
+    use_safety(before)
+
+
+def edit(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def template(text: str, name: str = "chat_template.jinja") -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    return write
+
+
+def named_template(folder: Path) -> None:
+    named = [{"name": "tool_use", "template": LOOP}]
+    edit(folder / "tokenizer_config.json", lambda content: content.update(chat_template=named))
+
+
+def expression(pattern: str) -> Callable[[Path], object]:
+    def change(content: dict) -> None:
+        content["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": pattern}
+
+    return lambda folder: edit(folder / "tokenizer.json", change)
+
+
+def sizes(**values: int) -> Callable[[Path], object]:
+    return lambda folder: edit(folder / "config.json", lambda content: content.update(values))
+
+
+def long_header(folder: Path) -> None:
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 2**33) + b"{")
+        file.truncate(2**34)  # without a block on the disk
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "template that loops": (template(LOOP), r"chat_template\.jinja takes more than .*model_seconds"),
+    "other template": (template(LOOP, "additional_chat_templates/x.jinja"), r"templates/x\.jinja takes more than"),
+    "named template": (named_template, "in tokenizer_config.json takes more than"),
+    "template without end": (
+        template("{% for a in range(99999) %}{% for b in range(99999) %}aaaaaaaa{% endfor %}{% endfor %}"),
+        "renders a short conversation as more than",
+    ),
+    "template of gigabytes": (template("{{ ('a' * 4000000000)|length }}"), "takes more than 1 GiB of memory"),
+    "nested template": (template("{{" + "(" * 50000), "nests too deeply"),
+    "expression": (
+        expression(r"(a|a)*(a|a)*(a|a)*b$"),
+        "tokenizer.json (takes more than|makes the tokenizers library)",
+    ),
+    "header": (long_header, r"the header of model\.safetensors has 8,589,934,592 bytes"),
+    "layers": (sizes(num_hidden_layers=10**9), r"num_hidden_layers 1,000,000,000, more than"),
+    "width": (sizes(hidden_size=10**12), "hidden_size 1,000,000,000,000, more than"),
+    "sizes that no weights have": (sizes(hidden_size=2**20, vocab_size=2**20), "and the weights are 13 tensors"),
+    "nested configuration": (
+        lambda folder: (folder / "config.json").write_text("[" * 10**6),
+        "nests too deeply|damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_folder_is_refused_before_it_is_loaded(folder: Path, name: str) -> None:
+    change, message = HOSTILE[name]
+    change(folder)
+    if "takes more than" in message:
+        use_safety(Safety(model_seconds=1, model_memory=1))
+    for load in (load_tokenizer, load_model, describe_model)[: 1 if "takes" in message else 3]:
+        with pytest.raises(InputError, match=message):
+            load(folder)
+
+
+def test_a_sound_folder_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try_model(folder)
+    monkeypatch.setattr(trial, "CHILD", folder / "no-such-child.py")
+    assert load_model(folder)
+    assert load_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(RuntimeError, match="no-such-child"):
+        try_model(folder)
+
+
+def test_what_the_model_is_asked_is_tried_too(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(
+        "{% if 'bomb' in messages[0].content %}" + LOOP + "{% endif %}{{ messages[0].content }}"
+    )
+    try_model(folder)
+    use_safety(Safety(model_seconds=1))
+    with pytest.raises(InputError, match=r"chat_template\.jinja takes more than"):
+        answer_request("a bomb", tools=[], model_folder=folder)
+
+
+def test_the_result_of_a_stage_that_was_verified_is_not_tried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, folder.with_name("made"))
+    publish(folder.with_name("made"), out=folder.with_name("out"), manifest=Manifest("distill", "f", "c", "c", "0", {}))
+    open_input(folder.with_name("out"), stage="distill")
+    monkeypatch.setattr(trial, "CHILD", folder / "no-such-child.py")
+    try_model(folder.with_name("out"))
+
+
+def test_a_faulty_folder_is_left_to_the_loader(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    try_model(folder)
+    with pytest.raises(Exception, match=r"(?i)token"):
+        load_tokenizer(folder)
