@@ -126,6 +126,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
             text = text.lstrip(" \t\r\n,")
             if text.startswith("]"):
                 return
+            problem: object = "the list has no end"
             try:
                 value, end = decoder.raw_decode(text) if text else (None, 0)
             except (ValueError, RecursionError) as error:
@@ -141,7 +142,7 @@ def _read_json_list(path: Path) -> Iterator[tuple[int, Any]]:
             # Doubles each time, so that an element of any size is decoded in linear time.
             more = file.read(max(CHUNK_CHARACTERS, len(text)))
             if not more or len(text) > RECORD_BYTES:
-                why = TOO_LONG if more else f"not JSON: {problem if text else 'the list has no end'}"
+                why = TOO_LONG if more else f"not JSON: {problem}"
                 yield number + 1, ValueError(f"{why}; what follows was not read")
                 return
             text += more

@@ -11,7 +11,8 @@ from star.data.schema_patterns import SlowPattern, fault_of_pattern, matches
 
 ORDINARY = [
     r"^[a-z0-9]+(-[a-z0-9]+)*$", r"^\d{4}-\d{2}-\d{2}$", r"\w+@\w+", r"^\S+$", r"^[\s\S]{1,20}$", r"[^\w.]", r"^\W\D$", r"\bab\b", "a|b$",
-    r"^(?:[A-Z]{2}){0,3}$", r"^.{0,2000}$", r"(?i)straße", r"[[:a]", r"[]a]", r"^a{,3}$", r"\u0061", r"(?=.*b)a", r"(a|b)\1", r"[^\]]", r"\Z",
+    r"^(?:[A-Z]{2}){0,3}$", r"^.{0,2000}$", r"(?i)straße", r"[[:a]", r"[]a]", r"^a{,3}$", r"\u0061", r"(?=.*b)a", r"(a|b)\1", r"[^\]]",
+    r"\Z",
 ]  # fmt: skip
 LETTERS = st.text(st.sampled_from("ab-_1. \n\té٣ſKß\xa0\u3000AZ@[]:"), max_size=8)
 
@@ -33,7 +34,7 @@ def test_a_pattern_that_backtracks_is_searched_at_once(pattern: str) -> None:
 
 
 def test_a_pattern_beyond_re2_ends_at_its_deadline_and_is_not_tried_again() -> None:
-    pattern = r"^(?=.*x)?(a|a|b?)*\b$(?<!z)"
+    pattern = r"^(?=[ab])(a|aa|b|bb)*$(?<!z)"
     with pytest.raises(SlowPattern, match=r"takes more than 0\.5 s"):
         matches(pattern, "a" * 60 + "!")
     start = time.process_time()
