@@ -9,7 +9,7 @@ class Safety(Section):
     """What a model of others may cost when it is tried, before it is loaded. The settings change no result."""
 
     model_seconds: int = Field(
-        10, ge=1, description="Most seconds of CPU time that a model's templates, tokenizer and configuration may take"
+        5, ge=1, description="Most seconds of CPU time that a model's templates, tokenizer and configuration may take"
     )
     model_memory: float = Field(4.0, ge=0.5, description="Most memory in GiB that they may take")
 

@@ -4,10 +4,12 @@ The type of a model is `PreTrainedModel` everywhere. With LoRA adapters it is a 
 every attribute on to the model that it wraps, so the code here and in the trainers uses it as one.
 """
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
@@ -27,6 +29,16 @@ from star.config.model_files import refuse_unsafe_weights
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.trial import try_model
+
+TRIED_OF_THE_HUB = [
+    "config.json",
+    "*.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*.jinja",
+]
 
 transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours
 
@@ -124,13 +136,31 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
     needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
     if isinstance(model, Path) and not (model / needed).is_file():
         raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
-    if isinstance(model, Path):
-        refuse_unsafe_weights(model)
-        try_model(model)
+    if Path(model).is_dir():
+        refuse_unsafe_weights(Path(model))
+        try_model(Path(model))
+    else:
+        _try_hub_model(str(model), revision)
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
         raise _not_loadable(model, error) from error
+
+
+@lru_cache
+def _try_hub_model(model: str, revision: str | None) -> None:
+    """Checks the small files of a model of the hub like those of a folder. The weights are not downloaded for it.
+
+    Raises:
+        InputError: it names other weights than safetensors, or is refused by its trial.
+    """
+    try:
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=TRIED_OF_THE_HUB))
+    # No such model, or no network: the loader says so.
+    except (OSError, ValueError):
+        return
+    refuse_unsafe_weights(folder)
+    try_model(folder)
 
 
 def _not_loadable(model: str | Path, error: Exception) -> InputError:

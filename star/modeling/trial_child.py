@@ -106,11 +106,13 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _sizes_of_weights(folder: Path, shards: list[str]) -> tuple[int, int]:
-    """The number of elements and of tensors in all safetensors files, by their headers."""
-    elements = tensors = 0
-    for file in {*folder.glob("*.safetensors"), *(folder / shard for shard in shards)}:
-        if not file.is_file():
-            continue
+    """The number of elements and of tensors in the safetensors files, by their headers; 0 where not all are there."""
+    elements, tensors = 0, 0
+    whole = folder / "model.safetensors"
+    weights = {whole} if whole.is_file() else {folder / shard for shard in shards}
+    if not all(file.is_file() for file in weights):
+        return 0, 0  # not downloaded yet, or incomplete
+    for file in weights:
         with file.open("rb") as opened:
             [length] = struct.unpack("<Q", opened.read(8))
             if length > file.stat().st_size:

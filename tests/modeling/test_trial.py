@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from star.config.models import Architecture
 from star.config.safety import Safety, current_safety, use_safety
@@ -15,7 +16,7 @@ from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
 from star.modeling import trial
 from star.modeling.inference import answer_request
-from star.modeling.models import describe_model, load_model, load_tokenizer, save_model
+from star.modeling.models import _try_hub_model, describe_model, load_model, load_tokenizer, save_model
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer
 from star.modeling.trial import try_model
@@ -147,3 +148,23 @@ def test_a_faulty_folder_is_left_to_the_loader(folder: Path) -> None:
     try_model(folder)
     with pytest.raises(Exception, match=r"(?i)token"):
         load_tokenizer(folder)
+
+
+def test_a_model_of_the_hub_is_tried_before_its_weights_are_there(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "hub" / "models--team--model" / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert load_tokenizer("team/model")
+    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.bin"}}')
+    _try_hub_model.cache_clear()
+    with pytest.raises(InputError, match=r"names the weight file 'x\.bin'"):
+        load_model("team/model")
+    with pytest.raises(InputError, match="no-such-team/model cannot be loaded"):
+        load_model("no-such-team/model")

@@ -1,7 +1,12 @@
 """Decides which version is the champion and keeps the records of all promotions.
 
 gate.py                    checks a candidate against the bars and the champion
-ledger.py                  the records: who wanted which version promoted, when and why, and which attempt won
+ledger.py                  the chain of records: who wanted which version promoted, and which attempt won; verified at each read
+records.py                 the records themselves, as they are stored
+signatures.py              signs records with the key of STAR_LEDGER_KEY
+registry_id.py             which ledger is whose, where several registries share one place
+open_ledger.py             opens a model's ledger
+repair.py                  takes damaged records out, signs a ledger that was begun without a key
 ledger_store.py            where the records are written: a table of the tracking database, or a bucket
 promote_and_rollback.py    promotes and rolls back: writes the ledger, then MLflow's aliases
 promote_by_reference.py    what `star promote` does: a version as a user names it, here or in another registry

@@ -378,7 +378,7 @@ def run(examples: int, *, key: Path | None, steps: int = 20) -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_champion_was_promoted_whatever_is_written_to_the_store(key: Path, signed: bool) -> None:
-    run(40, key=key if signed else None)
+    run(25, key=key if signed else None)
 
 
 @pytest.mark.slow
