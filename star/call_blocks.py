@@ -12,6 +12,8 @@ Taken for one, it would count as the right answer where no tool should be called
     <tool_call name="get_time" city="Oslo"/>              # an opening tag in another spelling
     {"name": "get_time", "arguments": {"city": "Oslo"}}   # a call without its tags
     [get_time(city="Oslo")]                               # a call as Python
+
+A sentence that quotes a call or names a tool stays a reply.
 """
 
 import json
@@ -24,16 +26,30 @@ CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 # a RecursionError.
 MAX_DEPTH = 100
 
-# A tag around calls of the formats that models are trained on: Qwen and Hermes, glaive, DeepSeek, Mistral, Llama.
-_TAG = re.compile(
-    r"<[/|\uff5c\s]{0,4}(?:tool|function)[_\u2581 -]?call|<function=|\[TOOL_CALLS\]|<\|python_tag\|>", re.IGNORECASE
+# A tag of calls, in the formats that models are trained on: Qwen, Hermes, glaive, DeepSeek, Mistral, Llama, Gemma, Claude and others.
+CALL_TAG = re.compile(
+    r"(?:<|&lt;)[/|\uff5c\s]{0,4}(?:\w{1,20}[:_])?(?:tool|function)[_\u2581 -]?call|<[|\uff5c]/?tool[\u2581_]|\[/?TOOL_CALLS\]"
+    r"|</?(?:function|parameter)\s*=|<\|python_(?:tag|start)\|>|<\|action_start\|>|<(?:antml:)?invoke\b|</?(?:tool_use|use_mcp_tool)\b|<arg_key>"
+    r"|<\|channel\|>\s*commentary|```tool_(?:call|code|use)",
+    re.IGNORECASE,
 )
-_FENCE = re.compile(r"```\w*\s*")
-# The beginning of a call as JSON or Python, so that a call that is cut off is found as well.
-_CUT_CALL = re.compile(
-    r"""(?:\[\s*)?\{\s*["'](?:name|function)["']\s*:\s*["'][^"'\n]*["']\s*,\s*["'](?:arguments|parameters)["']\s*:"""
-    r"""|\[\s*[\w.-]+\((?:\w+\s*=|\)\s*[],])"""
+# How calls name the tool and hold its arguments.
+NAME_KEYS = ("name", "api", "tool_name", "function_name", "tool", "action")
+ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "input", "tool_input", "action_input")
+_FENCE = re.compile(r"```\w*+\s*+")
+# A line that begins a call as JSON or Python or in ReAct's words, also one that is cut off. A call that a sentence quotes is in the middle
+# of its line.
+_CALL_ON_A_LINE = re.compile(
+    rf"""^[ \t]*+(?:{_FENCE.pattern})?(?:"""
+    r"""[\[{ \t]{0,4}\{\s*+(?:["']type["']\s*+:\s*+["']function["']\s*+,\s*+)?"""
+    r"""(?:["'](?:name|function)["']\s*+:\s*+["'][^"'\n]*+["']\s*+,\s*+["'](?:arguments|parameters)["']\s*+:"""
+    r"""|["']arguments["']\s*+:\s*+\{)"""
+    r"""|\[\s*+[\w.-]++\((?:\w++\s*+=|\)\s*+[],])"""
+    r"""|Action:[^\n]*+\n\s*+Action Input:)""",
+    re.MULTILINE,
 )
+_MARKS = re.compile(r"[<\[{`(&]|Action:")
+_PYTHON_CALL = re.compile(r"[^\W\d][\w.]*+\(\s*+(?:\w++\s*+=[^=]|\))")
 
 JSON_SPACE = " \t\n\r"
 _skip_space: Callable[..., re.Match[str]] = re.compile(f"[{JSON_SPACE}]*+").match  # type: ignore[assignment]
@@ -106,19 +122,20 @@ def _require_max_depth(arguments: dict[str, Any]) -> None:
 
 
 def begins_call(reply: str) -> bool:
-    """Whether a reply holds the tag of a call, or begins with a call. Takes time linear in the length of the reply."""
-    # Most replies have no bracket at all, and finding that out is cheaper than the expression.
-    has_tag = ("<" in reply or "[" in reply) and _TAG.search(reply)
-    return bool(has_tag) or _begins_bare_call(reply.lstrip())
+    """Whether a reply holds the tag of a call, or a line that begins one, or is one as a whole. Takes linear time."""
+    # Most replies have none of these marks, and finding that out is cheaper than the expressions.
+    if not _MARKS.search(reply):
+        return False
+    return bool(CALL_TAG.search(reply) or _CALL_ON_A_LINE.search(reply)) or _is_bare_call(reply.strip())
 
 
-def _begins_bare_call(reply: str) -> bool:
+def _is_bare_call(reply: str) -> bool:
+    if _PYTHON_CALL.match(reply) and reply.endswith(")"):
+        return True
     if fence := _FENCE.match(reply):
         reply = reply[fence.end() :]
     if not reply.startswith(("{", "[")):
         return False
-    if _CUT_CALL.match(reply):
-        return True
     try:
         value, _ = _decode_json(reply)
     except (ValueError, RecursionError):
@@ -128,11 +145,16 @@ def _begins_bare_call(reply: str) -> bool:
 
 
 def _is_call(value: Any) -> bool:
-    """Whether a JSON value is a call: bare, in OpenAI's form, or a message that holds calls."""
+    """Whether a JSON value is a call: bare, in OpenAI's or an agent's form, or a message that holds calls."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("tool_calls"), list):
         return True
     inner = value.get("function")
     call = inner if isinstance(inner, dict) else value
-    return isinstance(call.get("name"), str) and not call.keys().isdisjoint(("arguments", "parameters"))
+    if not any(isinstance(call.get(key), str) for key in (*NAME_KEYS, "function")):
+        return False
+    # The other keys are also words of ordinary data, whose values are rarely objects.
+    return not call.keys().isdisjoint(ARGUMENT_KEYS[:2]) or any(
+        isinstance(call.get(key), dict) for key in ARGUMENT_KEYS
+    )

@@ -332,10 +332,10 @@ def _require_answer(completion: Completion) -> None:
             raise FormatError("a completion goes on after its <|im_end|>")
         # A model may end its turn with this token as well.
         content = content.replace(END_OF_TEXT, "").strip()
-    if content:
-        if begins_call(content):
-            raise FormatError("a reply begins a call that is not in <tool_call> tags")
-    elif not completion.tool_calls:
+    if begins_call(content):
+        raise FormatError("a reply begins a call that is not in <tool_call> tags")
+    # `[]` or `...` says no more than silence. Any letter, digit or emoji may be an answer.
+    if not completion.tool_calls and not any(char.isalnum() or not char.isascii() for char in content):
         raise FormatError("a completion neither calls a tool nor says anything")
 
 

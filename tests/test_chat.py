@@ -240,7 +240,7 @@ def test_what_is_rendered_is_parsed_back(reasoning, content, tool_calls, end):
     text = render_target({"reasoning_content": reasoning, "content": content, "tool_calls": tool_calls})
     completion = Completion(reasoning=reasoning, tool_calls=tool_calls, content=content)
     assert parse_completion(text + end, strict=False) == completion
-    if tool_calls or content:  # silence is no answer
+    if tool_calls or content[:1].isalnum():  # silence is no answer, and a bracket may begin a call
         assert parse_completion(text + end) == completion
         assert parse_target(text) == parse_target(text.removeprefix("<think>\n")) == completion
 
@@ -364,6 +364,26 @@ def test_format_errors_in_both_readings(text):
                 '{"type": "function", "function": {"name": "f", "arguments": "{}"}}',
                 '{"tool_calls": [{"name": "f"}]}',
                 '```json\n{"name": "f", "arguments": {}}\n```',
+                'Sure, I will:\n\n{"name": "f", "arguments": {"a": 1}}',
+                'Sure.\n```json\n{"name": "f", "parameters": {"a": 1}}\n```\nDone.',
+                '<tools>\n{"name": "f", "arguments": {"a": 1}}\n</tools>',
+                '{{"name": "f", "arguments": {"a": 1}}}',
+                '{"arguments": {"a": ',
+                '{"tool": "f", "tool_input": {"a": 1}}',
+                '{"action": "f", "action_input": {}}',
+                "f(a=1)",
+                'f.g(a="x", b=2)\nh()',
+                "f()",
+                "Action: f\nAction Input: {}",
+                '<invoke name="f">',
+                "<｜tool▁calls▁begin｜>",
+                "```tool_code\nf(a=1)\n```",
+                "&lt;tool_call&gt;",
+                "<start_function_call>call:f{a:1}<end_function_call>",
+                "<seed:tool_call>",
+                "[]",
+                "{}",
+                "...",
                 "[f(a=1)]",
                 '[f(), g(a="Oslo")]',
             ],
@@ -382,9 +402,12 @@ def test_format_errors_that_the_official_reward_overlooks(text):
     [
         "No.",
         "0",
-        "{}",
-        "[]",
+        "👍",
         '{"name": "Oslo", "country": "Norway"}',
+        '{"tool": "hammer", "input": "nail"}',
+        'get_time() needs no argument, and get_weather(city="Oslo") needs a city.',
+        'I would call it as {"name": "f", "arguments": {"a": 1}}, but it is not here.',
+        "The action: none. (No tool helps.)",
         '[{"name": "Oslo"}, {"name": "Rome"}]',
         "[1] The tool_call format is described in its documentation.",
         "[f](https://example.org) says: a < b and c > d",

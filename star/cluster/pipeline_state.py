@@ -42,7 +42,8 @@ def final_state(run_id: str, given: str) -> str:
 
 def _final(state: str | None) -> str | None:
     """The state under our name for it, or None if it is none that a run ends with."""
-    word = SYNONYMS.get(state or "", state)
+    word = (state or "").upper()  # some servers write Succeeded
+    word = SYNONYMS.get(word, word)
     return word if word in (SUCCEEDED, FAILED, CANCELLED) else None
 
 

@@ -1,5 +1,6 @@
 """Defines the sections `teacher`, `student` and `scratch`: where the models come from, and how the teacher is prepared."""
 
+import re
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -7,6 +8,8 @@ from pydantic import BeforeValidator, Field
 from star.config.base import Section
 from star.config.files import ModelFolder, to_model_folder
 from star.config.training import SimRL, Training
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 class Architecture(Section):

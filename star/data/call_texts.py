@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
+from star.call_blocks import ARGUMENT_KEYS, CALL_TAG, NAME_KEYS
 from star.chat import THINK_CLOSE, THINK_OPEN
-from star.data.calls import ARGUMENT_KEYS, NAME_KEYS, call_of, calls_of_value, is_call
+from star.data.calls import call_of, calls_of_value, is_call
 from star.data.literals import decode_value, parse_value
 from star.data.python_calls import begins_with_list, find_python_calls, read_python_list
 from star.errors import InputError
@@ -44,12 +45,6 @@ _OPENING = re.compile("|".join([*map(re.escape, sorted(_TAGS, key=len, reverse=T
 _ENDS_OF_QUOTED = {
     tag: re.compile(f"{re.escape(closing)}|{_OPENING.pattern}", re.IGNORECASE) for tag, closing in _TAGS.items()
 }
-# The beginning of a call in any spelling, also in dialects that are not read.
-_BEGINNING = re.compile(
-    r"</?\|?\s*+(?:tool|function)_?call|</?function\b\s*=|</?parameter\s*=|<\|python_tag\|>|\[/?tool_calls\]"
-    r"|<[|｜]/?tool[▁_]|<\|action_start\|>|<(?:antml:)?invoke\b|<tool_use\b|<arg_key>|<\|channel\|>\s*commentary|```tool_(?:call|code|use)",
-    re.IGNORECASE,
-)
 _FENCED = re.compile(r"```[a-z]*+\s*+([\[{].*[\]}])\s*+```", re.DOTALL)
 _NAMES_AND_ARGUMENTS = "|".join([*NAME_KEYS, "function", "tool_calls", "type", "id", *ARGUMENT_KEYS])
 # A text that begins like a call as an object, whether it can be decoded or not.
@@ -190,7 +185,7 @@ def _find_calls(text: str, tools: Tools) -> tuple[list[str], list[dict]]:
 
 def _without_beginnings(around: list[str]) -> list[str]:
     """Returns the texts; raises InputError where one of them begins a call."""
-    if found := next(filter(None, map(_BEGINNING.search, around)), None):
+    if found := next(filter(None, map(CALL_TAG.search, around)), None):
         raise InputError(f"a message begins a call that cannot be read: {found[0]!r} has no call in it or is not read")
     return around
 

@@ -12,11 +12,10 @@ The arguments stand under `arguments`, `parameters` (Llama, Seal-Tools), `args`,
 from collections.abc import Collection
 from typing import Any
 
+from star.call_blocks import ARGUMENT_KEYS, NAME_KEYS
 from star.data.literals import parse_field
 from star.errors import InputError
 
-ARGUMENT_KEYS = ("arguments", "parameters", "args", "kwargs", "input", "tool_input", "action_input")
-NAME_KEYS = ("name", "api", "tool_name", "function_name", "tool", "action")
 # Keys beside the arguments that say nothing about the call itself. `responses` is Seal-Tools'.
 _SIDE_KEYS = {
     *NAME_KEYS,

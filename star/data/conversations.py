@@ -34,6 +34,7 @@ _READ_FIELDS = {
 }  # fmt: skip
 _PART_FIELDS = {"text", "image_url", "source"}
 _LIKE_CALLS = re.compile(r"call|function|tool_?use", re.IGNORECASE)
+_NAMED_CALLS = re.compile(r"(?:function|tool)_?calls?", re.IGNORECASE)
 _TOOL_RESPONSE = re.compile(r"\s*+<tool_response>(.*?)</tool_response>\s*+", re.DOTALL)
 
 
@@ -50,6 +51,24 @@ class _Parts:
         return "\n".join(self.texts) if self.texts else None
 
 
+def conversation_of(written: list, tools: Tools) -> list[dict]:
+    """Returns the messages of a conversation in row form. Several messages in a row that are calls are one turn.
+
+    Raises:
+        InputError: one of them is not an object, or a part of it cannot be read.
+    """
+    messages: list[dict] = []
+    for part in written:
+        for message in messages_of(part, tools):
+            last = messages[-1] if messages else {}
+            if _spelled_role(part) in CALL_ROLES and last.get("role") == "assistant":
+                last["tool_calls"] = (last["tool_calls"] or []) + message["tool_calls"]
+                last["reasoning_content"] = _same_reasoning(last["reasoning_content"], message["reasoning_content"])
+            else:
+                messages.append(message)
+    return messages
+
+
 def messages_of(written: Any, tools: Tools) -> list[dict]:
     """Returns a message in row form: one, or several where results of tools are parts of it.
 
@@ -58,9 +77,8 @@ def messages_of(written: Any, tools: Tools) -> list[dict]:
     """
     if not isinstance(written, dict):
         raise InputError(f"a message must be an object, got {str(written)[:80]}")
-    written_role = next((written[key] for key in ("role", "from", "type") if written.get(key) is not None), None)
-    spelled = written_role.replace("-", "_").replace(" ", "_") if isinstance(written_role, str) else ""
-    role = ROLES.get(spelled, written_role) if spelled else written_role
+    spelled = _spelled_role(written)
+    role = ROLES.get(spelled, spelled or _written_role(written))
     content = written.get("content")
     if content is None:
         content = written.get("value")
@@ -78,6 +96,16 @@ def messages_of(written: Any, tools: Tools) -> list[dict]:
     results = [message for result in parts.results for message in _tool_messages_of(result)]
     text = parts.text()
     return results if results and text is None else [*results, {"role": role, "content": text}]
+
+
+def _written_role(written: dict) -> Any:
+    return next((written[key] for key in ("role", "from", "type") if written.get(key) is not None), None)
+
+
+def _spelled_role(written: dict) -> str:
+    """Returns the role in lower case with `_` between its words; "" where it is not text."""
+    role = _written_role(written)
+    return role.lower().replace("-", "_").replace(" ", "_") if isinstance(role, str) else ""
 
 
 def assistant_message(content: str | None, calls: list[dict], reasoning: str | None) -> dict:
@@ -116,7 +144,7 @@ def _assistant_message_of(written: dict, content: Any, tools: Tools, *, only_cal
     elif text is None and not calls and "content" not in written and "value" not in written:
         raise InputError("a message of the assistant has neither `content` nor calls")
     reasoning = written.get("reasoning_content")
-    for field in ("reasoning", "thinking"):  # OpenRouter's and Ollama's
+    for field in ("reasoning", "thinking", "tool_plan"):  # OpenRouter's, Ollama's and Cohere's
         if isinstance(said := written.get(field), str):
             reasoning = _same_reasoning(reasoning, said)
     if parts.reasoning:
@@ -155,7 +183,9 @@ def _calls_in_fields(written: dict) -> list[dict]:
         return _calls_in_fields({key: older.get(key) for key in ("tool_calls", "function_call")})
     for key in sorted(written.keys() - _READ_FIELDS):
         value = written[key]
-        if isinstance(value, list | dict) and value and _LIKE_CALLS.search(str(key)):
+        # As text, a field whose name has such a word in it is more often an id or a name.
+        is_text = isinstance(value, str) and value.strip() and _NAMED_CALLS.fullmatch(str(key))
+        if is_text or (isinstance(value, list | dict) and value and _LIKE_CALLS.search(str(key))):
             raise InputError(f"a message of the assistant has `{key}`, which is not read: write calls as `tool_calls`")
     return calls
 

@@ -17,8 +17,15 @@ from typing import Any
 
 from star.data.calls import calls_of_value
 from star.data.chat_texts import split_glaive, split_hammer
-from star.data.conversations import assistant_message, messages_of, text_of
-from star.data.listed_tools import list_field, repeats_tools, require_no_other_tools, tools_in_system, tools_of_record
+from star.data.conversations import assistant_message, conversation_of, text_of
+from star.data.listed_tools import (
+    list_field,
+    repeats_tools,
+    require_no_other_tools,
+    text_before_tools,
+    tools_in_system,
+    tools_of_record,
+)
 from star.data.read_records import read_records
 from star.data.rows import REFUSAL, Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
@@ -110,7 +117,7 @@ def _conversation(record: dict) -> tuple[list[dict], list[dict]]:
     written, answer, listed = _written_conversation(record)
     tools = [_tool(json.dumps(tool)) for tool in listed]
     properties = {tool["name"]: tool["parameters"]["properties"] for tool in tools}
-    messages = [message for part in written for message in messages_of(part, properties)]
+    messages = conversation_of(written, properties)
     if answer is not None:
         # Without calls, xLAM and Hammer mean that no tool can help. The row needs a text that says so.
         messages.append(assistant_message(None if answer else REFUSAL, calls_of_value(answer), None))
@@ -135,7 +142,10 @@ def _written_conversation(record: dict) -> tuple[list, list | None, list]:
         written, listed = split_hammer(record["instruction"])
         return written, _fenced_answer(record), tools_of_record({"tools": listed}) or []
     else:
-        raise InputError("a record must have `messages` or `conversations`, `query` and `answers`, or `chat`")
+        found = ", ".join(f"`{key}`" for key in record)[:120]
+        raise InputError(
+            f"a record must have `messages` or `conversations`, `query` and `answers`, or `chat`; it has {found or 'nothing'}"
+        )
     return _with_system(record, written)
 
 
@@ -152,11 +162,18 @@ def _with_system(record: dict, written: list) -> tuple[list, None, list]:
     # Some sets write the tools into the first message.
     if tools := tools_of_record(record) or tools_of_record(first):
         # Hermes repeats the tools in its system message. Every prompt shows them anyway.
-        return written[1:] if system and repeats_tools(system, tools) else written, None, tools
+        return _without_listed_tools(written) if system and repeats_tools(system, tools) else written, None, tools
     if system and (listed := tools_in_system(system)):
-        return written[1:], None, listed
+        return _without_listed_tools(written), None, listed
     require_no_other_tools(record)
     return written, None, []
+
+
+def _without_listed_tools(written: list) -> list:
+    """Returns the conversation without its system message, of which only the text before the template's list of tools stays."""
+    first = written[0]
+    before = text_before_tools(text_of(first.get("content", first.get("value"))) or "")
+    return [{"role": "system", "content": before}, *written[1:]] if before else written[1:]
 
 
 def _answer(record: dict) -> list:

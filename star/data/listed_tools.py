@@ -9,6 +9,7 @@ ToolACE writes one JSON list into that text, glaive one object after the other, 
 import re
 from typing import Any
 
+from star.chat import TOOLS_HEADER
 from star.data.literals import decode_value, parse_field
 from star.errors import InputError
 
@@ -39,8 +40,12 @@ def tools_of_record(record: dict) -> list | None:
 
 
 def require_no_other_tools(record: dict) -> None:
-    """Raises InputError where a record without tools has a field that looks like them under another name."""
-    for key, value in record.items():
+    """Raises InputError where a record without tools has a field that looks like them under another name.
+
+    The field may stand within another one, such as the settings of the chat template.
+    """
+    within = [inner for value in record.values() if isinstance(value, dict) for inner in value.items()]
+    for key, value in [*record.items(), *within]:
         looks = isinstance(value, list | dict) or (isinstance(value, str) and value.lstrip()[:2] in ("[{", '{"'))
         if key not in TOOL_FIELDS and _OTHER_FIELD.search(str(key)) and looks and value:
             raise InputError(f"no tools under `tools` or `functions`, but there is `{key}`: rename it to `tools`")
@@ -54,6 +59,12 @@ def repeats_tools(system: str, tools: list) -> bool:
         return _names(tools_in_system(system) or []) == _names(tools)
     except InputError:
         return False
+
+
+def text_before_tools(system: str) -> str:
+    """Returns what Qwen's chat template was given as the system message that it wrote the tools behind; "" for any other text."""
+    before, header, _ = system.partition(TOOLS_HEADER.strip())
+    return before.strip() if header else ""
 
 
 def _names(tools: list) -> set[str]:
@@ -119,9 +130,10 @@ def _read_if_tools(text: str, start: int) -> tuple[list, int] | None:
     except InputError:
         return None
     listed = value if isinstance(value, list) else [value]
-    # In a list a name alone tells a tool, as ToolACE writes them; an object by itself must look like one.
-    looks = _has_name if isinstance(value, list) else _has_schema
-    return (listed, end) if all(looks(tool) for tool in listed) else None
+    # Behind such words a name alone tells a tool. Without them, a list may be of anything that has names.
+    announced = isinstance(value, list) and _ANNOUNCED.search(text, 0, start)
+    found = all(map(_has_name, listed)) and (announced or any(map(_has_schema, listed)))
+    return (listed, end) if found else None
 
 
 def _has_name(tool: Any) -> bool:

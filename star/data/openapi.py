@@ -209,7 +209,8 @@ def _components(document: _Document, kind: str) -> dict:
 
 
 def _security(document: _Document, operation: dict) -> list[str]:
-    listed = operation.get("security", document.root.get("security")) or []
+    listed = operation.get("security", document.root.get("security"))
+    listed = listed if isinstance(listed, list) else []
     return sorted({name for entry in listed if isinstance(entry, dict) for name in entry})
 
 

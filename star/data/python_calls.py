@@ -15,11 +15,18 @@ from star.data.literals import closing_bracket, parse_value
 from star.errors import InputError
 
 MAX_NAME_CHARACTERS = 300
-_FIRST_ARGUMENT = re.compile(r"\(\s*+(?:\)|[^\W\d][^\s=(){}\"',]*+\s*+=[^=])")
+_FIRST_ARGUMENT = r"\(\s*+[^\W\d][^\s=(){}\"',]*+\s*+=[^=]"
+_NO_ARGUMENTS = r"\(\s*+\)"
 # A list that begins with a call of any tool, known or not; and one that begins with a name to be looked up.
-_ANY_LIST = re.compile(r"\[\s*+[^\W\d][\w.\-/: ]*+" + _FIRST_ARGUMENT.pattern)
+_ANY_LIST = re.compile(rf"\[\s*+[^\W\d][\w.\-/: ]*+(?:{_FIRST_ARGUMENT}|{_NO_ARGUMENTS})")
 _ANY_NAME = re.compile(r"\[\s*+[^\W\d][\w.]*+\(")
-_CALL_IN_PROSE = re.compile(r"(?<![\w.\-/])([^\W\d][\w.\-/]*+)" + _FIRST_ARGUMENT.pattern)
+# Words name a tool as `get_time()`, too. So without arguments, a call stands on a line of its own.
+_ALONE = rf"{_NO_ARGUMENTS}[ \t;]*+$"
+_BARE_CALL = re.compile(rf"{_FIRST_ARGUMENT}|{_ALONE}", re.MULTILINE)
+_CALL_IN_PROSE = re.compile(
+    rf"(?<![\w.\-/])(?P<name>[^\W\d][\w.\-/]*+){_FIRST_ARGUMENT}|^[ \t]*+(?P<alone>[^\W\d][\w.\-/]*+){_ALONE}",
+    re.MULTILINE,
+)
 _OPEN_LIST = re.compile(r"\[\s*+([^\[\]()=\n\"']{1,200}+)\(")
 _NAME = re.compile(r"[^\W\d][\w.\-/: ]*+(?=\()")
 _KEY = re.compile(r"\s*+([^\s=(){}\"',][^=(){}\"',\n]*+)=\s*+")
@@ -38,7 +45,8 @@ def find_python_calls(text: str, names: Collection[str]) -> tuple[list[str], lis
     """
     start = _find_start(text, 0, names)
     if start is None:
-        if found := next((found for found in _CALL_IN_PROSE.finditer(text) if found[1] in names), None):
+        mentions = _CALL_IN_PROSE.finditer(text)
+        if found := next((found for found in mentions if (found["name"] or found["alone"]) in names), None):
             raise InputError(f"a message has a call within other text: {found[0][:80]}")
         return None
     try:
@@ -74,7 +82,7 @@ def _find_start(text: str, start: int, names: Collection[str]) -> int | None:
     if (
         bare
         and text.startswith(f"{bare}(", first)
-        and (_FIRST_ARGUMENT.match(text, first + len(bare)) or text.rstrip()[-1] == ")")
+        and (_BARE_CALL.match(text, first + len(bare)) or text.rstrip()[-1] == ")")
     ):
         return first
     places = (found.start() for found in _OPEN_LIST.finditer(text, first) if found[1].strip() in names)

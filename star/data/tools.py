@@ -20,6 +20,7 @@ from typing import Any
 from jsonschema.exceptions import SchemaError
 
 from star.data.json_schema import check_schema, same_json
+from star.data.literals import parse_field
 from star.data.python_types import json_schema_of_type
 from star.data.schema_drafts import LEFT_OUT, own_requirement
 from star.data.schema_keywords import KNOWN
@@ -31,6 +32,11 @@ from star.limits import SCHEMA_PARTS
 STATES_A_DEFAULT = re.compile(r"\bdefaults?\b( value)? (is|to)\b", re.IGNORECASE)
 # Where a tool has its parameters: MCP, Anthropic, OpenAI, xLAM and Cohere.
 SCHEMA_KEYS = ("inputSchema", "input_schema", "parameters", "arguments", "parameter_definitions")
+# Names of such a place that are not read.
+_OTHER_PLACE = re.compile(
+    r"(?:(?:input|tool|function|required|optional)_?)?(?:schema|param(?:eter)?s?|args?(?:_?schema)?|arguments?|inputs?|properties)",
+    re.IGNORECASE,
+)
 # Any of these begins a JSON Schema; a map of parameters has none of them.
 OPENERS = frozenset({"type", "properties", "$ref", "allOf", "anyOf", "oneOf"})
 # Keywords that stand beside the parameters of a flat map, and what they hold there.
@@ -74,7 +80,9 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
         described = inner.get("description") or ""
         if not isinstance(described, str):
             raise InputError("the description must be text")
-        written: Any = next((inner[key] for key in SCHEMA_KEYS if inner.get(key) is not None), {})
+        written = _written_parameters(inner)
+        if isinstance(written, str):  # a table holds schemas that differ as text
+            written = parse_field(written, "parameters") if written.strip() else {}
         parameters, notes = _read_parameters(written, References(written, tool, document), beside=inner.get("required"))
         # After the normalisation, because the dialects' own types are not JSON Schema.
         check_schema(json.dumps(parameters))
@@ -98,6 +106,15 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
 
 def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _written_parameters(tool: dict) -> Any:
+    """Returns a tool's parameters as they are written; without any, an empty object."""
+    if (key := next((key for key in SCHEMA_KEYS if tool.get(key) is not None), None)) is not None:
+        return tool[key]
+    if other := next((key for key, value in tool.items() if value and _OTHER_PLACE.fullmatch(key)), None):
+        raise InputError(f"its parameters are under `{other}`, which is not read: rename it to `parameters`")
+    return {}
 
 
 def public_tool(tool: dict) -> dict:
@@ -158,7 +175,7 @@ def _parameters(written: Any, reader: SchemaReader, *, beside: object) -> dict:
     if (
         not isinstance(read, dict)
         or "object" not in read.get("type", "object")
-        or "properties" in written.keys() - read.keys()
+        or ("properties" not in read and written.get("properties") is not None)
     ):
         raise unreadable
     schema = _with_properties_of_parts({"properties": {}, "required": [], **read})

@@ -93,23 +93,31 @@ def _load_model_or_miniature(source: Path | str, revision: str | None) -> tuple[
     from star.modeling.models import count_parameters, describe_model, empty_model, load_model
 
     described = describe_model(source, revision=revision)
-    parameters = count_parameters(empty_model(described, source=source))
+    empty = empty_model(described, source=source)
+    parameters = count_parameters(empty)
     size = f"{parameters / 1e6:,.3g} million parameters"
     if parameters <= SMALL_PARAMETERS:
         return load_model(source, revision=revision, training=True), f"loaded with its weights, {size}"
     if isinstance(source, Path):
-        files = len(list(check_weight_files(source)))
+        # The weights of a quantised model are packed, in other shapes.
+        quantised = getattr(described, "quantization_config", None) is not None
+        shapes = {} if quantised else {name: list(tensor.shape) for name, tensor in empty.state_dict().items()}
+        files = len(list(check_weight_files(source, shapes=shapes)))
         checked = f"the headers of its {files} weight files are valid"
     else:
         checked = "its weights are not downloaded yet"
     return _miniature(described, source), f"{size}, rehearsed as a miniature; {checked}"
 
 
-def check_weight_files(folder: Path) -> Iterator[Path]:
+def check_weight_files(folder: Path, *, shapes: dict[str, list[int]]) -> Iterator[Path]:
     """Opens the safetensors files of a model folder and yields them.
 
+    Args:
+        shapes: by config.json, of the tensors. One with another name in the file is not compared: some architectures
+            rename theirs on loading.
+
     Raises:
-        InputError: a file is missing, damaged, or lacks a tensor that the index promises.
+        InputError: a file is missing, damaged, lacks a tensor that the index promises, or has one of another shape.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -122,11 +130,16 @@ def check_weight_files(folder: Path) -> Iterator[Path]:
             raise InputError(f"{file} is missing: download the model again, as safetensors")
         try:
             with safe_open(file, framework="np") as tensors:
-                missing = {tensor for tensor, place in tensor_files.items() if place == name} - set(tensors.keys())
+                found = {tensor: tensors.get_slice(tensor).get_shape() for tensor in tensors.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"{file} is damaged ({error}): download the model again") from error
-        if missing:
+        if missing := {tensor for tensor, place in tensor_files.items() if place == name} - found.keys():
             raise InputError(f"{file} lacks the tensor {min(missing)}, which {index.name} promises: download it again")
+        for tensor, shape in found.items():
+            if shapes.get(tensor, shape) != shape:
+                raise InputError(
+                    f"{file} has {tensor} in the shape {shape} and config.json says {shapes[tensor]}: download both again"
+                )
         yield file
 
 

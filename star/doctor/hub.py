@@ -4,14 +4,12 @@ The hub's own client retries every file of every model for minutes where no netw
 """
 
 import os
-import re
 
 from star.config.experiment import Config
-from star.config.models import Student, Teacher
+from star.config.models import HUB_ID, Student, Teacher
 from star.errors import InputError
 from star.http_client import NoAnswerError, send
 
-HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 ANSWER_SECONDS = 4.0
 
 

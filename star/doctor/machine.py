@@ -4,16 +4,19 @@ import os
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from star.config.experiment import Config
+from star.config.files import ModelFolder
 from star.config.models import Architecture
+from star.doctor.actors import SMALL_PARAMETERS
 from star.doctor.check import Check
 from star.doctor.estimates import GIB
 from star.doctor.preflight import preflight_checks
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
-PRETRAINED_NEEDS = (200, 64)  # GiB of disk and of memory
-SCRATCH_NEEDS = (2, 6)
+LARGE_NEEDS = (200, 64)  # GiB of disk and of memory
+SMALL_NEEDS = (2, 6)
 
 
 def machine_checks(config: Config) -> Iterator[Check]:
@@ -25,8 +28,8 @@ def machine_checks(config: Config) -> Iterator[Check]:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, f"not installed: pip install {package}")
-    pretrained = any(not isinstance(base, Architecture) for base in (config.teacher.base, config.student.base))
-    disk_needed, memory_needed = PRETRAINED_NEEDS if pretrained else SCRATCH_NEEDS
+    large = _is_large(config.teacher.base) or _is_large(config.student.base)
+    disk_needed, memory_needed = LARGE_NEEDS if large else SMALL_NEEDS
     # The folder of runs may not exist yet: its nearest existing parent is on the same disk.
     folder = next(folder for folder in (home(), *home().parents) if folder.exists())
     free = shutil.disk_usage(folder).free / GIB
@@ -40,12 +43,20 @@ def machine_checks(config: Config) -> Iterator[Check]:
     enough = memory >= memory_needed * 0.95
     yield Check("memory", enough, f"{memory:.0f} GiB, {memory_needed} needed: choose a larger machine")
     yield Check("home", os.access(folder, os.W_OK), f"{home()} must be writable: set STAR_HOME to a folder of yours")
-    if pretrained:
+    if large:
         import torch
 
         has_gpu = torch.cuda.is_available()
         missing = "none found: this profile trains pretrained models, use a GPU node"
         yield Check("GPU", has_gpu, torch.cuda.get_device_name() if has_gpu else missing)
+
+
+def _is_large(base: ModelFolder | Architecture | str) -> bool:
+    """Whether a base is too large for a laptop. One of the hub counts as large, because nothing of it is here yet."""
+    if isinstance(base, ModelFolder):
+        # 4 bytes for a parameter in fp32.
+        return sum(file.stat().st_size for file in Path(base.path).glob("*.safetensors")) > 4 * SMALL_PARAMETERS
+    return isinstance(base, str)
 
 
 def print_checks(config: Config) -> bool:

@@ -14,6 +14,7 @@ A step that fails is one line with what to do, and the steps that need its resul
 
 import contextlib
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -36,6 +37,7 @@ MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch
 SEED_ROWS = 8  # read of the seed data
 REHEARSED_ROWS = 4  # rendered and trained on
 SAMPLED_TOKENS = 16
+THINK_TAGS = re.compile(r"</?think>\s*")
 
 
 def rehearse(config: Config) -> Iterator[Check]:
@@ -154,11 +156,17 @@ class _Rehearsal:
         rendered = self._render_rows(list(chosen.values())[:REHEARSED_ROWS], teacher)
         self.prompts = within_length(rendered, teacher.tokenizer, max_prompt_tokens=self.config.max_prompt_tokens)
         for prompt in self.prompts:
-            if hidden := [tool["name"] for tool in prompt.tools if tool["name"] not in prompt.text]:
+            # A name with quotes or other signs may be escaped in the prompt.
+            properties = [name for tool in prompt.tools for name in tool["parameters"].get("properties", {})]
+            names = [tool["name"] for tool in prompt.tools] + [name for name in properties if name.isidentifier()]
+            if hidden := [name for name in names if name not in prompt.text]:
                 raise InputError(
                     f"the chat template of {teacher.source} leaves the tools out of the prompt ({hidden[0]} is not in "
                     "it): choose a model whose template takes tools, or give its folder a chat_template.jinja that does"
                 )
+        # Supervised training teaches the answers behind any header.
+        if self.config.teacher.sft is None:
+            self._compare_headers()
         self.answers = [self._tokenized_answer(prompt) for prompt in self.prompts]
         found = f"{len(self.prompts)} rows rendered with their tools, right answers are read as right"
         if opening := self.prompts[0].opening:
@@ -179,6 +187,36 @@ class _Rehearsal:
                 f"the chat template of {actor.source} cannot render a row with tools ({type(error).__name__}: {error}): "
                 "choose a model whose template takes tools, or give its folder a chat_template.jinja that does"
             ) from error
+
+    def _compare_headers(self) -> None:
+        """Compares what the template writes before an answer with what it writes at the end of a prompt.
+
+        Behind a header that it was not trained with, a model first writes the rest of its own, or something else, and its
+        answers break the format. The think tags may differ.
+
+        Raises:
+            InputError: they differ.
+        """
+        from star.chat import prompt_opening, render_prompt
+
+        tokenizer, asked, answer = self.teacher.tokenizer, "rehearsed request", "rehearsed answer"
+        user = {"role": "user", "content": asked}
+        tools: list[Any] = [{"type": "function", "function": tool} for tool in self.prompts[0].tools]
+        prompt = render_prompt([user], tools, tokenizer)
+        told = tokenizer.apply_chat_template(
+            [user, {"role": "assistant", "content": answer}], tools=tools or None, tokenize=False
+        )
+        assert isinstance(told, str)  # noqa: S101 - ids only with `tokenize`
+        headers = [
+            prompt.removesuffix(prompt_opening(prompt)).partition(asked)[2].strip(),
+            THINK_TAGS.sub("", told.partition(asked)[2].partition(answer)[0]).strip(),
+        ]
+        if headers[0] != headers[1]:
+            raise InputError(
+                f"the chat template of {self.teacher.source} ends a prompt with {headers[0]!r} and begins an answer after "
+                f"{headers[1]!r}, so its answers would break the format: correct the part under `add_generation_prompt` in its "
+                "chat_template.jinja, train it on the rows with teacher.sft, or choose a teacher that answers so"
+            )
 
     def _tokenized_answer(self, prompt: "Prompt") -> dict[str, Any]:
         """The row of a rollout whose sample is the right answer, in the tokens that a training teaches.

@@ -54,10 +54,13 @@ def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
 
 
 def make_readable_by_all(folder: Path) -> None:
-    """Gives all files mode 0644: weights are saved as 0600, which another user on a shared volume could not read."""
+    """Gives all files mode 0644: weights are saved as 0600, which another user on a shared volume could not read.
+
+    A read-only file gets 0444: it may be a hard link to a file of another result.
+    """
     for file in folder.rglob("*"):
         if file.is_file():
-            file.chmod(0o644)
+            file.chmod(0o644 & (file.stat().st_mode | 0o444))
 
 
 def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> None:
@@ -71,6 +74,8 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
     if note and note.is_file() and not is_finished(out, fingerprint=fingerprint):
         published = Path(note.read_text(encoding="utf-8"))
         if is_finished(published, fingerprint=fingerprint):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            # A copy that was killed lies there. It may have read-only files, which cannot be written again.
             shutil.rmtree(incoming, ignore_errors=True)
             # A copy that is killed has no manifest yet, and `is_finished` below verifies every file before the rename.
             copy_listed_files(published, incoming, copy=shutil.copyfile)

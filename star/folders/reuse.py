@@ -58,10 +58,10 @@ def take_equal_result(out: Path, *, fingerprint: str, is_valid: Callable[[Path],
     A folder that is damaged, that somebody removes meanwhile, or that `is_valid` refuses is passed over.
 
     Raises:
-        InputError: a place of STAR_REUSE in S3 cannot be read.
+        InputError: a place of STAR_REUSE is no folder, or one in S3 cannot be read.
     """
     for place, folder in _places_of(fingerprint):
-        if folder != out and is_valid(folder) and _take(folder, out, fingerprint=fingerprint):
+        if folder != out and _take(folder, out, fingerprint=fingerprint, is_valid=is_valid):
             return place
     return None
 
@@ -73,8 +73,11 @@ def _places_of(fingerprint: str) -> Iterator[tuple[str, Path]]:
         if is_s3_url(place):
             yield from _places_in_s3(place, fingerprint)
         else:
-            for folder in finished_folders(Path(place).expanduser().resolve()):
-                if _fingerprint_in((folder / MANIFEST).read_bytes()) == fingerprint:
+            root = Path(place).expanduser().resolve()
+            if not root.is_dir() and root != home():
+                raise InputError(f"{VARIABLE} names {place}, which is no folder: correct or unset it")
+            for folder in finished_folders(root):
+                if _fingerprint_at(folder) == fingerprint:
                     yield shown(folder), folder
 
 
@@ -102,6 +105,14 @@ def shown(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
+def _fingerprint_at(folder: Path) -> str | None:
+    try:
+        return _fingerprint_in((folder / MANIFEST).read_bytes())
+    # Somebody has removed it meanwhile, or it is another user's who lets nobody read it.
+    except OSError:
+        return None
+
+
 def _fingerprint_in(manifest: bytes) -> str | None:
     try:
         return json.loads(manifest)["fingerprint"]
@@ -110,7 +121,7 @@ def _fingerprint_in(manifest: bytes) -> str | None:
         return None
 
 
-def _take(folder: Path, out: Path, *, fingerprint: str) -> bool:
+def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path], bool]) -> bool:
     incoming = incoming_folder(out)
     shutil.rmtree(incoming, ignore_errors=True)
     try:
@@ -119,8 +130,8 @@ def _take(folder: Path, out: Path, *, fingerprint: str) -> bool:
     except (OSError, InputError):
         shutil.rmtree(incoming, ignore_errors=True)
         return False
-    # The copies are verified and not the originals: one reading covers both.
-    if not is_finished(incoming, fingerprint=fingerprint):
+    # The copies are verified and not the originals: one reading covers both. `is_valid` reads a folder's own files, so it comes after.
+    if not (is_finished(incoming, fingerprint=fingerprint) and is_valid(incoming)):
         shutil.rmtree(incoming)
         return False
     replace_folder(out, incoming)
@@ -131,9 +142,11 @@ def _link_or_copy(source: Path, target: Path) -> None:
     # DVC may have made the file a link into its own cache.
     file = source.resolve()
     if file.stat().st_size >= LINKED_BYTES:
-        # Another file system, or a file of another user.
-        with contextlib.suppress(OSError):
+        try:
             os.link(file, target)
             file.chmod(0o444)
             return
+        # Another file system, or a file of another user, who may go on writing to it.
+        except OSError:
+            Path(target).unlink(missing_ok=True)
     shutil.copyfile(file, target)

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from star import distributed
 from star.config.files import ModelFolder
 from star.config.model_files import refuse_unsafe_weights
+from star.config.models import HUB_ID
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.trial import try_model
@@ -132,10 +133,19 @@ def base_source(base: ModelFolder | str) -> Path | str:
 
 def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None, **arguments: Any) -> Any:
     """Calls `from_pretrained` of one of transformers' Auto classes; names the model where that fails."""
-    # Checked first, because from_pretrained takes the path of a missing folder for a hub id.
-    needed = "tokenizer.json" if auto_class is AutoTokenizer else "config.json"
-    if isinstance(model, Path) and not (model / needed).is_file():
-        raise InputError(f"{model} is not a model folder (no {needed}): give a Hugging Face model folder or id")
+    # Checked first, because from_pretrained takes the path of a missing folder for a hub id, and another tokenizer for
+    # one without its configuration.
+    needed = ("tokenizer.json", "tokenizer_config.json") if auto_class is AutoTokenizer else ("config.json",)
+    if isinstance(model, Path):
+        # from_pretrained would load the base that it names, or train nothing but the adapter.
+        if (model / "adapter_config.json").is_file():
+            raise InputError(
+                f"{model} holds a LoRA adapter: merge it into its base (peft's merge_and_unload) and give the merged folder"
+            )
+        if missing := [name for name in needed if not (model / name).is_file()]:
+            raise InputError(f"{model} is not a model folder (no {missing[0]}): give a Hugging Face model folder or id")
+    elif not Path(model).is_dir() and not HUB_ID.fullmatch(model):
+        raise InputError(f"there is no model folder at {model}: give a Hugging Face model folder or id")
     if Path(model).is_dir():
         refuse_unsafe_weights(Path(model))
         try_model(Path(model))
@@ -144,7 +154,14 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise _not_loadable(model, error) from error
+        raise _not_loadable(model, error, part="tokenizer" if auto_class is AutoTokenizer else "model") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise InputError(
+            f"model {model} cannot be loaded: its weights have other shapes than its config.json says; correct that, or "
+            "download it again"
+        ) from error
 
 
 @lru_cache
@@ -163,7 +180,7 @@ def _try_hub_model(model: str, revision: str | None) -> None:
     try_model(folder)
 
 
-def _not_loadable(model: str | Path, error: Exception) -> InputError:
+def _not_loadable(model: str | Path, error: Exception, *, part: str = "model") -> InputError:
     """The error about a model. The cure depends on the cause, which transformers says in its message only."""
     first, *rest = str(error).strip().splitlines() or [type(error).__name__]
     reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
@@ -177,9 +194,11 @@ def _not_loadable(model: str | Path, error: Exception) -> InputError:
     elif "architecture" in reason or "Unrecognized" in reason:
         reason = reason.split(". ")[0].rstrip(".")  # advice to update, or a list of all architectures, follows
         cure = f"choose a model whose architecture transformers {transformers_version} has"
+    elif isinstance(model, Path):
+        cure = "its files are damaged or incomplete, download it again, with the weights as safetensors"
     else:
         cure = "give a folder, or an id this machine can download"
-    return InputError(f"model {model} cannot be loaded: {reason}; {cure}")
+    return InputError(f"{part} {model} cannot be loaded: {reason}; {cure}")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

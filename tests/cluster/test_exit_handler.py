@@ -138,7 +138,9 @@ def test_without_kfp_the_runs_of_the_stages_tell_how_the_pipeline_ended(
     assert close_pipeline("0123", state="RUNNING", failed_task="stages", error="")["state"] == state
 
 
-@pytest.mark.parametrize(("word", "state"), [("COMPLETE", "SUCCEEDED"), ("CANCELED", "CANCELLED")])
+@pytest.mark.parametrize(
+    ("word", "state"), [("COMPLETE", "SUCCEEDED"), ("CANCELED", "CANCELLED"), ("Failed", "FAILED")]
+)
 def test_other_words_for_a_state_are_understood(home: Path, word: str, state: str) -> None:
     assert close_pipeline("1", state=word, failed_task="stages", error="")["state"] == state
 

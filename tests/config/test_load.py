@@ -178,12 +178,15 @@ def test_more_faults_are_one_line(tmp_path: Path, text: str, named: str) -> None
         load_config(write(tmp_path, text), seed_data=tmp_path / "rows.jsonl" if text.startswith("extends: 3") else None)
 
 
-def test_weights_trained_anew_are_another_base(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(b"first")
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
+)
+def test_changed_weights_or_templates_are_another_base(file: str, tmp_path: Path) -> None:
+    changed = tmp_path / "model" / file
+    changed.parent.mkdir(parents=True)
+    changed.write_bytes(b"first")
     first = load_config(write(tmp_path, "student: {base: model}"))
-    (folder / "model.safetensors").write_bytes(b"second")
+    changed.write_bytes(b"second")
     assert load_config(tmp_path / "config.yaml").slice(("student",)) != first.slice(("student",))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from star.chat import TOOLS_FOOTER, TOOLS_HEADER
 from star.data.importers import import_rows
 from star.data.rows import REFUSAL, Reject
 
@@ -292,11 +293,15 @@ def test_toolace_names_parameters_as_it_likes(tmp_path: Path, text: str, calls: 
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function",
         '<invoke name="get_weather">',
         "<|channel|>commentary to=functions.get_weather",
+        "<seed:tool_call><function=get_weather><parameter=city>Oslo</parameter></function></seed:tool_call>",
+        "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>",
+        "<use_mcp_tool><tool_name>get_weather</tool_name></use_mcp_tool>",
         '{"name": "get_weather", "arguments": {"city": "Oslo"',
         'Sure: {"name": "get_weather", "arguments": {"city": "Oslo"}}',
         f"I call this:\n```json\n{json.dumps(OSLO)}\n```",
         'Sure: {"arguments": {"city": "Oslo"}, "name": "get_weather"}',
         'I call get_weather(city="Oslo") now.',
+        "I call this:\nget_weather()",
         '```python\nprint(get_weather(city="Oslo"))\n```',
         'Thought: the weather.\nAction: get_weather\nAction Input: {"city": "Oslo"}',
         '{"get_weather": {"city": "Oslo"}}',
@@ -329,6 +334,8 @@ def test_an_answer_that_begins_what_cannot_be_read_is_a_reject(tmp_path: Path, t
         "1. `city`\n2. {days}",
         "[1, 2, 3]",
         "get_weather (the tool) needs a city.",
+        "get_weather() needs a city.",
+        "Use `get_weather()`, please.",
         " Leading and trailing blanks. ",
         "x < y and <b>bold</b>",
     ],
@@ -348,6 +355,7 @@ def test_a_reply_that_only_looks_odd_stays_as_it_is(tmp_path: Path, text: str) -
         ("<think>Hm.</think>", {"tool_calls": [OSLO], "reasoning_content": "Hm."}, (None, [OSLO], "Hm.")),
         (f"<tool_call>{json.dumps(OSLO)}</tool_call>", {"tool_calls": [OSLO]}, (None, [OSLO], None)),
         ("No.", {"reasoning": "Hm."}, ("No.", [], "Hm.")),
+        (None, {"tool_calls": [OSLO], "tool_plan": "Hm."}, (None, [OSLO], "Hm.")),
         (json.dumps(OSLO) + ";\n" + json.dumps(OSLO), {}, (None, [OSLO, OSLO], None)),
         ('get_weather\n{"city": "Oslo"}', {}, (None, [OSLO], None)),
         ('{"action": "get_weather", "action_input": {"city": "Oslo"}}', {}, (None, [OSLO], None)),
@@ -375,6 +383,9 @@ def test_reasoning_and_calls_are_found_where_they_are_written(
         (said("<think>One.</think>", tool_calls=[OSLO], reasoning_content="Two."), "one reasoning in its content"),
         (said('<tool_call>{"name": "f", "arguments": {}}</tool_call>', tool_calls=[OSLO]), "other calls"),
         (said("Ok.", function_calls=[OSLO]), "`function_calls`"),
+        (said(None, function_calls='get_weather(city="Oslo")'), "`function_calls`"),
+        ({"messages": said("Ok.")["messages"], "template": {"xml_tools": [TOOL]}}, "`xml_tools`"),
+        ({"prompt": [ASK], "completion": []}, "it has `prompt`, `completion`"),
         (said("Ok.", function_call="get_weather"), "`function_call`"),
         (said('{"city": "Oslo"}', recipient="functions.get_weather"), "functions.get_weather"),
         ({"messages": [ASK, {"role": "assistant", "output": "Ok."}], "tools": [TOOL]}, "neither `content` nor calls"),
@@ -392,3 +403,35 @@ def test_what_would_be_lost_is_a_reject(tmp_path: Path, record: dict, says: str)
     [reject] = imported(tmp_path, record)
     assert isinstance(reject, Reject), reject
     assert says in reject.detail
+
+
+def test_calls_in_messages_of_their_own_are_one_turn(tmp_path: Path) -> None:
+    """ms-swift writes each of several parallel calls as a message."""
+    calls = [OSLO, {"name": "get_weather", "arguments": {"city": "Rome"}}]
+    written = [{"role": "Tool Call", "content": json.dumps(call)} for call in calls]
+    alone, behind_words = imported(
+        tmp_path,
+        {"messages": [ASK, *written], "tools": [TOOL]},
+        {"messages": [ASK, {"role": "assistant", "content": "I look."}, *written], "tools": [TOOL]},
+    )
+    for row, content in ((alone, None), (behind_words, "I look.")):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][-1]["tool_calls"] == calls
+        assert row["messages"][-1]["content"] == content
+        assert row["kind"] == "parallel"
+
+
+def test_the_text_before_the_templates_tools_stays(tmp_path: Path) -> None:
+    system = f"Today is Monday.\n\n{TOOLS_HEADER}{json.dumps(TOOL)}{TOOLS_FOOTER}"
+    messages = [{"role": "system", "content": system}, *said("Ok.")["messages"]]
+    for record in ({"messages": messages}, {"messages": messages, "tools": [TOOL]}):
+        [row] = imported(tmp_path, record)
+        assert row["messages"][0] == {"role": "system", "content": "Today is Monday."}
+        assert [tool["name"] for tool in row["tools"]] == ["get_weather"]
+
+
+def test_a_list_of_anything_else_in_a_system_message_is_no_list_of_tools(tmp_path: Path) -> None:
+    system = {"role": "system", "content": 'Users: [{"name": "Ann"}, {"name": "Bob"}]'}
+    [row] = imported(tmp_path, {"messages": [system, *said("Ok.")["messages"]]})
+    assert row["messages"][0] == system
+    assert row["tools"] == []

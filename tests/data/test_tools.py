@@ -120,7 +120,8 @@ def test_parameters_named_type_and_properties_are_parameters() -> None:
 
 def test_a_tool_without_parameters() -> None:
     empty = {"type": "object", "properties": {}, "required": []}
-    assert parameters_of(None) == parameters_of({}) == parameters_of({"type": "object"}) == empty
+    for written in (None, {}, {"type": "object"}, {"type": "object", "properties": None, "required": None}, "", "{}"):
+        assert parameters_of(written) == empty
     assert normalize_tool({"name": "now"}) == {"name": "now", "description": "", "parameters": empty}
 
 
@@ -138,6 +139,8 @@ def test_a_tool_without_parameters() -> None:
         {"inputSchema": {"properties": {"city": {"$ref": "#/$defs/C"}, "days": {"type": "int"}}, "required": ["city"],
                          "$defs": {"C": {"type": "string"}}}},
         {"parameters": {"city": {"$ref": "#/$defs/C"}, "days": {"type": "int, optional"}, "$defs": {"C": {"type": "string"}}}},
+        {"parameters": '{"properties": {"city": {"$ref": "#/$defs/C"}, "days": {"type": "int"}}, "required": ["city"], '
+                       '"$defs": {"C": {"type": "string"}}}'},
     ],
 )  # fmt: skip
 def test_what_is_required_may_be_said_in_many_places(written: dict) -> None:
@@ -221,6 +224,9 @@ def test_nested_schemas_are_normalised_and_hints_kept() -> None:
         ({"name": "f", "description": 3}, "'f': the description"),
         ({"name": "f", "parameters": [1]}, "'f': parameters must be an object"),
         ({"name": "f", "parameters": {"type": "array"}}, "'f': parameters must be"),
+        ({"name": "f", "parameters": "none"}, "'f': `parameters` is text that is not JSON"),
+        ({"name": "f", "inputs": {"a": {"type": "string"}}}, "'f': its parameters are under `inputs`"),
+        ({"name": "f", "parameters": None, "required_parameters": [{"name": "a"}]}, "under `required_parameters`"),
         ({"name": "f", "parameters": {"a": "str"}}, "'f': parameters must be"),
         ({"name": "f", "parameters": {"type": "dict", "properties": {"a": 3}}}, "'f': parameter 'a': a schema must be"),
         ({"name": "f", "parameters": {"a": {"type": "str", "$ref": "http://x/y"}}}, "leaves the document"),

@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
 from star.config.load import load_config
+from star.config.training import Lora
 from star.doctor import actors, machine
 from star.doctor.check import Check
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
-from star.modeling.models import load_model, load_tokenizer
+from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
 
@@ -118,6 +119,47 @@ def template_that_refuses_tools(models: Path) -> None:
     set_template(models / "teacher", lambda template: refusal + template)
 
 
+def template_that_shows_names_only(models: Path) -> None:
+    names = "{%- for tool in tools or [] %}{{ tool.function.name }}{%- endfor %}"
+    set_template(models / "teacher", lambda text: names + text.replace(TOOLS_OPENING, "{%- if false %}"))
+
+
+def template_without_header(models: Path) -> None:
+    set_template(models / "teacher", lambda text: text.replace("{%- if add_generation_prompt %}", "{%- if false %}"))
+
+
+def template_that_opens_a_call(models: Path) -> None:
+    header = "{{- '<|im_start|>assistant\\n' }}\n    {%- if enable_thinking is defined"
+    begun = header.replace("assistant\\n'", "assistant\\n<tool_call>\\n'")
+    set_template(models / "teacher", lambda text: text.replace(header, begun))
+
+
+def no_tokenizer_config(models: Path) -> None:
+    (models / "teacher" / "tokenizer_config.json").unlink()
+
+
+def no_tokenizer(models: Path) -> None:
+    (models / "teacher" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def lora_adapter(models: Path) -> None:
+    lora_adapter_beside_its_base(models)
+    for name in ("config.json", "model.safetensors"):
+        (models / "student" / name).unlink()
+
+
+def lora_adapter_beside_its_base(models: Path) -> None:
+    add_lora_adapters(load_model(models / "student"), Lora(rank=2, alpha=4)).save_pretrained(models / "student")
+
+
+def other_sizes(models: Path) -> None:
+    edit_json(models / "student" / "config.json", hidden_size=2 * SIZES.hidden_size)
+
+
+def huge_sizes(models: Path) -> None:
+    edit_json(models / "student" / "config.json", vocab_size=2_000_000_000)
+
+
 def broken_header(models: Path) -> None:
     (models / "teacher" / "model.safetensors").write_bytes(b"\xff" * 4000)
 
@@ -181,18 +223,27 @@ SETUPS: list[tuple[Callable[[Path], None], str, str, str]] = [
     (template_without_tools, "template", "leaves the tools out of the prompt", "choose a model whose template takes tools"),
     (no_template, "template", "has no chat template", "choose an instruct model"),
     (template_that_refuses_tools, "template", "no tools here", "choose a model whose template takes tools"),
+    (template_that_shows_names_only, "template", "city is not in it", "choose a model whose template takes tools"),
+    (template_without_header, "template", "'<|im_end|>\\n<|im_start|>assistant'", "`add_generation_prompt`"),
+    (template_that_opens_a_call, "template", "<tool_call>", "`add_generation_prompt`"),
+    (no_tokenizer_config, "teacher", "no tokenizer_config.json", "give a Hugging Face model folder"),
+    (no_tokenizer, "teacher", "tokenizer", "download it again"),
+    (lora_adapter, "student", "LoRA adapter", "merge it into its base"),
+    (lora_adapter_beside_its_base, "student", "LoRA adapter", "merge it into its base"),
+    (other_sizes, "student", "other shapes", "download it again"),
+    (huge_sizes, "student", "config.json says [2000000000, ", "download both again"),
     (broken_header, "teacher", "cannot be loaded", "download it again"),
     (cut_weights, "student", "cannot be loaded", "download it again"),
     (weights_of_another_model, "student", "lacks", "download it again"),
     (contradictory_config, "student", "num_hidden_layers", "correct its config.json"),
-    (missing_weights, "teacher", "model.safetensors", "give a folder"),
+    (missing_weights, "teacher", "model.safetensors", "download it again"),
     (unknown_architecture, "teacher", "`made-up`", "choose a model"),
     (architecture_without_text, "student", "vit", "choose a model"),
     (code_of_its_own, "teacher", "code", "choose a model"),
     (head_too_small, "tokenizers", "has 250 rows", "resize its embeddings"),
     (no_end_token, "teacher", "no end token", "set `eos_token`"),
     (damaged_weights, "rehearsal", "NaN", "its weights are damaged"),
-    (no_such_folder, "student", "cannot be loaded", "give a folder"),
+    (no_such_folder, "student", "there is no model folder at", "give a Hugging Face model folder"),
 ]  # fmt: skip
 
 
@@ -205,6 +256,12 @@ def test_what_would_stop_a_run_is_named_in_one_line(
     assert all(check.passed for check in passed) and not failed.passed
     assert failed.name == step, failed
     assert fault in failed.detail and cure in failed.detail and "\n" not in failed.detail
+
+
+def test_a_teacher_that_is_fine_tuned_may_have_any_header(models: Path) -> None:
+    template_that_opens_a_call(models)
+    sft = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    assert all(check.passed for check in checks_of(models, teacher={"base": str(models / "teacher"), "sft": sft}))
 
 
 def test_a_large_model_is_rehearsed_as_a_miniature(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +310,17 @@ def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -
     broken_header(models)
     for _ in range(2):
         assert not list(rehearse_once(Config.model_validate(settings), tmp_path))[-1].passed
+
+
+def test_a_small_pretrained_model_needs_no_gpu_and_little_disk(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needs() -> tuple[str, bool]:
+        bases = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
+        checks = {check.name: check.detail for check in machine.machine_checks(Config.model_validate(bases))}
+        return checks["disk"].partition(", ")[2].partition(" ")[0], "GPU" in checks
+
+    assert needs() == ("2", False)
+    monkeypatch.setattr(machine, "SMALL_PARAMETERS", 1000)
+    assert needs() == ("200", True)
 
 
 def test_a_token_that_is_markup_is_printed_as_it_is(

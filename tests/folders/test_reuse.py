@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from star.errors import InputError
 from star.folders import reuse
 from star.folders.manifest import MANIFEST, Manifest, open_input, read_manifest
 from star.folders.run_once import Outcome, Result, draft_manifest, run_once
@@ -30,6 +31,9 @@ def home(own_home: Path) -> Path:
 
 
 def make(out: Path, *, settings: str = "{}", resume: bool = True, valid: bool = True) -> Outcome:
+    def is_valid(folder: Path) -> bool:
+        return json.loads((folder / "rows.jsonl").read_text()) == {} and valid
+
     def describe() -> Manifest:
         return draft_manifest("writing", settings=settings, code="c", inputs={})
 
@@ -39,7 +43,7 @@ def make(out: Path, *, settings: str = "{}", resume: bool = True, valid: bool = 
         (workspace.out / "tokenizer" / "weights.bin").write_bytes(LARGE)
         return Result({"rows": 1}, {"mlflow_run": f"of {out.name}"})
 
-    return run_once(describe, work, out=out, resume=resume, is_valid=lambda folder: valid)
+    return run_once(describe, work, out=out, resume=resume, is_valid=is_valid)
 
 
 def test_the_result_of_another_runner_is_taken(home: Path) -> None:
@@ -65,6 +69,18 @@ def test_only_large_files_are_shared_and_nobody_can_write_to_them(home: Path) ->
     assert large[0].samefile(large[1]) and stat.S_IMODE(large[0].stat().st_mode) == 0o444
     shutil.rmtree(home / "pipeline")
     open_input(home / "dvc" / "data", stage="writing")
+
+
+def test_a_link_stays_read_only_in_what_is_made_from_it(home: Path) -> None:
+    make(home / "pipeline" / "data")
+    make(home / "dvc" / "data")
+
+    def link(workspace: Workspace, manifest: Manifest) -> Result:
+        os.link(home / "dvc" / "data" / "tokenizer" / "weights.bin", workspace.out / "weights.bin")
+        return Result({})
+
+    run_once(lambda: draft_manifest("linking", settings="{}", code="c", inputs={}), link, out=home / "merged")
+    assert stat.S_IMODE((home / "dvc" / "data" / "tokenizer" / "weights.bin").stat().st_mode) == 0o444
 
 
 def test_a_file_system_without_hard_links_gets_a_copy(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +120,7 @@ def test_other_work_is_not_taken(home: Path, prevented: dict) -> None:
 def test_a_damaged_result_is_passed_over(home: Path) -> None:
     make(home / "a" / "data")
     make(home / "b" / "data")
-    (home / "a" / "data" / "rows.jsonl").write_text('{"other": 1}\n')
+    (home / "a" / "data" / "rows.jsonl").write_text('{"other": ')
     (home / "c").mkdir()
     (home / "c" / MANIFEST).write_text("[not a manifest")
     assert make(home / "dvc" / "data").taken_from == str(home / "b" / "data")
@@ -128,8 +144,36 @@ def test_a_result_outside_the_home_is_taken_where_the_variable_names_it(
     assert make(home / "one" / "data").cached is False
     shutil.rmtree(home / "one")
     (tmp_path / "other clone").rename(tmp_path / "clone")
-    monkeypatch.setenv("STAR_REUSE", f"{tmp_path / 'nowhere'} {tmp_path / 'clone'}")
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.setenv("STAR_REUSE", f"{tmp_path / 'nothing'} {tmp_path / 'clone'}")
     assert make(home / "one" / "data").taken_from == str(tmp_path / "clone" / "runs" / "data")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "s3://", "hom/runs/a folder"])
+def test_a_place_that_is_no_folder_is_named(
+    home: Path, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("STAR_REUSE", place if place.startswith("s3:") else str(tmp_path / place))
+    with pytest.raises(InputError, match=place.split()[0]):
+        make(home / "data")
+
+
+def test_a_manifest_that_cannot_be_read_belongs_to_no_work(home: Path) -> None:
+    (home / "a").mkdir()
+    # As one that is removed between the listing and the reading, or that only its owner may read.
+    (home / "a" / MANIFEST).symlink_to(home / "gone")
+    assert make(home / "dvc" / "data").cached is False
+
+
+def test_a_file_whose_mode_cannot_be_changed_is_copied(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise PermissionError("another user's file")
+
+    make(home / "pipeline" / "data")
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert make(home / "dvc" / "data").taken_from
+    taken = open_input(home / "dvc" / "data", stage="writing")
+    assert not any((home / "dvc" / "data" / entry.path).stat().st_nlink > 1 for entry in taken.files)
 
 
 @pytest.fixture

@@ -84,8 +84,11 @@ def test_a_result_that_its_runner_did_not_note_is_not_made_again(
 ) -> None:
     monkeypatch.setenv("STAR_WORK", str(tmp_path / "work"))
     finish(tmp_path / "first")
+    (tmp_path / ".second.incoming").mkdir()
+    (tmp_path / ".second.incoming" / "left").touch()  # of a copy that was killed
     finish_interrupted_publish(tmp_path / "second", stage="synthesize", fingerprint="f")
     assert is_finished(tmp_path / "second", fingerprint="f")
+    assert not (tmp_path / "second" / "left").exists()
     assert is_finished(tmp_path / "first", fingerprint="f")
     finish_interrupted_publish(tmp_path / "third", stage="synthesize", fingerprint="other")
     assert not (tmp_path / "third").exists()
