@@ -102,7 +102,9 @@ def test_one_bad_record_never_ends_a_set(tmp_path: Path) -> None:
 
 def test_parquet_that_expands_is_read_in_bounded_batches(tmp_path: Path) -> None:
     text = "a" * (1 << 20)
-    pq.write_table(pa.table({"messages": [text] * 3000}), tmp_path / "many.parquet", compression="zstd")
+    many = pa.table({"messages": [text] * 3000})
+    # As one entry of a dictionary, to which all records refer.
+    pq.write_table(many, tmp_path / "many.parquet", compression="zstd", dictionary_pagesize_limit=4 << 20)
     start = time.process_time()
     records = [record for _, record in read_records(tmp_path / "many.parquet") if isinstance(record, ValueError)]
     assert "1000 times the file's bytes" in str(records[-1]) and time.process_time() - start < 10
