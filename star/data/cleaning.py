@@ -20,8 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from referencing.exceptions import Unresolvable
-
 from star.chat import (
     CALL_CLOSE,
     CALL_OPEN,
@@ -33,9 +31,11 @@ from star.chat import (
     render_target,
 )
 from star.data.duplicates import Duplicates
-from star.data.json_schema import coerce_value, validator
+from star.data.json_schema import UNUSABLE, coerce_value, fault_of_value
 from star.data.rows import Reject
 from star.data.tools import repeated_name
+from star.limits import SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, time_limit
 
 Check = Callable[[dict], tuple[str, str] | None]  # returns (reason, detail) of a row's fault, or None
 # The tags that no part of a target may hold. A tag of a call may stand in an argument, where it is text, and in the reasoning.
@@ -78,9 +78,13 @@ def check_row(given: dict | Reject, checks: Sequence[Check]) -> dict | Reject:
     """
     if isinstance(given, Reject):
         return given
-    # Before the checks, because a schema refuses "5" for an integer.
-    row = coerce_arguments(given)
-    fault = next(filter(None, (check(row) for check in checks)), None)
+    try:
+        with time_limit(SECONDS_PER_RECORD):
+            # Before the checks, because a schema refuses "5" for an integer.
+            row = coerce_arguments(given)
+            fault = next(filter(None, (check(row) for check in checks)), None)
+    except (TookTooLong, RecursionError) as error:
+        return Reject(given["id"], "too_large", f"cannot be checked: {error}", given)
     return Reject(given["id"], *fault, given) if fault else row
 
 
@@ -143,10 +147,8 @@ def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None
     if missing := [key for key in parameters.get("required", []) if key not in call["arguments"]]:
         return "missing_argument", f"{name} requires {missing[0]!r}"
     try:
-        # As text, because the cache of validators needs a key that can be hashed.
-        error = next(validator(json.dumps(parameters)).iter_errors(call["arguments"]), None)
-    # A valid schema may still refer to nothing, or to itself without end.
-    except (Unresolvable, RecursionError) as problem:
+        error = fault_of_value(call["arguments"], parameters)
+    except UNUSABLE as problem:
         return "unusable_schema", f"{name}: {type(problem).__name__}: {problem}"[:300]
     if error is None:
         return None

@@ -220,9 +220,10 @@ def _run(
 
 def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
     """Writes tools.json and rejects.jsonl."""
-    from star.data.rows import Reject, write_json_lines
+    from star.data.rows import Reject
     from star.data.tool_files import read_tools
     from star.data.tools import notes_by_tool, repeated_name
+    from star.data.write_set import reject_line
     from star.json_file import write_json
 
     read = [tool for file in settings.files for tool in read_tools(file)]
@@ -238,7 +239,7 @@ def _write_tools(settings: ImportSettings, workspace: Workspace) -> Counts:
     if name := repeated_name(tools):
         raise InputError(f"two tools are named {name!r}: rename one")
     write_json(workspace.out / "tools.json", tools)
-    write_json_lines(workspace.out / "rejects.jsonl", (vars(reject) for reject in rejects))
+    (workspace.out / "rejects.jsonl").write_bytes(b"".join(map(reject_line, rejects)))
     counts: Counts = {"tools": len(tools), "rejected": len(rejects)}
     return counts | ({"tool_notes": notes} if (notes := notes_by_tool(tools)) else {})
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from rstr import Rstr
 
+from star.data.schema_patterns import SlowPattern, matches
+from star.limits import DRAWN_CHARACTERS
+
 TRIES = 20
 
 
@@ -26,18 +29,18 @@ def draw_by_pattern(pattern: str, rng: random.Random, *, least: float, most: flo
         try:
             # What a look ahead asks for is drawn in every other attempt only: it may have to come later in the text.
             drawn = _Drawer(rng, looks=attempt % 2 == 0).xeger(plain)
-        # What rstr has no rule for, such as a reference to a group that was not drawn.
-        except (KeyError, IndexError, ValueError, RecursionError):
+            text = drawn if text is None or _fits(drawn, pattern, least, most) else text
+            if _fits(text, pattern, least, most):
+                break
+        # What rstr has no rule for, such as a reference to a group that was not drawn; and what is too long to draw or slow to check.
+        except (KeyError, IndexError, ValueError, RecursionError, SlowPattern):
             return text
-        text = drawn if text is None or _fits(drawn, pattern, least, most) else text
-        if _fits(text, pattern, least, most):
-            break
     return text
 
 
 def _fits(text: str, pattern: str, least: float, most: float) -> bool:
     # A text may fail what looks ahead or behind ask for.
-    return least <= len(text) <= most and re.search(pattern, text) is not None
+    return least <= len(text) <= most and matches(pattern, text)
 
 
 class _Drawer(Rstr):
@@ -49,11 +52,18 @@ class _Drawer(Rstr):
 
     def __init__(self, rng: random.Random, *, looks: bool) -> None:
         super().__init__(rng)
+        self._left = DRAWN_CHARACTERS
         more: dict[str, Any] = {
             "atomic_group": lambda parts: "".join(self._handle_state(part) for part in parts),
             "possessive_repeat": lambda parts: self._handle_repeat(*parts),
         }
         self._cases = {**self._cases, **more, **({} if looks else {"assert": lambda _: ""})}
+
+    def _handle_state(self, state: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"its texts have more than {DRAWN_CHARACTERS:,} characters")
+        return super()._handle_state(state)
 
     def _handle_in(self, value: Any) -> Any:
         candidates: list[Any] = list(chain(*(self._handle_state(part) for part in value)))

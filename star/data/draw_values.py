@@ -18,6 +18,8 @@ from star.data.draw_patterns import draw_by_pattern
 from star.data.json_schema import is_valid
 from star.data.schema_merge import merged
 from star.data.schema_normal_form import is_cut_off
+from star.data.schema_patterns import SlowPattern, matches
+from star.limits import DRAWN_CHARACTERS, DRAWN_ITEMS, DRAWN_ITEMS_IN_ALL
 
 WORDS = (
     "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "harbor", "ivory", "juniper", "kestrel", "lotus", "maple",
@@ -41,6 +43,12 @@ CHECKED = frozenset(
 )
 
 
+class _Items:
+    """The items of lists that the value may still get: lists in lists multiply what their schemas ask for."""
+
+    left = DRAWN_ITEMS_IN_ALL
+
+
 def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth: int = 0) -> object:
     """Draws a value that the schema should accept.
 
@@ -48,6 +56,8 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
         name: name of the parameter, by which a plain text is chosen.
         depth: number of arrays and objects around the value.
     """
+    if depth == 0:
+        _Items.left = DRAWN_ITEMS_IN_ALL
     if not isinstance(schema, dict):  # `true` accepts anything
         schema = {}
     if "const" in schema:
@@ -62,10 +72,12 @@ def draw_value(schema: dict | bool, rng: random.Random, *, name: str = "", depth
     # Null says nothing in a request, so another type is drawn where there is one.
     kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
     match kind:
-        case "integer":
-            return _draw_integer(schema, rng)
-        case "number":
-            return _draw_number(schema, rng)
+        case "integer" | "number":
+            draw = _draw_integer if kind == "integer" else _draw_number
+            try:
+                return draw(schema, rng)
+            except (OverflowError, ValueError):  # bounds at the end of what numbers can be
+                return 0
         case "boolean":
             return rng.random() < 0.5
         case "null":
@@ -163,11 +175,12 @@ def _bounds(schema: dict, *, width: int) -> tuple[float, float]:
 
 
 def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> list:
-    least, most = int(schema.get("minItems", 0)), schema.get("maxItems", math.inf)
+    # No more than a prompt could hold: the cleaning leaves out a row whose value the schema refuses, and says so of the tool.
+    least, most = min(int(schema.get("minItems", 0)), DRAWN_ITEMS), schema.get("maxItems", math.inf)
     items = schema.get("items", {})
     drawn = [draw_value(part, rng, name=name, depth=depth) for part in schema.get("prefixItems", [])]
     if "contains" in schema:
-        times = int(schema.get("minContains", 1))
+        times = min(int(schema.get("minContains", 1)), DRAWN_ITEMS)
         drawn += [draw_value(schema["contains"], rng, name=name, depth=depth) for _ in range(times)]
     most = min(most, len(drawn)) if items in (False, {"not": {}}) else most
     drawn = drawn if len(drawn) <= most else drawn[: int(most)]
@@ -175,8 +188,9 @@ def _draw_array(schema: dict, rng: random.Random, *, name: str, depth: int) -> l
     wanted = least if depth > MAX_DEPTH or is_cut_off(items) else min(max(2, least), most)
     # Bounded, because there may be fewer distinct values than the schema wants.
     for _ in range(MAX_TRIES * max(1, least)):
-        if len(drawn) >= wanted:
+        if len(drawn) >= wanted or _Items.left <= 0:
             break
+        _Items.left -= 1
         value = draw_value(items, rng, name=name.removesuffix("s"), depth=depth)
         if not schema.get("uniqueItems") or value not in drawn:
             drawn.append(value)
@@ -200,7 +214,7 @@ def _draw_object(schema: dict, rng: random.Random, *, depth: int) -> dict:
                 part, rng, depth=depth
             )
         if isinstance(schema.get("additionalProperties"), dict) and not value and not is_cut_off(others):
-            count = max(1, int(schema.get("minProperties", 1)))
+            count = min(max(1, int(schema.get("minProperties", 1))), DRAWN_ITEMS)
             value |= {key: draw_value(others, rng, depth=depth) for key in _draw_names(schema, rng, count)}
     return value
 
@@ -209,8 +223,15 @@ def _schema_of_name(name: str, schema: dict) -> dict | bool:
     """Returns the schema of a property that is required but not described by its name."""
     patterns = schema.get("patternProperties", {})
     return next(
-        (part for pattern, part in patterns.items() if re.search(pattern, name)), schema.get("additionalProperties", {})
+        (part for pattern, part in patterns.items() if _is_named(pattern, name)), schema.get("additionalProperties", {})
     )
+
+
+def _is_named(pattern: str, name: str) -> bool:
+    try:
+        return matches(pattern, name)
+    except SlowPattern:
+        return False
 
 
 def _draw_names(schema: dict, rng: random.Random, count: int) -> list[str]:
@@ -219,7 +240,7 @@ def _draw_names(schema: dict, rng: random.Random, count: int) -> list[str]:
         return rng.sample(WORDS, min(count, len(WORDS)))
     if isinstance(listed := names.get("enum"), list):
         return [str(name) for name in rng.sample(listed, min(count, len(listed)))]
-    return [str(draw_value({"type": "string", **names}, rng)) for _ in range(count)]
+    return [str(draw_value({"type": "string", **names}, rng, depth=1)) for _ in range(count)]
 
 
 def _leads_into_itself(schema: dict | bool) -> bool:
@@ -236,7 +257,7 @@ def _draw_string(schema: dict, rng: random.Random, *, name: str) -> str:
         if (drawn := draw_by_pattern(pattern, rng, least=least, most=most)) is not None:
             return drawn
     text = _draw_by_format(schema.get("format", ""), rng) or _draw_by_name(name, rng) or rng.choice(WORDS)
-    while len(text) < schema.get("minLength", 0):
+    while len(text) < min(schema.get("minLength", 0), DRAWN_CHARACTERS):
         text += rng.choice(WORDS)
     return text[: schema.get("maxLength")]
 

@@ -28,6 +28,8 @@ from star.data.masking import mask_row, shuffle_row
 from star.data.rows import REFUSAL
 from star.data.tools import public_tool
 from star.errors import InputError
+from star.limits import SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, time_limit
 
 OPENINGS = ("", "", "please ", "hello, ")
 REQUEST_FORMS = ("{ask}: {said}", "{ask}, {said}", "{ask} with {said}", "I need this: {ask}, {said}")
@@ -316,7 +318,13 @@ def _request_without_parameter(pool: list[dict], rng: random.Random) -> tuple[di
 
 
 def _request(tool: dict, rng: random.Random) -> Request:
-    arguments = _arguments(tool["parameters"], rng)
+    try:
+        with time_limit(SECONDS_PER_RECORD):
+            arguments = _arguments(tool["parameters"], rng)
+    except (TookTooLong, RecursionError) as error:
+        raise InputError(
+            f"no arguments of tool {tool['name'][:80]!r} can be drawn: {error}: leave the tool out"
+        ) from error
     return Request(_request_text(tool, arguments, rng), {"name": tool["name"], "arguments": arguments})
 
 

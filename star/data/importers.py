@@ -30,6 +30,8 @@ from star.data.read_records import read_records
 from star.data.rows import REFUSAL, Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
 from star.errors import InputError
+from star.limits import SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, time_limit
 
 # Licences under which the known sets are published, by the source's name.
 LICENCES = {"xlam": "CC-BY-4.0", "hammer": "CC-BY-4.0", "toolace": "Apache-2.0", "toolmind": "Apache-2.0"}
@@ -65,15 +67,16 @@ def import_rows(
         read = True
         try:
             # All rows before the first is yielded, so that a record becomes rows or a reject and never both.
-            rows = [
-                ordered_row(row | _provenance(record, source=source, licence=licence))
-                for row in _rows(record, source=source, every_turn=every_turn)
-            ]
-            for row in rows:
-                # Raises ValueError for what cannot be written later, such as nan, while the record is still known.
-                json_line(row)
+            with time_limit(SECONDS_PER_RECORD):
+                rows = [
+                    ordered_row(row | _provenance(record, source=source, licence=licence))
+                    for row in _rows(record, source=source, every_turn=every_turn)
+                ]
+                for row in rows:
+                    # Raises ValueError for what cannot be written later, such as nan, while the record is still known.
+                    json_line(row)
         # Tables may hold dates or bytes, which are no JSON (TypeError), and JSON may nest too deeply to be checked.
-        except (InputError, ValueError, TypeError, RecursionError) as error:
+        except (InputError, ValueError, TypeError, RecursionError, TookTooLong) as error:
             identity = record.get("id") if isinstance(record, dict) else None
             yield Reject(str(identity or name), "unreadable", str(error), record)
             continue
@@ -212,9 +215,11 @@ def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
                     continue
                 seen.add(mark)
                 try:
-                    yield {"original": written, "tool": _tool(json.dumps(written))}
-                except InputError:
+                    with time_limit(SECONDS_PER_RECORD):
+                        tool = _tool(json.dumps(written))
+                except (InputError, TookTooLong):
                     continue
+                yield {"original": written, "tool": tool}
 
 
 def _written_tools(record: Any) -> list:

@@ -10,10 +10,15 @@ import json
 from functools import lru_cache
 
 from jsonschema import Draft202012Validator
-from referencing import Registry
+from jsonschema.exceptions import ValidationError
 from referencing.exceptions import Unresolvable
 
+from star.data.json_schema_validator import TooMuchWork, bounded_validator, first_error
+from star.data.schema_patterns import SlowPattern
+
 TYPES = Draft202012Validator({})
+# A valid schema may still refer to nothing, or to itself without end, or cost too much.
+UNUSABLE = (Unresolvable, RecursionError, SlowPattern, TooMuchWork)
 
 
 @lru_cache(maxsize=4096)
@@ -27,16 +32,25 @@ def check_schema(schema: str) -> None:
 
 
 @lru_cache(maxsize=4096)
-def validator(schema: str) -> Draft202012Validator:
-    """Returns a validator for a schema as JSON text. The empty registry prevents `$ref` from loading anything from elsewhere."""
-    return Draft202012Validator(json.loads(schema), registry=Registry())
+def _validator(schema: str) -> Draft202012Validator:
+    return bounded_validator(json.loads(schema))
+
+
+def fault_of_value(value: object, schema: dict) -> ValidationError | None:
+    """Returns the first reason for which the schema refuses the value, or None.
+
+    Raises:
+        any of UNUSABLE: the schema cannot be used.
+    """
+    # As text, because the cache of validators needs a key that can be hashed.
+    return first_error(_validator(json.dumps(schema)), value)
 
 
 def is_valid(value: object, schema: dict) -> bool:
     """Whether the schema accepts the value. A schema that cannot be used accepts nothing."""
     try:
-        return validator(json.dumps(schema)).is_valid(value)
-    except (Unresolvable, RecursionError):
+        return fault_of_value(value, schema) is None
+    except UNUSABLE:
         return False
 
 

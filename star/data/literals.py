@@ -15,6 +15,7 @@ import warnings
 from typing import Any
 
 from star.errors import InputError
+from star.limits import LITERAL_CHARACTERS
 
 _decode_json = json.JSONDecoder().raw_decode
 # Accepts line breaks inside strings, which the strict decoder refuses.
@@ -96,6 +97,8 @@ def parse_literal(text: str) -> Any:
     Raises:
         InputError: the text is anything else.
     """
+    if len(text) > LITERAL_CHARACTERS:
+        raise InputError(f"not JSON, and as a literal longer than {LITERAL_CHARACTERS:,} characters")
     try:
         # Line breaks inside strings are valid in neither language, but data sets have them.
         joined = _STRINGS.sub(lambda found: found[0].replace("\r", "\\r").replace("\n", "\\n"), text)

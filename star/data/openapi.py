@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from star.data.operation_names import tool_name, unused_name
-from star.data.rows import Reject
+from star.data.rows import Reject, is_too_deep
 from star.data.schema_normal_form import Place, SchemaReader
 from star.data.schema_references import References
 from star.data.tools import normalize_tool
 from star.errors import InputError
+from star.limits import DEPTH, SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, time_limit
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
 CREDENTIAL_HEADERS = frozenset(
@@ -55,11 +57,18 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
             continue
         for method, shared, operation in found:
             try:
+                if is_too_deep(operation):
+                    raise InputError(f"its objects and lists nest deeper than {DEPTH}")
                 # A new reader per operation, because a document may have any number of operations and each may only grow so far.
-                tool = _tool(
-                    _Document(document, SchemaReader(references, for_requests=True)), path, method, shared, operation
-                )
-            except InputError as error:
+                with time_limit(SECONDS_PER_RECORD):
+                    tool = _tool(
+                        _Document(document, SchemaReader(references, for_requests=True)),
+                        path,
+                        method,
+                        shared,
+                        operation,
+                    )
+            except (InputError, TookTooLong, RecursionError) as error:
                 yield Reject(f"{method.upper()} {path}", "unusable_operation", str(error), operation)
                 continue
             yield {**tool, "name": unused_name(tool["name"], taken)}
@@ -170,7 +179,8 @@ def _list(value: object) -> list:
 def _parameter_schema(parameter: dict) -> object:
     content = parameter.get("content")
     if isinstance(content, dict) and content:
-        return next(iter(content.values())).get("schema", {})
+        media = next(iter(content.values()))
+        return media.get("schema", {}) if isinstance(media, dict) else media
     schema = parameter.get("schema", {})
     if "example" in parameter and isinstance(schema, dict) and "$ref" not in schema:
         return {"example": parameter["example"], **schema}
@@ -199,7 +209,8 @@ def _components(document: _Document, kind: str) -> dict:
 
 
 def _security(document: _Document, operation: dict) -> list[str]:
-    listed = operation.get("security", document.root.get("security")) or []
+    listed = operation.get("security", document.root.get("security"))
+    listed = listed if isinstance(listed, list) else []
     return sorted({name for entry in listed if isinstance(entry, dict) for name in entry})
 
 

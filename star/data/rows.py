@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from star.errors import InputError
+from star.limits import DEPTH, RECORD_BYTES
 
-MAX_LINE_BYTES = 16 * 2**20  # no model is trained on a row of that size, and a line must fit into memory
 REFUSAL = "None of the given tools can do that."  # the answer of a row whose tools cannot do what the user asks
 
 
@@ -136,7 +136,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (line number from 1, line) for every line that is not blank. A line longer than MAX_LINE_BYTES is yielded as None.
+    """Yields (line number from 1, line) for every line that is not blank. A line longer than RECORD_BYTES is yielded as None.
 
     Raises:
         InputError: the file cannot be opened.
@@ -148,9 +148,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     with file:
         number = 0
         # One byte more than allowed tells a line that is too long, without reading all of it.
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while line := file.readline(RECORD_BYTES + 1):
             number += 1
-            if len(line) <= MAX_LINE_BYTES:
+            if len(line) <= RECORD_BYTES:
                 if line.strip():
                     yield number, line
                 continue
@@ -167,12 +167,32 @@ def parse_line(line: bytes | None) -> Any:
         ValueError: the line is too long, or not JSON.
     """
     if line is None:
-        raise ValueError(f"longer than {MAX_LINE_BYTES // 2**20} MiB, so it is no row")
+        raise ValueError(f"longer than {RECORD_BYTES // 2**20} MiB, so it is no row")
     try:
         # The decoder raises RecursionError for a line that nests too deeply.
-        return json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
+    # Counting the brackets is cheaper than looking, and few records have so many.
+    if line.count(b"{") + line.count(b"[") > DEPTH and is_too_deep(value):
+        raise ValueError(f"its objects and lists nest deeper than {DEPTH}")
+    return value
+
+
+def is_too_deep(value: Any, most: int = DEPTH) -> bool:
+    """Whether objects and lists nest deeper than `most`. Goes level by level, without recursion."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> int:

@@ -34,8 +34,7 @@ from star.data.schema_merge import merged
 from star.data.schema_patterns import fault_of_pattern
 from star.data.schema_references import References, name_of
 from star.errors import InputError
-
-MAX_NODES = 20_000  # schema parts of one tool that are written in place of references
+from star.limits import SCHEMA_PARTS
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class SchemaReader:
     """
 
     references: References
-    deepest: int = MAX_NODES
+    deepest: int = SCHEMA_PARTS
     for_requests: bool = False
     notes: list[str] = field(default_factory=list)
     losses: int = 0
@@ -100,8 +99,8 @@ class SchemaReader:
             raise InputError(f"a schema must be an object, got {str(written)[:80]}")
         # Counted while they are written in place: references that fan out grow exponentially.
         self.nodes += place.copied > 0
-        if self.nodes > MAX_NODES:
-            raise TooLarge(f"its schemas have more than {MAX_NODES} parts once references are written in place")
+        if self.nodes > SCHEMA_PARTS:
+            raise TooLarge(f"its schemas have more than {SCHEMA_PARTS} parts once references are written in place")
         inside = replace(place, around=place.around | {id(written)})
         if written.get("$recursiveAnchor") is True and inside.anchor is None:
             inside = replace(inside, anchor=(written, place.name))

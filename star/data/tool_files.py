@@ -7,13 +7,13 @@ from typing import Any
 
 from star.data.openapi import is_openapi, tools_of_openapi
 from star.data.read_records import read_records
-from star.data.rows import Reject
+from star.data.rows import Reject, is_too_deep
 from star.data.schema_references import References, name_of
 from star.data.tools import normalize_tool, repeated_name
+from star.data.yaml_documents import parse_yaml
 from star.errors import InputError
-
-MAX_FILE_BYTES = 64 * 2**20  # the largest public OpenAPI documents have ten million bytes
-MAX_NODES = 1_000_000
+from star.limits import DEPTH, DOCUMENT_BYTES, SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, time_limit
 
 
 def load_tools(path: Path) -> list[dict]:
@@ -54,8 +54,11 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
         )
     for number, written in enumerate(listed, start=1):
         try:
-            tool = normalize_tool(written, document=document)
-        except InputError as error:
+            if is_too_deep(written):
+                raise InputError(f"tool {number}: its objects and lists nest deeper than {DEPTH}")
+            with time_limit(SECONDS_PER_RECORD):
+                tool = normalize_tool(written, document=document)
+        except (InputError, TookTooLong) as error:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue
         # In a file that `star data import` wrote, `x-original` is there already and is closer to the source.
@@ -107,13 +110,13 @@ def _read_document(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             # One byte more than allowed tells a file that is too large, without reading all of it.
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(DOCUMENT_BYTES + 1)
     except OSError as error:
         raise InputError(f"cannot read the tools file {path}: {error.strerror}") from error
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"the tools file {path} has more than {MAX_FILE_BYTES // 2**20} MiB: give the tools alone")
+    if len(content) > DOCUMENT_BYTES:
+        raise InputError(f"the tools file {path} has more than {DOCUMENT_BYTES // 2**20} MiB: give the tools alone")
     try:
-        return _parse_yaml(content) if _format_of(path) == "YAML" else json.loads(content)
+        return parse_yaml(content) if _format_of(path) == "YAML" else json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"the tools file {path} cannot be read as {_format_of(path)} ({error}): give an OpenAPI document, or JSON with the "
@@ -123,35 +126,3 @@ def _read_document(path: Path) -> Any:
 
 def _format_of(path: Path) -> str:
     return "YAML" if path.suffix.lower() in (".yaml", ".yml") else "JSON"
-
-
-def _parse_yaml(content: bytes) -> Any:
-    import yaml
-
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # chosen at run time
-        """Reads dates as text, because JSON has no dates."""
-
-    # Otherwise 2026-01-31 in an example would become a date, which JSON does not have.
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    try:
-        loaded = yaml.load(content, Loader=Loader)  # noqa: S506 - it extends a safe loader
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:200]) from error
-    return _as_json_value(loaded, [MAX_NODES])
-
-
-def _as_json_value(value: Any, left: list[int]) -> Any:
-    """Returns the value with JSON's types only. `left` counts the nodes down, because a few nested YAML aliases can mean billions."""
-    left[0] -= 1
-    if left[0] < 0:
-        raise ValueError(f"written out it has more than {MAX_NODES:,} parts")
-    if isinstance(value, dict):
-        return {str(key): _as_json_value(part, left) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_as_json_value(part, left) for part in value]
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise ValueError(f"it holds a {type(value).__name__}, which JSON does not have")

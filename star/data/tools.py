@@ -24,9 +24,10 @@ from star.data.literals import parse_field
 from star.data.python_types import json_schema_of_type
 from star.data.schema_drafts import LEFT_OUT, own_requirement
 from star.data.schema_keywords import KNOWN
-from star.data.schema_normal_form import MAX_NODES, SchemaReader, TooLarge
+from star.data.schema_normal_form import SchemaReader, TooLarge
 from star.data.schema_references import References
 from star.errors import InputError
+from star.limits import SCHEMA_PARTS
 
 STATES_A_DEFAULT = re.compile(r"\bdefaults?\b( value)? (is|to)\b", re.IGNORECASE)
 # Where a tool has its parameters: MCP, Anthropic, OpenAI, xLAM and Cohere.
@@ -92,10 +93,19 @@ def normalize_tool(tool: dict, *, document: object = None) -> dict:
         raise InputError(f"tool {name!r}: its parameters are too deep or too large to check") from error
     except InputError as error:
         raise InputError(f"tool {name!r}: {error}") from error
-    hints = {key: value for key, value in inner.items() if key.startswith("x-")}
+    hints = {key: value for key, value in inner.items() if isinstance(key, str) and key.startswith("x-")}
+    # Hints of other forms than ours say nothing here.
+    if not isinstance(hints.get("x-notes", []), list):
+        del hints["x-notes"]
+    if not _is_list_of_texts(hints.get("x-queries", [])):
+        del hints["x-queries"]
     if notes:
         hints["x-notes"] = [*hints.get("x-notes", []), *notes]
     return {"name": name, "description": described, "parameters": parameters, **hints}
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _written_parameters(tool: dict) -> Any:
@@ -134,13 +144,13 @@ def _without_examples(schema: object) -> object:
 
 def _read_parameters(written: Any, references: References, *, beside: object) -> tuple[dict, list[str]]:
     """Returns (parameters, notes). Where its references make a schema too large, fewer of them are followed."""
-    for deepest in (MAX_NODES, 6, 4, 3, 2):
+    for deepest in (SCHEMA_PARTS, 6, 4, 3, 2):
         reader = SchemaReader(references, deepest=deepest)
         try:
             parameters = _parameters(written, reader, beside=beside)
         except TooLarge:
             continue
-        if deepest != MAX_NODES:
+        if deepest != SCHEMA_PARTS:
             reader.notes.append(f"its references are followed {deepest} deep, because with all of them it is too large")
         return parameters, reader.notes
     raise InputError("its schemas are too large once references are written in place")

@@ -23,6 +23,7 @@ from star.data.rows import Reject, json_line, ordered_row, read_json_lines, read
 from star.data.set_statistics import SetStatistics
 from star.errors import InputError
 from star.json_file import write_json
+from star.limits import REJECT_BYTES
 from star.progress import Bar
 
 COMMIT_EVERY = 1000  # records between two commits
@@ -153,14 +154,22 @@ def first_reasons(folder: Path, *, most: int = 3) -> list[str]:
 
 
 def reject_line(reject: Reject) -> bytes:
-    """Returns a reject as a line of rejects.jsonl. What cannot be written as JSON is written as text."""
+    """Returns a reject as a line of rejects.jsonl. What cannot be written as JSON, or is too long, is written as the start of its text."""
     try:
-        return json_line(vars(reject))
+        if len(line := json_line(vars(reject))) <= REJECT_BYTES:
+            return line
     # A reject holds what could not be read, so it may contain anything and must not stop the run.
     except (ValueError, RecursionError, TypeError):
-        return json_line(
-            {**vars(reject), "row": ascii(reject.row)[:10_000], "detail": ascii(reject.detail), "id": ascii(reject.id)}
-        )
+        pass
+    texts = {"row": reject.row, "detail": reject.detail, "id": reject.id}
+    return json_line({**vars(reject), **{key: _start_of(value) for key, value in texts.items()}})
+
+
+def _start_of(value: object) -> str:
+    try:
+        return ascii(value)[:10_000]
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
+        return f"cannot be written: {error}"
 
 
 def read_statistics(folder: Path) -> SetStatistics:

@@ -1,0 +1,267 @@
+"""Whatever others write into files of tools and rows: a reject or an InputError, soon, and in little memory.
+
+The inputs run in a child process with a limit of its memory. By hand: `python tests/data/test_foreign_input.py 20000`.
+"""
+
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from star.data.cleaning import check_row, fault_of
+from star.data.generate_offline import generate_rows
+from star.data.importers import import_rows, original_tools
+from star.data.rows import Reject
+from star.data.set_statistics import SetStatistics
+from star.data.tool_files import holds_tools, read_tools
+from star.data.tools import repeated_name
+from star.data.write_set import reject_line
+from star.errors import InputError
+
+HERE = Path(__file__).parent
+SECONDS, MEMORY = 5.0, 2**30
+PATTERNS = [
+    "^(a|a)*$", "^(a+)+$", "(", "[", r"\p{L}", "(((a{900}){900}){900})", "(?=.*b)(a|a)*$", r"^(\w+\s?)*\1$", "a{99999}", "^[a-z]{2,5}$",
+    r"(?<=a)(?:a{0,900}){0,900}b", "(?i)straße", r"[^\W\d]+\b", "x" * 20_000, "\ud800", "(?:" * 400 + ")" * 400, "",
+]  # fmt: skip
+TEXTS = [
+    "a" * 40 + "!",
+    "é" * 30,
+    "\ud800",
+    "\x00",
+    "a" * 200_000,
+    "<tool_call>",
+    "<think>",
+    "[f(x=",
+    "{" * 3000,
+    "[" * 3000,
+    "\n" * 50,
+]
+TEXTS += [
+    "List[" * 60,
+    "<function=f>" * 30,
+    "'" * 99,
+    "USER: a ASSISTANT: b",
+    "#/properties/x",
+    "https://a.example/b#c",
+    "Literal[" * 9,
+]
+NUMBERS = [0, -1, 10**11, 10**400, 1e308, -1e308, float("nan"), float("inf"), 5e-324, 2**63, 0.1, True]
+KEYS = [
+    "type", "pattern", "minLength", "maxLength", "minItems", "maxItems", "exclusiveMinimum", "minimum", "maximum", "multipleOf", "enum",
+    "const", "items", "properties", "patternProperties", "additionalProperties", "required", "anyOf", "oneOf", "allOf", "not", "if",
+    "then", "prefixItems", "contains", "minContains", "uniqueItems", "unevaluatedProperties", "dependentSchemas", "propertyNames",
+    "minProperties", "$ref", "$defs", "format", "examples", "default", "nullable", "description", "x", "name", "parameters",
+]  # fmt: skip
+TYPES = ["string", "integer", "number", "array", "object", "null", "dict", "List[int]", "Union[int, str]", "HashMap"]
+
+
+def _nested(inner: Any, key: str, depth: int) -> Any:
+    for _ in range(depth):
+        inner = [inner] if key == "list" else {key: [inner, inner]} if key.endswith("Of") else {key: inner}
+    return inner
+
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.sampled_from(NUMBERS), st.sampled_from(PATTERNS), st.sampled_from(TEXTS), st.sampled_from(TYPES),
+    st.integers(), st.text(max_size=8),
+    st.builds(_nested, st.sampled_from([1, {}, "a"]), st.sampled_from(["list", "items", "not", "a"]), st.integers(1, 600)),
+    st.builds(_nested, st.just({"type": "integer"}), st.sampled_from(["anyOf", "oneOf", "allOf"]), st.integers(1, 9)),
+)  # fmt: skip
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=5)
+    ),
+    max_leaves=12,
+)
+BOMBS = [
+    {"type": "array", "minItems": 10**10, "items": {"type": "array", "minItems": 900, "items": {"type": "integer"}}},
+    {"type": "string", "minLength": 10**11}, {"type": "number", "exclusiveMinimum": 1e308, "maximum": 1e308, "multipleOf": 5e-324},
+    {"type": "object", "patternProperties": {"^(a|a)*$": {}}, "additionalProperties": False},
+    {"type": "array", "uniqueItems": True, "minItems": 9999, "items": {"type": "boolean"}},
+    _nested({"type": "object"}, "allOf", 10), {"allOf": [{"properties": {str(n): {}}} for n in range(3000)]},
+    {"type": "object", "required": [str(n) for n in range(5000)]}, {"enum": list(range(9000)), "allOf": [{"enum": list(range(9000))}]},
+]  # fmt: skip
+PARAMETERS = {
+    "type": "object",
+    "required": ["x"],
+    "properties": {
+        "x": {"type": "string", "pattern": "^[a-z]+$"},
+        "y": {"type": "array", "items": {"type": "integer"}},
+    },
+}
+TOOL = {"name": "f", "description": "d", "x-queries": ["f {x}"], "parameters": PARAMETERS}
+CALL = {"name": "f", "arguments": {"x": "a" * 40 + "!", "y": [1, 2]}}
+ASKED = {"role": "user", "content": "hi"}
+ANTHROPIC = {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {"x": "a"}}]}
+SHAREGPT = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "[f(x='a', y=[1])]"}]
+HERMES = f"<think>\nr\n</think>\n<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
+GLAIVE = f"USER: a\n\nASSISTANT: <functioncall> {json.dumps(CALL)} <|endoftext|>"
+ROWS = [
+    {"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}], "tools": [TOOL]},
+    {"id": 7, "query": "hi", "answers": json.dumps([CALL]), "tools": json.dumps([TOOL])},
+    {"system": f"tools: {json.dumps([TOOL])}", "conversations": SHAREGPT},
+    {"system": f"SYSTEM: functions -\n{json.dumps(TOOL)}", "chat": GLAIVE},
+    {"messages": [ASKED, ANTHROPIC], "tools": [{"name": "f", "input_schema": PARAMETERS}]},
+    {"messages": [ASKED, {"role": "assistant", "content": HERMES}], "tools": [TOOL]},
+]
+API = yaml.safe_load((HERE / "openapi.yaml").read_text(encoding="utf-8"))
+TOOLS = [
+    TOOL,
+    {"type": "function", "function": {**TOOL, "name": "g"}},
+    {"name": "h", "parameters": {"a": {"type": "List[int], optional"}}},
+]
+
+
+@st.composite
+def mutated(draw: st.DrawFn, seeds: list) -> Any:
+    """A value of ours, with some of its parts replaced, added or moved."""
+    value = copy.deepcopy(draw(st.sampled_from(seeds)))
+    for _ in range(draw(st.integers(0, 3))):
+        node = value
+        for _ in range(draw(st.integers(0, 9))):
+            inner = list(node.values() if isinstance(node, dict) else node)
+            inner = [part for part in inner if isinstance(part, dict | list) and part]
+            if not inner:
+                break
+            node = draw(st.sampled_from(inner))
+        new = copy.deepcopy(draw(VALUES | st.sampled_from(BOMBS) | st.sampled_from(seeds)))
+        if isinstance(node, dict):
+            node[draw(st.sampled_from([*node, *KEYS]))] = new
+        elif isinstance(node, list):
+            node.insert(draw(st.integers(0, len(node))), new)
+    return value
+
+
+@st.composite
+def written(draw: st.DrawFn) -> tuple[str, bytes]:
+    """(suffix, content) of a file."""
+    if draw(st.booleans()):
+        suffix, value = (
+            draw(st.sampled_from([".json", ".yaml"])),
+            draw(mutated([TOOLS, {"tools": TOOLS}, TOOL, API]) | VALUES),
+        )
+    else:
+        suffix, value = (
+            draw(st.sampled_from([".jsonl", ".json"])),
+            draw(st.lists(mutated(ROWS) | VALUES, min_size=1, max_size=3)),
+        )
+    try:
+        if suffix == ".yaml":
+            content = yaml.dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+        elif suffix == ".jsonl":
+            content = b"\n".join(json.dumps(row).encode() for row in value)
+        else:
+            content = json.dumps(value).encode()
+    except (RecursionError, ValueError, yaml.YAMLError):
+        content = b"["
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        place = draw(st.integers(0, len(content)))
+        junk = draw(
+            st.binary(max_size=3)
+            | st.sampled_from([b"[" * 5000, b'{"a":' * 999, b"9" * 5000, b"&a [*a]", b"<<: *a", b"\x00"])
+        )
+        content = content[:place] + junk + content[place + draw(st.integers(0, 9)) :]
+    return suffix, content
+
+
+def read(path: Path) -> None:
+    """Does with a file what the commands of `star data` do."""
+    try:
+        if holds_tools(path):
+            read_tool_file(path)
+            return
+        list(original_tools([path]))
+        records = list(import_rows(path, source="s"))
+        statistics = SetStatistics()
+        for record in records:
+            checked = check_row(record, [fault_of])
+            if isinstance(checked, Reject):
+                reject_line(checked)
+            else:
+                statistics.add(checked)
+    except InputError:
+        return
+
+
+def read_tool_file(path: Path) -> None:
+    tools: list[dict] = []
+    for tool in read_tools(path):
+        if isinstance(tool, Reject):
+            reject_line(tool)
+        elif not repeated_name([*tools, tool]):
+            tools.append(tool)
+    json.dumps(tools)
+    for row in generate_rows([*tools[:9], {**TOOL, "name": "k"}, {**TOOL, "name": "l"}], 4, seed=1):
+        checked = check_row(row, [fault_of])
+        if isinstance(checked, Reject):
+            reject_line(checked)
+
+
+def read_many(count: int) -> None:
+    """Reads so many inputs, and fails if one takes too long, too much memory or raises anything else than an InputError."""
+    faults: dict[str, str] = {}
+    slowest = 0.0
+    folder = Path(tempfile.mkdtemp())
+    os.chdir(folder)
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(written())
+    def one(file: tuple[str, bytes]) -> None:
+        nonlocal slowest
+        path = folder / f"input{file[0]}"
+        path.write_bytes(file[1])
+        start = time.process_time()
+        fault = ""
+        try:
+            read(path)
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            fault = f"{type(error).__name__}: {str(error)[:200]} at {frame.filename}:{frame.lineno}"
+        taken = time.process_time() - start
+        slowest = max(slowest, taken)
+        fault = fault or (f"{taken:.0f} s" if taken > SECONDS else "")
+        if fault and fault not in faults:
+            faults[fault] = str(path.rename(folder.with_suffix(f".{len(faults)}{file[0]}")))
+        path.unlink(missing_ok=True)
+        assert not list(folder.iterdir()), "a file was written outside"
+
+    # The limit counts from here: what the tests themselves import is no input's.
+    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
+    one()
+    print(
+        f"{count} inputs, the slowest {slowest:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB in all"
+    )
+    assert not faults, json.dumps(faults, indent=1)
+
+
+@pytest.mark.parametrize("count", [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)])
+def test_no_file_of_others_hangs_or_ends_a_command(count: int) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, str(count)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+if __name__ == "__main__":
+    read_many(int(sys.argv[1]))
