@@ -65,7 +65,7 @@ def test_every_command_has_an_example_of_itself() -> None:
         (("models",), "star run"),
         (("promote", "3"), "star run"),
         (("evaluate", "--out", "new"), "--teacher"),
-        (("evaluate", "--model", "foreign", "--suite", "heldout"), "--data"),
+        (("evaluate", "--model", "./foreign", "--suite", "heldout"), "--data"),
         (("evaluate", "--model", "foreign", "--suite", "poetry"), "--suite"),
         (("evaluate", "--model", "foreign", "--shard", "1/3"), "--shard is of the stage"),
         (("evaluate", "--model", "foreign", "--suite", "acebench"), "checkout of ACEBench"),

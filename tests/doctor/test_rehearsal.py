@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from star.chat import CHAT_TEMPLATE
@@ -17,6 +18,7 @@ from star.doctor import actors, machine
 from star.doctor.check import Check
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
+from star.errors import InputError
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
@@ -156,7 +158,7 @@ def other_sizes(models: Path) -> None:
     edit_json(models / "student" / "config.json", hidden_size=2 * SIZES.hidden_size)
 
 
-def huge_sizes(models: Path) -> None:
+def absurd_sizes(models: Path) -> None:
     edit_json(models / "student" / "config.json", vocab_size=2_000_000_000)
 
 
@@ -231,7 +233,7 @@ SETUPS: list[tuple[Callable[[Path], None], str, str, str]] = [
     (lora_adapter, "student", "LoRA adapter", "merge it into its base"),
     (lora_adapter_beside_its_base, "student", "LoRA adapter", "merge it into its base"),
     (other_sizes, "student", "other shapes", "download it again"),
-    (huge_sizes, "student", "config.json says [2000000000, ", "download both again"),
+    (absurd_sizes, "student", "vocab_size 2,000,000,000", "download it again"),
     (broken_header, "teacher", "cannot be loaded", "download it again"),
     (cut_weights, "student", "cannot be loaded", "download it again"),
     (weights_of_another_model, "student", "lacks", "download it again"),
@@ -332,3 +334,12 @@ def test_a_token_that_is_markup_is_printed_as_it_is(
     monkeypatch.setattr(machine, "preflight_checks", lambda _: [])
     assert not machine.print_checks(load_config("tiny"))
     assert '"[/INST]" and "[red]"' in capsys.readouterr().out
+
+
+def test_a_tensor_of_another_shape_than_the_configuration_says(tmp_path: Path) -> None:
+    save_file({"head": torch.zeros(4, 2)}, tmp_path / "model.safetensors")
+    assert list(actors.check_weight_files(tmp_path, shapes={"head": [4, 2], "other": [9]})) == [
+        tmp_path / "model.safetensors"
+    ]
+    with pytest.raises(InputError, match=r"has head in the shape \[4, 2\] and config.json says \[5, 2\]"):
+        list(actors.check_weight_files(tmp_path, shapes={"head": [5, 2]}))
