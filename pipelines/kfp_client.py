@@ -24,7 +24,8 @@ from urllib3.util import Retry
 
 from star.config.experiment import Config
 from star.errors import InputError, PipelineError
-from star.http_client import BadStatusError, NoAnswerError, RedirectError, check_address, send, within
+from star.http_client import RedirectError, check_address, send, within
+from star.http_exchange import BadStatusError, NoAnswerError
 
 if TYPE_CHECKING:
     import kfp

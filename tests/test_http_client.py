@@ -1,9 +1,15 @@
 """The client for servers that are not trusted, against real sockets on loopback that do what no server should."""
 
 import contextlib
+import email.utils
+import gzip
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,7 +17,8 @@ import pytest
 from star.cluster.webhook import notify_webhook
 from star.data.endpoint import Endpoint
 from star.errors import InputError
-from star.http_client import Answer, NoAnswerError, RedirectError, check_address, origin, retry_pause, send
+from star.http_client import RedirectError, check_address, origin, retry_pause, send
+from star.http_exchange import Answer, NoAnswerError
 from star.teacher.openai_server import TeacherServer
 
 Serve = Callable[[Callable[[socket.socket, bytes], None]], str]
@@ -50,16 +57,12 @@ def serve() -> Iterator[Serve]:
 
 def drip_head(connection: socket.socket, request: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-    while True:
-        connection.sendall(b"a")
-        time.sleep(0.05)
+    drip(connection)
 
 
 def drip_body(connection: socket.socket, request: bytes) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-    while True:
-        connection.sendall(b"a")
-        time.sleep(0.05)
+    drip(connection)
 
 
 def endless(connection: socket.socket, request: bytes) -> None:
@@ -68,21 +71,106 @@ def endless(connection: socket.socket, request: bytes) -> None:
         connection.sendall(b"a" * 65536)
 
 
+def drip_handshake(connection: socket.socket, request: bytes) -> None:
+    connection.sendall(b"\x16\x03\x03\x40\x00")  # a TLS record of 16 KiB
+    drip(connection)
+
+
+def drip(connection: socket.socket) -> None:
+    while True:
+        connection.sendall(b"\x02")
+        time.sleep(0.05)
+
+
+def without_end(head: bytes, piece: bytes) -> Callable[[socket.socket, bytes], None]:
+    def reply(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(head)
+        while True:
+            connection.sendall(piece)
+
+    return reply
+
+
+BOMB = gzip.compress(bytes(64 * 2**20))
+UNBOUNDED = {
+    "redirect": without_end(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"a" * 65536),
+    "length of a chunk": without_end(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", b"1" * 65536),
+    "trailer": without_end(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"1" * 65536),
+    "header": without_end(b"HTTP/1.1 200 OK\r\nX: ", b"1" * 65536),
+    "headers": without_end(b"HTTP/1.1 200 OK\r\n", b"X: 1\r\n" * 1000),
+    "status": without_end(b"", b"HTTP/1.1" * 1000),
+    "gzip": lambda connection, request: connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + BOMB),
+}
+
+
 def redirecting(target: str, status: int = 302) -> Callable[[socket.socket, bytes], None]:
     head = f"HTTP/1.1 {status} Found\r\nLocation: {target}\r\nContent-Length: 0\r\n\r\n"
     return lambda connection, request: connection.sendall(head.encode())
 
 
-@pytest.mark.parametrize("reply", [drip_head, drip_body])
-def test_a_server_that_sends_single_bytes_is_cut_at_the_deadline(reply: Callable, serve: Serve) -> None:
+@pytest.mark.parametrize("through_proxy", [False, True])
+@pytest.mark.parametrize(("reply", "scheme"), [(drip_head, "http"), (drip_body, "http"), (drip_handshake, "https")])
+def test_a_server_that_sends_single_bytes_is_cut_at_the_deadline(
+    reply: Callable, scheme: str, through_proxy: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = threading.active_count()
-    began = time.monotonic()
+    url = serve(reply).replace("http", scheme)
+    if through_proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", url)
+        url = f"{scheme}://far.invalid/"
     with pytest.raises(NoAnswerError, match=r"did not answer within 0\.5 s"):
-        send("GET", serve(reply), name="x", seconds=0.5)
-    assert time.monotonic() - began < 2
-    time.sleep(0.5)
+        send("GET", url, name="x", seconds=0.5)
+    until = time.monotonic() + 5
     # Neither the client's thread nor the server's is left.
+    while threading.active_count() > before + 1 and time.monotonic() < until:
+        time.sleep(0.05)
     assert threading.active_count() <= before + 1
+
+
+def test_what_is_connected_after_the_deadline_sends_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    url = serve(lambda connection, request: asked.append(request))
+    resolve = socket.getaddrinfo
+
+    def resolve_late(*arguments: object, **options: object) -> object:
+        time.sleep(0.6)
+        return resolve(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_late)
+    with pytest.raises(NoAnswerError, match="did not answer"):
+        send("POST", url, name="x", seconds=0.2, token="the-token", body={})
+    time.sleep(1)
+    assert b"".join(asked) == b""
+
+
+def test_an_interrupt_ends_the_wait_at_once(serve: Serve) -> None:
+    url = serve(lambda connection, request: time.sleep(20))
+    code = f"from star.http_client import send\nimport requests\nprint(flush=True)\nsend('GET', {url!r}, name='x', seconds=20)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert b"KeyboardInterrupt" in process.communicate(timeout=15)[1]
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", UNBOUNDED)
+def test_no_part_of_an_answer_is_read_without_a_bound(kind: str, serve: Serve) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(NoAnswerError, match=r"more than 1 MiB|Error"):
+            send("GET", serve(UNBOUNDED[kind]), name="x", seconds=20, max_bytes=2**20)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_packed_answer_within_the_bound_is_unpacked(serve: Serve) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    answer = send("GET", serve(lambda c, request: c.sendall(head + gzip.compress(b"{}"))), name="x", seconds=20)
+    assert answer.document() == {}
 
 
 def test_an_endless_answer_is_read_up_to_its_bound(serve: Serve) -> None:
@@ -117,7 +205,8 @@ def test_a_token_goes_over_http_to_loopback_or_by_consent_only(monkeypatch: pyte
         check_address(address, token=True, name="x")
     service = "http://vllm.models:8000/v1"
     check_address(service, token=False, name="x")
-    for address in (service, "http://127.0.0.1.evil.invalid/", "http://localhost.evil.invalid", "http://10.0.0.1"):
+    others = ("127.0.0.1.evil.invalid", "localhost.evil.invalid", "localhost.", "10.0.0.1", "127.1", "2130706433")
+    for address in (service, *(f"http://{host}/" for host in others)):
         with pytest.raises(InputError, match=r"would get a key without encryption .*STAR_PLAIN_HTTP="):
             check_address(address, token=True, name="--endpoint")
     monkeypatch.setenv("STAR_PLAIN_HTTP", "http://other:80 http://VLLM.models:8000/")
@@ -134,6 +223,7 @@ def test_a_token_goes_over_http_to_loopback_or_by_consent_only(monkeypatch: pyte
         "http://host/hidden path",
         "http://host/hidden\r\nX: y",
         "http://user:hidden@host/x",
+        "http:///hidden",
         "ftp://host/hidden",
         "file:///hidden",
         "hidden",
@@ -144,6 +234,15 @@ def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(InputError, match="STAR_WEBHOOK") as refused:
         send("GET", url, name="STAR_WEBHOOK", seconds=1)
     assert "hidden" not in str(refused.value).replace("http://[hidden", "") and "hidden" not in origin(url)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1@evil", "[::1]evil", r"localhost\.evil", "localhost;evil", "localhost%2eevil", "[::1%25lo]", "ho st"],
+)
+def test_a_host_that_parsers_read_differently_is_no_address(host: str) -> None:
+    with pytest.raises(InputError, match="STAR_WEBHOOK"):
+        check_address(f"http://{host}/x", token=False, name="STAR_WEBHOOK")
 
 
 def test_the_credentials_of_netrc_and_a_proxy_are_not_used_for_loopback(
@@ -195,6 +294,27 @@ def test_retry_after_is_capped_and_said(capsys: pytest.CaptureFixture) -> None:
     assert [asking(seconds) for seconds in ("3600", "inf")] == [60, 60]
     assert "answers HTTP 503, which asks for 3600 s: it is asked again in 60 s" in capsys.readouterr().err
     assert retry_pause("http://host", 0.5, None) == 0.5
+    assert 20 < asking(email.utils.formatdate(time.time() + 30, usegmt=True)) <= 30
+    for unreadable in ("Fri, 31 Dec 1999 23:59:59 GMT", "Fri, 99 Dec 99999999999 23:59:59 GMT", "-inf", ""):
+        assert asking(unreadable) == 0.5
+    assert [asking(far) for far in ("Fri, 31 Dec 9999 23:59:59 GMT", "1" * 60000)] == [60, 60]
+
+
+def test_no_error_repeats_the_key(serve: Serve) -> None:
+    def reply(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 401 No\r\n\r\nno such key: " + request)
+
+    answer = send("GET", serve(reply), name="x", seconds=5, token="planted-key")
+    assert "no such key" in answer.start() and "planted-key" not in answer.start()
+    with pytest.raises(InputError, match="has a line break"):
+        send("GET", "http://127.0.0.1:9", name="x", seconds=5, token="planted-key\n")
+
+
+def test_a_file_of_certificates_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such.pem")
+    with pytest.raises(NoAnswerError, match=r"/no/such\.pem") as refused:
+        send("GET", "https://127.0.0.1:9/hidden", name="x", seconds=5)
+    assert "hidden" not in str(refused.value)
 
 
 def test_the_key_of_an_endpoint_stays_with_its_origin(serve: Serve) -> None:

@@ -5,6 +5,7 @@ ended, if the pipeline has a loop (kubeflow/pipelines#13321, #11979). Then these
 
 1. KFP's API for the state of the group of tasks that the exit handler belongs to. Its address is KFP_HOST, else that of
    the namespace `kubeflow`. A server for several users wants a token, in the file that KF_PIPELINES_SA_TOKEN_PATH names.
+   It goes over http to services of the cluster, as KFP's own client sends it, because servers within clusters have no https.
 2. MLflow: `register` is the last task and always runs, so where its run is finished the pipeline succeeded.
 
 If neither knows, the state is ENDED, which claims nothing.
@@ -15,15 +16,18 @@ import re
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from star.errors import InputError, redacted
-from star.http_client import BadStatusError, NoAnswerError, send
+from star.http_client import origin, send
+from star.http_exchange import BadStatusError, NoAnswerError
 
 SUCCEEDED, FAILED, CANCELLED, ENDED = "SUCCEEDED", "FAILED", "CANCELLED", "ENDED"
 # Other words that servers use for them.
 SYNONYMS = {"COMPLETE": SUCCEEDED, "CACHED": SUCCEEDED, "SKIPPED": SUCCEEDED, "CANCELED": CANCELLED}
 LAST_STAGE = "register"
 HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+SHORT_NAME = "ml-pipeline.kubeflow"  # of the same service
 GROUP = re.compile(r"exit-handler-\d+")  # KFP's name of the tasks under the exit handler
 # The server hears of a state some seconds after it has changed.
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 6, 5.0, 10.0
@@ -56,11 +60,20 @@ def _ask_kfp(run_id: str) -> str | None:
     if (file := os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")) and Path(file).is_file():
         token = Path(file).read_text().strip()
     url = f"{host.rstrip('/')}/apis/v2beta1/runs/{run_id}"
+    within_cluster = _is_within_cluster(host)
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_SECONDS)
         try:
-            answer = send("GET", url, name="KFP_HOST", seconds=TIMEOUT_SECONDS, token=token, max_bytes=MAX_BYTES)
+            answer = send(
+                "GET",
+                url,
+                name="KFP_HOST",
+                seconds=TIMEOUT_SECONDS,
+                token=token,
+                max_bytes=MAX_BYTES,
+                plain_http=within_cluster,
+            )
             state = _state_in(answer.checked().document())
         except (InputError, NoAnswerError, BadStatusError, AttributeError, TypeError) as error:
             print(f"KFP could not be asked how the pipeline ended: {redacted(str(error))}", flush=True)
@@ -68,6 +81,12 @@ def _ask_kfp(run_id: str) -> str | None:
         if state:
             return state
     return None
+
+
+def _is_within_cluster(host: str) -> bool:
+    """Whether an address can only be a service of the cluster that this process runs in, which has given it its token for KFP."""
+    name = (urlsplit(origin(host)).hostname or "").removesuffix(".cluster.local")
+    return "KUBERNETES_SERVICE_HOST" in os.environ and (name.endswith(".svc") or name == SHORT_NAME)
 
 
 def _state_in(run: dict[str, Any]) -> str | None:

@@ -7,7 +7,8 @@ The body is the summary of star.cluster.exit_handler. Its field `text` is what c
 """
 
 from star.errors import InputError
-from star.http_client import BadStatusError, NoAnswerError, origin, send
+from star.http_client import origin, send
+from star.http_exchange import BadStatusError, NoAnswerError
 
 TIMEOUT_SECONDS = 10.0
 MAX_BYTES = 2**20  # of the answer, which nobody reads

@@ -13,7 +13,8 @@ from typing import Any
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from star.errors import InputError
-from star.http_client import UNAVAILABLE_STATUSES, BadStatusError, NoAnswerError, RedirectError, retry_pause, send
+from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
+from star.http_exchange import BadStatusError, NoAnswerError
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
 TRANSIENT_ERRORS = (NoAnswerError, ValueError)

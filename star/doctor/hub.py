@@ -10,7 +10,8 @@ from star.config.experiment import Config
 from star.config.models import HUB_ID, Student, Teacher
 from star.doctor.check import Check, run_check
 from star.errors import InputError
-from star.http_client import NoAnswerError, send
+from star.http_client import send
+from star.http_exchange import NoAnswerError
 
 ANSWER_SECONDS = 4.0
 

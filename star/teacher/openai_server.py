@@ -18,15 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
 from star.errors import InputError
-from star.http_client import (
-    UNAVAILABLE_STATUSES,
-    Answer,
-    BadStatusError,
-    NoAnswerError,
-    RedirectError,
-    retry_pause,
-    send,
-)
+from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
+from star.http_exchange import Answer, BadStatusError, NoAnswerError
 from star.modeling.generation import Sample, Sequence
 
 RETRIES = 6  # per request, after pauses of 0.5, 1, 2, 4, 8 and 16 seconds

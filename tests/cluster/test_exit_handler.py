@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from threading import Thread
 import pytest
 
 from star.cluster.exit_handler import close_pipeline
+from star.cluster.pipeline_state import final_state
 from star.tracking.server import connect, experiment_id
 
 STAGE = """
@@ -116,6 +118,39 @@ def test_a_state_that_no_run_ends_with_is_asked_of_kfp(
     assert server.asked[0] == ("/apis/v2beta1/runs/0123", "Bearer the-token")
     where = " in exit-handler-1" if state in ("FAILED", "CANCELLED") else ""
     assert summary["text"] == f"STAR pipeline 0123: {state}{where}"
+
+
+@pytest.mark.parametrize(
+    ("host", "in_cluster", "token"),
+    [
+        ("ml-pipeline.kubeflow", True, "Bearer the-token"),
+        ("ml-pipeline.kubeflow.svc.cluster.local", True, "Bearer the-token"),
+        ("ml-pipeline.kubeflow.svc.cluster.local", False, None),
+        ("kfp.example.invalid", True, None),
+        ("evil.invalid.svc.cluster.local.example.invalid", True, None),
+    ],
+)
+def test_the_token_for_kfp_goes_over_http_within_the_cluster_only(
+    host: str,
+    in_cluster: bool,
+    token: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    server = Kfp(["SUCCEEDED"], ["RUNNING"])
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *rest, **options: resolve("127.0.0.1", *rest, **options))
+    monkeypatch.setenv("KFP_HOST", f"http://{host}:{server.server_address[1]}")
+    (tmp_path / "token").write_text("the-token\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if in_cluster:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("star.cluster.pipeline_state._ask_mlflow", lambda run: None)
+    assert final_state("0123", "RUNNING") == ("SUCCEEDED" if token else "ENDED")
+    assert [sent for _, sent in server.asked] == ([token] if token else [])
+    assert ("STAR_PLAIN_HTTP" in capsys.readouterr().out) == (token is None)
 
 
 @pytest.mark.parametrize(
