@@ -89,16 +89,21 @@ def test_a_format_error_is_what_the_parser_refuses_wherever_it_is_shown(text: st
     assert verdict.passed != refused
 
 
+@pytest.fixture(scope="module")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model")
+
+
 @settings(max_examples=50)
 @given(text=texts)
-def test_star_call_refuses_every_format_error(text: str) -> None:
+def test_star_call_refuses_every_format_error(empty_folder: Path, text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # Only the model is replaced, by one that writes this text.
         patch.setattr(star.modeling.models, "load_model", lambda folder: None)
         patch.setattr(star.modeling.models, "load_tokenizer", lambda folder: bootstrap_tokenizer())
         patch.setattr(star.modeling.generation, "generate", lambda *_, **__: [[SimpleNamespace(text=text)]])
         try:
-            answer_request("Birch, please", tools=TOOLS, model_folder=Path("model"))
+            answer_request("Birch, please", tools=TOOLS, model_folder=empty_folder)
             refused = False
         except FormatError:
             refused = True
