@@ -28,6 +28,7 @@ from star.config.models import Architecture
 from star.doctor.rehearsal_record import rehearsal_checks
 from star.errors import PipelineError
 from star.folders.manifest import METRICS
+from star.folders.owners import create_in_home
 from star.home import home
 from star.progress import print_line, send_events_to
 from star.sigterm import sigterm_raises_system_exit
@@ -79,7 +80,9 @@ def run_local(config: Config) -> PipelineResult:
     events = root / "logs" / f"{stamp}.events.jsonl"
     # kfp warns that CPU and memory limits do not apply to local processes. They are meant for the cluster.
     warnings.filterwarnings("ignore", message=".*have no effect in the current local runner.*")
-    log.parent.mkdir(parents=True, exist_ok=True)
+    # kfp would create its cache open to others; it says which results are taken.
+    for name in ("logs", "cache"):
+        create_in_home(name)
     # The display opens the file before the first stage has written to it.
     events.touch()
     start = time.monotonic()

@@ -30,6 +30,8 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     if cluster.work_claim:
         kubernetes.mount_pvc(task, cluster.work_claim, VOLUME_PATH)
         task.set_env_variable("STAR_WORK", f"{VOLUME_PATH}/work").set_env_variable("STAR_HOME", f"{VOLUME_PATH}/home")
+    if cluster.shared_with != "nobody":
+        task.set_env_variable("STAR_SHARED_WITH", cluster.shared_with)
     if cluster.checkpoints:
         task.set_env_variable("STAR_CHECKPOINTS", cluster.checkpoints)
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)

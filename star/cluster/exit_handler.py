@@ -9,12 +9,11 @@ task still succeeds.
 import json
 import os
 import shutil
-from pathlib import Path
 
 from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError, redacted
-from star.folders.working_paths import train_jobs_folder
+from star.folders.working_paths import train_jobs_folder, work_root
 
 # State of the pipeline -> status of the MLflow runs that it left open. If nobody knows how it ended, they were killed at least.
 MLFLOW_STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELLED: "KILLED", ENDED: "KILLED"}
@@ -34,7 +33,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         The summary that is printed and sent to the webhook: run, state, task, error, the MLflow runs that were closed, the unfinished work
         that is kept for a retry, and all of it as one line of text.
     """
-    if os.environ.get("STAR_WORK"):
+    if work_root():
         # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
     _send_waiting_events()  # before MLflow is asked for states, or given any
@@ -84,6 +83,6 @@ def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
 
 def _unfinished_folders() -> list[str]:
     """Names of the work folders from which a new run of the same pipeline resumes."""
-    work = os.environ.get("STAR_WORK")
+    work = work_root()
     # A work folder has its file `fingerprint` until its stage is done.
-    return sorted(mark.parent.name for mark in Path(work).glob("*/fingerprint")) if work else []
+    return sorted(mark.parent.name for mark in work.glob("*/fingerprint")) if work else []

@@ -54,6 +54,7 @@ from star.config.cluster import Cluster, Node, TrainingStage
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import METRICS, open_input, read_manifest
+from star.folders.owners import create_private
 from star.folders.publish import copy_folder_atomically
 from star.folders.working_paths import train_jobs_folder
 from star.hashing import digest_of
@@ -76,7 +77,7 @@ TORCHRUN_FLAGS = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
 NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 # Variables of the task that its pods need too. Secrets are not among them: the manifest refers to them by name.
 PASSED_VARIABLES = (
-    "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_CHECKPOINTS", "KFP_RUN_ID",
+    "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_SHARED_WITH", "STAR_CHECKPOINTS", "KFP_RUN_ID",
     "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID",
 )  # fmt: skip
 
@@ -99,6 +100,9 @@ def run_train_job(
     name = f"star-{stage}-{digest_of([stage, config.slice(stage_named(stage).sections), digests, run_id])[:12]}"
     exchange = train_jobs_folder(run_id) / name
     result = exchange / "out"
+    # Before anything there is read: whoever can guess the names could put a result there.
+    for folder in (exchange.parent.parent, exchange.parent, exchange):
+        create_private(folder)
     # The task's pod may have been lost after the job was complete. Its retry then only copies the result.
     if not _is_finished(result, stage):
         job = RetriedJob(name, runtime=cluster.train_jobs[stage].runtime)

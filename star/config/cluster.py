@@ -123,6 +123,11 @@ class Cluster(Section):
     work_claim: KubernetesName | None = Field(
         None, description="PersistentVolumeClaim that keeps unfinished work for a retry"
     )
+    shared_with: Literal["nobody", "group", "everyone"] = Field(
+        "nobody",
+        description="Who else may go on with unfinished work on the volume of `work_claim`, where tasks have several user ids: "
+        "users of the same group, or everyone; the variable STAR_SHARED_WITH on one machine",
+    )
     checkpoints: str | None = Field(
         None,
         pattern=r"^s3://[^/]+/.+",

@@ -10,10 +10,8 @@ writes an MLflow run, an S3 object, a file. A new check is one more entry in `pr
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
 
-import os
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
@@ -31,6 +29,7 @@ from star.doctor.service_checks import (
     check_volume,
 )
 from star.errors import InputError
+from star.folders.working_paths import work_root
 
 
 def preflight_checks(config: Config) -> Iterator[Check]:
@@ -43,10 +42,10 @@ def preflight_checks(config: Config) -> Iterator[Check]:
     yield run_check("promotions", partial(check_promotions, config.registry.model_name))
     if cluster.checkpoints:
         yield run_check("checkpoints", partial(check_object_store, cluster.checkpoints))
-    work_folder = os.environ.get("STAR_WORK")
+    work_folder = work_root()
     if work_folder:
-        yield run_check("volume", partial(check_volume, Path(work_folder)))
-        yield run_check("space", partial(check_volume_space, config, Path(work_folder)))
+        yield run_check("volume", partial(check_volume, work_folder))
+        yield run_check("space", partial(check_volume_space, config, work_folder))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
         yield run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
     if hub := ask_hub(config):
@@ -55,7 +54,7 @@ def preflight_checks(config: Config) -> Iterator[Check]:
         if not hub.passed:
             return
     # On a volume that outlives the run, a run that is started again finds the record of the first one.
-    yield from rehearse_once(config, Path(work_folder)) if work_folder else rehearse(config)
+    yield from rehearse_once(config, work_folder) if work_folder else rehearse(config)
     for stage, node in cluster.placement.items():
         if cluster.nodes[node].accelerator_memory:
             yield run_check(f"GPU, {stage}", partial(check_accelerator_memory, config, stage))

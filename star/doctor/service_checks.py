@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 from star.errors import InputError
+from star.folders.owners import create_private
 
 PROBE = b"preflight"  # content of the objects and files that are written and removed again
 
@@ -81,7 +82,8 @@ def check_object_store(url: str) -> str:
 def check_volume(folder: Path) -> str:
     """Writes a file to the volume of `cluster.work_claim` and deletes it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            create_private(folder)
         probe = folder / f".preflight-{uuid.uuid4().hex}"
         probe.write_bytes(PROBE)
         probe.unlink()

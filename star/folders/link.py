@@ -2,12 +2,29 @@
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
+from star.folders.owners import is_own
 
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Links a file to a second place, or copies it where the file system cannot (another one, or one without links)."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+
+def link_or_copy(source: Path, target: Path, *, read_only: bool = False) -> None:
+    """Links a file of this user to a second place, or copies it.
+
+    It is copied where the file system cannot link (another one, or one without links), and if it is a link or belongs to
+    somebody else, who may go on writing to it.
+
+    Args:
+        read_only: takes the right to write from the file, because a program that writes to one of the two names would
+            change both. For files that are in two published folders.
+    """
+    status = source.lstat()
+    if stat.S_ISREG(status.st_mode) and is_own(source):
+        try:
+            os.link(source, target)
+            if read_only:
+                source.chmod(stat.S_IMODE(status.st_mode) & 0o555)
+            return
+        except OSError:
+            target.unlink(missing_ok=True)
+    shutil.copyfile(source, target)

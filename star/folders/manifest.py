@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from star.errors import InputError
+from star.folders.owners import refuse_other_owner
 from star.hashing import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
@@ -207,7 +208,8 @@ def refuse_additions(out: Path, *, fingerprint: str) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raises InputError if `out` has content without a manifest: it is not STAR's, and would be overwritten."""
+    """Raises InputError if `out` is not to be overwritten: it has content without a manifest, or is another user's."""
+    refuse_other_owner(out)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file()):
         raise InputError(f"{out} exists and is not a stage's output: give another folder, or move it away")
 

@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from star.folders.manifest import MANIFEST, FileEntry, Manifest, copy_listed_files, is_finished, refuse_foreign
+from star.folders.owners import create_folder, refuse_others, refuse_others_below, shared_with
+from star.folders.published_note import read_note, write_note
 from star.folders.working_paths import incoming_folder, outgoing_folder, published_note
 from star.hashing import sha256_of
 from star.json_file import write_json
@@ -33,8 +35,11 @@ def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
         The manifest as it was written.
 
     Raises:
-        InputError: `out` has content that STAR did not write; it is left as it is.
+        InputError: `out` has content that STAR did not write; it is left as it is. Or the folder has a link, or a file of
+            somebody else.
     """
+    # Otherwise the content behind a link would be published, and `chmod` would open the file it leads to.
+    refuse_others_below(folder)
     files = [
         FileEntry(name, file.stat().st_size, sha256_of(file), _count_rows(file))
         for file in sorted(folder.rglob("*"))
@@ -49,18 +54,21 @@ def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
     _move(folder, out)
     # After the renames, because a later attempt copies from the path in the note.
     if note := published_note(manifest.stage, manifest.fingerprint):
-        note.write_text(str(out), encoding="utf-8")
+        write_note(note, out, fingerprint=manifest.fingerprint)
     return finished
 
 
 def make_readable_by_all(folder: Path) -> None:
     """Gives all files mode 0644: weights are saved as 0600, which another user on a shared volume could not read.
 
-    A read-only file gets 0444: it may be a hard link to a file of another result.
+    A read-only file gets 0444: it may be a hard link to a file of another result. Nobody else may write to a folder that
+    is published, also where others share the unfinished work.
     """
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o644 & (file.stat().st_mode | 0o444))
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file():
+            path.chmod(0o644 & (path.stat().st_mode | 0o444))
+        elif shared_with() != "nobody":
+            path.chmod(0o755 & path.stat().st_mode)
 
 
 def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> None:
@@ -69,34 +77,52 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
     There are two such moments: between the renames, and after publishing but before the runner recorded the result.
     In the second one the next attempt has another output path (Kubeflow gives it one), and the result is copied from
     the path in the note.
+
+    Raises:
+        InputError: the note, or a folder on its way to or from `out`, is a link or belongs to somebody else.
     """
     incoming, note = incoming_folder(out), published_note(stage, fingerprint)
+    refuse_others(incoming)
+    refuse_others(outgoing_folder(out))
     if note and note.is_file() and not is_finished(out, fingerprint=fingerprint):
-        published = Path(note.read_text(encoding="utf-8"))
-        if is_finished(published, fingerprint=fingerprint):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            # A copy that was killed lies there. It may have read-only files, which cannot be written again.
-            shutil.rmtree(incoming, ignore_errors=True)
+        published = read_note(note, fingerprint=fingerprint)
+        if published and is_finished(published, fingerprint=fingerprint):
+            make_incoming(incoming)
             # A copy that is killed has no manifest yet, and `is_finished` below verifies every file before the rename.
             copy_listed_files(published, incoming, copy=shutil.copyfile)
     if is_finished(incoming, fingerprint=fingerprint):
         replace_folder(out, incoming)
         if note:
             # From now on this copy counts: the older one may be removed with its run.
-            note.write_text(str(out), encoding="utf-8")
+            write_note(note, out, fingerprint=fingerprint)
+
+
+def make_incoming(incoming: Path) -> None:
+    """Makes the folder anew for a copy that will be renamed to its place. What a killed copy left is removed.
+
+    Raises:
+        InputError: what is there is a link or belongs to somebody else.
+    """
+    create_folder(incoming.parent)
+    refuse_others(incoming)
+    # It may have read-only files, which cannot be written again.
+    shutil.rmtree(incoming, ignore_errors=True)
+    # Fails if another user was quicker. With the mode of the umask, because it is about to be read by others.
+    incoming.mkdir()
 
 
 def copy_folder_atomically(folder: Path, out: Path) -> None:
     """Copies a folder to `out`, replacing what is there. The copy appears when it is complete."""
     incoming = incoming_folder(out)
-    shutil.rmtree(incoming, ignore_errors=True)
-    shutil.copytree(folder, incoming)
+    make_incoming(incoming)
+    shutil.copytree(folder, incoming, dirs_exist_ok=True)
     replace_folder(out, incoming)
 
 
 def replace_folder(out: Path, incoming: Path) -> None:
     """Renames `incoming`, a folder beside `out`, to `out`, and removes what was there."""
     outgoing = outgoing_folder(out)
+    refuse_others(outgoing)
     # A kill before the last line of an earlier publication left it. A rename onto it would fail.
     shutil.rmtree(outgoing, ignore_errors=True)
     # A folder cannot be renamed onto one with content, so the older result moves aside first.
@@ -120,15 +146,19 @@ def _count_rows(file: Path) -> int | None:
 
 
 def _move(folder: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(out.parent)
     incoming = incoming_folder(out)
     # What lies there is incomplete or of other work.
     # `finish_interrupted_publish` has moved a complete result of this work to its place before.
+    refuse_others(incoming)
     shutil.rmtree(incoming, ignore_errors=True)
     try:
         folder.rename(incoming)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.copytree(folder, incoming)  # $STAR_WORK is on another file system, where a rename is not possible
+        make_incoming(incoming)
+        shutil.copytree(
+            folder, incoming, dirs_exist_ok=True
+        )  # $STAR_WORK is on another file system, where a rename is not possible
     replace_folder(out, incoming)

@@ -28,8 +28,10 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from star.errors import InputError
+from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, copy_listed_files, is_finished
-from star.folders.publish import replace_folder
+from star.folders.owners import create_in_home, is_own
+from star.folders.publish import make_incoming, replace_folder
 from star.folders.s3_client import is_s3_url
 from star.folders.working_paths import incoming_folder
 from star.home import home
@@ -77,7 +79,8 @@ def _places_of(fingerprint: str) -> Iterator[tuple[str, Path]]:
             if not root.is_dir() and root != home():
                 raise InputError(f"{VARIABLE} names {place}, which is no folder: correct or unset it")
             for folder in finished_folders(root):
-                if _fingerprint_at(folder) == fingerprint:
+                # A place of STAR_REUSE is trusted by name. In a home that is open to others anybody could put a folder.
+                if (root != home() or is_own(folder)) and _fingerprint_at(folder) == fingerprint:
                     yield shown(folder), folder
 
 
@@ -86,7 +89,7 @@ def _places_in_s3(url: str, fingerprint: str) -> Iterator[tuple[str, Path]]:
 
     for found, content in manifests_below(url):
         if _fingerprint_in(content) == fingerprint:
-            yield found, download_folder(found, home() / "s3" / "fetched")
+            yield found, download_folder(found, create_in_home("s3") / "fetched")
 
 
 def finished_folders(root: Path) -> Iterator[Path]:
@@ -123,7 +126,7 @@ def _fingerprint_in(manifest: bytes) -> str | None:
 
 def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path], bool]) -> bool:
     incoming = incoming_folder(out)
-    shutil.rmtree(incoming, ignore_errors=True)
+    make_incoming(incoming)
     try:
         copy_listed_files(folder, incoming, copy=_link_or_copy)
     # Somebody removed the folder or a file of it meanwhile, or its manifest is damaged.
@@ -142,11 +145,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
     # DVC may have made the file a link into its own cache.
     file = source.resolve()
     if file.stat().st_size >= LINKED_BYTES:
-        try:
-            os.link(file, target)
-            file.chmod(0o444)
-            return
-        # Another file system, or a file of another user, who may go on writing to it.
-        except OSError:
-            Path(target).unlink(missing_ok=True)
-    shutil.copyfile(file, target)
+        link_or_copy(file, target, read_only=True)
+    else:
+        shutil.copyfile(file, target)

@@ -27,6 +27,7 @@ from star.folders.manifest import (
     read_manifest,
     unlisted_paths,
 )
+from star.folders.owners import create_folder
 from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, open_s3
 from star.hashing import sha256_of
 from star.progress import Bar, print_line
@@ -78,7 +79,7 @@ def download_folder(url: str | Path, root: Path) -> Path:
             raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
         listed = _parse_manifest(content, s3_folder)
         files = listed.files
-        folder.mkdir(parents=True, exist_ok=True)
+        create_folder(folder)
         # A local folder with a manifest counts as finished, which it is not while its files are replaced.
         (folder / MANIFEST).unlink(missing_ok=True)
         with Bar(f"fetch {s3_folder}", len(files)) as bar:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from star.folders.owners import create_in_home
 from star.folders.reuse import searching_also
 from star.folders.s3 import download_folder, upload_folder
 from star.folders.s3_client import S3Folder, is_s3_url
-from star.home import home
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def with_local_folders(work: Callable[..., T], *, out: Path, upload: bool, **arg
     """
     s3_folder = S3Folder.parse(out) if is_s3_url(out) else None
     # A fixed place in the home, so that a killed stage finds its workspace again.
-    local_out = home() / "s3" / "made" / s3_folder.bucket / s3_folder.prefix if s3_folder else out
+    local_out = create_in_home("s3") / "made" / s3_folder.bucket / s3_folder.prefix if s3_folder else out
     with searching_also(str(s3_folder)) if s3_folder else contextlib.nullcontext():
         result = work(out=local_out, **{name: _with_local_copies(value) for name, value in arguments.items()})
     # After a cached result too, because its earlier upload may have been interrupted.
@@ -42,7 +42,7 @@ def with_local_folders(work: Callable[..., T], *, out: Path, upload: bool, **arg
 
 def local_copy(folder: Path) -> Path:
     """The folder itself, or a local copy of one that lies in S3."""
-    return download_folder(folder, home() / "s3" / "fetched") if is_s3_url(folder) else folder
+    return download_folder(folder, create_in_home("s3") / "fetched") if is_s3_url(folder) else folder
 
 
 def _with_local_copies(value: object) -> object:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from star.errors import InputError
-from star.home import home
+from star.folders.owners import create_folder, create_in_home, refuse_others
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import (
     Version,
@@ -42,9 +42,10 @@ def download_version(version: Version, out: Path) -> Path:
     if not version.files or not version.model_digest:
         raise InputError(f"{version} was not registered by `star`: it has no list of files to check a download against")
     folder = out / re.sub(r"[^\w-]", "-", version.model_digest)  # a digest may hold a colon or a slash
+    refuse_others(folder)
     if folder.is_dir() and hash_files(folder) == version.files:
         return folder
-    out.mkdir(parents=True, exist_ok=True)
+    create_folder(out)
     # Downloaded beside its place and renamed once checked, so that a kill leaves no folder that looks complete.
     with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as scratch:
         model = Path(scratch) / "model"
@@ -66,7 +67,7 @@ def download_version_as(version: Version, folder: Path) -> Path:
         if folder.is_dir() and version.files and hash_files(folder) == version.files:
             return folder
         raise InputError(f"{folder} exists and does not hold the files of {version}: remove it, or give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
         download_version(version, Path(scratch)).rename(folder)
     return folder
@@ -132,7 +133,7 @@ def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
         if folder.is_dir():
             raise InputError(f"{error}; write ./{model} if you mean the folder") from error
         raise
-    return version, download_version(version, home() / "models")
+    return version, download_version(version, create_in_home("models"))
 
 
 def get_model_folder(model: str, *, name: str) -> Path:

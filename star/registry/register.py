@@ -26,7 +26,7 @@ from star.errors import InputError
 from star.evaluation.evaluate import EVALUATION, OUTCOMES, READING, TIMING
 from star.evaluation.suites import SUITES
 from star.folders.manifest import Manifest, read_manifest
-from star.home import home
+from star.folders.owners import create_in_home
 from star.html_kit import escape_markdown
 from star.json_file import write_json
 from star.registry.download import download_file, download_version
@@ -241,7 +241,7 @@ def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
 def _smoke_check(version: Version) -> Check:
     """Downloads the published files and has them answer one request with tools."""
     try:
-        return Check("smoke", True, run_smoke_test(download_version(version, home() / "models")))
+        return Check("smoke", True, run_smoke_test(download_version(version, create_in_home("models"))))
     except Exception as error:  # whatever stops it from answering is a reason not to promote it
         return Check("smoke", False, f"the published model does not answer a call with tools: {error}")
 

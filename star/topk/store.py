@@ -259,7 +259,7 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
             # Every shard numbers its files from 0, so they are numbered again.
             name = SHARD_FILE.format(len(entries))
             (out / name).unlink(missing_ok=True)
-            link_or_copy(store.folder / entry["file"], out / name)
+            link_or_copy(store.folder / entry["file"], out / name, read_only=True)
             entries.append(entry | {"file": name})
     _write_index(out, stores[0]._header, entries)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from star.errors import InputError, redacted
+from star.folders.owners import create_home, create_in_home, create_private_file
 from star.home import home
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def configure_mlflow() -> None:
 
     uri, given = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
     if not given:
-        home().mkdir(parents=True, exist_ok=True)
+        create_home()
+        # SQLite would create it readable by all.
+        create_private_file(home() / "mlflow.db")
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
     if not given:
@@ -150,7 +153,7 @@ def experiment_id(client: "MlflowClient") -> str:
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
     # A server has its own store of artifacts. With a plain database MLflow would write them to the working directory.
-    artifacts = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
+    artifacts = create_in_home("mlartifacts").as_uri() if tracking_uri().startswith("sqlite:") else None
     try:
         return client.create_experiment(name, artifact_location=artifacts)
     except MlflowException:  # another process created it in the meantime

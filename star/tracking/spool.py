@@ -37,6 +37,7 @@ from typing import Any
 from filelock import FileLock
 
 from star.errors import redacted
+from star.folders.owners import create_private
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Spool:
         """Creates a run's folder, owned by this process. If the disk refuses, prints a warning; the spool is `broken`."""
         spool = cls(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            create_private(folder)
             spool.owner_lock.acquire(timeout=0)
             # A run that several processes share may have a folder from an earlier process already.
             if not spool.exists():

@@ -1,6 +1,6 @@
 """Promotes a version that a user names, here or in another MLflow registry: what `star promote` does."""
 
-from star.home import home
+from star.folders.owners import create_in_home
 from star.registry.copy_version import copy_version
 from star.registry.download import download_version
 from star.registry.promotion.promote_and_rollback import promote
@@ -22,7 +22,7 @@ def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: s
     """
     version = find_by_reference(model, name=name)
     # Downloaded even for a promotion here, because the download compares every file with its digest.
-    folder = download_version(version, home() / "models")
+    folder = download_version(version, create_in_home("models"))
     if to_registry is None:
         return promote(version.name, version.version, to=to, reason=reason)
     with use_tracking_uri(to_registry):
