@@ -33,14 +33,23 @@ PATTERN_SECONDS_IN_ALL = 20.0
 DRAWN_CHARACTERS = 10_000
 DRAWN_ITEMS = 1_000
 DRAWN_ITEMS_IN_ALL = 10_000
+# Values (objects, lists, texts, numbers) in a record: each takes up to 250 bytes, and a record is written, read and copied several times.
+RECORD_PARTS = 500_000
+# Brackets and commas of a JSON document. The largest public ones have one for each twenty bytes.
+DOCUMENT_MARKS = 3_000_000
+# Characters of a request in which near duplicates are searched. A longer one has near duplicates by its beginning.
+COMPARED_CHARACTERS = 500_000
+# Characters of the tools and schemas that one cache keeps. What was read of them takes several times the space.
+CACHED_CHARACTERS = 16_000_000
 # Processor time for one record, one tool or one generated row. Ordinary ones take milliseconds.
-SECONDS_PER_RECORD = 4.0
-# Rows of a Parquet file that are read at once: of the largest records these are 256 MiB, whatever the file's compression.
-PARQUET_BATCH_ROWS = 16
-# Values (with those in lists) in a column of a row group. Writers make much smaller ones.
-PARQUET_VALUES = 200_000_000
-# Bytes of a column of a row group, once it is larger than four records, for each byte in the file. Real texts have up to fifty.
-PARQUET_COMPRESSION = 300
-# Bytes of all records of a Parquet file, once they are more than a gibibyte, for each byte of it. Tools that every record repeats are
+SECONDS_PER_RECORD = 2.0
+# Processor time for a document of tools, before its tools are read one by one. Ten million bytes of YAML take six.
+SECONDS_PER_DOCUMENT = 20.0
+# Rows of a table that are decoded at once: of the largest records these are 256 MiB, whatever the file's compression.
+TABLE_BATCH_ROWS = 16
+# Memory, in bytes, for decoding them, and processor time in seconds: a child process has no more.
+TABLE_MEMORY = 768 * 2**20
+TABLE_SECONDS = 20
+# Bytes of all records of a table, once they are more than 256 MiB, for each byte of it. Tools that every record repeats are
 # stored once, so this is more.
-PARQUET_EXPANSION = 1000
+TABLE_EXPANSION = 1000

@@ -3,36 +3,67 @@
     with time_limit(4.0):
         normalize_tool(tool)    # raises TookTooLong after 4 seconds of processor time
 
-Counted is processor time in Python's code, so that a slow disk or a busy machine ends nothing.
+Counted is the main thread's processor time, so that a slow disk, a busy machine or another thread ends nothing. A signal tells it, so what
+never returns from C is not ended: such work must be bounded by its size (`star.limits`).
 """
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import time
+from types import FrameType, TracebackType
+
+# Again every tenth of a second: where Python ignores exceptions (in finalizers), or somebody's code catches all, one would be lost.
+INTERVAL = 0.1
 
 
 class TookTooLong(Exception):
     """The work took longer than it may. No InputError: a part that may be left out must not hide it."""
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
+class time_limit:
     """Raises TookTooLong in the block after so many seconds of processor time. Inside another limit, the outer one counts."""
-    # Signals reach the main thread only. Elsewhere there is no limit; what reads foreign input runs in the main thread.
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_VIRTUAL)[0]:
-        yield
+
+    running: "time_limit | None" = None
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.end = 0.0
+
+    def __enter__(self) -> None:
+        # Signals reach the main thread only. Elsewhere there is no limit; what reads foreign input runs in the main thread.
+        if time_limit.running is not None or threading.current_thread() is not threading.main_thread():
+            return
+        # It stays, since without a handler a last signal, which another thread may get late, would end the process.
+        if signal.getsignal(signal.SIGVTALRM) is not _on_signal:
+            signal.signal(signal.SIGVTALRM, _on_signal)
+        self.end = time.thread_time() + self.seconds
+        time_limit.running = self
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds, INTERVAL)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if time_limit.running is self:
+            time_limit.running = None
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    limit = time_limit.running
+    # In its own exit the work is done: an exception there would leave the timer running. The timer counts all threads together.
+    if limit is None or (frame is not None and frame.f_code in _OWN) or time.thread_time() < limit.end:
         return
+    if _is_importing(frame):
+        # No input's work, and a module that is read by half would be missed later: it begins anew after the import.
+        limit.end = time.thread_time() + limit.seconds
+    else:
+        raise TookTooLong(f"it takes more than {limit.seconds:g} s of processor time")
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise TookTooLong(f"it takes more than {seconds:g} s of processor time")
 
-    before = signal.signal(signal.SIGVTALRM, end)
-    # Again every tenth of a second: where Python ignores exceptions (in finalizers) one would be lost.
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+_OWN = (time_limit.__enter__.__code__, time_limit.__exit__.__code__)

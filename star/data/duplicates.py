@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.data.rows import query_of, target_of
+from star.limits import COMPARED_CHARACTERS
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -145,7 +146,8 @@ class Duplicates:
 
 
 def shingles_of(text: str) -> set[str]:
-    """Returns all substrings of SHINGLE_LENGTH characters; of a shorter text the text itself."""
+    """Returns all substrings of SHINGLE_LENGTH characters; of a shorter text the text itself. Of a very long one its beginning counts."""
+    text = text[:COMPARED_CHARACTERS]
     return {text[start : start + SHINGLE_LENGTH] for start in range(max(1, len(text) - SHINGLE_LENGTH + 1))}
 
 

@@ -219,7 +219,7 @@ def _make_entry(plan: Plan, endpoint: Endpoint, index: int) -> dict:
         # Raises ValueError for a lone surrogate while the row can still become a reject.
         json_line(row)
         fault = find_fault_in_any_turn(row)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fault = ("llm_format", str(error)[:300])
     # The last gate costs a request, so only rows that passed the others are sent.
     if not fault and plan.check_meaning:

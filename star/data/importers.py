@@ -11,10 +11,10 @@ assistant turn becomes a row. A record that cannot become a row is yielded as a 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from star.data.cached_by_text import cached_by_text
 from star.data.calls import calls_of_value
 from star.data.chat_texts import split_glaive, split_hammer
 from star.data.conversations import assistant_message, conversation_of, text_of
@@ -194,7 +194,7 @@ def _fenced_answer(record: dict) -> list:
     return list_field({"output": text}, "output")
 
 
-@lru_cache(maxsize=16384)
+@cached_by_text
 def _tool(text: str) -> dict:
     """Returns the tool in normal form. Cached, because data sets repeat their tools and a check takes milliseconds."""
     tool = normalize_tool(json.loads(text))
@@ -209,23 +209,25 @@ def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
     seen: set[bytes] = set()
     for path in paths:
         for _, record in read_records(path):
-            for written in _written_tools(record):
-                text = json.dumps(written, sort_keys=True)
-                if (mark := hashlib.blake2b(text.encode(), digest_size=8).digest()) in seen:
-                    continue
-                seen.add(mark)
-                try:
-                    with time_limit(SECONDS_PER_RECORD):
-                        tool = _tool(json.dumps(written))
-                except (InputError, TookTooLong):
-                    continue
-                yield {"original": written, "tool": tool}
+            found: list[dict] = []
+            try:
+                with time_limit(SECONDS_PER_RECORD):
+                    for written in _written_conversation(record)[2]:
+                        found += _new_tool(written, seen)
+            # The record is a reject with this reason, and its tools that were read are still tools.
+            except (InputError, ValueError, TypeError, AttributeError, RecursionError, TookTooLong):
+                pass
+            yield from found
 
 
-def _written_tools(record: Any) -> list:
+def _new_tool(written: Any, seen: set[bytes]) -> list[dict]:
+    text = json.dumps(written, sort_keys=True)
+    if (mark := hashlib.blake2b(text.encode(), digest_size=8).digest()) in seen:
+        return []
+    seen.add(mark)
     try:
-        return _written_conversation(record)[2]
-    except (InputError, TypeError, AttributeError):
+        return [{"original": written, "tool": _tool(json.dumps(written))}]
+    except InputError:
         return []
 
 

@@ -7,12 +7,12 @@ No reference is followed to another document.
 """
 
 import json
-from functools import lru_cache
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from referencing.exceptions import Unresolvable
 
+from star.data.cached_by_text import cached_by_text
 from star.data.json_schema_validator import TooMuchWork, bounded_validator, first_error
 from star.data.schema_patterns import SlowPattern
 
@@ -21,7 +21,7 @@ TYPES = Draft202012Validator({})
 UNUSABLE = (Unresolvable, RecursionError, SlowPattern, TooMuchWork)
 
 
-@lru_cache(maxsize=4096)
+@cached_by_text
 def check_schema(schema: str) -> None:
     """Checks a schema, given as JSON text. Cached, because many tools share a schema and a check takes milliseconds.
 
@@ -31,7 +31,7 @@ def check_schema(schema: str) -> None:
     Draft202012Validator.check_schema(json.loads(schema))
 
 
-@lru_cache(maxsize=4096)
+@cached_by_text
 def _validator(schema: str) -> Draft202012Validator:
     return bounded_validator(json.loads(schema))
 

@@ -6,7 +6,9 @@ They differ from those of `jsonschema` in cost only: expressions run on `star.da
 and schemas that double the work at each level end in a TooMuchWork.
 """
 
+import threading
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -26,16 +28,18 @@ class TooMuchWork(Exception):
     """The check of a value looks at more schemas than it may."""
 
 
-class _Steps:
+class _Steps(threading.local):
     """The steps that are left to the running check."""
 
     left = SCHEMA_STEPS
 
-    @classmethod
-    def take(cls) -> None:
-        cls.left -= 1
-        if cls.left < 0:
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
             raise TooMuchWork(f"a check of a value needs more than {SCHEMA_STEPS:,} steps")
+
+
+_steps = _Steps()
 
 
 def bounded_validator(schema: Any) -> Draft202012Validator:
@@ -50,13 +54,13 @@ def first_error(validator: Draft202012Validator, value: object) -> ValidationErr
         TooMuchWork, SlowPattern: the schema costs too much.
         Unresolvable, RecursionError: the schema refers to nothing, or to itself without end.
     """
-    _Steps.left = SCHEMA_STEPS
+    _steps.left = SCHEMA_STEPS
     return next(validator.iter_errors(value), None)
 
 
 def _counted(check: Keyword) -> Keyword:
     def counted(validator: Any, keyword: Any, instance: Any, schema: Any) -> Any:
-        _Steps.take()
+        _steps.take()
         return check(validator, keyword, instance, schema)
 
     return counted
@@ -97,6 +101,19 @@ def _additional_properties(validator: Any, others: Any, instance: Any, schema: A
             yield ValidationError(f"Additional properties are not allowed ({names} {was} unexpected)")
 
 
+def _multiple_of(validator: Any, divisor: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "number"):
+        return
+    try:
+        yield from Draft202012Validator.VALIDATORS["multipleOf"](validator, divisor, instance, schema)
+        return
+    # The library divides as fractions of the machine: an integer may be too large for one, and nan and infinity are nothing's multiple.
+    except (OverflowError, ValueError):
+        whole = instance == instance and abs(instance) != float("inf") and not Fraction(instance) % Fraction(divisor)
+    if not whole:
+        yield ValidationError(f"{str(instance)[:80]} is not a multiple of {str(divisor)[:80]}")
+
+
 def _unique_items(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     if wanted and validator.is_type(instance, "array") and len(set(map(_key, instance))) < len(instance):
         yield ValidationError(f"{instance!r} has non-unique elements")
@@ -116,7 +133,7 @@ def _key(value: Any) -> object:
 def _unevaluated_properties(validator: Any, others: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
     """Asks the library, with the names that patterns allow written out: it would search with Python's own engine."""
     if validator.is_type(instance, "object"):
-        _Steps.take()
+        _steps.take()
         yield from Draft202012Validator.VALIDATORS["unevaluatedProperties"](
             validator, others, instance, _without_patterns(schema, instance)
         )
@@ -150,6 +167,7 @@ Validator = extend(
         **{key: _counted(Draft202012Validator.VALIDATORS[key]) for key in COMBINING},
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
+        "multipleOf": _multiple_of,
         "additionalProperties": _additional_properties,
         "uniqueItems": _unique_items,
         "unevaluatedProperties": _unevaluated_properties,

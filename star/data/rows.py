@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from star.errors import InputError
-from star.limits import DEPTH, RECORD_BYTES
+from star.limits import DEPTH, RECORD_BYTES, RECORD_PARTS
 
 REFUSAL = "None of the given tools can do that."  # the answer of a row whose tools cannot do what the user asks
 
@@ -173,10 +173,22 @@ def parse_line(line: bytes | None) -> Any:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON: {error}") from error
-    # Counting the brackets is cheaper than looking, and few records have so many.
-    if line.count(b"{") + line.count(b"[") > DEPTH and is_too_deep(value):
-        raise ValueError(f"its objects and lists nest deeper than {DEPTH}")
+    # Counting the brackets is cheaper than looking, and few records have so many. A value takes a character or more.
+    if line.count(b"{") + line.count(b"[") > DEPTH or len(line) > RECORD_PARTS:
+        require_bounded(value)
     return value
+
+
+def require_bounded(value: Any) -> None:
+    """Raises ValueError for a record that nests too deeply or has too many values. Goes level by level, without recursion."""
+    parts, level = 1, [value] if isinstance(value, dict | list) else []
+    for _ in range(DEPTH + 1):
+        nodes = [node.values() if isinstance(node, dict) else node for node in level]
+        if (parts := parts + sum(map(len, nodes))) > RECORD_PARTS:
+            raise ValueError(f"it has more than {RECORD_PARTS:,} values")
+        if not (level := [child for children in nodes for child in children if isinstance(child, dict | list)]):
+            return
+    raise ValueError(f"its objects and lists nest deeper than {DEPTH}")
 
 
 def is_too_deep(value: Any, most: int = DEPTH) -> bool:

@@ -22,8 +22,12 @@ def all_of(first: Any, second: Any, *, exact: bool = True) -> Any:
         return False
     if first is True or second is True:
         return second if first is True else first
-    both = merged(first, second, exact=exact)
-    return {"allOf": [first, second]} if both is None else both
+    # As the normal form has it, which must stay as it is when it is read again.
+    if (both := merged(first, second, exact=exact)) is None:
+        if (both := merged({}, first, exact=exact)) is None:
+            return {"allOf": [first, second]}
+        both = {**both, "allOf": [*both.get("allOf", []), second]}
+    return {"type": both["type"], **both} if "type" in both else both
 
 
 def merged(first: dict, second: dict, *, exact: bool) -> dict | None:

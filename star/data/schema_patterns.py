@@ -38,11 +38,15 @@ class SlowPattern(Exception):
     """A text cannot be searched for an expression within the time that it may take."""
 
 
-@lru_cache(maxsize=4096)
 def fault_of_pattern(pattern: str) -> str | None:
     """Returns why a pattern cannot be used, or None."""
     if len(pattern) > PATTERN_CHARACTERS:
         return f"it has more than {PATTERN_CHARACTERS:,} characters"
+    return _fault_of_short_pattern(pattern)
+
+
+@lru_cache(maxsize=4096)
+def _fault_of_short_pattern(pattern: str) -> str | None:
     if LITERAL.fullmatch(pattern):
         return "it is written with slashes around it"
     if END_OF_TEXT.search(pattern):
@@ -68,7 +72,8 @@ def matches(pattern: str, text: str) -> bool:
     return _searcher(pattern)(text)
 
 
-@lru_cache(maxsize=4096)
+# Few, because one may take several megabytes.
+@lru_cache(maxsize=64)
 def _searcher(pattern: str) -> Callable[[str], bool]:
     if fault := fault_of_pattern(pattern):
         return _Refused(f"the pattern {pattern[:80]!r} cannot be used: {fault}")
@@ -85,7 +90,7 @@ def _searcher(pattern: str) -> Callable[[str], bool]:
     return found
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=64)
 def _re2(pattern: str) -> Callable[[str], Any] | None:
     """Returns the search of RE2's form of an expression, or None where RE2 cannot run it."""
     try:

@@ -12,7 +12,7 @@ from star.data.schema_references import References, name_of
 from star.data.tools import normalize_tool, repeated_name
 from star.data.yaml_documents import parse_yaml
 from star.errors import InputError
-from star.limits import DEPTH, DOCUMENT_BYTES, SECONDS_PER_RECORD
+from star.limits import DEPTH, DOCUMENT_BYTES, DOCUMENT_MARKS, SECONDS_PER_RECORD
 from star.time_limit import TookTooLong, time_limit
 
 
@@ -115,6 +115,10 @@ def _read_document(path: Path) -> Any:
         raise InputError(f"cannot read the tools file {path}: {error.strerror}") from error
     if len(content) > DOCUMENT_BYTES:
         raise InputError(f"the tools file {path} has more than {DOCUMENT_BYTES // 2**20} MiB: give the tools alone")
+    if _format_of(path) == "JSON" and (marks := sum(map(content.count, (b"{", b"[", b",")))) > DOCUMENT_MARKS:
+        raise InputError(
+            f"the tools file {path} has {marks:,} brackets and commas, more than {DOCUMENT_MARKS:,}: give the tools alone"
+        )
     try:
         return parse_yaml(content) if _format_of(path) == "YAML" else json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from star.limits import DEPTH, DOCUMENT_PARTS
+from star.limits import DEPTH, DOCUMENT_PARTS, SECONDS_PER_DOCUMENT
+from star.time_limit import TookTooLong, time_limit
 
 _FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
@@ -45,11 +46,13 @@ def parse_yaml(content: bytes) -> Any:
         RecursionError: a part of it contains itself.
     """
     try:
-        _require_bounded(content)
-        loaded = yaml.load(content, Loader=_Loader)  # noqa: S506 - it extends a safe loader
-    except yaml.YAMLError as error:
+        with time_limit(SECONDS_PER_DOCUMENT):
+            _require_bounded(content)
+            loaded = yaml.load(content, Loader=_Loader)  # noqa: S506 - it extends a safe loader
+            return _as_json_value(loaded, [DOCUMENT_PARTS])
+    # The last of them stand for a tag on a value that it does not fit, such as `!!int x`.
+    except (yaml.YAMLError, TookTooLong, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    return _as_json_value(loaded, [DOCUMENT_PARTS])
 
 
 def _require_bounded(content: bytes) -> None:

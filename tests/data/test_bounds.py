@@ -1,7 +1,9 @@
 """What is over a bound is a reject, or an error that names the bound, and never costs what stands beside it."""
 
 import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +38,10 @@ def _tool(name: str, schema: object) -> dict:
         b"a0: &a0 {x: 1}\n"
         + b"".join(b"a%d: &a%d\n  <<: [%s]\n  k%d: 1\n" % (n, n, b",".join([b"*a%d" % (n - 1)] * 9), n) for n in range(1, 12)),
         b"a: 0x" + b"f" * 100_000,
+        b"a: 1" + b":59" * 2000 + b".5",
+        b"a: !!int ''",
+        b"a: !!bool x",
+        b"a: !!timestamp x",
     ],
 )  # fmt: skip
 def test_a_yaml_document_over_a_bound_is_refused_soon(content: bytes) -> None:
@@ -100,17 +106,50 @@ def test_one_bad_record_never_ends_a_set(tmp_path: Path) -> None:
     assert [isinstance(row, dict) for row in found] == [True, *[False] * len(bad), True]
 
 
+def _written(path: Path, table: pa.Table) -> Path:
+    # A text that repeats is one entry of a dictionary, to which all records refer.
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=4 << 20)
+    return path
+
+
 def test_parquet_that_expands_is_read_in_bounded_batches(tmp_path: Path) -> None:
-    text = "a" * (1 << 20)
-    many = pa.table({"messages": [text] * 3000})
-    # As one entry of a dictionary, to which all records refer.
-    pq.write_table(many, tmp_path / "many.parquet", compression="zstd", dictionary_pagesize_limit=4 << 20)
-    start = time.process_time()
-    records = [record for _, record in read_records(tmp_path / "many.parquet") if isinstance(record, ValueError)]
-    assert "1000 times the file's bytes" in str(records[-1]) and time.process_time() - start < 10
-    pq.write_table(pa.table({"a": ["b" * (100 << 20), "x"]}), tmp_path / "one.parquet", compression="zstd")
-    with pytest.raises(InputError, match="300 bytes for one are read"):
-        list(read_records(tmp_path / "one.parquet"))
+    many = _written(tmp_path / "many.parquet", pa.table({"messages": ["a" * (1 << 20)] * 3000}))
+    records = [record for _, record in read_records(many)]
+    assert len(records) < 300 and "1000 times the file's bytes" in str(records[-1])
+    one = _written(tmp_path / "one.parquet", pa.table({"a": ["b" * (100 << 20), "x"]}))
+    (_, first), (_, second) = read_records(one)
+    assert "longer than 16 MiB" in str(first) and second == {"a": "x"}
+    values = _written(tmp_path / "values.parquet", pa.table({"a": [[0] * 600_000, [1]]}))
+    (_, first), (_, second) = read_records(values)
+    assert "more than 500,000 values" in str(first) and second == {"a": [1]}
+
+
+def test_a_row_of_parquet_that_needs_too_much_memory_is_an_error_that_says_so(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 20_001, pa.int32()), ["a" * (1 << 20)])
+    path = _written(tmp_path / "lists.parquet", pa.table({"a": pa.ListArray.from_arrays([0, 20_000, 20_001], texts)}))
+    assert path.stat().st_size < 1000
+    with pytest.raises(InputError, match="more than 768 MiB to decode"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-20], lambda data: data[:-8] + b"\xff\xff\xff\x7fPAR1", lambda data: b"PAR1" * 9]
+)
+def test_a_damaged_parquet_file_is_an_error_of_one_line(change: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    path = _written(tmp_path / "rows.parquet", pa.table({"a": ["x"]}))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(InputError, match="cannot be read as Parquet") as caught:
+        list(read_records(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_not_read_to_its_end_leaves_no_process(tmp_path: Path) -> None:
+    path = _written(tmp_path / "rows.parquet", pa.table({"a": ["x" * 1000] * 5000}))
+    records = read_records(path)
+    assert next(records) == (1, {"a": "x" * 1000})
+    records.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_a_record_of_parquet_that_cannot_be_read_is_a_reject(tmp_path: Path) -> None:
