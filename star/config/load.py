@@ -9,6 +9,7 @@ from pydantic_core import ErrorDetails
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file
 from star.errors import InputError
+from star.yaml_documents import parse_yaml
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
@@ -48,17 +49,20 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8").encode())
     except FileNotFoundError:
         raise InputError(f"no configuration at {path}: give a YAML file or one of {', '.join(PROFILES)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    # Before YAMLError, its base class, because only this one knows the line.
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{path}{line} is not valid YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        fault = error.__cause__
+        # Only this one knows the line.
+        if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark:
+            error = ValueError(fault.problem)
+            path_and_line = f"{path} line {fault.problem_mark.line + 1}"
+        else:
+            path_and_line = str(path)
+        raise InputError(f"{path_and_line} is not valid YAML: {error}") from fault
     if not isinstance(content, dict) or not isinstance(content.get("extends", ""), str):
         raise InputError(f"{path} must hold settings by name, like `seed: 7`, and `extends` one file")
     base = content.pop("extends", None)

@@ -46,7 +46,7 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
     if not isinstance(paths, dict) or not paths:
         raise InputError("the OpenAPI document has no `paths`, so there is no operation to call")
     references = References(document)
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for path, item in paths.items():
         if str(path).startswith("x-"):
             continue
@@ -166,7 +166,7 @@ def _parameters(document: _Document, item: dict, operation: dict) -> list[dict]:
         parameter = document.follow(written)
         if not isinstance(parameter.get("name"), str):
             raise InputError(f"a parameter must have a name, got {str(parameter)[:80]}")
-        found[parameter.get("name"), parameter.get("in")] = parameter
+        found[parameter["name"], str(parameter.get("in"))] = parameter
     return list(found.values())
 
 

@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 MAX_LENGTH = 64  # the longest name that OpenAI's API accepts
+READ_CHARACTERS = 2000  # of an id or a path: what follows is in no name
 LATIN = {"ß": "ss", "æ": "ae", "ø": "o", "œ": "oe", "ł": "l", "đ": "d", "ð": "d", "þ": "th", "ı": "i"}
 UMLAUTS = {"ä": "ae", "ö": "oe", "ü": "ue"}
 CYRILLIC = {
@@ -32,24 +33,27 @@ NAMED_BY_SOUND = re.compile(r"(?:HANGUL SYLLABLE|(?:HIRAGANA|KATAKANA) LETTER(?:
 
 def tool_name(given: object, method: str, path: str) -> str:
     """Returns the operation's id as a name; where its letters have no Latin reading, or it has none, method and path."""
-    if isinstance(given, str) and (name := _name(in_latin(given))) and not is_unreadable(given):
+    given = given[:READ_CHARACTERS] if isinstance(given, str) else ""
+    if (name := _name(in_latin(given))) and not is_unreadable(given):
         return name
     # A letter without a reading becomes its number: the name tells two paths apart, and stays the same.
     numbered = "".join(
-        f"u{ord(letter):x}" if is_unreadable(letter) else in_latin(letter) for letter in _composed(path.strip("/"))
+        f"u{ord(letter):x}" if is_unreadable(letter) else in_latin(letter)
+        for letter in _composed(path.strip("/")[:READ_CHARACTERS])
     )
     return _name(f"{method}_{numbered}") or method
 
 
-def unused_name(name: str, taken: set[str]) -> str:
-    """Returns the name, with a number where it is taken, and adds it to those that are."""
+def unused_name(name: str, taken: dict[str, int]) -> str:
+    """Returns the name, with a number where it is taken, and adds it to those that are, which have the last number that was tried."""
     free = name
-    number = 1
+    number = taken.get(name, 1)
     # Different ids become one name when their characters are replaced or cut.
     while free in taken:
         number += 1
         free = f"{name[: MAX_LENGTH - 4]}_{number}"
-    taken.add(free)
+    taken[name] = number
+    taken.setdefault(free, 1)
     return free
 
 

@@ -21,6 +21,9 @@ class References:
     def __init__(self, *documents: object) -> None:
         self.documents = documents
         self._names: dict[str, object] | None = None
+        self._by_end: dict[
+            str, list[str]
+        ] = {}  # the names by their last part, because a document may have any number of both
 
     def follow(self, reference: object, around: tuple[object, ...] = ()) -> object:
         """Returns what a reference points to.
@@ -52,16 +55,23 @@ class References:
         """Returns the part with this name: an `$id` as it is written or as the end of a longer one, or an `$anchor` behind a `#`."""
         if self._names is None:
             self._names = {key: part for document in self.documents for key, part in _names_in(document)}
+            for key in self._names:
+                self._by_end.setdefault(_end_of(key), []).append(key)
         if name in self._names:
             return self._names[name]
         # Of a name and a reference, one may be relative: the end of the other.
-        ends = [part for key, part in self._names.items() if _ends_in(key, name) or _ends_in(name, key)]
+        alike = self._by_end.get(_end_of(name), [])
+        ends = [self._names[key] for key in alike if _ends_in(key, name) or _ends_in(name, key)]
         return ends[0] if len(ends) == 1 else None
 
     def _resources(self) -> Iterator[object]:
         # Only when the documents themselves do not have it: a pointer counts from the nearest part with an `$id`.
         self._named("")
         yield from (self._names or {}).values()
+
+
+def _end_of(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def _ends_in(name: str, end: str) -> bool:

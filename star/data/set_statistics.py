@@ -8,6 +8,7 @@ from star.data.rows import Reject, query_of
 
 WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges of the bins; the last bin has none
 TEXTS = ("uncalled", "tool_notes")  # fields that explain and count nothing
+NUMBERED = ("turns", "calls", "shown_tools")  # counters whose names are numbers
 MOST_TOOLS = 100_000  # names that are counted one by one; further ones are counted together
 
 
@@ -43,12 +44,23 @@ class SetStatistics:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "SetStatistics":
-        """Reads what `to_json` returned."""
-        counters: dict[str, Any] = {
-            key: Counter(value) if isinstance(value, dict) and key not in TEXTS else value
-            for key, value in values.items()
-        }
-        return cls(**counters)
+        """Reads what `to_json` returned.
+
+        Raises:
+            TypeError, ValueError, AttributeError: it is anything else.
+        """
+        read = cls(**values)
+        for key, empty in vars(cls()).items():
+            value = getattr(read, key)
+            if isinstance(empty, int):
+                _require(type(value) is int, key)
+                continue
+            kind = str if key in TEXTS else int
+            _require(all(isinstance(name, str) and type(said) is kind for name, said in value.items()), key)
+            _require(key not in NUMBERED or all(name.isdecimal() for name in value), key)
+            if kind is int:
+                setattr(read, key, Counter(value))
+        return read
 
     def to_json(self) -> dict[str, Any]:
         """Returns the counters as JSON values, and the texts where there are any."""
@@ -86,3 +98,8 @@ class SetStatistics:
 
 def _bin(words: int) -> str:
     return next((f"{edge}" for edge in WORD_BINS if words <= edge), f"over {WORD_BINS[-1]}")
+
+
+def _require(holds: bool, key: str) -> None:
+    if not holds:
+        raise ValueError(f"{key} is no count of a set")

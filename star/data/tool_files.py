@@ -10,10 +10,10 @@ from star.data.read_records import read_records
 from star.data.rows import Reject, is_too_deep
 from star.data.schema_references import References, name_of
 from star.data.tools import normalize_tool, repeated_name
-from star.data.yaml_documents import parse_yaml
 from star.errors import InputError
 from star.limits import DEPTH, DOCUMENT_BYTES, DOCUMENT_MARKS, SECONDS_PER_RECORD
 from star.time_limit import TookTooLong, time_limit
+from star.yaml_documents import parse_yaml
 
 
 def load_tools(path: Path) -> list[dict]:

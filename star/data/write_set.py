@@ -180,7 +180,7 @@ def read_statistics(folder: Path) -> SetStatistics:
     """
     try:
         return SetStatistics.from_json(json.loads((folder / STATISTICS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{folder} is not a data set: give a folder that `star data` or `star synthesize` wrote"
         ) from error

@@ -108,8 +108,8 @@ def read_manifest(folder: Path) -> Manifest:
         if outside := [entry.path for entry in files if leads_outside(entry.path)]:
             raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
         return Manifest(**content, files=files)
-    # Valid JSON of another shape raises one of the last three.
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    # Valid JSON of another shape raises one of the last ones.
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again"
         ) from error

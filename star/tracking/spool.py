@@ -131,7 +131,7 @@ class Spool:
                     break
                 # A damaged line counts too: the offsets of the events behind it are positions in the file.
                 offset += len(line)
-                with suppress(ValueError):  # a killed process left a part of the line
+                with suppress(ValueError, RecursionError):  # a killed process left a part of the line
                     found.append((json.loads(line), offset))
         return found
 

@@ -17,9 +17,9 @@ from star.data.rows import Reject
 from star.data.tool_files import load_tools, read_tools
 from star.data.tools import normalize_tool
 from star.data.write_set import reject_line
-from star.data.yaml_documents import parse_yaml
 from star.errors import InputError
 from star.time_limit import TookTooLong, time_limit
+from star.yaml_documents import parse_yaml
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ok"}], "tools": []}
 
