@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from star.folders.manifest import MANIFEST, FileEntry, Manifest, copy_listed_files, is_finished, refuse_foreign
-from star.folders.owners import create_folder, refuse_others, refuse_others_below, shared_with
+from star.folders.owners import create_folder, refuse_other_owner, refuse_others, refuse_others_below, shared_with
 from star.folders.published_note import read_note, write_note
 from star.folders.working_paths import incoming_folder, outgoing_folder, published_note
 from star.hashing import sha256_of
@@ -83,7 +83,7 @@ def finish_interrupted_publish(out: Path, *, stage: str, fingerprint: str) -> No
     """
     incoming, note = incoming_folder(out), published_note(stage, fingerprint)
     refuse_others(incoming)
-    refuse_others(outgoing_folder(out))
+    refuse_other_owner(outgoing_folder(out))
     if note and note.is_file() and not is_finished(out, fingerprint=fingerprint):
         published = read_note(note, fingerprint=fingerprint)
         if published and is_finished(published, fingerprint=fingerprint):
@@ -122,15 +122,22 @@ def copy_folder_atomically(folder: Path, out: Path) -> None:
 def replace_folder(out: Path, incoming: Path) -> None:
     """Renames `incoming`, a folder beside `out`, to `out`, and removes what was there."""
     outgoing = outgoing_folder(out)
-    refuse_others(outgoing)
+    refuse_other_owner(outgoing)
     # A kill before the last line of an earlier publication left it. A rename onto it would fail.
-    shutil.rmtree(outgoing, ignore_errors=True)
+    _remove(outgoing)
     # A folder cannot be renamed onto one with content, so the older result moves aside first.
     # A kill between the two renames leaves a complete `incoming`, which the next run of this work puts in place.
     if out.exists():
         out.rename(outgoing)
     incoming.rename(out)
-    shutil.rmtree(outgoing, ignore_errors=True)
+    _remove(outgoing)
+
+
+def _remove(folder: Path) -> None:
+    # The user's `out` may have been a link. The folder that it leads to stays.
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _count_rows(file: Path) -> int | None:
