@@ -26,7 +26,26 @@ file, out = Path(sys.argv[1]), Path(sys.argv[2])
 write_set(from_start(import_rows(file, source="s")), out=out / "set", state=out / "state")
 write_json_lines(out / "set" / "tools.jsonl", original_tools([file]))
 """
-WORDS = "amber birch cedar delta ember flint grove harbor ivory juniper kestrel lotus maple north ocean pine quartz river".split()
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "flint",
+    "grove",
+    "harbor",
+    "ivory",
+    "juniper",
+    "kestrel",
+    "lotus",
+    "maple",
+    "north",
+    "ocean",
+    "pine",
+    "quartz",
+    "river",
+]
 
 
 def made_records(count: int) -> list[dict]:

@@ -166,6 +166,21 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
+def _register_by_older_star(folder: Path, *, digest: str, name: str = "tiny") -> None:
+    """Registers a model as a STAR did that wrote MLflow's tags alone."""
+    from star.registry.publish import create_version, ensure_registered_model, hash_files, store_model
+
+    ensure_registered_model(server.connect(), name)
+    stored = store_model(folder, hash_files(folder), name=name, scores={}, model_digest=digest)
+    create_version(stored, name=name, scores={}, lineage={}, model_digest=digest)
+
+
+@pytest.fixture
+def older_star() -> Callable[..., None]:
+    """Registers a folder under a digest as a STAR did that wrote MLflow's tags alone."""
+    return _register_by_older_star
+
+
 def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

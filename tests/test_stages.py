@@ -210,7 +210,7 @@ def test_registration_promotes_once_behind_the_gate(micro: Config, finished: dic
 
 def test_a_rollback_outlives_the_next_run(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     from star.registry.promotion.promote_and_rollback import champion, promote, rollback
-    from star.registry.publish import register_model
+    from star.registry.promotion.register_model import register_model
 
     inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
     older = register_model(finished["distill"], name="star", scores={}, lineage={}, model_digest="older")

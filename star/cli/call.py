@@ -25,7 +25,7 @@ def call(
     from star.chat import FormatError
     from star.data.tool_files import load_tools
     from star.modeling.inference import answer_request
-    from star.registry.download import get_model_folder
+    from star.registry.find_model import get_model_folder
 
     try:
         # The tools are read first: a wrong file is reported before a model is downloaded.

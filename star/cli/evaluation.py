@@ -65,7 +65,7 @@ def evaluate(
 def _evaluate_one(model: str, config: str, *, name: str, options: dict[str, object], **folders: Any) -> None:
     from star.config.load import load_config
     from star.evaluation.one_model import choose_suites, evaluate_one
-    from star.registry.download import get_model_folder_or_hub_id
+    from star.registry.find_model import get_model_folder_or_hub_id
 
     # The options are validated before the model is downloaded, which may take minutes.
     chosen = choose_suites(load_config(config), **options)

@@ -42,8 +42,8 @@ def models_diff(
 
     Example: `star models diff champion previous-champion`
     """
+    from star.registry.promotion.find import find_by_reference
     from star.registry.tables import print_difference
-    from star.registry.versions import find_by_reference
 
     print_difference(find_by_reference(first, name=name), find_by_reference(second, name=name))
 
@@ -65,9 +65,9 @@ def models_download(
     `star models download star@champion --out /models/champion`
     """
     from star.registry.download import download_version_as
-    from star.registry.versions import find_by_reference
+    from star.registry.promotion.find import find_by_reference, with_known_files
 
-    version = find_by_reference(model, name=name)
+    version = with_known_files(find_by_reference(model, name=name))
     typer.echo(f"{version} is in {download_version_as(version, out)}")
 
 
@@ -94,7 +94,10 @@ def promote(
     ] = None,
     name: NameOption = "star",
 ) -> None:
-    """Make a registered version the champion, whatever the gate decided. Its files are checked first.
+    """Make a registered version the champion, whatever the gate decided. Its stored files are verified first.
+
+    A version that STAR did not register is promoted by its number only: its files are taken as they are, and compared
+    from then on.
 
     Examples:
 

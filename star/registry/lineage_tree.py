@@ -17,7 +17,7 @@ from rich.tree import Tree
 from star.errors import InputError
 from star.folders.manifest import MANIFEST, read_manifest
 from star.hashing import sha256_of
-from star.registry.download import find_model
+from star.registry.find_model import find_model
 from star.registry.lineage import (
     LINEAGE_FILE,
     MISMATCH,

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from star.errors import InputError
 from star.evaluation.evaluate import OUTCOMES
 from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.hashing import digest_of
 from star.json_file import write_json
 from star.registry.bucket import address_of, store_in_bucket
 from star.registry.lineage import LINEAGE_FILE
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
+CONTENT_TAG = "star.content"  # tag of a LoggedModel: digest of the hashes of its files
 MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
 UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
@@ -73,58 +76,87 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
     (folder / OUTCOMES).write_text("".join(own), encoding="utf-8")
 
 
-def register_model(
-    folder: Path, *, name: str, scores: Mapping[str, float], lineage: Mapping[str, str], model_digest: str
-) -> Version:
-    """Registers a Hugging Face folder as the next version of `name`, or returns the version that has that digest.
+@dataclass(frozen=True)
+class StoredModel:
+    """Files in the registry's store that no version has yet."""
 
-    Args:
-        scores: name of a score -> its value; tags of the version and metrics of the LoggedModel.
-        lineage: tags that say where the model comes from.
-        model_digest: digest of the model's content; two versions of one model never have the same.
+    files: dict[str, str]  # relative path -> sha256
+    source: str  # address of the files
+    logged_model: "LoggedModel"
+
+
+def require_model(folder: Path, *, name: str) -> None:
+    """Checks that a folder can be registered under a name.
 
     Raises:
-        InputError: the folder holds no model, the name cannot be used, or MLflow does not answer.
+        InputError: it holds no model, or the name cannot be used.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise InputError(f"a model cannot be named {name!r}: leave out / : @ and quotes")
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} is no model: it needs a config.json and safetensors weights")
-    # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
-    if found := next((version for version in list_versions(name) if version.model_digest == model_digest), None):
-        _repair_in_bucket(found, folder)
-        return found
-    # The hashes are taken before anything is sent, so a damaged upload is noticed at the first download.
-    files = hash_files(folder)
-    tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(files)} | _tags(scores, lineage)
+
+
+def store_model(
+    folder: Path, files: dict[str, str], *, name: str, scores: Mapping[str, float], model_digest: str
+) -> StoredModel:
+    """Stores a model's files in the bucket of STAR_REGISTRY, else as artifacts, and creates the LoggedModel of them.
+
+    Args:
+        files: relative path -> sha256, taken before anything is sent, so a damaged upload is noticed at the first download.
+        scores: metrics of the LoggedModel.
+    """
     client = connect()
     location = registry_location()
+    # By its content, a version that is registered from the LoggedModel in MLflow's pages is known as this model.
+    tags = {DIGEST_TAG: model_digest, CONTENT_TAG: digest_of(files)}
     if location and location.startswith("s3://"):
         source = store_in_bucket(folder, files, location=location)
-        model = _logged_model(client, name, tags={DIGEST_TAG: model_digest}, external=source)
+        model = _logged_model(client, name, tags=tags, external=source)
     else:
-        model = _logged_model(client, name, tags={DIGEST_TAG: model_digest})
+        model = _logged_model(client, name, tags=tags)
         with transfer_timeout():
             client.log_model_artifacts(model.model_id, str(folder))
         # READY only after the upload: `reconcile` removes what stays in another state.
         client.finalize_logged_model(model.model_id, "READY")
         source = model.model_uri
     _log_scores(client, model, scores)
-    _ensure_registered_model(client, name)
-    # Last, so that whatever is listed as a version is complete; a kill before leaves a LoggedModel that `reconcile` removes.
-    entry = client.create_model_version(
-        name, source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
+    return StoredModel(files, source, model)
+
+
+def create_version(
+    stored: StoredModel, *, name: str, scores: Mapping[str, float], lineage: Mapping[str, str], model_digest: str
+) -> Version:
+    """Makes stored files the next version of a registered model that exists.
+
+    Last, so that whatever is listed as a version is complete. A kill before leaves a LoggedModel that `reconcile` removes.
+    """
+    tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(stored.files)} | _tags(scores, lineage)
+    model = stored.logged_model
+    entry = connect().create_model_version(
+        name, stored.source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
     return read_version(entry, aliases={})
 
 
-def _repair_in_bucket(version: Version, folder: Path) -> None:
+def repair_in_bucket(version: Version, folder: Path) -> None:
     """Sends those files again that the bucket of STAR_REGISTRY has lost or that were changed there."""
     location = registry_location()
     if not (location and location.startswith("s3://") and version.files):
         return
     if version.source == address_of(version.files, location=location) and hash_files(folder) == version.files:
         store_in_bucket(folder, version.files, location=location)
+
+
+def ensure_registered_model(client: "MlflowClient", name: str) -> None:
+    """Creates the registered model if it does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        # Asking first would leave a gap: MLflow answers one of two concurrent first inserts with an error.
+        client.create_registered_model(name)
+    except MlflowException:
+        client.get_registered_model(name)  # it exists already; any other failure is raised here again
 
 
 def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
@@ -203,13 +235,3 @@ def _log_scores(client: "MlflowClient", model: "LoggedModel", scores: Mapping[st
         return
     for key, value in scores.items():
         client.log_metric(model.source_run_id, mlflow_key(key), float(value), model_id=model.model_id)
-
-
-def _ensure_registered_model(client: "MlflowClient", name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        # Asking first would leave a gap: MLflow answers one of two concurrent first inserts with an error.
-        client.create_registered_model(name)
-    except MlflowException:
-        client.get_registered_model(name)  # it exists already; any other failure is raised here again

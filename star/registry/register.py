@@ -32,11 +32,13 @@ from star.json_file import write_json
 from star.registry.download import download_file, download_version
 from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
+from star.registry.promotion.find import as_known
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.promotion.records import CHAMPION, Decision
-from star.registry.publish import assemble_model_folder, register_model, update_tags
+from star.registry.promotion.register_model import register_or_find, update_registration
+from star.registry.publish import assemble_model_folder
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import READING_KEY, Version, find_version
 from star.tracking.runs import current_run
@@ -85,6 +87,7 @@ class Candidate:
 
     version: Version
     measurements: Measurements
+    passed_over: list[str]  # versions that say that they are this model, and are not
 
     @property
     def decided_before(self) -> bool:
@@ -139,7 +142,7 @@ def registration_holds(folder: Path) -> bool:
     said = json.loads((folder / REGISTRATION).read_text(encoding="utf-8"))
     evaluation = read_manifest(folder).inputs["evaluation"]
     try:
-        version = find_version(said["model"], version=said["version"])
+        version = as_known(find_version(said["model"], version=said["version"]))
         champion = current_decision(said["model"]).aliases.get(CHAMPION)
     # The version was deleted, or MLflow does not answer: the stage itself says what to do.
     except InputError:
@@ -167,13 +170,13 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
         model = Path(scratch) / "model"
         # Card and lineage go into a copy, because the stage's folder must keep the content that its digest names.
         assemble_model_folder(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
-        version = register_model(
+        version, passed_over = register_or_find(
             model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
         )
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
-        version = update_tags(version, scores=evaluation.scores, lineage=tags)
-    return Candidate(version, evaluation.measurements())
+        version = update_registration(version, scores=evaluation.scores, lineage=tags)
+    return Candidate(version, evaluation.measurements(), passed_over)
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
@@ -206,14 +209,15 @@ def _check_candidate(candidate: Candidate, gate: Gate) -> GateResult:
     over = current_decision(version.name)
     verdict = check_gate(candidate.measurements, _read_champion(version, over.aliases.get(CHAMPION)), gate)
     # The smoke test uses the files as the registry returns them, so that a damaged upload does not become champion.
-    return GateResult(Verdict([*verdict.checks, _smoke_check(version)], verdict.notes), over)
+    notes = [*verdict.notes, *candidate.passed_over]
+    return GateResult(Verdict([*verdict.checks, _smoke_check(version)], notes), over)
 
 
 def _read_champion(candidate: Version, number: int | None) -> Measurements | None:
     """What the champion's evaluation measured; None when there is no champion, or the candidate is the champion."""
     if number is None or number == candidate.version:
         return None
-    champion = find_version(candidate.name, version=number)
+    champion = as_known(find_version(candidate.name, version=number))
     outcomes: Mapping[str, tuple[str, float]] = {}
     # Without outcomes (an older version has none, or they cannot be downloaded) the scores alone are compared.
     with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
@@ -257,8 +261,9 @@ def _decide(candidate: Candidate, result: GateResult) -> Outcome:
         # The tag follows the decision. After a kill between the two, the next run decides again; with the tag first,
         # nobody would.
         verdict = _promote_or_refuse(version, result)
-        tags = {DECIDED: version.lineage["evaluation"], "gate": _passed_or_refused(verdict)}
-        update_tags(version, scores={}, lineage=tags)
+        said = _passed_or_refused(verdict)
+        tags = {DECIDED: version.lineage["evaluation"], "gate": said}
+        update_registration(version, scores={}, lineage=tags, gate=said)
     # Read again, because a later promotion or rollback may have made another version the champion.
     champion = current_decision(version.name).aliases.get(CHAMPION)
     if candidate.decided_before and champion != version.version:

@@ -8,6 +8,7 @@ from star.errors import InputError
 from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import ledger
 from star.registry.promotion.open_ledger import open_ledger
+from star.registry.promotion.overview import look_at_versions
 from star.registry.versions import Version, find_version, list_versions
 from star.terminal import console
 from star.tracking.server import connect
@@ -25,7 +26,7 @@ def print_versions(name: str) -> None:
     Raises:
         InputError: nothing is registered under that name.
     """
-    versions = list_versions(name)
+    versions, remarks = look_at_versions(name)
     if not versions:
         raise InputError(
             f"no model {name!r} is registered: run `star run` first, or check MLFLOW_TRACKING_URI and STAR_HOME"
@@ -45,6 +46,8 @@ def print_versions(name: str) -> None:
         made = f"{'made':<8}{version.created:%y-%m-%d}"
         table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
     console().print(table)
+    for remark in remarks:
+        console().print(Text(f"{remark[:1].upper()}{remark[1:]}."))
 
 
 def _shown_score(version: Version, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Lists a model's registered versions, and finds the one that a user names: `3`, `champion`, `star/3`, `star@champion`."""
+"""Lists a model's registered versions as MLflow shows them. What its tags say is a claim of whoever can write to MLflow."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def list_versions(name: str) -> list[Version]:
 
 
 def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
-    """The version of that number, or without a number the one that has the alias.
+    """The version of that number, or without a number the one that MLflow gives the alias.
 
     Raises:
         InputError: there is no such version; the message lists those that exist.
@@ -88,47 +88,6 @@ def find_version(name: str, *, version: int | None = None, alias: str = "champio
     if found := next((entry for entry in versions if alias in entry.aliases), None):
         return found
     raise InputError(f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first")
-
-
-def find_by_reference(reference: str, *, name: str) -> Version:
-    """The version that a user names: `3` or `champion` of the model `name`, or `NAME/3`, `NAME@champion` in full.
-
-    Raises:
-        InputError: there is no such version.
-    """
-    # Numbers come first, because they also have the form of an alias.
-    if reference.isdecimal():
-        return find_version(name, version=int(reference))
-    if re.fullmatch(r"[\w-]+", reference):
-        return find_version(name, alias=reference)
-    return find_by_full_reference(reference)
-
-
-def find_by_reference_or_name(reference: str, *, name: str) -> Version:
-    """As `find_by_reference`; a word that is no alias of `name` may also be another model's name, for its champion.
-
-    Raises:
-        InputError: there is no such version.
-    """
-    try:
-        return find_by_reference(reference, name=name)
-    except InputError:
-        if not re.fullmatch(r"[\w-]+", reference) or not list_versions(reference):
-            raise
-        return find_version(reference)
-
-
-def find_by_full_reference(reference: str) -> Version:
-    """The version that `name` (its champion), `name@alias` or `name/3` names, with or without `models:/` before it.
-
-    Raises:
-        InputError: the reference has another form, or there is no such version.
-    """
-    parts = REFERENCE.fullmatch(reference)
-    if not parts:
-        raise InputError(f"{reference!r} names no model: write NAME, NAME@ALIAS or NAME/VERSION")
-    number = int(parts["version"]) if parts["version"] else None
-    return find_version(parts["name"], version=number, alias=parts["alias"] or "champion")
 
 
 def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> Version:

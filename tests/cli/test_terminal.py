@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.terminal import _Door, console, visible_controls
 from star.tracking.server import connect
 

@@ -223,7 +223,7 @@ def test_the_champion_is_downloaded_and_computes_the_same_logits(older: Older) -
     import torch
 
     from star.modeling.models import load_model, load_tokenizer
-    from star.registry.download import get_model_folder
+    from star.registry.find_model import get_model_folder
 
     registry = older.expected["registry"]
     expected = registry["answer"]

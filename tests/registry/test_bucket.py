@@ -6,9 +6,10 @@ import pytest
 
 from star.folders.s3_client import s3_client
 from star.registry.bucket import address_of
-from star.registry.download import download_model
+from star.registry.find_model import download_model
 from star.registry.location import split_s3
-from star.registry.publish import hash_files, register_model
+from star.registry.promotion.register_model import register_model
+from star.registry.publish import hash_files
 
 LOCATION = "s3://models/planted"
 

@@ -7,10 +7,10 @@ import pytest
 from star.errors import InputError
 from star.folders.manifest import Manifest
 from star.folders.publish import publish
-from star.registry.download import find_model
+from star.registry.find_model import find_model
 from star.registry.lineage_tree import print_lineage
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 
 
 @pytest.fixture

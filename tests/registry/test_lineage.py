@@ -13,13 +13,13 @@ import yaml
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
-from star.registry.copy_version import copy_version
-from star.registry.download import download_model
+from star.registry.find_model import download_model
 from star.registry.lineage import dvc_digests
 from star.registry.lineage_tree import print_lineage
 from star.registry.model_card import model_card
+from star.registry.promotion.copy_version import copy_version
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.versions import find_version
 from star.stages import register
 from star.tracking.server import connect, use_tracking_uri

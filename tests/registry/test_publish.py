@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.registry.download import download_model, get_model_folder
+from star.registry.find_model import download_model, get_model_folder
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.runs import stage_run
 from star.tracking.server import connect

@@ -6,7 +6,7 @@ from pathlib import Path
 from star.config.experiment import Config
 from star.folders.manifest import read_manifest
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.versions import find_version
 from star.stages import register
 from star.tracking.server import connect

@@ -36,7 +36,7 @@ WORK = """
 import sys
 from pathlib import Path
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.tracking.runs import pipeline_run, stage_run
 import os
 secret = os.environ["HF_TOKEN"]

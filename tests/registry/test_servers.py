@@ -12,14 +12,14 @@ import yaml
 from star.config.experiment import Config
 from star.doctor.preflight import preflight_checks
 from star.errors import InputError
-from star.registry.download import download_model
+from star.registry.find_model import download_model
 from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion.ledger_store import S3LedgerStore
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.reconcile import reconcile
 from star.registry.promotion.records import Attempt
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import find_version, list_versions
 from star.stages import register

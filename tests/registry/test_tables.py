@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.tables import print_difference, print_versions
 from star.registry.versions import find_version
 

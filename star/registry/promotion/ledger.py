@@ -25,6 +25,7 @@ record of this registry, each signature valid where there is a key. `audit` foll
 says is used only after that; its number is never counted up to.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from shlex import quote
@@ -32,6 +33,7 @@ from shlex import quote
 from star.errors import InputError
 from star.registry.promotion.ledger_store import LedgerStore
 from star.registry.promotion.records import (
+    AnyRecord,
     Attempt,
     DamagedRecordError,
     Decision,
@@ -41,6 +43,8 @@ from star.registry.promotion.records import (
     signed_digest,
 )
 from star.registry.promotion.signatures import KEY_VARIABLE, LedgerKeys
+
+logger = logging.getLogger(__name__)
 
 WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
@@ -118,6 +122,34 @@ class Ledger:
             return made
         # A client library that retries after a lost answer finds the entry that it wrote itself.
         return made if self.store.read(self.folder_of("decisions"), name) == record_text(made) else None
+
+    def write_note(self, kind: str, name: str, record: Record) -> Record | None:
+        """Adds a record beside the chain, in the folder `kind`; returns None when there is one of that name."""
+        written = self._signed(replace(record, registry=self.registry))
+        return written if self.store.create(self.folder_of(kind), name, record_text(written)) else None
+
+    def read_notes(self, kind: str, names: Sequence[str], record: type[Record]) -> list[Record]:
+        """Those of the entries that exist and are records of this registry, signed where there is a key. Others are logged.
+
+        A record beside the chain only adds to what is known, so one that is not right is as good as none.
+        """
+        found = []
+        for name, text in zip(names, self.store.read_many(self.folder_of(kind), names), strict=True):
+            if text is None:
+                continue
+            try:
+                read = parse_record(text, record)
+            except DamagedRecordError as error:
+                logger.warning("%s: %s/%s is left out: %s", self._where(), kind, name[:80], error)
+                continue
+            signed = not self.keys or (bool(read.signature) and not self._wrong_signature(read))
+            if read.registry == self.registry and signed:
+                found.append(read)
+            else:
+                logger.warning(
+                    "%s: %s/%s is left out: it is not of this registry or not signed", self._where(), kind, name[:80]
+                )
+        return found
 
     def sign_newest(self, attempt: Attempt) -> Decision:
         """Makes a signed decision with the newest one's aliases. By its parent it vouches for all decisions before it.
@@ -213,7 +245,7 @@ class Ledger:
             return f"is not signed, though decision {before.seq} is"
         return self._wrong_signature(made)
 
-    def _wrong_signature(self, record: Attempt | Decision) -> str | None:
+    def _wrong_signature(self, record: AnyRecord) -> str | None:
         if self.keys and record.signature and not self.keys.verify(signed_digest(record), record.signature):
             return f"has a signature that is of no key in {KEY_VARIABLE}"
         return None

@@ -1,5 +1,6 @@
 """Opens a model's ledger: finds its store and its registry, and proves that the store can decide before anything rests on it."""
 
+import logging
 import os
 import re
 from functools import partial
@@ -18,6 +19,8 @@ from star.tracking.server import retry_write, shown_uri, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import RegisteredModel
+
+logger = logging.getLogger(__name__)
 
 # Tags of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
 LOCATION_TAG = "star.records"
@@ -45,6 +48,29 @@ def open_ledger(name: str, client: "MlflowClient") -> Ledger:
         if tag not in model.tags:
             retry_write(partial(client.set_registered_model_tag, name, tag, value))
     return _ledger(model, store, found)
+
+
+def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
+    """A model's ledger to read from; None where nothing was written yet, or where it cannot be reached from here.
+
+    Without STAR_REGISTRY, whoever only reads from MLflow may not reach the ledger. That is logged as a warning.
+
+    Raises:
+        InputError: as `open_ledger`, where STAR_REGISTRY says which ledger it must be.
+    """
+    model = client.get_registered_model(name)
+    try:
+        place = _place_of_ledger(name, model.tags.get(LOCATION_TAG))
+        store = _store_at(name, place)
+    except InputError as error:
+        if os.environ.get("STAR_REGISTRY"):
+            raise
+        logger.warning("what MLflow says of %s is not compared with a ledger: %s", name, error)
+        return None
+    if found := find_registry_id(model, store=store):
+        return _ledger(model, store, found)
+    # An older STAR has noted where its ledger is. The id that it lacks is created once.
+    return open_ledger(name, client) if LOCATION_TAG in model.tags else None
 
 
 def note_head(name: str, decision: Decision, *, registry: str, client: "MlflowClient") -> None:

@@ -13,8 +13,9 @@ the same time one wins, and the others raise `Overtaken`. Then the aliases are w
 leaves the older aliases (after `star promote 3`: champion 1, though the ledger says 3); `star registry reconcile` or
 the next promotion completes them.
 
-Aliases can also be moved by hand in MLflow's pages. `adopt_moved_aliases` makes such a move a decision of its own, so
-that it is in the ledger before anything is decided over it. Two kinds of tags on the registered model tell a move by
+Aliases can also be moved by hand in MLflow's pages. `settle_moved_aliases` makes such a move a decision of its own where
+it counts (moved_aliases.py), and an attempt that was refused where it does not, so that it is in the ledger before
+anything is decided over it. Two kinds of tags on the registered model tell a move by
 hand from a projection that is under way: the number of the last decision whose aliases were written completely, and one
 tag per writer at work.
 """
@@ -25,9 +26,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
+from star.folders.s3_client import s3_errors
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import Ledger
-from star.registry.promotion.open_ledger import note_head, open_ledger
+from star.registry.promotion.ledger import DamagedLedgerError, Ledger
+from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
+from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
 from star.registry.versions import Version, find_version, list_versions
@@ -54,6 +57,26 @@ class MlflowAliases:
     writers: tuple[str, ...]  # attempts that are writing aliases, or were killed while they did
 
 
+@dataclass(frozen=True)
+class Holding:
+    """The aliases that hold, whatever MLflow shows."""
+
+    decision: Decision  # the newest one
+    aliases: dict[str, int]  # the decision's; where the ledger cannot be written from here, with the moves that count
+    remarks: list[str]  # on what MLflow shows and does not hold
+
+
+def holding_aliases(name: str) -> Holding | None:
+    """The aliases of a model that hold, to be read. None where no ledger is within reach: MLflow's are all there is.
+
+    Raises:
+        InputError: MLflow does not answer, or nobody can know, because the ledger is damaged.
+    """
+    client = connect()
+    ledger = find_ledger(name, client)
+    return settle_moved_aliases(name, client=client, ledger=ledger, must_write=False) if ledger else None
+
+
 def champion(name: str) -> Version | None:
     """The version of `name` that is the champion by the ledger, if any."""
     if not list_versions(name):
@@ -63,14 +86,14 @@ def champion(name: str) -> Version | None:
 
 
 def current_decision(name: str) -> Decision:
-    """The newest decision, after aliases that were moved in MLflow have been taken into the ledger.
+    """The newest decision, after aliases that were moved in MLflow have been settled.
 
     Raises:
         InputError: MLflow does not answer, or has no model of that name.
     """
     client = connect()
     ledger = open_ledger(name, client)
-    return adopt_moved_aliases(name, client=client, ledger=ledger) or ledger.newest()
+    return settle_moved_aliases(name, client=client, ledger=ledger).decision
 
 
 def promote(
@@ -91,7 +114,7 @@ def promote(
     client = connect()
     candidate = find_version(name, version=version)
     ledger = open_ledger(name, client)
-    before = adopt_moved_aliases(name, client=client, ledger=ledger) or ledger.newest()
+    before = settle_moved_aliases(name, client=client, ledger=ledger).decision
     aliases = _aliases_after(before.aliases, version, to=to, name=name)
     if aliases == before.aliases and over in (None, before.seq):
         # Nothing to decide, but a killed promotion may have left older aliases.
@@ -154,15 +177,40 @@ def delete_version(name: str, version: int) -> None:
     client.delete_model_version(name, str(version))
 
 
-def adopt_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger) -> Decision | None:
-    """Makes aliases that somebody moved in MLflow a decision of the ledger; None when they are as decided.
+def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, must_write: bool = True) -> Holding:
+    """Makes aliases that somebody moved in MLflow a decision where they count, and writes down where they do not.
 
     Aliases that differ because a promotion is under way or was killed were not moved by hand: `write_aliases` completes
     them.
+
+    Args:
+        must_write: whether it is an error that the ledger cannot be written from here. Who only reads may not.
     """
     before = ledger.newest()
     seen = read_aliases(name, client)
+    if seen.aliases == before.aliases:
+        return Holding(before, before.aliases, [])
     if not _moved_by_hand(seen, before):
+        said = f"MLflow does not show decision {before.seq} completely: `star registry reconcile --name {name}` corrects it"
+        return Holding(before, before.aliases, [said])
+    judged = judge_moves(seen.aliases, before, ledger=ledger, versions=list_versions(name))
+    remarks = [remark(move, why, name=name) for move, why in judged.refused]
+    try:
+        made = _write_moves(name, seen, before, judged, client=client, ledger=ledger)
+    except (InputError, OSError) as error:
+        if must_write or isinstance(error, DamagedLedgerError):
+            raise
+        logger.info("the ledger of %s is only read: %s", name, error)
+        return Holding(before, judged.aliases, remarks)
+    newest = made or ledger.newest()
+    return Holding(newest, newest.aliases, remarks)
+
+
+def _write_moves(
+    name: str, seen: MlflowAliases, before: Decision, judged: Judged, *, client: "MlflowClient", ledger: Ledger
+) -> Decision | None:
+    """Writes into the ledger what was judged; returns the decision, None where nothing counts or somebody was faster."""
+    if not (judged.counted or judged.new):
         return None
     # A promotion that starts now would look the same. So the aliases must be the same at a second look, and there must be
     # no new decision before it or after it.
@@ -170,15 +218,22 @@ def adopt_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger) ->
         return None
     if ledger.newest().seq != before.seq:
         return None
-    reason = f"moved in MLflow: {_difference(before.aliases, seen.aliases)}"
-    attempt = Attempt("adopt", seen.aliases.get(CHAMPION), before.seq, reason)
     require_conditional_writes(ledger.store)
-    attempt = ledger.write_attempt(attempt)
-    made = ledger.write_decision(attempt, over=before, aliases=seen.aliases)
+    with s3_errors(ledger.store.place):
+        for move in judged.new:
+            why = dict(judged.refused)[move]
+            logger.warning("%s", remark(move, why, name=name))
+            ledger.write_attempt(Attempt("adopt", move.shown, before.seq, move.reason, refused=why))
+        if not judged.counted:
+            return None
+        reason = f"moved in MLflow: {', '.join(str(move) for move in judged.counted)}"
+        attempt = Attempt("adopt", judged.aliases.get(CHAMPION), before.seq, reason)
+        attempt = ledger.write_attempt(attempt)
+        made = ledger.write_decision(attempt, over=before, aliases=judged.aliases)
     if made is None:
         return None
     logger.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)
-    # The aliases are right already. This records the decision's number as written; else it would look unfinished.
+    # Most are right already. This records the decision's number as written; else it would look unfinished.
     write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
     return made
 
@@ -240,9 +295,7 @@ def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, 
         decided.append({})
     for alias, number in seen.aliases.items():
         if all(aliases.get(alias) != number for aliases in decided):
-            reason = (
-                f"{alias} was moved in MLflow to {number} during a promotion, and is {newest.aliases.get(alias)} again"
-            )
+            reason = f"{alias} was moved in MLflow to {number}, and is {newest.aliases.get(alias, 'none')} again"
             logger.warning("%s: %s", name, reason)
             ledger.write_attempt(Attempt("repair", number, newest.seq, reason, refused=reason))
 
@@ -275,8 +328,3 @@ def _describe(decision: Decision) -> str:
     if attempt is None:
         return "nothing"
     return f"{attempt.action} of version {attempt.version} by {attempt.actor} (decision {decision.seq})"
-
-
-def _difference(before: dict[str, int], after: dict[str, int]) -> str:
-    changed = sorted(alias for alias in before.keys() | after.keys() if before.get(alias) != after.get(alias))
-    return ", ".join(f"{alias} from {before.get(alias, 'none')} to {after.get(alias, 'none')}" for alias in changed)

@@ -1,15 +1,29 @@
 """Promotes a version that a user names, here or in another MLflow registry: what `star promote` does."""
 
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from star.errors import InputError
 from star.folders.owners import create_in_home
-from star.registry.copy_version import copy_version
-from star.registry.download import download_version
+from star.registry.download import download_unchecked, download_version, verify_stored_files
+from star.registry.promotion.copy_version import copy_version
+from star.registry.promotion.find import find_by_reference
+from star.registry.promotion.moved_aliases import NotKnownError, verify_version
+from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.versions import Version, find_by_reference
-from star.tracking.server import use_tracking_uri
+from star.registry.promotion.register_model import vouch_for
+from star.registry.promotion.version_records import find_recorded, with_registration
+from star.registry.publish import hash_files, require_model
+from star.registry.versions import REFERENCE, Version
+from star.tracking.server import connect, use_tracking_uri
 
 
 def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: str | None = None) -> Version:
-    """Checks the version's files against its digests and promotes it, whatever the gate said of it.
+    """Verifies the version's stored files and promotes it, whatever the gate said of it.
+
+    The files of a version that STAR did not register are taken as they are, if it is named by its number: who promotes
+    it vouches for them. From then on they are compared like all others.
 
     Args:
         model: a version, an alias, NAME/VERSION or NAME@ALIAS.
@@ -20,11 +34,36 @@ def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: s
     Raises:
         InputError: there is no such version, its files are not what was registered, or MLflow does not answer.
     """
-    version = find_by_reference(model, name=name)
-    # Downloaded even for a promotion here, because the download compares every file with its digest.
-    folder = download_version(version, create_in_home("models"))
+    version = _verified(find_by_reference(model, name=name), named=model)
     if to_registry is None:
         return promote(version.name, version.version, to=to, reason=reason)
+    folder = download_version(version, create_in_home("models"))
     with use_tracking_uri(to_registry):
         copied = copy_version(version, folder)
         return promote(copied.name, copied.version, to=to, reason=reason)
+
+
+def _verified(version: Version, *, named: str) -> Version:
+    """The version, after its stored files were read and compared with what was recorded of them, which they are now.
+
+    Downloaded even for a promotion here: what is stored may have changed since the version was registered.
+    """
+    ledger = open_ledger(version.name, connect())
+    if known := find_recorded(ledger, version.version):
+        verify_stored_files(with_registration(version, known), create_in_home("models"))
+        return with_registration(version, known)
+    try:
+        return verify_version(version, ledger)[0]
+    except NotKnownError:
+        pass
+    if version.files:
+        verify_stored_files(version, create_in_home("models"))
+        return vouch_for(version, version.files, reason="promoted with the files that its tags name")
+    parts = REFERENCE.fullmatch(named)
+    if not (named.isdecimal() or (parts and parts["version"])):
+        raise InputError(f"{version} was not registered by `star`: promote it by its number if you trust its files")
+    with tempfile.TemporaryDirectory(prefix="star-version-") as scratch:
+        folder = download_unchecked(version, Path(scratch) / "model")
+        require_model(folder, name=version.name)
+        files = hash_files(folder)
+    return vouch_for(replace(version, files=files), files, reason="promoted with the files that it had")

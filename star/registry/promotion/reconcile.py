@@ -6,7 +6,7 @@ Decides nothing. The ledger is right; what contradicts it without an explanation
 from star.errors import InputError
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.open_ledger import note_head, open_ledger
-from star.registry.promotion.promote_and_rollback import WRITER_TAG, adopt_moved_aliases, read_aliases, write_aliases
+from star.registry.promotion.promote_and_rollback import WRITER_TAG, read_aliases, settle_moved_aliases, write_aliases
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.publish import remove_unfinished_publications
 from star.registry.versions import find_version, list_versions
@@ -32,8 +32,9 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if wrong := ledger.check():
         return [], wrong
     # Before any alias is written, because writing would overwrite a move by hand.
-    adopted = adopt_moved_aliases(name, client=client, ledger=ledger)
-    if adopted and adopted.attempt:
+    known = ledger.newest()
+    adopted = settle_moved_aliases(name, client=client, ledger=ledger).decision
+    if adopted.seq != known.seq and adopted.attempt:
         done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
     newest, before = ledger.newest(), read_aliases(name, client)
     attempt = Attempt("repair", None, newest.seq, "reconcile")

@@ -1,4 +1,7 @@
-"""Defines the ledger's records, attempts and decisions, and reads them from texts that anybody may have written.
+"""Defines the ledger's records, and reads them from texts that anybody may have written.
+
+Attempts and decisions are the chain (ledger.py). Registrations and the contents of versions lie beside it: what STAR knows
+of a version, whatever MLflow's tags say (version_records.py).
 
 A record is a JSON object with exactly the fields of its class. `registry` and `signature` are left out where they are
 empty, as in every record of an older STAR. So the digests of older records stay what they were.
@@ -25,7 +28,7 @@ _OPTIONAL = ("registry", "signature")
 VersionNumber = Annotated[int, Field(ge=1)]
 
 
-# The fields of both classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
+# The fields of the classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
 # renamed or moved breaks the chain of every ledger that exists, unless it is left out where it is empty.
 
 
@@ -41,7 +44,7 @@ class Attempt:
     reason: str
     refused: str = ""  # why it was not even tried, such as the gate's failed checks
     actor: str = field(default_factory=lambda: actor())
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
+    at: str = field(default_factory=lambda: now())
     attempt: str = field(default_factory=lambda: uuid.uuid4().hex)  # id
     registry: str = ""  # id of the registry that the ledger belongs to
     signature: str = ""
@@ -66,22 +69,64 @@ class Decision:
         return digest_of(_content(self))
 
 
-Record = TypeVar("Record", Attempt, Decision)
+@dataclass(frozen=True)
+class Registration:
+    """Files that STAR registered or that a person vouched for, what was measured of them, and what the gate said."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    files: dict[str, str]  # relative path -> sha256
+    model_digest: str
+    source: str  # address of the files
+    logged_model: str  # id of MLflow's LoggedModel that stands for them, if any
+    scores: dict[str, float]
+    lineage: dict[str, str]
+    gate: str = ""  # passed, refused; empty before the gate has decided
+    actor: str = field(default_factory=lambda: actor())
+    at: str = field(default_factory=lambda: now())
+    registry: str = ""
+    signature: str = ""
+
+    @property
+    def content(self) -> str:
+        """Digest of the files' hashes. Files with the same bytes have the same, wherever they lie."""
+        return digest_of(self.files)
 
 
-_ADAPTERS: dict[type, TypeAdapter] = {Attempt: TypeAdapter(Attempt), Decision: TypeAdapter(Decision)}
+@dataclass(frozen=True)
+class VersionContent:
+    """Which registration's files a version has, once its files were verified. Written once for a version."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    version: VersionNumber
+    content: str  # of the registration
+    model_digest: str  # of the registration
+    reason: str
+    actor: str = field(default_factory=lambda: actor())
+    at: str = field(default_factory=lambda: now())
+    registry: str = ""
+    signature: str = ""
+
+
+Record = TypeVar("Record", Attempt, Decision, Registration, VersionContent)
+AnyRecord = Attempt | Decision | Registration | VersionContent
+
+_ADAPTERS: dict[type, TypeAdapter] = {
+    kind: TypeAdapter(kind) for kind in (Attempt, Decision, Registration, VersionContent)
+}
 
 
 class DamagedRecordError(Exception):
     """A text is no record. The message says in a few words why."""
 
 
-def record_text(record: Attempt | Decision) -> str:
+def record_text(record: AnyRecord) -> str:
     """The stored JSON of a record."""
     return json.dumps(_content(record), ensure_ascii=False)
 
 
-def signed_digest(record: Attempt | Decision) -> str:
+def signed_digest(record: AnyRecord) -> str:
     """Digest over all fields but the record's own signature, which is made over this value."""
     return digest_of({key: value for key, value in _content(record).items() if key != "signature"})
 
@@ -108,7 +153,7 @@ def parse_record(text: str, kind: type[Record]) -> Record:
         ) from error
     # The classes have defaults for records that are made now. A stored one has every field.
     for record, stored in ((read, content), (getattr(read, "attempt", None), content.get("attempt"))):
-        if isinstance(record, Attempt | Decision):
+        if isinstance(record, AnyRecord):
             missing = {entry.name for entry in fields(record)} - set(_OPTIONAL) - set(stored)
             if missing:
                 raise DamagedRecordError(f"it has no {sorted(missing)[0]}")
@@ -117,6 +162,11 @@ def parse_record(text: str, kind: type[Record]) -> Record:
     if isinstance(read, Decision) and not read.aliases.keys() <= set(ALIASES):
         raise DamagedRecordError("it has an alias that no decision has")
     return read
+
+
+def now() -> str:
+    """The time, in a form that sorts by time as text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def actor() -> str:
@@ -129,7 +179,7 @@ def actor() -> str:
     return f"{user}@{socket.gethostname()}" + (f" (KFP run {run})" if run else "")
 
 
-def _content(record: Attempt | Decision) -> dict:
+def _content(record: AnyRecord) -> dict:
     def without_empty(items: list[tuple[str, object]]) -> dict:
         return {key: value for key, value in items if value != "" or key not in _OPTIONAL}
 
@@ -137,4 +187,8 @@ def _content(record: Attempt | Decision) -> dict:
 
 
 def _a(kind: type) -> str:
-    return f"{'an' if kind is Attempt else 'a'} {kind.__name__.lower()}"
+    return (
+        "a version's content"
+        if kind is VersionContent
+        else f"{'an' if kind is Attempt else 'a'} {kind.__name__.lower()}"
+    )

@@ -12,7 +12,6 @@ from star.registry.promotion.ledger_store import S3LedgerStore
 from star.registry.promotion.open_ledger import LOCATION_TAG
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.reconcile import reconcile
-from star.registry.publish import register_model
 from star.tracking.server import connect
 
 ODD_KINDS = [
@@ -62,8 +61,10 @@ def test_a_missing_bucket_is_named(s3_store: dict[str, str], monkeypatch: pytest
         require_conditional_writes(S3LedgerStore("s3://absent/star"))
 
 
-def test_a_promotion_in_such_a_store_leaves_no_trace(home: Path, model: Path, odd_store: Callable) -> None:
-    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")  # before STAR_REGISTRY is set
+def test_a_promotion_in_such_a_store_leaves_no_trace(
+    home: Path, model: Path, older_star: Callable, odd_store: Callable
+) -> None:
+    older_star(model, digest="d1")
     server = odd_store("ignores")
     with pytest.raises(InputError, match="created the same record twice"):
         promote("tiny", 1)
@@ -73,9 +74,9 @@ def test_a_promotion_in_such_a_store_leaves_no_trace(home: Path, model: Path, od
 
 
 def test_a_ledger_that_was_begun_in_such_a_store_takes_no_further_decision(
-    home: Path, model: Path, odd_store: Callable
+    home: Path, model: Path, older_star: Callable, odd_store: Callable
 ) -> None:
-    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
+    older_star(model, digest="d1")
     connect().set_registered_model_tag("tiny", LOCATION_TAG, "s3://star/registry")
     server = odd_store("ignores")
     for command in (lambda: promote("tiny", 1), lambda: reconcile("tiny")):

@@ -21,9 +21,9 @@ from star.registry.promotion.promote_and_rollback import champion, promote, roll
 from star.registry.promotion.promote_by_reference import promote_model
 from star.registry.promotion.reconcile import reconcile
 from star.registry.promotion.records import Attempt, Decision, parse_record, record_text
+from star.registry.promotion.register_model import register_model
 from star.registry.promotion.registry_id import ID_TAG
 from star.registry.promotion.repair import set_aside_record, sign_ledger
-from star.registry.publish import register_model
 from star.registry.versions import find_version, list_versions
 from star.tracking.server import connect, tracking_uri, use_tracking_uri
 
@@ -210,8 +210,8 @@ def test_a_reference_that_leads_to_no_key(
     other = generate_private_key(SECP256R1()).private_bytes(serialization.Encoding.PEM, *PRIVATE)
     monkeypatch.setenv("OTHER", other.decode())
     monkeypatch.setenv("TORN", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----")
-    monkeypatch.setenv("STAR_LEDGER_KEY", reference)
     register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
+    monkeypatch.setenv("STAR_LEDGER_KEY", reference)
     with pytest.raises(InputError, match=f"STAR_LEDGER_KEY must be the path .*{said}"):
         promote("tiny", 1)
 
@@ -258,11 +258,13 @@ def older_ledger(store: S3LedgerStore | SqlLedgerStore, *versions: int) -> None:
         store.create("tiny/decisions", entry_name(before.seq), record_text(before))
 
 
-def test_the_ledger_of_an_older_star_stays_with_one_registry(shared: S3LedgerStore, home: Path, model: Path) -> None:
-    """The first that claims it goes on with it. Another begins its own with the aliases that its MLflow shows."""
+def test_the_ledger_of_an_older_star_stays_with_one_registry(
+    shared: S3LedgerStore, home: Path, model: Path, older_star: Callable
+) -> None:
+    """The first that claims it goes on with it. Another begins its own."""
     for database, digest in (("mlflow", "d1"), ("prod", "d2")):
         with use_tracking_uri(f"sqlite:///{home}/{database}.db"):
-            register_model(model, name="tiny", scores={}, lineage={}, model_digest=digest)
+            older_star(model, digest=digest)
             for tag, value in ((LOCATION_TAG, shared.place.split()[0]), ("star.projected", "2")):
                 connect().set_registered_model_tag("tiny", tag, value)
             connect().set_registered_model_alias("tiny", "champion", "1")
@@ -279,10 +281,10 @@ def test_the_ledger_of_an_older_star_stays_with_one_registry(shared: S3LedgerSto
 
 
 def test_an_older_ledger_that_began_before_the_model_is_another_registrys(
-    shared: S3LedgerStore, home: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+    shared: S3LedgerStore, home: Path, model: Path, older_star: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("star.registry.promotion.registry_id.CLOCKS", -1 * timedelta(days=1))
-    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
+    older_star(model, digest="d1")
     connect().set_registered_model_tag("tiny", LOCATION_TAG, shared.place.split()[0])
     older_ledger(shared, 1)
     assert not open_ledger("tiny", connect()).is_older

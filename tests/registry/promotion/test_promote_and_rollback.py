@@ -19,8 +19,8 @@ from star.registry.promotion.promote_and_rollback import (
 )
 from star.registry.promotion.reconcile import reconcile
 from star.registry.promotion.records import Attempt
-from star.registry.publish import register_model
-from star.registry.versions import list_versions
+from star.registry.promotion.register_model import register_model, update_registration
+from star.registry.versions import find_version, list_versions
 from star.tracking.server import connect
 
 GOOD = {"exact_match": 0.8, "mean_reward": 0.9, "format_errors": 0.02}
@@ -142,6 +142,7 @@ def test_an_attempt_killed_before_its_decision_changed_nothing(three_versions: N
 @pytest.mark.parametrize("notice", ["reconcile", "promote", "rollback"])
 def test_an_alias_moved_in_mlflow_is_taken_into_the_ledger(three_versions: None, notice: str) -> None:
     promote("tiny", 1)
+    update_registration(find_version("tiny", version=2), scores={}, lineage={}, gate="passed")
     connect().set_registered_model_alias("tiny", "champion", "2")
     if notice == "reconcile":
         done, wrong = reconcile("tiny")
@@ -151,16 +152,17 @@ def test_an_alias_moved_in_mlflow_is_taken_into_the_ledger(three_versions: None,
         promote("tiny", 3)
         assert aliases() == {3: ("champion",), 2: ("previous-champion",), 1: ()}
     else:
-        with pytest.raises(InputError, match="no previous-champion"):
-            rollback("tiny")
+        assert rollback("tiny").version == 1
+        assert aliases() == {3: (), 2: ("previous-champion",), 1: ("champion",)}
     assert outcomes()[1] == ("adopt", 2, "won")
 
 
-def test_the_aliases_of_an_older_registry_are_where_the_ledger_begins(three_versions: None) -> None:
+def test_an_alias_from_before_the_ledger_makes_no_champion(three_versions: None) -> None:
     connect().set_registered_model_alias("tiny", "champion", "2")
+    assert champion("tiny") is None
     promote("tiny", 3)
-    assert aliases() == {3: ("champion",), 2: ("previous-champion",), 1: ()}
-    assert outcomes() == [("adopt", 2, "won"), ("promote", 3, "won")]
+    assert aliases() == {3: ("champion",), 2: (), 1: ()}
+    assert outcomes() == [("adopt", 2, "refused"), ("promote", 3, "won"), ("repair", 2, "refused")]
 
 
 def test_an_alias_moved_during_a_promotion_is_not_overwritten_unseen(

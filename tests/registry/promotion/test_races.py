@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from star.registry.download import download_model
+from star.registry.find_model import download_model
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import current_decision, promote
 from star.registry.promotion.reconcile import reconcile
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.registry.versions import list_versions
 from star.tracking.server import connect
 
@@ -114,7 +114,7 @@ from pathlib import Path
 import mlflow, sqlalchemy.engine.default
 from mlflow.store.artifact import local_artifact_repo
 from star.registry.promotion.promote_and_rollback import promote
-from star.registry.publish import register_model
+from star.registry.promotion.register_model import register_model
 from star.tracking.server import connect
 
 def counted(function, left):

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from star.registry.download import download_version
-from star.registry.publish import register_model, update_tags
+from star.registry.download import verify_stored_files
+from star.registry.promotion.register_model import register_model, update_registration
 from star.registry.versions import Version
 
 
@@ -26,7 +26,7 @@ def copy_version(version: Version, folder: Path) -> Version:
         folder, name=version.name, scores=version.scores, lineage=lineage, model_digest=version.model_digest
     )
     if copied.lineage != lineage:  # the model was registered there before, perhaps with older scores
-        copied = update_tags(copied, scores=version.scores, lineage=lineage)
+        copied = update_registration(copied, scores=version.scores, lineage=lineage)
     with tempfile.TemporaryDirectory(prefix="star-copy-") as scratch:
-        download_version(copied, Path(scratch))
+        verify_stored_files(copied, Path(scratch))
     return copied
