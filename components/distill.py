@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def distill(
-    config: str,
+    config_digest: str,
     code: str,
     topk: dsl.Input[dsl.Dataset],
     distilled: dsl.Output[dsl.Model],
@@ -14,7 +14,7 @@ def distill(
     """Distils the teacher's stored log-probabilities into the student with CKD.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         topk: Top-k store with its sequences.
         distilled: Model folder of the distilled student.
@@ -25,10 +25,10 @@ def distill(
 
     from star import stages
     from star.cluster import launch
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("distill", code)
-    values = launch.train("distill", Config.from_json(config), topk=Path(topk.path), out=Path(distilled.path))
+    values = launch.train("distill", config_of_task(config_digest), topk=Path(topk.path), out=Path(distilled.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def evaluate(
-    config: str,
+    config_digest: str,
     code: str,
     data: dsl.Input[dsl.Dataset],
     teacher: dsl.Input[dsl.Model],
@@ -20,7 +20,7 @@ def evaluate(
     """Compares teacher, distilled and refined student on the held-out rows.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         data: Data set of the stage synthesize.
         teacher: Model folder of the teacher.
@@ -36,11 +36,11 @@ def evaluate(
     from pathlib import Path
 
     from star import stages
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("evaluate", code)
     values = stages.evaluate(
-        Config.from_json(config),
+        config_of_task(config_digest),
         data=Path(data.path),
         teacher=Path(teacher.path),
         distilled=Path(distilled.path),

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def extract_topk(
-    config: str,
+    config_digest: str,
     code: str,
     rollouts: dsl.Input[dsl.Dataset],
     teacher: dsl.Input[dsl.Model],
@@ -16,7 +16,7 @@ def extract_topk(
     """Stores the teacher's top-k log-probabilities for every token of the rollouts.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         rollouts: Sequences that the teacher generated.
         teacher: Model folder of the teacher.
@@ -28,11 +28,11 @@ def extract_topk(
     from pathlib import Path
 
     from star import stages
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("extract-topk", code)
     values = stages.extract_topk(
-        Config.from_json(config),
+        config_of_task(config_digest),
         rollouts=Path(rollouts.path),
         teacher=Path(teacher.path),
         out=Path(topk.path),

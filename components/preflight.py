@@ -4,13 +4,13 @@ from kfp import dsl
 
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
-def preflight(config: str):
+def preflight(config_digest: str):
     """Checks secrets, MLflow, object store, volume, models and memory, so that a fault costs a minute and not a night.
 
     Args:
-        config: The whole configuration, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the whole configuration.
     """
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
     from star.doctor.preflight import require_all
 
-    require_all(Config.from_json(config))
+    require_all(config_of_task(config_digest))

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def refine(
-    config: str,
+    config_digest: str,
     code: str,
     student: dsl.Input[dsl.Model],
     data: dsl.Input[dsl.Dataset],
@@ -15,7 +15,7 @@ def refine(
     """Refines the distilled student with Sim-RL on the similarity reward.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         student: Model folder of the distilled student.
         data: Data set of the stage synthesize.
@@ -27,11 +27,15 @@ def refine(
 
     from star import stages
     from star.cluster import launch
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("refine", code)
     values = launch.train(
-        "refine", Config.from_json(config), student=Path(student.path), data=Path(data.path), out=Path(refined.path)
+        "refine",
+        config_of_task(config_digest),
+        student=Path(student.path),
+        data=Path(data.path),
+        out=Path(refined.path),
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def refine_teacher(
-    config: str,
+    config_digest: str,
     code: str,
     data: dsl.Input[dsl.Dataset],
     teacher: dsl.Output[dsl.Model],
@@ -14,7 +14,7 @@ def refine_teacher(
     """Adapts the teacher to the data: supervised training on the rows and Sim-RL, each where it is configured.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         data: Data set of the stage synthesize.
         teacher: Model folder of the teacher.
@@ -25,10 +25,10 @@ def refine_teacher(
 
     from star import stages
     from star.cluster import launch
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("refine-teacher", code)
-    values = launch.train("refine-teacher", Config.from_json(config), data=Path(data.path), out=Path(teacher.path))
+    values = launch.train("refine-teacher", config_of_task(config_digest), data=Path(data.path), out=Path(teacher.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def register(
-    config: str,
+    config_digest: str,
     code: str,
     refined: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
@@ -16,7 +16,7 @@ def register(
     """Registers the refined student in MLflow. It becomes champion if it passes the gate.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         refined: Model folder of the refined student.
         evaluation: Folder with evaluation.json and the reports.
@@ -29,11 +29,11 @@ def register(
     from pathlib import Path
 
     from star import stages
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("register", code)
     values = stages.register(
-        Config.from_json(config),
+        config_of_task(config_digest),
         refined=Path(refined.path),
         evaluation=Path(evaluation.path),
         out=Path(registration.path),

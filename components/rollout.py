@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def rollout(
-    config: str,
+    config_digest: str,
     code: str,
     data: dsl.Input[dsl.Dataset],
     teacher: dsl.Input[dsl.Model],
@@ -16,7 +16,7 @@ def rollout(
     """Samples completions of the training prompts from the teacher and keeps those that are valid and distinct.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         data: Data set of the stage synthesize.
         teacher: Model folder of the teacher.
@@ -28,11 +28,11 @@ def rollout(
     from pathlib import Path
 
     from star import stages
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("rollout", code)
     values = stages.rollout(
-        Config.from_json(config),
+        config_of_task(config_digest),
         data=Path(data.path),
         teacher=Path(teacher.path),
         out=Path(rollouts.path),

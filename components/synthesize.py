@@ -5,7 +5,7 @@ from kfp import dsl
 
 @dsl.component(base_image="star-python", install_kfp_package=False)
 def synthesize(
-    config: str,
+    config_digest: str,
     code: str,
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -13,7 +13,7 @@ def synthesize(
     """Generates the training and held-out rows from tools and seed rows.
 
     Args:
-        config: Sections of the configuration that the stage reads, as JSON.
+        config_digest: Digest of STAR_CONFIG, which has the sections that the stage reads. It is part of the cache key.
         code: Digest of the stage's code. It is part of the cache key.
         data: Data set with the training and held-out rows.
         metrics: The stage's metrics.
@@ -22,10 +22,10 @@ def synthesize(
     from pathlib import Path
 
     from star import stages
-    from star.config.experiment import Config
+    from star.cluster.task_config import config_of_task
 
     stages.require_code("synthesize", code)
-    values = stages.synthesize(Config.from_json(config), out=Path(data.path))
+    values = stages.synthesize(config_of_task(config_digest), out=Path(data.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

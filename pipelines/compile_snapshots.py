@@ -20,7 +20,7 @@ PROFILES = {
     "h100": "deploy/profiles/h100.yaml",
     "multinode": "deploy/profiles/multinode.yaml",
 }  # name of the file -> profile
-CODE_DIGEST = re.compile(r"(?<=constant: )[0-9a-f]{64}$", re.MULTILINE)
+CODE_DIGEST = re.compile(r"(\bcode:\s+runtimeValue:\s+constant: )[0-9a-f]{64}$", re.MULTILINE)
 
 
 def snapshot(profile: str) -> str:
@@ -28,7 +28,7 @@ def snapshot(profile: str) -> str:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "star.yaml"
         compile_pipeline(load_config(profile), file, image=IMAGE)
-        return CODE_DIGEST.sub("digest-of-the-code", file.read_text(encoding="utf-8"))
+        return CODE_DIGEST.sub(r"\1digest-of-the-code", file.read_text(encoding="utf-8"))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     _set_retry(task, cluster)
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
-    for secret, variables in cluster.secrets.items():
+    for secret, variables in cluster.secrets_of(name).items():
         # By name only, so that the compiled pipeline holds no secret.
         kubernetes.use_secret_as_env(task, secret, {key: variable for variable, key in variables.items()})
     if cluster.work_claim:
@@ -32,7 +32,8 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
         task.set_env_variable("STAR_WORK", f"{VOLUME_PATH}/work").set_env_variable("STAR_HOME", f"{VOLUME_PATH}/home")
     if cluster.shared_with != "nobody":
         task.set_env_variable("STAR_SHARED_WITH", cluster.shared_with)
-    if cluster.checkpoints:
+    # The other tasks save none, and have no keys of the object store.
+    if cluster.checkpoints and name in TRAINING_STAGES:
         task.set_env_variable("STAR_CHECKPOINTS", cluster.checkpoints)
     kubernetes.set_security_context(task, run_as_user=cluster.run_as_user, run_as_non_root=True)
     # The stages of one pipeline run find their parent run in MLflow by this ID (star/tracking/parent_run.py).

@@ -15,6 +15,8 @@ from kfp import compiler, dsl
 from kfp.dsl.base_component import BaseComponent
 
 from star import stages
+from star.cluster.task_config import VARIABLE as CONFIG_VARIABLE
+from star.cluster.task_config import config_for_environment, digest_for_task
 from star.components.distill import distill
 from star.components.evaluate import evaluate
 from star.components.extract_topk import extract_topk
@@ -78,7 +80,9 @@ def build_cluster_pipeline(config: Config, *, image: str) -> BaseComponent:
         # This pipeline returns nothing, because KFP cannot return outputs from inside an ExitHandler.
         exit_task = configure(finish(run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER), "finish")
         with dsl.ExitHandler(exit_task, name="stages"):
-            checked = configure(preflight(config=config.model_dump_json()), "preflight")
+            text = config_for_environment(config.model_dump_json())
+            checked = configure(preflight(config_digest=digest_for_task(text)), "preflight")
+            checked.set_env_variable(CONFIG_VARIABLE, text)
             _connect_stages(config, configure, shards=config.cluster.shards, after=checked)
 
     return star_pipeline
@@ -98,8 +102,8 @@ def _connect_stages(
 ) -> Folders:
     """Creates one task per stage (or per shard) and connects it to the outputs of the stages before it.
 
-    The cache key of a task is its inputs, the configuration sections of its stage and the digest of its stage's code. A task therefore
-    gets no other sections, so that a setting of the evaluation does not make the distillation run again.
+    The cache key of a task is its inputs and the digests of its stage's configuration sections and code. A task therefore gets no other
+    sections, so that a setting of the evaluation does not make the distillation run again.
 
     Args:
         config: The whole configuration.
@@ -108,35 +112,36 @@ def _connect_stages(
         after: Task that must succeed before the first stage starts.
     """
 
-    def settings(name: str) -> dict[str, str]:
+    def task_of(component: Callable, name: str, **inputs: dsl.Artifact | str) -> dsl.PipelineTask:
         stage = stage_named(name)
-        # KFP's cache does not notice changed library code by itself.
-        return {"config": config.for_stage(stage.sections), "code": code_digest(stage.function)}
+        text = config_for_environment(config.for_stage(stage.sections))
+        # KFP's cache notices by itself neither another configuration in the environment nor changed library code.
+        task = component(**inputs, config_digest=digest_for_task(text), code=code_digest(stage.function))
+        return configure(task, name).set_env_variable(CONFIG_VARIABLE, text)
 
     def sharded(component: Callable, name: ShardedStage, output: str, **inputs: dsl.Artifact) -> dsl.Artifact:
         shard_count = shards.get(name, 1)
         if shard_count == 1:
-            return configure(component(**inputs, **settings(name)), name).outputs[output]
+            return task_of(component, name, **inputs).outputs[output]
         shard_names = [f"{number}/{shard_count}" for number in range(1, shard_count + 1)]
         with dsl.ParallelFor(shard_names, name=f"{name}-shards", parallelism=config.cluster.parallelism) as shard:
-            part = configure(component(**inputs, **settings(name), shard=shard), name)
+            part = task_of(component, name, **inputs, shard=shard)
         is_evaluation = name == "evaluate"
         code = code_digest(stages.merge_evaluation if is_evaluation else stages.merge)
         merge_component = merge_evaluation if is_evaluation else merge
         merged = merge_component(parts=dsl.Collected(part.outputs[output]), code=code)
         return configure(merged, f"merge-{name}").outputs["merged"]
 
-    first = configure(synthesize(**settings("synthesize")), "synthesize")
+    first = task_of(synthesize, "synthesize")
     data = (first.after(after) if after else first).outputs["data"]
-    teacher = configure(refine_teacher(data=data, **settings("refine-teacher")), "refine-teacher").outputs["teacher"]
+    teacher = task_of(refine_teacher, "refine-teacher", data=data).outputs["teacher"]
     rollouts = sharded(rollout, "rollout", "rollouts", data=data, teacher=teacher)
     topk = sharded(extract_topk, "extract-topk", "topk", rollouts=rollouts, teacher=teacher)
-    distilled = configure(distill(topk=topk, **settings("distill")), "distill").outputs["distilled"]
-    refined = configure(refine(student=distilled, data=data, **settings("refine")), "refine").outputs["refined"]
+    distilled = task_of(distill, "distill", topk=topk).outputs["distilled"]
+    refined = task_of(refine, "refine", student=distilled, data=data).outputs["refined"]
     models = {"teacher": teacher, "distilled": distilled, "refined": refined}
     evaluation = sharded(evaluate, "evaluate", "evaluation", data=data, **models)
-    registered = configure(register(refined=refined, evaluation=evaluation, **settings("register")), "register")
-    registration = registered.outputs["registration"]
+    registration = task_of(register, "register", refined=refined, evaluation=evaluation).outputs["registration"]
     return Folders(data, teacher, rollouts, topk, distilled, refined, evaluation, registration)
 
 

@@ -146,7 +146,7 @@ def job_manifest(
     plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed}.items()]
     secret = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
-        for secret, variables in cluster.secrets.items()
+        for secret, variables in cluster.secrets_of(stage).items()
         for variable, key in variables.items()
     ]
     pod = {

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from star.config.base import Section
+from star.config.task_secrets import PREFLIGHT, TaskName, tasks_that_use
 from star.errors import SECRET_NAME
 
 REFERENCES = ("STAR_LEDGER_KEY",)  # variables that say where a secret is: the path of a file, or env:NAME
@@ -118,7 +119,13 @@ class Cluster(Section):
         {}, description="Environment variables of every task, such as MLFLOW_TRACKING_URI"
     )
     secrets: dict[KubernetesName, dict[str, str]] = Field(
-        {}, description="Environment variables from Kubernetes Secrets: Secret -> variable -> key in the Secret"
+        {},
+        description="Environment variables from Kubernetes Secrets: Secret -> variable -> key in the Secret; "
+        "a task gets only those that it uses (docs/security.md)",
+    )
+    secret_tasks: dict[str, tuple[TaskName, ...]] = Field(
+        {},
+        description="Variable of `secrets` -> tasks that get it, besides the pre-flight, in place of those that STAR knows to use it",
     )
     work_claim: KubernetesName | None = Field(
         None, description="PersistentVolumeClaim that keeps unfinished work for a retry"
@@ -164,6 +171,26 @@ class Cluster(Section):
         if plain := [name for name in self.environment if SECRET_NAME.search(name) and not self._is_reference(name)]:
             raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
         return self
+
+    @model_validator(mode="after")
+    def _secret_tasks_are_of_secrets(self) -> "Cluster":
+        named = {variable for variables in self.secrets.values() for variable in variables}
+        if unknown := sorted(set(self.secret_tasks) - named):
+            raise ValueError(f"`secret_tasks` names {', '.join(unknown)}, which no Secret of `secrets` gives")
+        return self
+
+    def secrets_of(self, task: str) -> dict[str, dict[str, str]]:
+        """Returns the part of `secrets` that a task gets: Secret -> variable -> key. A Secret without such a variable is left out."""
+        of_task = {
+            secret: {variable: key for variable, key in variables.items() if task in self._tasks_with(variable)}
+            for secret, variables in self.secrets.items()
+        }
+        return {secret: variables for secret, variables in of_task.items() if variables}
+
+    def _tasks_with(self, variable: str) -> tuple[str, ...]:
+        if variable in self.secret_tasks:
+            return (PREFLIGHT, *self.secret_tasks[variable])
+        return tasks_that_use(variable, environment=self.environment, checkpoints=self.checkpoints is not None)
 
     def _is_reference(self, name: str) -> bool:
         return name in REFERENCES and self.environment[name].startswith(("/", "env:"))

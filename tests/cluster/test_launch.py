@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from star.cluster.task_config import VARIABLE, config_for_environment, digest_for_task
 from star.config.experiment import Config
 from star.folders.code_digest import code_digest
 from star.folders.manifest import open_input
@@ -22,7 +23,7 @@ from star.components.{module} import {module} as component
 given = json.loads(sys.argv[1])
 folders = {{key: SimpleNamespace(path=path) for key, path in given["folders"].items()}}
 metrics = SimpleNamespace(path=given["metrics"], log_metric=lambda key, value: None)
-component.python_func(config=given["config"], code=given["code"], metrics=metrics, **folders)
+component.python_func(config_digest=given["config_digest"], code=given["code"], metrics=metrics, **folders)
 """
 
 
@@ -31,16 +32,16 @@ def component(
 ) -> subprocess.Popen:
     """A process that runs the stage's KFP component."""
     output = {"refine-teacher": "teacher", "distill": "distilled", "refine": "refined"}[stage]
+    sections = config_for_environment(config.slice(stage_named(stage).sections))
     given = {
-        "config": config.slice(stage_named(stage).sections),
+        "config_digest": digest_for_task(sections),
         "code": code_digest(stage_named(stage).function),
         "folders": {**{key: str(folder) for key, folder in inputs.items()}, output: str(out)},
         "metrics": str(out.with_name("metrics.txt")),
     }
     command = [sys.executable, "-c", CALL.format(module=stage.replace("-", "_")), json.dumps(given)]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    )
+    environment = {"OMP_NUM_THREADS": "1", VARIABLE: sections} | environment
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
 def inputs_of(stage: str, finished: dict[str, Path]) -> dict[str, Path]:

@@ -362,7 +362,8 @@ FOUR_NODES = {
     "work_claim": "star-work",
     "service_account": "star",
     "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
-    "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
+    "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}, "star-webhook": {"STAR_WEBHOOK": "url"}},
+    "checkpoints": "s3://star/checkpoints",  # for which a training uses the keys; the webhook it does not use
 }
 
 

@@ -36,6 +36,19 @@ TASKS = {
     "register": ("register", SMALL, False),
     "finish": ("finish", SMALL, False),
 }
+KEYS = {("star-s3", "access-key", "AWS_ACCESS_KEY_ID"), ("star-s3", "secret-key", "AWS_SECRET_ACCESS_KEY")}
+WEBHOOK = {("star-webhook", "url", "STAR_WEBHOOK")}
+ACCOUNT = {("star-mlflow-pipeline", "password", "MLFLOW_TRACKING_PASSWORD")}
+TRAININGS = ("refine-teacher", "distill", "refine")
+SECRETS = {  # of each task; the pre-flight checks that all are there
+    **dict.fromkeys(TASKS, ACCOUNT),
+    **dict.fromkeys(TRAININGS, ACCOUNT | KEYS),  # checkpoints in the object store
+    "preflight": ACCOUNT | KEYS | WEBHOOK,
+    "merge-rollout": set(),
+    "merge-extract-topk": set(),
+    "register": ACCOUNT | KEYS,
+    "finish": ACCOUNT | WEBHOOK,
+}
 SHARDED = {"rollout": 4, "extract-topk": 4, "evaluate": 3}
 
 
@@ -119,22 +132,22 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     assert [(mount["constant"], mount["mountPath"]) for mount in pod["pvcMount"]] == [("star-work", "/var/star")]
     secrets = {
         (secret["secretName"], entry["secretKey"], entry["envVar"])
-        for secret in pod["secretAsEnv"]
+        for secret in pod.get("secretAsEnv", [])
         for entry in secret["keyToEnv"]
     }
-    assert secrets == {
-        ("star-s3", "access-key", "AWS_ACCESS_KEY_ID"),
-        ("star-s3", "secret-key", "AWS_SECRET_ACCESS_KEY"),
-        ("star-webhook", "url", "STAR_WEBHOOK"),
-    }
-    assert {entry["name"]: entry["value"] for entry in container["env"]} == {
+    assert secrets == SECRETS[name]
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert ("STAR_CONFIG" in given) == (not name.startswith("merge-") and name != "finish")
+    given.pop("STAR_CONFIG", None)
+    assert given == {
         "STAR_IMAGE": "star-python:latest",
         "MLFLOW_TRACKING_URI": "http://mlflow.star.svc.cluster.local:5000",
+        "MLFLOW_TRACKING_USERNAME": "star-pipeline",
         "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow.svc.cluster.local:9000",
         "STAR_REGISTRY": "s3://star/registry",
         "STAR_WORK": "/var/star/work",
         "STAR_HOME": "/var/star/home",
-        "STAR_CHECKPOINTS": "s3://star/checkpoints",
+        **({"STAR_CHECKPOINTS": "s3://star/checkpoints"} if name in TRAININGS else {}),
     }
     assert task["task"]["retryPolicy"] == {
         "maxRetryCount": 5,
@@ -223,7 +236,18 @@ def test_a_node_that_cannot_run_its_teacher_is_refused(setting: str, cure: str, 
 def test_compiled_yaml_contains_no_secret() -> None:
     text = (FOLDER / "h100.yaml").read_text()
     assert str(ROOT) not in text
+    # The names of the variable, and of the key in its Secret.
+    names = ('MLFLOW_TRACKING_PASSWORD":"password', "MLFLOW_TRACKING_PASSWORD", "secretKey: password")
+    for name in names:
+        text = text.replace(name, "")
     assert "password" not in text.lower()
+
+
+def test_no_setting_is_an_argument_of_a_task() -> None:
+    """Arguments are in command lines, which others can read: digests, shards and KFP's own placeholders only."""
+    for name, task in tasks_of("h100").items():
+        arguments = task["task"].get("inputs", {}).get("parameters", {})
+        assert set(arguments) <= {"config_digest", "code", "shard", "run_id", "status"}, name
 
 
 def test_trainings_use_all_accelerators_of_their_nodes() -> None:

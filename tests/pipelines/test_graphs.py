@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from star.cluster.task_config import VARIABLE, digest_for_task
 from star.config.load import load_config
 from star.folders.code_digest import code_digest
 from star.pipelines.star_pipeline import compile_pipeline
@@ -47,13 +48,18 @@ def test_kfp_has_the_same_stages_and_inputs(tasks: dict) -> None:
     assert graph == INPUTS
 
 
-def test_kfp_passes_every_stage_its_own_sections_and_code_digest(tasks: dict) -> None:
+def test_kfp_passes_every_stage_its_own_sections_and_code_digest(tasks: dict, compiled: dict) -> None:
+    """The sections by the environment; in the arguments, which a command line shows, are digests only."""
     config = load_config("tiny")
     for stage in STAGES:
-        given = tasks[stage.name]["inputs"]["parameters"]
-        assert given["config"]["runtimeValue"]["constant"] == config.slice(stage.sections)
-        assert set(json.loads(config.slice(stage.sections))) == set(stage.sections)
-        assert given["code"]["runtimeValue"]["constant"] == code_digest(stage.function)
+        parameters = tasks[stage.name]["inputs"]["parameters"]
+        given = {name: value["runtimeValue"]["constant"] for name, value in parameters.items()}
+        executor = compiled["components"][tasks[stage.name]["componentRef"]["name"]]["executorLabel"]
+        variables = compiled["deploymentSpec"]["executors"][executor]["container"]["env"]
+        [sections] = [entry["value"] for entry in variables if entry["name"] == VARIABLE]
+        assert json.loads(sections) == json.loads(config.slice(stage.sections))
+        assert set(json.loads(sections)) == set(stage.sections)
+        assert given == {"config_digest": digest_for_task(sections), "code": code_digest(stage.function)}
 
 
 def test_kfp_shows_the_report_and_the_gate(compiled: dict) -> None:
