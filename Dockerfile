@@ -7,8 +7,8 @@
 ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736ce522c1bca08fd521731aafc0d76
 
 # Every file that is installed is compared with its sha256 in a lock (`make lock`), and each step asks one index only. Two extras are part
-# of the image: PostgreSQL's driver, because the MLflow server runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client,
-# because tasks start TrainJobs. The dependencies are layers of their own, so that an edit of the code does not install them again.
+# of the image: what the MLflow server needs, which runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client, because tasks
+# start TrainJobs. The dependencies are layers of their own, so that an edit of the code does not install them again.
 FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/star

@@ -14,14 +14,15 @@ import requests
 import yaml
 
 BASE = Path(__file__).resolve().parents[2] / "deploy" / "base"
+MARK = "address-of-the-database"
 SECRET = "a secret of /the@manifest: 100%"
 HERE = ("--host", "--port", "--artifacts-destination")  # arguments that are other ones on this machine
 ADMINISTRATOR, PIPELINE, SERVING = "admin", "star-pipeline", "star-serving"
 
 
 @pytest.fixture
-def tracking_server(tmp_path: Path) -> Iterator[str]:
-    """MLflow with the manifest's arguments and variables, except for database, store and port; its address."""
+def tracking_server(tmp_path: Path, postgres_database: str) -> Iterator[str]:
+    """MLflow with the manifest's arguments and variables; only addresses and the number of workers are others. Its address."""
     pytest.importorskip("flask_wtf", reason="needs MLflow's server: pip install 'star-distill[mlflow]'")
     documents = yaml.safe_load_all((BASE / "mlflow.yaml").read_text())
     [container] = next(one for one in documents if one["kind"] == "Deployment")["spec"]["template"]["spec"][
@@ -32,16 +33,17 @@ def tracking_server(tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     here = dict(zip(HERE, ("127.0.0.1", port, tmp_path / "artifacts"), strict=True))
     settings = (BASE / "auth.ini").read_text()
-    (tmp_path / "auth.ini").write_text(
-        re.sub("database_uri = .*", f"database_uri = sqlite:///{tmp_path}/auth.db", settings)
-    )
+    database = f"{postgres_database}?application_name={MARK}"  # one for both, as in the manifest
+    (tmp_path / "auth.ini").write_text(re.sub("database_uri = .*", f"database_uri = {database}", settings))
     server = f"http://127.0.0.1:{port}"
     given = {entry["name"]: entry.get("value") or SECRET for entry in container["env"]} | {
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db?MARK=1",
+        "MLFLOW_BACKEND_STORE_URI": database,
         "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
         "MLFLOW_TRACKING_URI": server,
     }
-    words = [f"{key}={here[key]}" if (key := word.split("=")[0]) in here else word for word in container["args"]]
+    hosts = "--allowed-hosts="
+    words = [f"{word},127.0.0.1:{port}" if word.startswith(hosts) else word for word in container["args"]]
+    words = [f"{key}={here[key]}" if (key := word.split("=")[0]) in here else word for word in words]
     assert len([word for word in words if word.split("=")[0] in HERE]) == len(HERE)
     (tmp_path / "read-only").mkdir(mode=0o500)
     with (tmp_path / "log").open("w") as log:
@@ -69,7 +71,9 @@ def accounts(server: str, *words: str) -> str:
     passwords = {"PIPELINE_PASSWORD": f"{SECRET} 1", "SERVING_PASSWORD": f"{SECRET} 2"}
     command = [sys.executable, "-W", "ignore", str(BASE / "accounts.py"), *words]
     environment = os.environ | administrator | passwords | {"MLFLOW_TRACKING_URI": server}
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -119,9 +123,11 @@ def test_the_tracking_server_asks_for_an_account_and_gives_it_its_rights(trackin
             ask(who, "DELETE", "/model-versions/delete", **version),
             ask(who, "POST", "/users/create", username="mallory", password="a-long-password"),
         ], who
-    assert _status(f"{tracking_server}/api/2.0/mlflow/experiments/search", "elsewhere.example.com") == 403
+    asked = f"{tracking_server}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert _status(asked, "mlflow.star.svc.cluster.local:5000") == 401
+    assert _status(asked, "elsewhere.example.com") == 403
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
-    assert not [line for line in lines if b"mlflow.db?MARK" in line or SECRET.encode() in line]
+    assert not [line for line in lines if MARK.encode() in line or SECRET.encode() in line]
 
 
 def _readable(path: Path) -> bool:
