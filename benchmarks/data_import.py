@@ -42,9 +42,6 @@ WORDS = [
     "maple",
     "north",
     "ocean",
-    "pine",
-    "quartz",
-    "river",
 ]
 
 

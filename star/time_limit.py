@@ -34,16 +34,16 @@ class time_limit:
         if time_limit.running is not None or threading.current_thread() is not threading.main_thread():
             return
         # It stays, since without a handler a last signal, which another thread may get late, would end the process.
-        if signal.getsignal(signal.SIGVTALRM) is not _on_signal:
-            signal.signal(signal.SIGVTALRM, _on_signal)
+        if signal.getsignal(signal.SIGPROF) is not _on_signal:
+            signal.signal(signal.SIGPROF, _on_signal)
         self.end = time.thread_time() + self.seconds
         time_limit.running = self
-        signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds, INTERVAL)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds, INTERVAL)
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if time_limit.running is self:
             time_limit.running = None
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:

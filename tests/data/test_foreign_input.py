@@ -4,6 +4,7 @@ The inputs run in a child process with a limit of its memory. By hand: `python t
 """
 
 import copy
+import io
 import json
 import os
 import resource
@@ -15,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
@@ -68,6 +71,17 @@ KEYS = [
 TYPES = ["string", "integer", "number", "array", "object", "null", "dict", "List[int]", "Union[int, str]", "HashMap"]
 
 
+def _parquet_of(records: list[dict]) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(
+            [{"text": json.dumps(record), "tools": record["tools"], "list": [[1], []]} for record in records]
+        ),
+        file,
+    )
+    return file.getvalue()
+
+
 def _nested(inner: Any, key: str, depth: int) -> Any:
     for _ in range(depth):
         inner = [inner] if key == "list" else {key: [inner, inner]} if key.endswith("Of") else {key: inner}
@@ -118,6 +132,7 @@ ROWS = [
     {"messages": [ASKED, ANTHROPIC], "tools": [{"name": "f", "input_schema": PARAMETERS}]},
     {"messages": [ASKED, {"role": "assistant", "content": HERMES}], "tools": [TOOL]},
 ]
+PARQUET = _parquet_of([{**row, "tools": json.dumps(row.get("tools", []))} for row in ROWS])
 API = yaml.safe_load((HERE / "openapi.yaml").read_text(encoding="utf-8"))
 TOOLS = [
     TOOL,
@@ -147,8 +162,24 @@ def mutated(draw: st.DrawFn, seeds: list) -> Any:
 
 
 @st.composite
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """The content with some bytes replaced."""
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
+        place = draw(st.integers(0, len(content)))
+        junk = draw(
+            st.binary(max_size=3)
+            | st.sampled_from([b"[" * 5000, b'{"a":' * 999, b"9" * 5000, b"&a [*a]", b"<<: *a", b"\x00"])
+        )
+        content = content[:place] + junk + content[place + draw(st.integers(0, 9)) :]
+    return content
+
+
+@st.composite
 def written(draw: st.DrawFn) -> tuple[str, bytes]:
     """(suffix, content) of a file."""
+    # Rarely, because each is decoded by a process of its own.
+    if draw(st.integers(0, 99)) == 0:
+        return ".parquet", draw(damaged(PARQUET))
     if draw(st.booleans()):
         suffix, value = (
             draw(st.sampled_from([".json", ".yaml"])),
@@ -168,14 +199,7 @@ def written(draw: st.DrawFn) -> tuple[str, bytes]:
             content = json.dumps(value).encode()
     except (RecursionError, ValueError, yaml.YAMLError):
         content = b"["
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 3]))):
-        place = draw(st.integers(0, len(content)))
-        junk = draw(
-            st.binary(max_size=3)
-            | st.sampled_from([b"[" * 5000, b'{"a":' * 999, b"9" * 5000, b"&a [*a]", b"<<: *a", b"\x00"])
-        )
-        content = content[:place] + junk + content[place + draw(st.integers(0, 9)) :]
-    return suffix, content
+    return suffix, draw(damaged(content))
 
 
 def read(path: Path) -> None:
