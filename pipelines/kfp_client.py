@@ -12,7 +12,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +39,7 @@ LOG_TIMEOUT, MAX_LOG_BYTES = 240.0, 256 * 2**20
 CLIENT_TIMEOUT = 300.0  # of one step of kfp's client, which has no deadline of its own
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
-NEW_TOKEN = "get a new token and give it with --token or KFP_TOKEN"  # noqa: S105 - a hint, no token
+NEW_TOKEN = "get a new token and give it in KFP_TOKEN"  # noqa: S105 - a hint, no token
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class KfpClient:
     """
 
     host: str | None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     namespace: str | None = None
 
     def submit(self, config: Config, *, image: str, experiment: str) -> str:

@@ -33,6 +33,7 @@ from star.home import home
 from star.progress import print_line, send_events_to
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
+from star.terminal import guard_terminal, guarded
 from star.tracking.runs import pipeline_run
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _require_rehearsal(config: Config, root: Path) -> None:
         return
     print_line("rehearsal: the models are loaded, and a few rows go through all stages")
     # In a process of its own, because torch would stay in this one for as long as the run takes.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=guard_terminal) as pool:
         checks = pool.submit(rehearsal_checks, config, root).result()
     failed = [f"{check.name}: {check.detail}" for check in checks if not check.passed]
     if failed:
@@ -153,7 +154,8 @@ def _run_pipeline(config: Config, *, root: Path, log: Path, display: "ProgressDi
     pipeline = build_pipeline(config)
     try:
         # Line by line, so that the log of a killed run has everything up to the kill.
-        with log.open("w", encoding="utf-8", buffering=1) as file, contextlib.redirect_stdout(file):
+        # Through the door, because a process of a stage has none before its stage begins, and native code never.
+        with log.open("w", encoding="utf-8", buffering=1) as file, contextlib.redirect_stdout(guarded(file)):
             outputs = pipeline().outputs
     except RuntimeError as error:
         # kfp's error names the task only. The message, and whether the input is at fault, are in the stage's event.

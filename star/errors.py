@@ -1,4 +1,4 @@
-"""Defines the errors that the user can cure, finds the cure of others, and masks secrets in what is printed.
+"""Defines the errors that the user can cure, and finds the cure of others.
 
     InputError("no file at tools.json: check the path")    one line on stderr, no traceback, exit status 2
     ValueError("...")                                      a traceback and exit status 1: the work itself failed
@@ -7,13 +7,6 @@ The message of an InputError is one line: what is wrong, with the value and the 
 """
 
 import errno
-import json
-import os
-import re
-from urllib.parse import quote
-
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN(?!IZER)|PASSWORD|PASSWD|CREDENTIAL|WEBHOOK|AUTH(?!OR)", re.IGNORECASE)
-SECRET_LENGTH = 6  # a shorter value would mask ordinary words
 
 
 class InputError(Exception):
@@ -39,14 +32,3 @@ def cure_of(error: BaseException) -> str | None:
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):
         return f"{error.filename} cannot be used ({error.strerror}): choose another path, or change its owner or mode"
     return None
-
-
-def redacted(text: str) -> str:
-    """Masks secrets in a text: passwords in URLs, and the values of environment variables whose names are like secrets."""
-    text = re.sub(r"//[^/@\s\"']*@", "//", text)
-    secrets = {value for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SECRET_LENGTH}
-    # The longest first: a secret may contain a shorter one.
-    for secret in sorted(secrets, key=len, reverse=True):
-        for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
-            text = text.replace(form, "***")
-    return text

@@ -67,7 +67,7 @@ class Exchange:
 
     method: str
     url: str
-    token: str | None
+    token: str | None = field(repr=False)
     body: object
     max_bytes: int
     deadline: float

@@ -22,6 +22,7 @@ from star.folders.run_once import Result, run_once
 from star.folders.shard import Shard
 from star.folders.workspace import Workspace
 from star.hashing import digest_of
+from star.terminal import guard_terminal
 
 if TYPE_CHECKING:
     from star.tracking.runs import Run
@@ -115,6 +116,7 @@ def _merge_and_publish(
         code: digest of the merging code.
         tracked: opens the run.
     """
+    guard_terminal()
     manifests: dict[Path, Manifest] = {}
 
     def describe() -> Manifest:

@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from star.terminal import console
+from star.errors import cure_of
+from star.redaction import redact_error, redacted_values
+from star.terminal import console, guard_terminal
 from star.units import format_seconds
 
 if TYPE_CHECKING:
@@ -31,10 +33,10 @@ KILLED_EXIT_STATUS = 137  # what a shell reports for a process that SIGKILL ende
 
 
 def send_event(**event: Any) -> None:
-    """Appends one event for `star run` to the file of STAR_EVENTS. Does nothing without it."""
+    """Appends one event for `star run` to the file of STAR_EVENTS, without secrets. Does nothing without it."""
     if path := os.environ.get("STAR_EVENTS"):
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+            file.write(json.dumps({"time": time.time(), **redacted_values(event)}) + "\n")
 
 
 def print_line(text: str) -> None:
@@ -120,6 +122,26 @@ def send_events_to(path: str) -> Iterator[None]:
     finally:
         for name in ("STAR_EVENTS", "STAR_RUNNER"):
             os.environ.pop(name, None)
+
+
+@contextmanager
+def stage_process(stage: str) -> Iterator[None]:
+    """Around a stage: ends its process with the runner that started it, sends it a failure, and lets no secret out.
+
+    Whoever runs the stage prints its traceback (KFP's executor, a notebook), so secrets are masked in the error itself.
+    """
+    exit_with_runner()
+    guard_terminal()
+    try:
+        yield
+    except BaseException as error:
+        cure = cure_of(error)
+        message = cure or f"{type(error).__name__}: {error}"
+        send_event(kind="failed", stage=stage, error=message, input_fault=cure is not None)
+        if (masked := redact_error(error)) is error:
+            raise
+        # Its own cause and not None, which would hide that. The error itself is its context, which is not printed.
+        raise masked from masked.__cause__
 
 
 def exit_with_runner() -> None:

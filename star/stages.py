@@ -27,7 +27,7 @@ from star.config.base import flat
 from star.config.experiment import Config
 from star.config.models import Student
 from star.config.safety import use_safety
-from star.errors import InputError, cure_of
+from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
 from star.folders.reuse import shown
@@ -315,9 +315,8 @@ def _run_stage(
     resume: bool,
     shard: Shard = WHOLE,
 ) -> Metrics:
-    """Runs one stage on this rank, and sends a failure to the runner that shows the progress of all stages."""
-    progress.exit_with_runner()
-    try:
+    """Runs one stage on this rank."""
+    with progress.stage_process(name):
         stage, out = stage_named(name), Path(out).absolute()
         use_safety(config.safety)
         if distributed.world_size() > 1 and not stage.trains:
@@ -326,11 +325,6 @@ def _run_stage(
             if not distributed.is_rank0():
                 return _run_on_nonzero_rank(work, out)
             return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
-    except BaseException as error:
-        cure = cure_of(error)
-        message = cure or f"{type(error).__name__}: {error}"
-        progress.send_event(kind="failed", stage=name, error=message, input_fault=cure is not None)
-        raise
 
 
 def _run_on_rank0(

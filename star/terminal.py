@@ -1,4 +1,4 @@
-r"""The one door to the terminal: makes control characters visible in all that the process prints, whoever wrote it.
+r"""The one door to the terminal: makes control characters visible and masks secrets in all that the process prints.
 
 Tool names, models' answers, reasons in the ledger, tags, logs of pods, names of files: all of it may hold escape sequences, which can
 rewrite the screen, the window's title or the clipboard. `guard_terminal` is called once, where the `star` command starts. From then on
@@ -7,14 +7,23 @@ rewrite the screen, the window's title or the clipboard. `guard_terminal` is cal
 
 for print, typer.echo, logging, warnings and tracebacks, and for every text within rich's tables and bars. Colours of our own are rich's
 styles, never escape sequences in a text. `console` makes the consoles: square brackets in a text are then no markup of rich.
+
+Secrets are masked as star/redaction.py says. stdout of a command may be data, such as the calls of `star call`, so only secrets of the
+environment are masked there. A stage guards its process too: in a pod or under `star run` nobody else would.
 """
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from star.redaction import known_masked, redacted
+
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.console import Console
     from rich.segment import Segment
 
@@ -31,13 +40,20 @@ def visible_controls(text: str) -> str:
     )
 
 
-def guard_terminal() -> None:
-    """Puts the door before stdout and stderr of this process, and into rich. A second call does nothing."""
+def guard_terminal(*, data_on_stdout: bool = False) -> None:
+    """Puts the door before stdout and stderr of this process, before its last traceback, and into rich. A second call does nothing."""
     if not isinstance(sys.stdout, _Door):
-        sys.stdout = cast(TextIO, _Door(sys.stdout))
+        sys.stdout = guarded(sys.stdout, mask=known_masked if data_on_stdout else redacted)
     if not isinstance(sys.stderr, _Door):
-        sys.stderr = cast(TextIO, _Door(sys.stderr))
+        sys.stderr = guarded(sys.stderr)
+    sys.excepthook = _print_traceback
+    threading.excepthook = _print_traceback_of_thread
     _guard_rich()
+
+
+def guarded(stream: TextIO, *, mask: Callable[[str], str] = redacted) -> TextIO:
+    """A stream with the door before it."""
+    return cast(TextIO, _Door(stream, mask))
 
 
 def console(file: TextIO | None = None) -> "Console":
@@ -48,10 +64,11 @@ def console(file: TextIO | None = None) -> "Console":
 
 
 class _Door:
-    """A text stream that makes control characters visible on their way to another stream."""
+    """A text stream that masks secrets and makes control characters visible on their way to another stream."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, mask: Callable[[str], str] = redacted) -> None:
         self._stream = stream
+        self._mask = mask
         self._at_start = True  # of a line, or in one that a progress bar redraws
 
     @property
@@ -65,7 +82,7 @@ class _Door:
         before, _, after = text.partition(body) if body else (text, "", "")
         redrawn = not text or (bool(before) and "\n" not in body)
         self._at_start = text.endswith("\n") or (self._at_start and redrawn)
-        self._stream.write(before + visible_controls(body) + after)
+        self._stream.write(before + visible_controls(self._mask(body)) + after)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -74,6 +91,18 @@ class _Door:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
+    """Prints a traceback as Python does, in one piece: Python's own pieces could end within a secret."""
+    # A stream may be gone where the process ends.
+    if sys.stderr is not None:
+        sys.stderr.write("".join(traceback.format_exception(kind, error, trace)))
+
+
+def _print_traceback_of_thread(arguments: "threading.ExceptHookArgs") -> None:
+    if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+        _print_traceback(arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
 
 
 def _guard_rich() -> None:
@@ -88,7 +117,7 @@ def _guard_rich() -> None:
     def render(self: "Console", renderable: Any, options: Any = None) -> "Iterator[Segment]":
         for segment in plain(self, renderable, options):
             # A control segment is rich's own, such as the movement of the cursor by a bar.
-            yield segment if segment.control else Segment(visible_controls(segment.text), segment.style)
+            yield segment if segment.control else Segment(visible_controls(known_masked(segment.text)), segment.style)
 
     render._is_guarded = True  # type: ignore[attr-defined]
     Console.render = render  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import typer
 
 from star.cli.options import OutOption, ResumeOption
 from star.errors import InputError
+from star.redaction import find_secret
 
 data_app = typer.Typer(help="Import, make, clean and describe sets of tools and rows.", no_args_is_help=True)
 
@@ -101,6 +102,8 @@ def synthesize_command(
     if bool(endpoint) != bool(model):
         raise InputError("--endpoint and --model belong together: give both, or neither for the offline generator")
     written_by = None
+    if endpoint and (found := find_secret(endpoint)):
+        raise InputError(f"--endpoint holds {found}: give the address without it, and the key in STAR_API_KEY")
     if endpoint and model:
         written_by = ModelSettings(
             endpoint, model, examples, concurrency, max_tokens, price_in=price_in, price_out=price_out

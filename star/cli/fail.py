@@ -3,7 +3,7 @@
 import sys
 from typing import NoReturn
 
-from star.errors import redacted
+from star.redaction import redacted
 from star.terminal import console
 
 

@@ -33,7 +33,8 @@ from star.cli.pipeline import pipeline_app
 from star.cli.registry import lineage, models_app, promote, registry_app, rollback, tracking_app
 from star.cli.stage import run_and_print, run_stage
 from star.cli.topk import topk_app
-from star.errors import PipelineError, cure_of, redacted
+from star.errors import PipelineError, cure_of
+from star.redaction import redacted
 from star.terminal import guard_terminal
 
 # Headings of `star --help`.
@@ -199,7 +200,7 @@ app.command(rich_help_panel=TOOLS)(doctor)
 
 def main() -> None:
     """Runs the command line. An error that the user can correct is printed as one line and exits with status 2."""
-    guard_terminal()
+    guard_terminal(data_on_stdout=True)
     # Before anything imports the libraries that read them.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,11 +1,13 @@
 """Defines `star pipeline`: compile the pipeline for Kubeflow Pipelines, and start and follow its runs on a server."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from star.cli.options import ConfigOption
+from star.redaction import redacted
 
 if TYPE_CHECKING:
     from star.pipelines.kfp_client import KfpClient
@@ -17,11 +19,9 @@ HostOption = Annotated[
     str | None,
     typer.Option(
         envvar="KFP_HOST",
-        help="Address of the Kubeflow Pipelines server. Inside the cluster it is found automatically.",
+        help="Address of the Kubeflow Pipelines server. Inside the cluster it is found automatically. "
+        "If the server requires a bearer token, give it in KFP_TOKEN.",
     ),
-]
-TokenOption = Annotated[
-    str | None, typer.Option(envvar="KFP_TOKEN", show_envvar=True, help="Bearer token, if the server requires one.")
 ]
 NamespaceOption = Annotated[
     str | None, typer.Option(envvar="KFP_NAMESPACE", help="Namespace of the user, if the server has several.")
@@ -54,7 +54,6 @@ def submit_command(
     config: ConfigOption = "tiny",
     image: ImageOption = "star-python:latest",
     host: HostOption = None,
-    token: TokenOption = None,
     namespace: NamespaceOption = None,
     experiment: Annotated[
         str, typer.Option(envvar="KFP_EXPERIMENT", help="KFP experiment that groups the runs.")
@@ -72,9 +71,8 @@ def submit_command(
     Example: `star pipeline submit --config my.yaml --image registry.example.com/star-python:1 --host http://localhost:8080 --wait`
     """
     from star.config.load import load_config
-    from star.pipelines.kfp_client import KfpClient
 
-    client = KfpClient(host, token, namespace)
+    client = _client(host, namespace)
     run_id = client.submit(load_config(config), image=image, experiment=experiment)
     typer.echo(run_id)
     typer.echo(client.run_url(run_id), err=True)
@@ -86,7 +84,6 @@ def submit_command(
 def status_command(
     run_id: RunArgument,
     host: HostOption = None,
-    token: TokenOption = None,
     namespace: NamespaceOption = None,
     wait: Annotated[
         bool,
@@ -100,16 +97,14 @@ def status_command(
 
     Example: `star pipeline status 5a1c... --wait`
     """
-    from star.pipelines.kfp_client import KfpClient
-
-    client = KfpClient(host, token, namespace)
+    client = _client(host, namespace)
     if wait:
         _follow(client, run_id, poll)
         return
     status = client.status(run_id)
     for task in status.tasks:
-        typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip())
-    typer.echo(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip())
+        typer.echo(redacted(f"{task.state:<10} {task.name}  {task.error}".rstrip()))
+    typer.echo(redacted(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip()))
 
 
 @pipeline_app.command("logs")
@@ -119,32 +114,32 @@ def logs_command(
         str | None, typer.Option(help="Name of the tasks whose logs to print, such as rollout. Default: all.")
     ] = None,
     host: HostOption = None,
-    token: TokenOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
     """Print the logs of the tasks of a run.
 
     Example: `star pipeline logs 5a1c... --task rollout`
     """
-    from star.pipelines.kfp_client import KfpClient
-
-    for name, log in KfpClient(host, token, namespace).logs(run_id, task=task):
+    for name, log in _client(host, namespace).logs(run_id, task=task):
         for line in log.splitlines():
-            typer.echo(f"{name}: {line}")
+            typer.echo(redacted(f"{name}: {line}"))
 
 
 @pipeline_app.command("cancel")
-def cancel_command(
-    run_id: RunArgument, host: HostOption = None, token: TokenOption = None, namespace: NamespaceOption = None
-) -> None:
+def cancel_command(run_id: RunArgument, host: HostOption = None, namespace: NamespaceOption = None) -> None:
     """Cancel a run. The results of its finished tasks stay cached, and a new run continues from them.
 
     Example: `star pipeline cancel 5a1c...`
     """
+    _client(host, namespace).cancel(run_id)
+    typer.echo(f"run {run_id} is being cancelled")
+
+
+def _client(host: str | None, namespace: str | None) -> "KfpClient":
+    """A client with the token of KFP_TOKEN. No option takes it: every user of a machine sees the options of all processes."""
     from star.pipelines.kfp_client import KfpClient
 
-    KfpClient(host, token, namespace).cancel(run_id)
-    typer.echo(f"run {run_id} is being cancelled")
+    return KfpClient(host, os.environ.get("KFP_TOKEN"), namespace)
 
 
 def _follow(client: "KfpClient", run_id: str, poll: float) -> None:

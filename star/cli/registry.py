@@ -90,7 +90,10 @@ def promote(
     to: Annotated[str, typer.Option(help="Alias to give: champion or challenger.")] = "champion",
     reason: ReasonOption = "",
     to_registry: Annotated[
-        str | None, typer.Option(help="Address of another MLflow: copy the version there first, and promote it there.")
+        str | None,
+        typer.Option(
+            help="Address of another MLflow, or env:NAME of a variable with it: copy the version there, and promote it there."
+        ),
     ] = None,
     name: NameOption = "star",
 ) -> None:

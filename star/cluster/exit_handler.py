@@ -12,8 +12,10 @@ import shutil
 
 from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
 from star.cluster.webhook import notify_webhook
-from star.errors import InputError, redacted
+from star.errors import InputError
 from star.folders.working_paths import train_jobs_folder, work_root
+from star.redaction import redacted, redacted_values
+from star.terminal import guard_terminal
 
 # State of the pipeline -> status of the MLflow runs that it left open. If nobody knows how it ended, they were killed at least.
 MLFLOW_STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELLED: "KILLED", ENDED: "KILLED"}
@@ -33,6 +35,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         The summary that is printed and sent to the webhook: run, state, task, error, the MLflow runs that were closed, the unfinished work
         that is kept for a retry, and all of it as one line of text.
     """
+    guard_terminal()
     if work_root():
         # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
@@ -50,6 +53,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
     summary["text"] = f"STAR pipeline {run_id}: {state}" + (
         f" in {failed_task}" if state in (FAILED, CANCELLED) else ""
     )
+    summary = redacted_values(summary)
     print(json.dumps(summary, indent=1), flush=True)
     if url := os.environ.get("STAR_WEBHOOK"):
         notify_webhook(url, summary)

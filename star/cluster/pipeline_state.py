@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from star.errors import InputError, redacted
+from star.errors import InputError
 from star.http_client import origin, send
 from star.http_exchange import BadStatusError, NoAnswerError
+from star.redaction import redacted
 
 SUCCEEDED, FAILED, CANCELLED, ENDED = "SUCCEEDED", "FAILED", "CANCELLED", "ENDED"
 # Other words that servers use for them.

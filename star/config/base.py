@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the configuration: it refuses unknown keys, and its values cannot be changed after validation."""
+    """A part of the configuration: it refuses unknown keys, its values cannot be changed after validation, and no error quotes them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -9,9 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from star.config.base import Section
 from star.config.task_secrets import PREFLIGHT, TaskName, tasks_that_use
-from star.errors import SECRET_NAME
+from star.redaction import REFERENCES, names_secret
 
-REFERENCES = ("STAR_LEDGER_KEY",)  # variables that say where a secret is: the path of a file, or env:NAME
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -168,8 +167,10 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _no_secret_in_plain_text(self) -> "Cluster":
         # The compiled pipeline holds `environment` in plain text.
-        if plain := [name for name in self.environment if SECRET_NAME.search(name) and not self._is_reference(name)]:
-            raise ValueError(f"{plain[0]} looks like a secret: name it under `secrets`, with the Secret that holds it")
+        if plain := [name for name in self.environment if names_secret(name) and not self._is_reference(name)]:
+            raise ValueError(
+                f"{plain[0]} looks like a secret: name it under `secrets`, with the Kubernetes Secret that holds it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ differs.
 """
 
 import json
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -14,6 +15,7 @@ from star.config.cluster import Cluster
 from star.config.data import Data
 from star.config.evaluation import Evaluate, Registry
 from star.config.models import Architecture, Scratch, Student, Teacher
+from star.config.plain_text import refusal
 from star.config.safety import Safety
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, SimRL
@@ -39,6 +41,13 @@ class Config(Section):
     registry: Registry = Registry()
     cluster: Cluster = Cluster()
     safety: Safety = Safety()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secret(cls, content: Any) -> Any:
+        if isinstance(content, dict) and (reason := refusal(content)):
+            raise ValueError(reason)
+        return content
 
     @model_validator(mode="after")
     def _scratch_is_described(self) -> "Config":

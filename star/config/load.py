@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file
+from star.config.plain_text import refusal
 from star.errors import InputError
 from star.yaml_documents import parse_yaml
 
@@ -28,12 +29,15 @@ def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
         seed_data: file with rows, in place of the configuration's `data.seed_data`.
 
     Raises:
-        InputError: the file is missing, is not YAML, has an unknown key or a value out of range; the message names the key.
+        InputError: the file is missing, is not YAML, has an unknown key, a value out of range or a secret in it; the message names
+            the key.
     """
     content = _read_yaml(_find(path))
     if seed_data is not None:
         # Before the validation, so that the file's sha256 is part of the configuration like that of any other file.
         content = _merge(content, {"data": {"seed_data": str(seed_data.expanduser().resolve())}})
+    if reason := refusal(content):
+        raise InputError(f"{path}: {reason}")
     try:
         return Config.model_validate(content)
     except ValidationError as error:

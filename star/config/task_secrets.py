@@ -5,6 +5,7 @@
 | `STAR_WEBHOOK` | the exit handler |
 | `AWS_...` | `register`; trainings, if `cluster.checkpoints` is set; with an S3 address in `STAR_REUSE` every stage |
 | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` | the stages that load a base: `refine-teacher`, `distill` |
+| `STAR_TEACHER_KEY` | the stages that a teacher's server answers: `rollout`, `extract-topk` |
 | `STAR_LEDGER_KEY`, and the variable that it names as `env:NAME` | `register` |
 | `MLFLOW_...` | every task that is tracked: all but the merges of rollout and top-k store |
 | any other | every task, since nothing is known of it |
@@ -23,6 +24,7 @@ TASKS: tuple[TaskName, ...] = get_args(TaskName)
 PREFLIGHT, EXIT_HANDLER = "preflight", "finish"
 TRAININGS = ("refine-teacher", "distill", "refine")
 LOAD_BASES = ("refine-teacher", "distill")
+SERVED = ("rollout", "extract-topk")
 PUBLISH = ("register",)
 UNTRACKED = ("merge-rollout", "merge-extract-topk")
 LEDGER_KEY, REUSE = "STAR_LEDGER_KEY", "STAR_REUSE"
@@ -45,6 +47,8 @@ def tasks_that_use(variable: str, *, environment: Mapping[str, str], checkpoints
         users += TRAININGS if checkpoints else ()
     elif variable in HUB_TOKENS:
         users = LOAD_BASES
+    elif variable == "STAR_TEACHER_KEY":
+        users = SERVED
     elif variable in (LEDGER_KEY, environment.get(LEDGER_KEY, "").removeprefix("env:")):
         users = PUBLISH
     elif variable.startswith("MLFLOW_"):

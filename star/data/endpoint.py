@@ -7,7 +7,7 @@ each request.
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
@@ -48,7 +48,7 @@ class Endpoint:
 
     url: str
     model: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     timeout: float = 120.0  # seconds for one answer
     attempts: int = 6
     first_pause: float = 0.5  # seconds; doubled each time

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from star.errors import InputError, redacted
+from star.errors import InputError
+from star.redaction import redacted
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from star.doctor.service_checks import (
 )
 from star.errors import InputError
 from star.folders.working_paths import work_root
+from star.terminal import guard_terminal
 
 
 def preflight_checks(config: Config) -> Iterator[Check]:
@@ -66,6 +67,7 @@ def require_all(config: Config) -> None:
     Raises:
         InputError: some checks failed; the message lists all of them.
     """
+    guard_terminal()
     # All checks run before the error is raised, so that one attempt shows everything that is missing.
     failed = []
     for check in preflight_checks(config):

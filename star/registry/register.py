@@ -29,6 +29,7 @@ from star.folders.manifest import Manifest, read_manifest
 from star.folders.owners import create_in_home
 from star.html_kit import escape_markdown
 from star.json_file import write_json
+from star.redaction import redacted
 from star.registry.download import download_file, download_version
 from star.registry.lineage import build_lineage
 from star.registry.model_card import model_card
@@ -247,7 +248,7 @@ def _smoke_check(version: Version) -> Check:
     try:
         return Check("smoke", True, run_smoke_test(download_version(version, create_in_home("models"))))
     except Exception as error:  # whatever stops it from answering is a reason not to promote it
-        return Check("smoke", False, f"the published model does not answer a call with tools: {error}")
+        return Check("smoke", False, redacted(f"the published model does not answer a call with tools: {error}"))
 
 
 # Step 3: decide

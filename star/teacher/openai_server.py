@@ -8,6 +8,7 @@ Shapes: T completion tokens, K teacher ids per token.
 """
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from typing import Any
@@ -22,6 +23,7 @@ from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, s
 from star.http_exchange import Answer, BadStatusError, NoAnswerError
 from star.modeling.generation import Sample, Sequence
 
+KEY_VARIABLE = "STAR_TEACHER_KEY"  # sent as a bearer token, as `vllm serve --api-key` wants it
 RETRIES = 6  # per request, after pauses of 0.5, 1, 2, 4, 8 and 16 seconds
 TIMEOUT_SECONDS = 1800.0  # for the whole answer to a batch
 # Of an answer: at least, and for each number that was asked for (a log-probability with its token, or a token with its text).
@@ -113,6 +115,7 @@ class TeacherServer:
                 f"{self.url}/{path}",
                 name="the teacher's server",
                 seconds=TIMEOUT_SECONDS,
+                token=os.environ.get(KEY_VARIABLE),
                 body=body,
                 max_bytes=max_bytes,
             ).checked()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from star.errors import redacted
+from star.redaction import redacted
 from star.tracking.server import configure_mlflow, experiment_id, reason_of
 from star.tracking.spool import Event, Spool
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from star.errors import InputError, redacted
+from star.errors import InputError
 from star.folders.owners import create_home, create_in_home, create_private_file
 from star.home import home
+from star.redaction import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

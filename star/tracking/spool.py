@@ -36,14 +36,15 @@ from typing import Any
 
 from filelock import FileLock
 
-from star.errors import redacted
 from star.folders.owners import create_private
+from star.redaction import known_masked, redacted_values
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"
 SENT_FILE = "sent"
+REPORTS = (".html", ".md", ".json", ".jsonl", ".txt", ".csv")
 
 Event = dict[str, Any]  # {"at": milliseconds, "kind": ..., and the fields of that kind}
 
@@ -85,12 +86,12 @@ class Spool:
     def write_run(self, run: dict[str, Any]) -> None:
         """Writes run.json completely or not at all."""
         temporary = self.folder / f"{RUN_FILE}.tmp"
-        temporary.write_text(redacted(json.dumps(run, ensure_ascii=False)), encoding="utf-8")
+        temporary.write_text(json.dumps(redacted_values(run), ensure_ascii=False), encoding="utf-8")
         temporary.replace(self.folder / RUN_FILE)
 
     def append(self, **event: Any) -> None:
-        """Appends an event; its time is now unless `at` is given. Secrets of the environment are masked."""
-        line = redacted(json.dumps({"at": int(time.time() * 1000), **event}, ensure_ascii=False)) + "\n"
+        """Appends an event; its time is now unless `at` is given. Secrets are masked."""
+        line = json.dumps({"at": int(time.time() * 1000), **redacted_values(event)}, ensure_ascii=False) + "\n"
         if self.broken:
             return
         try:
@@ -116,6 +117,8 @@ class Spool:
             shutil.copytree(path, target)
         else:
             shutil.copyfile(path, target)
+        for file in (target, *target.rglob("*")):
+            _mask_secrets_of_environment(file)
         return name
 
     def unsent_events(self) -> list[tuple[Event, int]]:
@@ -171,3 +174,11 @@ class Spool:
         if not self.broken:
             self.broken = True
             logger.warning("events of this run are not recorded, %s cannot be written: %s", self.folder, error.strerror)
+
+
+def _mask_secrets_of_environment(file: Path) -> None:
+    """Masks them in a report. It also quotes rows and answers, which may look like secrets and stay as they are."""
+    if file.suffix in REPORTS and file.is_file():
+        text = file.read_bytes().decode("utf-8", "surrogateescape")
+        if (masked := known_masked(text)) != text:
+            file.write_bytes(masked.encode("utf-8", "surrogateescape"))

@@ -126,7 +126,7 @@ def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KFP]:
 
 
 def star(kfp: KFP, *arguments: str, token: str = "good"):
-    return CliRunner().invoke(pipeline_app, [*arguments, "--host", kfp.host, "--token", token])
+    return CliRunner().invoke(pipeline_app, [*arguments, "--host", kfp.host], env={"KFP_TOKEN": token})
 
 
 def test_a_submitted_run_is_followed_to_its_end(kfp: KFP) -> None:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 
 from star.errors import InputError
+from star.redaction import redacted
 from star.registry.promotion.ledger_store import LedgerStore
 from star.registry.promotion.records import (
     AnyRecord,
@@ -109,7 +110,9 @@ class Ledger:
 
     def write_attempt(self, attempt: Attempt) -> Attempt:
         """Adds an attempt, before anything else is done about it; returns it as it was written."""
-        written = self._signed(replace(attempt, registry=self.registry))
+        # Reasons come from people and from errors of other packages, and a record stays for ever.
+        reason, refused = redacted(attempt.reason), redacted(attempt.refused)
+        written = self._signed(replace(attempt, registry=self.registry, reason=reason, refused=refused))
         # Names sort by time, because `at` has the same width always.
         self.store.create(self.folder_of("attempts"), f"{written.at}-{written.attempt}", record_text(written))
         return written

@@ -1,11 +1,13 @@
 """Promotes a version that a user names, here or in another MLflow registry: what `star promote` does."""
 
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from star.errors import InputError
 from star.folders.owners import create_in_home
+from star.redaction import find_secret
 from star.registry.download import download_unchecked, download_version, verify_stored_files
 from star.registry.promotion.copy_version import copy_version
 from star.registry.promotion.find import find_by_reference
@@ -29,16 +31,18 @@ def promote_model(model: str, *, name: str, to: str, reason: str, to_registry: s
         model: a version, an alias, NAME/VERSION or NAME@ALIAS.
         name: the registered model, where `model` does not name one.
         to: champion or challenger.
-        to_registry: address of another MLflow; the version is copied there and promoted there.
+        to_registry: address of another MLflow, or env:NAME of a variable with it; the version is copied there and promoted there.
 
     Raises:
-        InputError: there is no such version, its files are not what was registered, or MLflow does not answer.
+        InputError: there is no such version, its files are not what was registered, MLflow does not answer, or the address holds
+            a password.
     """
+    address = None if to_registry is None else _address(to_registry)
     version = _verified(find_by_reference(model, name=name), named=model)
-    if to_registry is None:
+    if address is None:
         return promote(version.name, version.version, to=to, reason=reason)
     folder = download_version(version, create_in_home("models"))
-    with use_tracking_uri(to_registry):
+    with use_tracking_uri(address):
         copied = copy_version(version, folder)
         return promote(copied.name, copied.version, to=to, reason=reason)
 
@@ -67,3 +71,18 @@ def _verified(version: Version, *, named: str) -> Version:
         require_model(folder, name=version.name)
         files = hash_files(folder)
     return vouch_for(replace(version, files=files), files, reason="promoted with the files that it had")
+
+
+def _address(given: str) -> str:
+    """The address of a registry as it was given, or as the variable has it that `env:NAME` refers to."""
+    if given.startswith("env:"):
+        name = given.removeprefix("env:")
+        if not os.environ.get(name):
+            raise InputError(f"--to-registry {given}: there is no variable {name}")
+        return os.environ[name]
+    if found := find_secret(given):
+        raise InputError(
+            f"--to-registry holds {found}, which every user of this machine sees in the list of processes: put the whole address "
+            "into a variable, and give `--to-registry env:NAME`"
+        )
+    return given
