@@ -65,6 +65,9 @@ def started(place: Path, *, until: str) -> subprocess.Popen:
 def test_sigterm_ends_the_run_and_its_stage(place: Path) -> None:
     process = started(place, until="work/refine-teacher-*/state/warmup/checkpoint-2/complete")
     [stage] = psutil.Process(process.pid).children()
+    # Others can read the arguments of a process, so no setting is among them.
+    assert not [one for one in (stage, *stage.children(recursive=True)) if "vocab_size" in " ".join(one.cmdline())]
+    assert "vocab_size" in stage.environ()["STAR_CONFIG"]
     process.terminate()
     assert process.wait(timeout=30) == 143
     assert not stage.is_running()
