@@ -8,6 +8,12 @@ registry_id.py             which ledger is whose, where several registries share
 open_ledger.py             opens a model's ledger
 repair.py                  takes damaged records out, signs a ledger that was begun without a key
 ledger_store.py            where the records are written: a table of the tracking database, or a bucket
+version_records.py         which files a version has, and what the gate said of them, beside the chain
+register_model.py          registers a model, and takes a version for it only where all its files are the model's
+moved_aliases.py           judges aliases that somebody moved in MLflow
+find.py                    finds the version that a user names, by the aliases that hold
+overview.py                what `star models` shows
+copy_version.py            copies a version to another registry
 promote_and_rollback.py    promotes and rolls back: writes the ledger, then MLflow's aliases
 promote_by_reference.py    what `star promote` does: a version as a user names it, here or in another registry
 reconcile.py               completes what a kill left unfinished, and checks the ledger

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.folders.s3_client import s3_errors
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import DamagedLedgerError, Ledger
+from star.registry.promotion.ledger_store import store_errors
 from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
 from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
@@ -219,7 +219,7 @@ def _write_moves(
     if ledger.newest().seq != before.seq:
         return None
     require_conditional_writes(ledger.store)
-    with s3_errors(ledger.store.place):
+    with store_errors(ledger.store):
         for move in judged.new:
             why = dict(judged.refused)[move]
             logger.warning("%s", remark(move, why, name=name))

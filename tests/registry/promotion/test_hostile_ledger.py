@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 from star.errors import InputError
 from star.registry import versions
 from star.registry.promotion import open_ledger as opening
-from star.registry.promotion import promote_and_rollback, reconcile, repair
+from star.registry.promotion import moved_aliases, promote_and_rollback, reconcile, repair
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import Ledger, entry_name
 from star.registry.promotion.records import Attempt, DamagedRecordError, Decision, parse_record, record_text
@@ -137,6 +137,11 @@ class Counted:
         return call
 
 
+def no_files(*_: object) -> Path:
+    """The versions have no files, so no alias that MLflow shows counts by itself."""
+    raise InputError("there are no files")
+
+
 class World:
     """Two registries and one store, and the environment of one process that works on one of them at a time."""
 
@@ -157,6 +162,7 @@ class World:
         patch.setattr(reconcile, "require_conditional_writes", lambda store: None)
         patch.setattr(repair, "require_conditional_writes", lambda store: None)
         patch.setattr(reconcile, "remove_unfinished_publications", lambda name: [])
+        patch.setattr(moved_aliases, "download_unchecked", no_files)
         patch.setattr(opening, "_store_at", lambda name, place: Counted(self.store, self.left))
         for module in (promote_and_rollback, reconcile, repair, versions):
             patch.setattr(module, "connect", lambda: Counted(self.client(), self.left))
