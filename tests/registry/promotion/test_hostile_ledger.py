@@ -29,8 +29,8 @@ from hypothesis.stateful import (
 
 from star.errors import InputError
 from star.registry import versions
-from star.registry.promotion import open_ledger as opening
 from star.registry.promotion import moved_aliases, promote_and_rollback, reconcile, repair
+from star.registry.promotion import open_ledger as opening
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import Ledger, entry_name
 from star.registry.promotion.records import Attempt, DamagedRecordError, Decision, parse_record, record_text
