@@ -2,6 +2,8 @@
 
 - run_once.py: the contract step by step, with an example; every published folder goes through it
 - workspace.py: the folder in which unfinished work waits for a resume, and its lock
+- owners.py: closes the home and unfinished work to others, and refuses their links and files
+- published_note.py: where a result was published, for the next attempt of its task
 - link.py: a second place for a file, without a second copy where the file system can
 - reuse.py: a result of the same work that lies in another folder is taken from there
 - publish.py: how a finished folder gets to its place, also after a kill between two renames
