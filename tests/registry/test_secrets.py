@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from star.errors import InputError
+from star.registry.promotion.promote_by_reference import promote_model
+from star.tracking.spool import Spool
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "s3cr3t/planted+by=test"
 # Variables of the libraries below, read there.
@@ -125,3 +129,27 @@ def test_no_secret_in_the_error_of_a_command(environment: pytest.MonkeyPatch, co
     assert done.returncode == 2
     assert "127.0.0.1:9" in done.stderr
     assert password not in done.stdout + done.stderr
+
+
+def test_the_address_of_another_registry_is_given_by_reference(environment: pytest.MonkeyPatch) -> None:
+    given = {"http://me:hunter22@127.0.0.1:9": "env:NAME", "env:NOT_SET": "no variable NOT_SET"}
+    for address, said in given.items():
+        with pytest.raises(InputError, match=said) as error:
+            promote_model("1", name="tiny", to="champion", reason="", to_registry=address)
+        assert "hunter22" not in str(error.value)
+
+
+def test_a_report_in_mlflow_quotes_no_secret_and_keeps_what_only_looks_like_one(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("HF_TOKEN", SECRET)
+    report = tmp_path / "report.html"
+    report.write_bytes(f"{SECRET}, https://host?key=abc\r\n\udc80".encode("utf-8", "surrogateescape"))
+    (tmp_path / "weights.bin").write_bytes(SECRET.encode())
+    spool = Spool.open(tmp_path / "spool", {"start": 1})
+    spool.append(kind="tags", values={"mlflow.note": f"see {SECRET}"})
+    names = [spool.copy_artifact(report), spool.copy_artifact(tmp_path / "weights.bin")]
+    copies = [(spool.folder / "files" / name).read_bytes() for name in names]
+    assert copies == [b"***, https://host?key=abc\r\n\x80", SECRET.encode()]
+    assert report.read_bytes().startswith(SECRET.encode())
+    assert '"mlflow.note": "see ***"' in spool.events_file.read_text()
