@@ -214,6 +214,17 @@ def test_an_invalid_cluster_section_is_an_error_that_names_the_setting(cluster: 
         Config.model_validate({"cluster": cluster})
 
 
+def test_every_task_learns_who_shares_its_unfinished_work(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    profile.write_text("extends: tiny\ncluster: {work_claim: star-work, shared_with: group}\n")
+    compile_pipeline(load_config(profile), tmp_path / "star.yaml")
+    spec = next(iter(yaml.safe_load_all((tmp_path / "star.yaml").read_text())))
+    executors = spec["deploymentSpec"]["executors"].values()
+    assert len(executors) == 10
+    shared = {"name": "STAR_SHARED_WITH", "value": "group"}
+    assert all(shared in executor["container"]["env"] for executor in executors)
+
+
 def test_a_stage_without_placement_runs_on_the_cpu_node() -> None:
     assert Cluster().node_of("evaluate") == Node()
 
