@@ -226,9 +226,12 @@ def _new_tool(written: Any, seen: set[bytes]) -> list[dict]:
         return []
     seen.add(mark)
     try:
-        return [{"original": written, "tool": _tool(json.dumps(written))}]
-    except InputError:
+        entry = {"original": written, "tool": _tool(json.dumps(written))}
+        # Raises ValueError for what cannot be written, such as nan.
+        json_line(entry)
+    except (InputError, ValueError):
         return []
+    return [entry]
 
 
 def _identity(given: Any, content: dict, source: str) -> str:

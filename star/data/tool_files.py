@@ -7,9 +7,9 @@ from typing import Any
 
 from star.data.openapi import is_openapi, tools_of_openapi
 from star.data.read_records import read_records
-from star.data.rows import Reject, is_too_deep
+from star.data.rows import Reject, is_too_deep, json_line
 from star.data.schema_references import References, name_of
-from star.data.tools import normalize_tool, repeated_name
+from star.data.tools import normalize_tool, public_tool, repeated_name
 from star.errors import InputError
 from star.limits import DEPTH, DOCUMENT_BYTES, DOCUMENT_MARKS, SECONDS_PER_RECORD
 from star.time_limit import TookTooLong, time_limit
@@ -43,7 +43,7 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
     document = _read_document(path)
     if is_openapi(document):
         try:
-            yield from tools_of_openapi(document)
+            yield from map(_writable, tools_of_openapi(document))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return
@@ -62,7 +62,20 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue
         # In a file that `star data import` wrote, `x-original` is there already and is closer to the source.
-        yield tool if "x-original" in tool or written == tool else {**tool, "x-original": written}
+        yield _writable(tool if "x-original" in tool or written == tool else {**tool, "x-original": written})
+
+
+def _writable(tool: dict | Reject) -> dict | Reject:
+    """Returns the tool, or a Reject where no file and no row can hold it."""
+    if isinstance(tool, Reject):
+        return tool
+    try:
+        json_line(public_tool(tool))
+        json.dumps(tool, ensure_ascii=False).encode()
+    except ValueError as error:
+        why = f"a text of it is no UTF-8, or a number of it is none: {error}"
+        return Reject(ascii(tool["name"])[:100], "unusable_tool", why, tool)
+    return tool
 
 
 def holds_tools(path: Path) -> bool:

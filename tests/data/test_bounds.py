@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from star.data.generate_offline import generate_rows
-from star.data.importers import import_rows
+from star.data.importers import import_rows, original_tools
 from star.data.read_records import read_records
-from star.data.rows import Reject
+from star.data.rows import Reject, write_json_lines
 from star.data.tool_files import load_tools, read_tools
 from star.data.tools import normalize_tool
 from star.data.write_set import reject_line
 from star.errors import InputError
+from star.json_file import write_json
 from star.time_limit import TookTooLong, time_limit
 from star.yaml_documents import parse_yaml
 
@@ -189,3 +190,16 @@ def test_a_json_list_that_is_cut_behind_an_element_has_no_end(tmp_path: Path) ->
     (tmp_path / "rows.json").write_text("[1")
     [(number, fault)] = read_records(tmp_path / "rows.json")
     assert number == 1 and "the list has no end" in str(fault)
+
+
+@pytest.mark.parametrize("value", ["\ud800", float("nan"), float("inf")])
+def test_a_tool_that_no_file_can_hold_is_a_reject_and_no_end_of_an_import(value: object, tmp_path: Path) -> None:
+    odd = {**_tool("f", {"type": "integer", "default": 1}), "x-odd": value}
+    (tmp_path / "tools.json").write_text(
+        json.dumps([{**odd, "description": value if value == "\ud800" else "d"}, _tool("g", {})])
+    )
+    write_json(tmp_path / "out.json", [tool for tool in read_tools(tmp_path / "tools.json") if isinstance(tool, dict)])
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({**ROW, "tools": [tool]}) + "\n" for tool in (odd, _tool("g", {})))
+    )
+    assert write_json_lines(tmp_path / "out.jsonl", original_tools([tmp_path / "rows.jsonl"])) == 1

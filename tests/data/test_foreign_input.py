@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from star.data.cleaning import check_row, fault_of
 from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows, original_tools
-from star.data.rows import Reject
+from star.data.rows import Reject, json_line
 from star.data.set_statistics import SetStatistics
 from star.data.tool_files import holds_tools, read_tools
 from star.data.tools import repeated_name
@@ -208,7 +208,8 @@ def read(path: Path) -> None:
         if holds_tools(path):
             read_tool_file(path)
             return
-        list(original_tools([path]))
+        for entry in original_tools([path]):
+            json_line(entry)
         records = list(import_rows(path, source="s"))
         statistics = SetStatistics()
         for record in records:
@@ -216,6 +217,7 @@ def read(path: Path) -> None:
             if isinstance(checked, Reject):
                 reject_line(checked)
             else:
+                json_line(checked)
                 statistics.add(checked)
     except InputError:
         return
@@ -228,11 +230,10 @@ def read_tool_file(path: Path) -> None:
             reject_line(tool)
         elif not repeated_name([*tools, tool]):
             tools.append(tool)
-    json.dumps(tools)
+    json.dumps(tools, ensure_ascii=False).encode()
     for row in generate_rows([*tools[:9], {**TOOL, "name": "k"}, {**TOOL, "name": "l"}], 4, seed=1):
         checked = check_row(row, [fault_of])
-        if isinstance(checked, Reject):
-            reject_line(checked)
+        reject_line(checked) if isinstance(checked, Reject) else json_line(checked)
 
 
 def read_many(count: int) -> None:
