@@ -61,6 +61,8 @@ def list_versions(name: str) -> list[Version]:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return []
+        if error.error_code == "INVALID_PARAMETER_VALUE":
+            raise InputError(f"{name[:80]!r} can be no registered model's name: {error.message[:200]}") from error
         raise
     found: list[ModelVersion] = []
     token = None

@@ -28,9 +28,12 @@ says is used only after that; its number is never counted up to.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count, takewhile
 from shlex import quote
+from urllib.parse import quote as percent_encoded
 
 from star.errors import InputError
+from star.folders.s3_client import s3_errors
 from star.redaction import redacted
 from star.registry.promotion.ledger_store import LedgerStore
 from star.registry.promotion.records import (
@@ -47,11 +50,16 @@ from star.registry.promotion.signatures import KEY_VARIABLE, LedgerKeys
 
 logger = logging.getLogger(__name__)
 
+BATCH = 64  # entries that are read at a time
 WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
 
 class DamagedLedgerError(InputError):
     """The ledger is not what was written, so nobody can know who is champion. The message names the record and the cure."""
+
+
+# Tag of the registered model: registry, number and digest of the newest decision that was found right.
+HEAD_TAG = "star.verified"
 
 
 @dataclass(frozen=True)
@@ -103,10 +111,8 @@ class Ledger:
 
     def decisions(self, first: int, last: int) -> list[Decision]:
         """The decisions of these numbers. They must have been checked by `newest` or `audit` before."""
-        texts = self.store.read_many(
-            self.folder_of("decisions"), [entry_name(seq) for seq in range(max(first, 1), last + 1)]
-        )
-        return [parse_record(text, Decision) for text in texts if text is not None]
+        names = [entry_name(seq) for seq in range(max(first, 1), last + 1)]
+        return [parse_record(text, Decision) for _, text in self._texts("decisions", names) if text is not None]
 
     def write_attempt(self, attempt: Attempt) -> Attempt:
         """Adds an attempt, before anything else is done about it; returns it as it was written."""
@@ -114,14 +120,17 @@ class Ledger:
         reason, refused = redacted(attempt.reason), redacted(attempt.refused)
         written = self._signed(replace(attempt, registry=self.registry, reason=reason, refused=refused))
         # Names sort by time, because `at` has the same width always.
-        self.store.create(self.folder_of("attempts"), f"{written.at}-{written.attempt}", record_text(written))
+        with s3_errors(self.store.place):
+            self.store.create(self.folder_of("attempts"), f"{written.at}-{written.attempt}", record_text(written))
         return written
 
     def write_decision(self, attempt: Attempt, *, over: Decision, aliases: dict[str, int]) -> Decision | None:
         """Makes the attempt the decision after `over`, with these aliases; returns None when another attempt became it."""
         made = self._signed(Decision(over.seq + 1, aliases, attempt, over.digest, self.registry))
         name = entry_name(made.seq)
-        if self.store.create(self.folder_of("decisions"), name, record_text(made)):
+        with s3_errors(self.store.place):
+            created = self.store.create(self.folder_of("decisions"), name, record_text(made))
+        if created:
             return made
         # A client library that retries after a lost answer finds the entry that it wrote itself.
         return made if self.store.read(self.folder_of("decisions"), name) == record_text(made) else None
@@ -187,18 +196,37 @@ class Ledger:
         before = self._newest or Decision()
         if self._newest is None and self.head.seq:
             before = self._read_head()
-        names = self.store.names(self.folder_of("decisions"), after=entry_name(before.seq))
-        for name, text in zip(names, self.store.read_many(self.folder_of("decisions"), names), strict=True):
+        *_, self._newest = (before, *self._chain(before))
+        return self._newest
+
+    def _chain(self, before: Decision) -> Iterator[Decision]:
+        """The decisions after this one, each after it was checked; ends in the error about the first that is not right."""
+        first = before.seq + 1
+        names = self.store.names(self.folder_of("decisions"), after=entry_name(before.seq) if before.seq else "")
+        right = [
+            name for name, _ in takewhile(lambda it: it[0] == entry_name(it[1]), zip(names, count(first), strict=False))
+        ]
+        for name, text in self._texts("decisions", right):
             before = self._checked(name, text, before)
-        self._newest = before
-        return before
+            yield before
+        # Whoever can write can put a million entries. Nothing is read of those behind the first with a wrong name.
+        if len(names) > len(right):
+            self._checked(names[len(right)], None, before)
+
+    def _texts(self, kind: str, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Names and texts of entries. Few are in memory at a time, because each can be of any length."""
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            yield from zip(batch, self.store.read_many(self.folder_of(kind), batch), strict=True)
 
     def _read_head(self) -> Decision:
         """The decision that is known to be right."""
         seq = self.head.seq
         text = self.store.read(self.folder_of("decisions"), entry_name(seq))
         if text is None:
-            raise self._damage(seq, "is missing", cure=self._restore(seq))
+            raise self._damage(
+                seq, f"is missing, though MLflow's tag {HEAD_TAG} names decision {seq}", cure=self._restore(seq)
+            )
         try:
             found = parse_record(text, Decision)
         except DamagedRecordError as error:
@@ -206,8 +234,8 @@ class Ledger:
         if (found.seq, found.digest) != (seq, self.head.digest):
             raise self._damage(
                 seq,
-                "is not the one that was written: MLflow's tag of the model has another digest",
-                cure=self._restore(seq),
+                f"is not the one that MLflow's tag {HEAD_TAG} has the digest of: somebody changed one of the two",
+                cure=f"correct the tag if it was that, or {self._restore(seq)}",
             )
         if fault := self._wrong_signature(found):
             raise self._damage(seq, fault, cure=self._restore(seq))
@@ -218,9 +246,9 @@ class Ledger:
         seq = before.seq + 1
         if name != entry_name(seq):
             if name.isdecimal() and len(name) == len(entry_name(seq)) and name > entry_name(seq):
-                raise self._damage(seq, f"is missing, though there is decisions/{name[:80]}", cure=self._restore(seq))
+                raise self._damage(seq, f"is missing, though there is decisions/{name}", cure=self._restore(seq))
             raise DamagedLedgerError(
-                f"{self._where()}: decisions/{name[:80]} is no decision's name: {self._set_aside(f'decisions/{name}')}"
+                f"{self._where()}: decisions/{typed(name)[:80]} is no decision's name: {self._set_aside(f'decisions/{name}')}"
             )
         if text is None:
             raise self._damage(seq, "is missing", cure=self._restore(seq))
@@ -255,11 +283,9 @@ class Ledger:
 
     def _all_decisions(self) -> tuple[list[Decision], list[str]]:
         """All decisions up to the first that is not right, and what is wrong with it."""
-        names = self.store.names(self.folder_of("decisions"))
         found: list[Decision] = []
         try:
-            for name, text in zip(names, self.store.read_many(self.folder_of("decisions"), names), strict=True):
-                found.append(self._checked(name, text, found[-1] if found else Decision()))
+            found.extend(self._chain(Decision()))  # those before an error stay in it
             self._check_head(found)
         except DamagedLedgerError as error:
             return found, [str(error)]
@@ -268,7 +294,8 @@ class Ledger:
     def _check_head(self, found: list[Decision]) -> None:
         head = self.head
         if head.seq > len(found):
-            raise self._damage(len(found) + 1, "is missing", cure=self._restore(len(found) + 1))
+            fault = f"is missing, though MLflow's tag {HEAD_TAG} names decision {head.seq}"
+            raise self._damage(len(found) + 1, fault, cure=self._restore(len(found) + 1))
         if head.seq and found[head.seq - 1].digest != head.digest:
             self._read_head()  # raises the error that says so
         if found:
@@ -286,7 +313,7 @@ class Ledger:
     def _all_attempts(self, decisions: Sequence[Decision]) -> tuple[list[Attempt], list[str]]:
         names = self.store.names(self.folder_of("attempts"))
         found, wrong = [], []
-        for name, text in zip(names, self.store.read_many(self.folder_of("attempts"), names), strict=True):
+        for name, text in self._texts("attempts", names):
             try:
                 attempt = parse_record(text or "", Attempt)
                 if name != f"{attempt.at}-{attempt.attempt}":
@@ -294,7 +321,7 @@ class Ledger:
                 found.append(attempt)
             except DamagedRecordError as error:
                 wrong.append(
-                    f"{self._where()}: attempts/{name[:80]} is not readable: {error}: {self._set_aside(f'attempts/{name}')}"
+                    f"{self._where()}: attempts/{typed(name)[:80]} is not readable: {error}: {self._set_aside(f'attempts/{name}')}"
                 )
         return found, wrong + list(self._wrong_attempts(found, decisions))
 
@@ -302,8 +329,11 @@ class Ledger:
         by_id = {attempt.attempt: attempt for attempt in attempts}
         for made in decisions:
             if made.attempt and by_id.get(made.attempt.attempt) != made.attempt:
-                yield f"{self._where()}: the attempt of decision {made.seq} is missing or was changed: restore {self._entry(made.attempt)}"
-        signed_from = next((made.seq for made in decisions if made.signature), None)
+                cure = f"restore {self._entry(made.attempt)}; if the decision was forged, {self._set_aside(_decision_record(made.seq))}"
+                yield f"{self._where()}: the attempt of decision {made.seq} is missing or was changed: {cure}"
+        # With a key the first decision that comes will be signed. What it will make wrong is named now.
+        next_signed = len(decisions) + 1 if self.keys else None
+        signed_from = next((made.seq for made in decisions if made.signature), next_signed)
         for attempt in attempts:
             bad = self._wrong_signature(attempt)
             unsigned = not attempt.signature and signed_from is not None and attempt.over >= signed_from - 1
@@ -333,12 +363,17 @@ class Ledger:
         return f"restore {self.folder}/{name} from a backup or the bucket's versions, or {self._set_aside(name)}"
 
     def _set_aside(self, name: str) -> str:
-        return f"take it out with `star registry set-aside {quote(name)} --name {quote(self.name)}`"
+        return f"take it out with `star registry set-aside {typed(name)} --name {quote(self.name)}`"
 
 
 def entry_name(seq: int) -> str:
     """Name of a decision's entry; names sort as the numbers do."""
     return f"{seq:08d}"
+
+
+def typed(name: str) -> str:
+    """An entry's name as a person can type it: what no record of ours has in its name is written as in a URL."""
+    return percent_encoded(name, safe="/:+")
 
 
 def _decision_record(seq: int) -> str:

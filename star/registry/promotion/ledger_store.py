@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from star.folders.s3_client import s3_errors
 from star.registry.location import registry_s3_client, split_s3
+from star.registry.promotion.records import RECORD_CHARACTERS
 from star.tracking.server import shown_uri
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 READERS = 16  # requests at a time
-LONGEST_BYTES = 8 << 20  # of an object: more than a record may have, whatever is in its place
+LONGEST = (
+    RECORD_CHARACTERS + 1
+)  # characters that are read: enough to see that an entry is no record, however long it is
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
@@ -89,8 +92,7 @@ class SqlLedgerStore:
 
     def read(self, folder: str, name: str) -> str | None:
         """The text of an entry, or None when it is missing."""
-        statement = "SELECT content FROM star_records WHERE folder = :folder AND name = :name"
-        return self._query(statement, folder=folder, name=name)
+        return self.read_many(folder, [name])[0]
 
     def names(self, folder: str, *, after: str = "") -> list[str]:
         """The names of a folder's entries that sort after a name, sorted."""
@@ -104,13 +106,15 @@ class SqlLedgerStore:
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
         """The texts of these entries, None for one that is missing."""
+        from sqlalchemy import bindparam
         from sqlalchemy import text as sql
 
-        if len(names) < 2:
-            return [self.read(folder, name) for name in names]
-        statement = sql("SELECT name, content FROM star_records WHERE folder = :folder")
+        statement = sql(
+            "SELECT name, SUBSTR(content, 1, :longest) AS content FROM star_records WHERE folder = :folder AND name IN :names"
+        ).bindparams(bindparam("names", expanding=True))
+        values = {"folder": folder, "names": list(names), "longest": LONGEST}
         with self.engine.connect() as connection:
-            texts = {row.name: row.content for row in connection.execute(statement, {"folder": folder})}
+            texts = {row.name: row.content for row in connection.execute(statement, values)}
         return [texts.get(name) for name in names]
 
     def delete(self, folder: str, name: str, *, versions: bool) -> None:
@@ -120,12 +124,6 @@ class SqlLedgerStore:
         statement = sql("DELETE FROM star_records WHERE folder = :folder AND name = :name")
         with self.engine.begin() as connection:
             connection.execute(statement, {"folder": folder, "name": name})
-
-    def _query(self, statement: str, **values: str) -> str | None:
-        from sqlalchemy import text as sql
-
-        with self.engine.connect() as connection:
-            return connection.execute(sql(statement), values).scalar()
 
 
 class S3LedgerStore:
@@ -152,14 +150,15 @@ class S3LedgerStore:
         """The text of an object, or None when it is missing."""
         from botocore.exceptions import ClientError
 
-        try:
-            answer = registry_s3_client().get_object(Bucket=self.bucket, Key=self._key(folder, name))
-            # Whoever put it there may have put anything. What is no record is named by who reads it.
-            return answer["Body"].read(LONGEST_BYTES).decode(errors="replace")
-        except ClientError as error:
-            if _http_status(error) == 404:
-                return None
-            raise
+        with s3_errors(self.place):
+            try:
+                answer = registry_s3_client().get_object(Bucket=self.bucket, Key=self._key(folder, name))
+                # Whoever put it there may have put anything. What is no record is named by who reads it.
+                return answer["Body"].read(4 * LONGEST).decode(errors="replace")
+            except ClientError as error:
+                if _http_status(error) == 404:
+                    return None
+                raise
 
     def names(self, folder: str, *, after: str = "") -> list[str]:
         """The names of a folder's objects that sort after a name, sorted."""
@@ -177,11 +176,10 @@ class S3LedgerStore:
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
         """The texts of these objects, several requests at a time; None for one that is missing."""
-        with s3_errors(self.place):
-            if len(names) < 2:
-                return [self.read(folder, name) for name in names]
-            with ThreadPoolExecutor(READERS) as threads:
-                return list(threads.map(lambda name: self.read(folder, name), names))
+        if len(names) < 2:
+            return [self.read(folder, name) for name in names]
+        with ThreadPoolExecutor(READERS) as threads:
+            return list(threads.map(lambda name: self.read(folder, name), names))
 
     def delete(self, folder: str, name: str, *, versions: bool) -> None:
         """Deletes the object, and with `versions` what a versioned bucket keeps of it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from star.errors import InputError
 from star.registry.location import DATABASE, registry_location
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import Head, Ledger
+from star.registry.promotion.ledger import HEAD_TAG, Head, Ledger
 from star.registry.promotion.ledger_store import LedgerStore, S3LedgerStore, SqlLedgerStore
 from star.registry.promotion.records import Decision
 from star.registry.promotion.registry_id import ID_TAG, RegistryId, create_registry_id, find_registry_id
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Tags of the registered model. A model's ledger never moves, because two ledgers would contradict each other.
+# Tag of the registered model: `registry ID in PLACE`. A model's ledger never moves, because two ledgers would contradict
+# each other. An older STAR noted the place alone. What it reads here now is no place, so it refuses instead of beginning
+# a second ledger where this STAR has none.
 LOCATION_TAG = "star.records"
-HEAD_TAG = "star.verified"  # registry, number and digest of the newest decision that was found right
 
 
 def open_ledger(name: str, client: "MlflowClient") -> Ledger:
@@ -35,7 +36,7 @@ def open_ledger(name: str, client: "MlflowClient") -> Ledger:
             writers create the same entry, or the ledger is that of another registry.
     """
     model = client.get_registered_model(name)
-    noted = model.tags.get(LOCATION_TAG)
+    noted = _noted_place(model)
     place = _place_of_ledger(name, noted)
     store = _store_at(name, place)
     found = find_registry_id(model, store=store)
@@ -44,8 +45,12 @@ def open_ledger(name: str, client: "MlflowClient") -> Ledger:
         require_conditional_writes(store)
         found = create_registry_id(model, store=store, client=client, had_ledger=noted is not None)
     # Noted before the first record is written, so that every later process uses the same ledger.
-    for tag, value in ((ID_TAG, found.registry), (LOCATION_TAG, place)):
-        if tag not in model.tags:
+    tags = {ID_TAG: found.registry, LOCATION_TAG: f"registry {found.registry} in {place}"}
+    if found.older and noted is not None:
+        # An older STAR may go on until `note_head` finds the first record that it cannot read.
+        tags[LOCATION_TAG] = model.tags[LOCATION_TAG]
+    for tag, value in tags.items():
+        if model.tags.get(tag) != value:
             retry_write(partial(client.set_registered_model_tag, name, tag, value))
     return _ledger(model, store, found)
 
@@ -60,7 +65,7 @@ def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
     """
     model = client.get_registered_model(name)
     try:
-        place = _place_of_ledger(name, model.tags.get(LOCATION_TAG))
+        place = _place_of_ledger(name, _noted_place(model))
         store = _store_at(name, place)
     except InputError as error:
         if os.environ.get("STAR_REGISTRY"):
@@ -74,9 +79,16 @@ def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
 
 
 def note_head(name: str, decision: Decision, *, registry: str, client: "MlflowClient") -> None:
-    """Notes at the model which decision was found right, so that the next read follows the chain from there."""
-    value = f"{registry} {decision.seq} {decision.digest}"
-    retry_write(lambda: client.set_registered_model_tag(name, HEAD_TAG, value))
+    """Notes at the model which decision was found right, so that the next read follows the chain from there.
+
+    From the first decision on that an older STAR cannot read, it is also told to refuse the ledger that it began.
+    """
+    tags = {HEAD_TAG: f"{registry} {decision.seq} {decision.digest}"}
+    noted = client.get_registered_model(name).tags.get(LOCATION_TAG)
+    if decision.registry and noted is not None and not noted.startswith("registry "):
+        tags[LOCATION_TAG] = f"registry {registry} in {noted}"
+    for tag, value in tags.items():
+        retry_write(partial(client.set_registered_model_tag, name, tag, value))
 
 
 def require_ledger(name: str, client: "MlflowClient") -> str:
@@ -96,13 +108,18 @@ def require_ledger(name: str, client: "MlflowClient") -> str:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         model = None
-    store = _store_at(name, _place_of_ledger(name, model.tags.get(LOCATION_TAG) if model else None))
+    store = _store_at(name, _place_of_ledger(name, _noted_place(model) if model else None))
     require_conditional_writes(store)
     found = find_registry_id(model, store=store) if model else None
     ledger = _ledger(model, store, found) if model and found else Ledger(name, store, f"{name}/new", "", ledger_keys())
     ledger.newest()
     ledger.require_key()
     return store.place
+
+
+def _noted_place(model: "RegisteredModel") -> str | None:
+    noted = model.tags.get(LOCATION_TAG)
+    return re.sub(r"^registry [0-9a-f]{32} in ", "", noted) if noted is not None else None
 
 
 def _place_of_ledger(name: str, noted: str | None) -> str:
@@ -114,6 +131,11 @@ def _place_of_ledger(name: str, noted: str | None) -> str:
             f"promotions of {name} cannot be decided by the MLflow server at {shown_uri(tracking_uri())} alone, "
             "which has no conditional write: set STAR_REGISTRY=s3://BUCKET/PREFIX, in a cluster under "
             "`cluster.environment` of the profile (see docs/mlflow.md)"
+        )
+    if noted and noted != DATABASE and not noted.startswith("s3://"):
+        raise InputError(
+            f"MLflow's tag {LOCATION_TAG} of {name} is not what STAR wrote ({shown_uri(noted[:80])}): correct it "
+            "(see docs/mlflow.md)"
         )
     # In a second ledger another attempt could win the same decision.
     if noted and os.environ.get("STAR_REGISTRY") and here != noted:

@@ -115,7 +115,9 @@ def promote(
     candidate = find_version(name, version=version)
     ledger = open_ledger(name, client)
     before = settle_moved_aliases(name, client=client, ledger=ledger).decision
-    aliases = _aliases_after(before.aliases, version, to=to, name=name)
+    existing = {found.version for found in list_versions(name)}  # MLflow's pages also delete versions with an alias
+    kept = {alias: number for alias, number in before.aliases.items() if number in existing}
+    aliases = _aliases_after(kept, version, to=to, name=name)
     if aliases == before.aliases and over in (None, before.seq):
         # Nothing to decide, but a killed promotion may have left older aliases.
         write_aliases(name, client=client, ledger=ledger, writer="again")
@@ -256,7 +258,7 @@ def write_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, writer: 
         _record_overwritten_moves(name, seen, decision, ledger=ledger)
         for alias in ALIASES:
             if decision.aliases.get(alias) != seen.aliases.get(alias):
-                _write_alias(client, name, alias, decision.aliases.get(alias))
+                _write_alias(client, name, alias, decision=decision)
         # Written after all aliases, so that a projection cut short by a kill never looks complete.
         written = str(decision.seq)
         retry_write(lambda: client.set_registered_model_tag(name, WRITTEN_TAG, written))  # noqa: B023  called here
@@ -316,11 +318,27 @@ def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str)
     return {**kept, CHAMPION: version, **({PREVIOUS: old} if old else {})}
 
 
-def _write_alias(client: "MlflowClient", name: str, alias: str, version: int | None) -> None:
+def _write_alias(client: "MlflowClient", name: str, alias: str, *, decision: Decision) -> None:
+    from mlflow.exceptions import MlflowException
+
+    version = decision.aliases.get(alias)
     if version is None:
         retry_write(lambda: client.delete_registered_model_alias(name, alias))
-    else:
+        return
+    try:
         retry_write(lambda: client.set_registered_model_alias(name, alias, str(version)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise InputError(without_version(name, alias, decision=decision)) from error
+
+
+def without_version(name: str, alias: str, *, decision: Decision) -> str:
+    """What to do about an alias of the newest decision on a version that MLflow does not have."""
+    return (
+        f"the {alias} of {name}, version {decision.aliases[alias]} by decision {decision.seq}, is not in MLflow: if it was deleted, "
+        f"promote another version; if you do not know the decision, look at it with `star registry ledger --name {name}`"
+    )
 
 
 def _describe(decision: Decision) -> str:

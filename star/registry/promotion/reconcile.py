@@ -6,7 +6,13 @@ Decides nothing. The ledger is right; what contradicts it without an explanation
 from star.errors import InputError
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.open_ledger import note_head, open_ledger
-from star.registry.promotion.promote_and_rollback import WRITER_TAG, read_aliases, settle_moved_aliases, write_aliases
+from star.registry.promotion.promote_and_rollback import (
+    WRITER_TAG,
+    read_aliases,
+    settle_moved_aliases,
+    without_version,
+    write_aliases,
+)
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.publish import remove_unfinished_publications
 from star.registry.versions import find_version, list_versions
@@ -37,6 +43,8 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if adopted.seq != known.seq and adopted.attempt:
         done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
     newest, before = ledger.newest(), read_aliases(name, client)
+    if gone := [alias for alias, number in newest.aliases.items() if number not in versions]:
+        return done, [*ledger.audit(), *(without_version(name, alias, decision=newest) for alias in gone)]
     attempt = Attempt("repair", None, newest.seq, "reconcile")
     write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
     if newest.seq:
@@ -52,10 +60,6 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         require_conditional_writes(ledger.store)
     except InputError as error:  # the chain can be whole although of two winners one was overwritten
         wrong.append(str(error))
-    # MLflow's own pages delete a version that has an alias without refusing it.
-    for alias, number in newest.aliases.items():
-        if number not in versions:
-            wrong.append(f"the {alias} of {name}, version {number}, was deleted in MLflow: promote another version")
     return done, wrong
 
 

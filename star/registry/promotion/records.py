@@ -22,10 +22,10 @@ from star.hashing import digest_of
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous-champion"
 ALIASES = (PREVIOUS, CHALLENGER, CHAMPION)  # in the order they are written: the champion changes last
-RECORD_BYTES = 1 << 20  # an honest record has under a thousand, and a reason of any length that somebody types
+RECORD_CHARACTERS = 1 << 20  # an honest record has under a thousand, and a reason of any length that somebody types
 _OPTIONAL = ("registry", "signature")
 
-VersionNumber = Annotated[int, Field(ge=1)]
+VersionNumber = Annotated[int, Field(ge=1, lt=2**31)]  # what MLflow's databases hold
 
 
 # The fields of the classes are the keys of the stored JSON, and digests are computed over them. A field that is added,
@@ -137,8 +137,8 @@ def parse_record(text: str, kind: type[Record]) -> Record:
     Raises:
         DamagedRecordError: the text is something else, whatever it is.
     """
-    if len(text) > RECORD_BYTES:
-        raise DamagedRecordError(f"it has more than {RECORD_BYTES:,} characters")
+    if len(text) > RECORD_CHARACTERS:
+        raise DamagedRecordError(f"it has more than {RECORD_CHARACTERS:,} characters")
     try:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair would end every digest in an error

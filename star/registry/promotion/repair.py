@@ -9,8 +9,8 @@ import uuid
 from star.errors import InputError
 from star.folders.s3_client import s3_errors
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import Head, Ledger, entry_name
-from star.registry.promotion.open_ledger import HEAD_TAG, note_head, open_ledger
+from star.registry.promotion.ledger import HEAD_TAG, Head, Ledger, entry_name, typed
+from star.registry.promotion.open_ledger import note_head, open_ledger
 from star.registry.promotion.promote_and_rollback import write_aliases
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
@@ -80,7 +80,7 @@ def _entries(ledger: Ledger, kind: str, entry: str) -> list[str]:
     """The entries to move: this one, and after a decision's number all that sort behind it."""
     names = ledger.store.names(ledger.folder_of(kind))
     is_number = kind == "decisions" and entry.isdecimal() and len(entry) == len(entry_name(0))
-    return [name for name in names if name == entry or (is_number and name > entry)]
+    return [name for name in names if entry in (name, typed(name)) or (is_number and name > entry)]
 
 
 def _move(ledger: Ledger, kind: str, entry: str) -> None:

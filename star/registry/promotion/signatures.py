@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 KEY_VARIABLE = "STAR_LEDGER_KEY"
+LONGEST_TEXT = 1 << 20  # characters of keys
 _PREFIX = b"star ledger record "  # so that a signature made for something else is none of a record
 _PEM = re.compile(r"-----BEGIN (PRIVATE|PUBLIC) KEY-----.*?-----END \1 KEY-----", re.DOTALL)
 
@@ -102,7 +103,8 @@ def _text(given: str, *, form: str) -> str:
             raise InputError(f"{form}: there is no variable {name}")
         return os.environ[name]
     try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
+        with Path(given).expanduser().open(encoding="utf-8") as file:
+            return file.read(LONGEST_TEXT)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise InputError(f"{form}: the file cannot be read ({reason})") from error

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from star.cli.registry import registry_app
 from star.errors import InputError
-from star.registry.promotion.ledger import Ledger, entry_name
+from star.registry.promotion.ledger import HEAD_TAG, Ledger, entry_name
 from star.registry.promotion.ledger_store import S3LedgerStore, SqlLedgerStore
-from star.registry.promotion.open_ledger import HEAD_TAG, LOCATION_TAG, open_ledger, require_ledger
+from star.registry.promotion.open_ledger import LOCATION_TAG, open_ledger, require_ledger
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.promote_by_reference import promote_model
 from star.registry.promotion.reconcile import reconcile
@@ -320,3 +320,97 @@ def test_a_record_of_today_is_read_back(decided: Ledger) -> None:
     assert newest.registry == newest.attempt.registry == decided.registry
     assert isinstance(decided.store, SqlLedgerStore) and tracking_uri().endswith("mlflow.db")
     assert len(list_versions("tiny")) == 3
+
+
+@pytest.mark.parametrize("number", [4, 2**31])
+def test_a_decision_for_a_version_that_is_not_there_is_named_and_overcome(decided: Ledger, number: int) -> None:
+    """Without a key, whoever can write to the store can add a decision with the right digests."""
+    put(decided, "00000004", forged(decided, aliases={"champion": number}))
+    with pytest.raises(InputError, match="has no version 4" if number == 4 else r"\(aliases.champion\)"):
+        champion("tiny")
+    done, wrong = reconcile("tiny")
+    assert done == [] and re.search(
+        "not in MLflow: if it was deleted, promote another" if number == 4 else "decision 4", wrong[-1]
+    )
+    assert find_version("tiny").version == 3
+    if number == 4:
+        assert promote("tiny", 1).aliases == ("champion",)
+        assert "the attempt of decision 4 is missing" in reconcile("tiny")[1][0]
+    set_aside_record("tiny", "decisions/00000004")
+    assert champion("tiny").version == 3
+
+
+def test_what_mlflows_tags_say_of_the_ledger_is_not_believed(decided: Ledger) -> None:
+    """Who reaches MLflow can set them: the decision they name must be there, with that digest."""
+    client, good = connect(), connect().get_registered_model("tiny").tags[HEAD_TAG]
+    for tag, said in (
+        (f"{decided.registry} 99999999 {'f' * 64}", "decision 99999999 is missing, though MLflow's tag star.verified"),
+        (
+            f"{decided.registry} 2 {'f' * 64}",
+            "decision 2 is not the one that MLflow's tag star.verified has .* correct the",
+        ),
+    ):
+        client.set_registered_model_tag("tiny", HEAD_TAG, tag)
+        with pytest.raises(InputError, match=said):
+            champion("tiny")
+        assert len(reconcile("tiny")[1]) == 1
+    older = f"{decided.registry} 1 {decided.decisions(1, 1)[0].digest}"
+    for tag in (older, "", "x", f"{decided.registry} {10**18} x", f"{decided.registry} \u0663 x", f"{'0' * 32} 1 x"):
+        client.set_registered_model_tag("tiny", HEAD_TAG, tag)
+        assert champion("tiny").version == 3  # all that follows was checked
+    client.set_registered_model_tag("tiny", HEAD_TAG, good)
+    client.set_registered_model_tag("tiny", LOCATION_TAG, "elsewhere")
+    with pytest.raises(InputError, match=r"MLflow's tag star.records of tiny is not what STAR wrote \(elsewhere\)"):
+        champion("tiny")
+
+
+def test_many_and_long_entries_are_named_without_reading_all(decided: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(decided, "00000004", "[" * (1 << 22))
+    for number in range(300):
+        put(decided, f"zz{number:03d} \x1b/..", "x")
+    read: list[str] = []
+    monkeypatch.setattr(
+        SqlLedgerStore,
+        "read_many",
+        lambda self, folder, names, real=SqlLedgerStore.read_many: read.extend(names) or real(self, folder, names),
+    )
+    with pytest.raises(InputError, match="decision 4 is not readable: it has more than 1,048,576 characters"):
+        champion("tiny")
+    assert "00000004" in read and not [name for name in read if name.startswith("zz")]
+    set_aside_record("tiny", "decisions/00000004")
+    put(decided, "!%", "x")
+    *_, wrong = reconcile("tiny")[1]
+    assert "set-aside decisions/%21%25 --name tiny`" in wrong  # as it can be typed in a shell
+    assert set_aside_record("tiny", "decisions/%21%25")[0] == ["decisions/!%"]
+    assert reconcile("tiny") == ([], [])
+
+
+def test_an_older_star_refuses_the_ledger(shared: S3LedgerStore, home: Path, model: Path) -> None:
+    """It read the place of the ledger from the tag, and would begin a second ledger there or fail at a newer record."""
+    place = shared.place.split()[0]
+    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
+    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d2")
+    connect().set_registered_model_tag("tiny", LOCATION_TAG, place)
+    connect().set_registered_model_tag("tiny", "star.projected", "1")
+    connect().set_registered_model_alias("tiny", "champion", "1")
+    older_ledger(shared, 1)
+    assert champion("tiny").version == 1
+
+    def noted() -> str:
+        return connect().get_registered_model("tiny").tags[LOCATION_TAG]
+
+    assert noted() == place  # nothing was written that an older STAR cannot read
+    promote("tiny", 2)
+    assert noted() == f"registry {open_ledger('tiny', connect()).registry} in {place}"
+    register_model(model, name="new", scores={}, lineage={}, model_digest="d1")
+    promote("new", 1)
+    assert re.fullmatch(f"registry [0-9a-f]{{32}} in {place}", connect().get_registered_model("new").tags[LOCATION_TAG])
+
+
+def test_a_store_that_does_not_answer_is_named(decided: Ledger, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    environment.setattr("star.folders.s3_client.ATTEMPTS", 1)
+    store = S3LedgerStore("s3://models/star")
+    for command in (lambda: store.read("a", "b"), lambda: store.names("a"), lambda: store.read_many("a", ["b", "c"])):
+        with pytest.raises(InputError, match=r"s3://models/star at .* cannot be used"):
+            command()
