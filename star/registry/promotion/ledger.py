@@ -138,7 +138,8 @@ class Ledger:
     def write_note(self, kind: str, name: str, record: Record) -> Record | None:
         """Adds a record beside the chain, in the folder `kind`; returns None when there is one of that name."""
         written = self._signed(replace(record, registry=self.registry))
-        return written if self.store.create(self.folder_of(kind), name, record_text(written)) else None
+        with s3_errors(self.store.place):
+            return written if self.store.create(self.folder_of(kind), name, record_text(written)) else None
 
     def read_notes(self, kind: str, names: Sequence[str], record: type[Record]) -> list[Record]:
         """Those of the entries that exist and are records of this registry, signed where there is a key. Others are logged.
@@ -146,7 +147,7 @@ class Ledger:
         A record beside the chain only adds to what is known, so one that is not right is as good as none.
         """
         found = []
-        for name, text in zip(names, self.store.read_many(self.folder_of(kind), names), strict=True):
+        for name, text in self._texts(kind, names):
             if text is None:
                 continue
             try:

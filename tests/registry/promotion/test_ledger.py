@@ -385,11 +385,11 @@ def test_many_and_long_entries_are_named_without_reading_all(decided: Ledger, mo
     assert reconcile("tiny") == ([], [])
 
 
-def test_an_older_star_refuses_the_ledger(shared: S3LedgerStore, home: Path, model: Path) -> None:
+def test_an_older_star_refuses_the_ledger(shared: S3LedgerStore, home: Path, model: Path, older_star: Callable) -> None:
     """It read the place of the ledger from the tag, and would begin a second ledger there or fail at a newer record."""
     place = shared.place.split()[0]
-    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d1")
-    register_model(model, name="tiny", scores={}, lineage={}, model_digest="d2")
+    for digest in ("d1", "d2"):
+        older_star(model, digest=digest)
     connect().set_registered_model_tag("tiny", LOCATION_TAG, place)
     connect().set_registered_model_tag("tiny", "star.projected", "1")
     connect().set_registered_model_alias("tiny", "champion", "1")
