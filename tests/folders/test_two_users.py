@@ -231,3 +231,64 @@ def test_a_result_that_another_user_forged_is_refused(victim: User, attacker: Us
     succeeded(victim.run("import os, sys; os.umask(0); os.mkdir(sys.argv[1])", runs))
     succeeded(attacker.run(WORK, OUT=str(runs / "evil" / "data")))
     assert "'user': 20001" in succeeded(victim.run(WORK))
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from star.registry.promotion.promote_and_rollback import promote
+from star.registry.promotion.register_model import register_model
+
+folder = Path(sys.argv[1])
+folder.mkdir(parents=True)
+(folder / "config.json").write_text('{"model_type": "qwen3"}')
+(folder / "model.safetensors").write_bytes(sys.argv[2].encode() * 1000)
+version = register_model(folder, name="shared", scores={"exact_match": 0.9}, lineage={}, model_digest=sys.argv[2])
+if sys.argv[3:]:
+    promote("shared", version.version, reason="mine")
+print("version", version.version)
+"""
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from star.folders.owners import create_in_home
+from star.registry.find_model import download_model
+
+folder = download_model("shared@champion", create_in_home("models"))
+print((folder / "model.safetensors").read_bytes()[:6].decode(), folder)
+"""
+MOVE_ALIAS = """
+from mlflow import MlflowClient
+MlflowClient().set_registered_model_alias("shared", "champion", "2")
+"""
+OVERWRITE = """
+import boto3
+client = boto3.client("s3")
+for entry in client.list_objects_v2(Bucket="models")["Contents"]:
+    if client.get_object(Bucket="models", Key=entry["Key"])["Body"].read().startswith(b"victim"):
+        client.put_object(Bucket="models", Key=entry["Key"], Body=b"poison" * 1000)
+        print("overwritten", entry["Key"])
+"""
+
+
+@pytest.mark.slow
+def test_two_users_of_one_registry(victim: User, attacker: User, team, place: Path) -> None:
+    """MLflow without accounts and a bucket that both may write to: what counts is what was recorded and verified."""
+    for user in (victim, attacker):
+        user.environment |= {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "MLFLOW_"))}
+        user.environment["STAR_REGISTRY"] = f"s3://models/{place.name}"
+    assert "version 1" in succeeded(victim.run(REGISTER, victim.home / "model", "victim", "promote"))
+    assert "version 2" in succeeded(attacker.run(REGISTER, attacker.home / "model", "attack"))
+    # Caches and databases of one are closed to the other.
+    assert succeeded(victim.run(DOWNLOAD)).startswith("victim")
+    assert succeeded(attacker.run(REACH, place / "work", victim.home / "runs")) == ""
+    # A moved alias of a version that passed no gate is no promotion, for both of them.
+    succeeded(attacker.run(MOVE_ALIAS))
+    for user in (victim, attacker):
+        assert succeeded(user.run(DOWNLOAD)).startswith("victim")
+    # A file that was overwritten is refused by name, and a copy that was verified before goes on.
+    assert "overwritten" in succeeded(attacker.run(OVERWRITE))
+    assert succeeded(victim.run(DOWNLOAD)).startswith("victim")
+    shutil.rmtree(victim.home / "runs")
+    process = victim.run(DOWNLOAD)
+    assert "are not those registered (model.safetensors)" in process.stderr and "poison" not in process.stdout
