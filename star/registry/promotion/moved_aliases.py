@@ -104,15 +104,17 @@ def judge_moves(shown: Mapping[str, int], before: Decision, *, ledger: Ledger, v
     return Judged(_aliases_after(before.aliases, counted, existing=by_number.keys()), counted, refused, new)
 
 
-def remark(move: Move, why: str, *, name: str) -> str:
+def remark(move: Move, why: str, *, name: str, before: Decision) -> str:
     """A sentence on a move that does not count, with the command for it."""
     holds = f"the {move.alias} is version {move.decided} still" if move.decided else f"there is no {move.alias}"
-    back = f"`star registry reconcile --name {name}` corrects MLflow"
+    # Before the first decision there is nothing that MLflow could be corrected by.
+    back = f"`star registry reconcile --name {name}` corrects MLflow" if before.seq else ""
     if move.shown is None:
         return f"the alias {move.alias} was taken away in MLflow: {holds}; {back}"
     cure = {CHAMPION: "", CHALLENGER: " --to challenger"}.get(move.alias)
-    adopt = "" if cure is None else f"`star promote {move.shown}{cure} --name {name}` adopts it, "
-    return f"the alias {move.alias} in MLflow points to version {move.shown}, which {why}: {holds}; {adopt}{back}"
+    adopt = "" if cure is None else f"`star promote {move.shown}{cure} --name {name}` adopts it"
+    cures = ", ".join(part for part in (adopt, back) if part)
+    return f"the alias {move.alias} in MLflow points to version {move.shown}, which {why}: {holds}; {cures}"
 
 
 def verify_version(version: Version, ledger: Ledger) -> tuple[Version, Registration]:

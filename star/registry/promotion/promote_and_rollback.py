@@ -196,7 +196,7 @@ def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, m
         said = f"MLflow does not show decision {before.seq} completely: `star registry reconcile --name {name}` corrects it"
         return Holding(before, before.aliases, [said])
     judged = judge_moves(seen.aliases, before, ledger=ledger, versions=list_versions(name))
-    remarks = [remark(move, why, name=name) for move, why in judged.refused]
+    remarks = [remark(move, why, name=name, before=before) for move, why in judged.refused]
     try:
         made = _write_moves(name, seen, before, judged, client=client, ledger=ledger)
     except (InputError, OSError) as error:
@@ -224,7 +224,7 @@ def _write_moves(
     with store_errors(ledger.store):
         for move in judged.new:
             why = dict(judged.refused)[move]
-            logger.warning("%s", remark(move, why, name=name))
+            logger.warning("%s", remark(move, why, name=name, before=before))
             ledger.write_attempt(Attempt("adopt", move.shown, before.seq, move.reason, refused=why))
         if not judged.counted:
             return None

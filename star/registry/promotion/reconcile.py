@@ -39,15 +39,16 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
         return [], wrong
     # Before any alias is written, because writing would overwrite a move by hand.
     known = ledger.newest()
-    adopted = settle_moved_aliases(name, client=client, ledger=ledger).decision
-    if adopted.seq != known.seq and adopted.attempt:
-        done.append(f"{adopted.attempt.reason}: in the ledger as decision {adopted.seq}")
+    settled = settle_moved_aliases(name, client=client, ledger=ledger)
+    if settled.decision.seq != known.seq and settled.decision.attempt:
+        done.append(f"{settled.decision.attempt.reason}: in the ledger as decision {settled.decision.seq}")
     newest, before = ledger.newest(), read_aliases(name, client)
     if gone := [alias for alias, number in newest.aliases.items() if number not in versions]:
         return done, [*ledger.audit(), *(without_version(name, alias, decision=newest) for alias in gone)]
-    attempt = Attempt("repair", None, newest.seq, "reconcile")
-    write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
+    # Before the first decision nobody has said which aliases are right, so none is taken away.
     if newest.seq:
+        attempt = Attempt("repair", None, newest.seq, "reconcile")
+        write_aliases(name, client=client, ledger=ledger, writer=attempt.attempt)
         note_head(name, newest, registry=ledger.registry, client=client)
     # Whatever these writers had still to write is written now. The tags of killed ones would stay for ever.
     for writer in before.writers:
@@ -55,7 +56,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if before.aliases != read_aliases(name, client).aliases:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
-    wrong = ledger.audit()
+    wrong = ledger.audit() + ([] if newest.seq else settled.remarks)
     try:
         require_conditional_writes(ledger.store)
     except InputError as error:  # the chain can be whole although of two winners one was overwritten
