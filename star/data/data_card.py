@@ -107,7 +107,9 @@ def markdown_card(statistics: SetStatistics) -> str:
         total = counts.total()
         parts.append(f"## {title}\n\n| {counted} | count | share |\n|---|---:|---:|")
         entries, rest = _entries(title, counts)
-        parts += [f"| {_escape_markdown(name)} | {count:,} | {count / total:.1%} |" for name, count in entries + rest]
+        parts += [
+            f"| {_escape_markdown(name)} | {count:,} | {count / max(1, total):.1%} |" for name, count in entries + rest
+        ]
         parts.append("")
     for title, said, explained in _explanations(statistics):
         parts.append(f"## {title}\n\n| tool | {said} |\n|---|---|")
@@ -150,7 +152,7 @@ def _table(title: str, counted: str, counts: Counter) -> str:
     entries, rest = _entries(title, counts)
     head = f'<th class="left">{escape_html(counted)}</th><th>count</th><th>share</th>'
     body = "".join(
-        f"<tr><th>{escape_html(name)}</th><td>{count:,}</td><td>{count / total:.1%}</td></tr>"
+        f"<tr><th>{escape_html(name)}</th><td>{count:,}</td><td>{count / max(1, total):.1%}</td></tr>"
         for name, count in entries + rest
     )
     return table(title, head, body, label=title)

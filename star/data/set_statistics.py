@@ -57,6 +57,7 @@ class SetStatistics:
                 continue
             kind = str if key in TEXTS else int
             _require(all(isinstance(name, str) and type(said) is kind for name, said in value.items()), key)
+            _require(kind is str or all(count >= 0 for count in value.values()), key)
             _require(key not in NUMBERED or all(name.isdecimal() for name in value), key)
             if kind is int:
                 setattr(read, key, Counter(value))
