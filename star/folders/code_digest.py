@@ -29,7 +29,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]  # the package star
 # These only show, check or store results. The settings that a stage reads are in its config digest.
-LEFT_OUT = ("star.config", "star.errors", "star.folders", "star.progress", "star.tracking")
+LEFT_OUT = (
+    "star.config", "star.errors", "star.folders", "star.progress", "star.redaction", "star.terminal", "star.tracking",
+)  # fmt: skip
 # Tables in star.config that stages read as constants, so that no config digest has them.
 NOT_LEFT_OUT = ("star.config.bfcl_categories", "star.config.row_kinds")
 # Fields of a syntax tree that do not change what runs. Some Pythons have them and others do not.
