@@ -119,8 +119,6 @@ def send(
         InputError: the address may not be used (check_address).
         NoAnswerError: there is no whole answer; the message has no address in it.
     """
-    import requests  # noqa: F401 - here, because a thread that is left alone must not hold the lock of an import
-
     if token and not (token.isascii() and token.isprintable()):
         raise InputError(f"the key for {name} has a line break or another character that no key has: correct it")
     deadline = time.monotonic() + seconds

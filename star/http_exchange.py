@@ -76,6 +76,9 @@ class Exchange:
     sockets: list[socket.socket] = field(default_factory=list)
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        import requests  # noqa: F401 - before the thread, which must not hold the lock of an import when it is left alone
+
     def run(self) -> Answer:
         """Sends the request and reads the answer.
 

@@ -1,12 +1,16 @@
 r"""The one door to the terminal: makes control characters visible and masks secrets in all that the process prints.
 
 Tool names, models' answers, reasons in the ledger, tags, logs of pods, names of files: all of it may hold escape sequences, which can
-rewrite the screen, the window's title or the clipboard. `guard_terminal` is called once, where the `star` command starts. From then on
+rewrite the screen, the window's title or the clipboard. `guard_terminal` is called once, where the `star` command or a task of a pipeline
+starts. From then on
 
     print("\x1b]0;title\x07")          prints    \x1b]0;title\x07
 
 for print, typer.echo, logging, warnings and tracebacks, and for every text within rich's tables and bars. Colours of our own are rich's
-styles, never escape sequences in a text. `console` makes the consoles: square brackets in a text are then no markup of rich.
+styles, never escape sequences in a text. `console` makes the consoles: square brackets in a text are then no markup of rich. Line breaks
+stay; `continued` keeps further lines of a text from looking like lines of the command.
+
+A bar of tqdm passes as long as it has one line. Several at once move the cursor by escape sequences; nothing in STAR draws such bars.
 
 Secrets are masked as star/redaction.py says. stdout of a command may be data, such as the calls of `star call`, so only secrets of the
 environment are masked there. A stage guards its process too: in a pod or under `star run` nobody else would.
@@ -34,10 +38,16 @@ _UNSAFE = re.compile(
 
 
 def visible_controls(text: str) -> str:
-    r"""The text with each character that could act on a terminal written as \x1b or \u202e."""
-    return _UNSAFE.sub(
-        lambda found: f"\\x{ord(found[0]):02x}" if ord(found[0]) < 256 else f"\\u{ord(found[0]):04x}", text
-    )
+    r"""The text with each character that could act on a terminal written as \x1b or \u202e. JSON stays the same document.
+
+    JSON has no raw character below a space, and reads \u009b, but not \x9b.
+    """
+    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}" if found[0] < " " else f"\\u{ord(found[0]):04x}", text)
+
+
+def continued(text: str) -> str:
+    """The text of somebody else with every line but its first indented."""
+    return text.replace("\n", "\n    ")
 
 
 def guard_terminal(*, data_on_stdout: bool = False) -> None:
@@ -106,7 +116,10 @@ def _print_traceback_of_thread(arguments: "threading.ExceptHookArgs") -> None:
 
 
 def _guard_rich() -> None:
-    """Replaces Console.render, through which every text of rich passes, also of consoles that typer and other packages make."""
+    """Replaces Console.render, through which every text of rich passes.
+
+    A class of our own would not do: typer shows wrong options, which are names of files and other words, on consoles that it makes itself.
+    """
     from rich.console import Console
     from rich.segment import Segment
 

@@ -8,6 +8,7 @@ import typer
 from star.cli.options import OutOption, ResumeOption
 from star.errors import InputError
 from star.redaction import find_secret
+from star.terminal import continued
 
 data_app = typer.Typer(help="Import, make, clean and describe sets of tools and rows.", no_args_is_help=True)
 
@@ -205,7 +206,7 @@ def _print_coverage(counts: dict[str, Any]) -> None:
     from star.data.tool_coverage import coverage_lines
 
     for line in coverage_lines(counts.get("uncalled", {}), counts.get("tool_notes", {})):
-        typer.echo(line)
+        typer.echo(continued(line))
 
 
 def _print_first_reasons(counts: dict[str, Any], out: Path) -> None:
@@ -215,7 +216,7 @@ def _print_first_reasons(counts: dict[str, Any], out: Path) -> None:
     if sum(counts["rejects"].values()) * 10 > counts["read"]:
         typer.echo(f"more than a tenth was left out; the first reasons (all are in {out / 'rejects.jsonl'}):")
         for reason in first_reasons(out):
-            typer.echo(f"  {reason[:300]}")
+            typer.echo(f"  {continued(reason[:300])}")
 
 
 def _print_usage(usage: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from star.cli.options import ConfigOption
 from star.redaction import redacted
+from star.terminal import continued
 
 if TYPE_CHECKING:
     from star.pipelines.kfp_client import KfpClient
@@ -103,8 +104,8 @@ def status_command(
         return
     status = client.status(run_id)
     for task in status.tasks:
-        typer.echo(redacted(f"{task.state:<10} {task.name}  {task.error}".rstrip()))
-    typer.echo(redacted(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip()))
+        typer.echo(continued(redacted(f"{task.state:<10} {task.name}  {task.error}".rstrip())))
+    typer.echo(continued(redacted(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip())))
 
 
 @pipeline_app.command("logs")
@@ -149,8 +150,8 @@ def _follow(client: "KfpClient", run_id: str, poll: float) -> None:
         for number, task in enumerate(status.tasks):
             if seen.get(number) != task.state:
                 seen[number] = task.state
-                typer.echo(f"{task.state:<10} {task.name}  {task.error}".rstrip(), err=True)
-    typer.echo(f"{status.state:<10} run {run_id}  {status.error}".rstrip(), err=True)
+                typer.echo(continued(f"{task.state:<10} {task.name}  {task.error}".rstrip()), err=True)
+    typer.echo(continued(f"{status.state:<10} run {run_id}  {status.error}".rstrip()), err=True)
     typer.echo(client.run_url(run_id), err=True)
     if status.state != "SUCCEEDED":
         raise typer.Exit(1)

@@ -30,7 +30,7 @@ from star.doctor.service_checks import (
 )
 from star.errors import InputError
 from star.folders.working_paths import work_root
-from star.terminal import guard_terminal
+from star.terminal import continued, guard_terminal
 
 
 def preflight_checks(config: Config) -> Iterator[Check]:
@@ -62,7 +62,7 @@ def preflight_checks(config: Config) -> Iterator[Check]:
 
 
 def require_all(config: Config) -> None:
-    """Runs and prints every check.
+    """Runs and prints every check, as the task before all others.
 
     Raises:
         InputError: some checks failed; the message lists all of them.
@@ -71,7 +71,7 @@ def require_all(config: Config) -> None:
     # All checks run before the error is raised, so that one attempt shows everything that is missing.
     failed = []
     for check in preflight_checks(config):
-        print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<22} {check.detail}", flush=True)
+        print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<22} {continued(check.detail)}", flush=True)
         failed += [] if check.passed else [f"{check.name}: {check.detail}"]
     if failed:
         raise InputError("; ".join(failed))

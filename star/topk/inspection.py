@@ -7,6 +7,7 @@ import numpy as np
 from star.errors import InputError
 from star.folders.manifest import MANIFEST, read_manifest
 from star.progress import Bar
+from star.terminal import continued
 from star.topk.store import TopKStore
 from star.units import format_bytes
 
@@ -72,4 +73,4 @@ def print_inspection(folder: Path) -> None:
         **TopKStore(folder, verify=False).provenance,
     }
     for name, value in lines.items():
-        print(f"{name:<15}{value}")  # a digest of 64 characters fits beside it in a terminal of 80
+        print(f"{name:<15}{continued(value)}")  # a digest of 64 characters fits beside it in a terminal of 80

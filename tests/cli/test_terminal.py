@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.registry.promotion.register_model import register_model
-from star.terminal import _Door, console, visible_controls
+from star.terminal import _Door, console, continued, visible_controls
 from star.tracking.server import connect
 
 PLANTED = "[/x]\x1b]0;PWN\x07\x1b[2J\x9b31m\u202e"  # a wrong markup, window title, clear screen, C1, right to left
@@ -31,7 +32,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 PLANTED_STATUS = """
 import star.pipelines.kfp_client as client
-text = json.loads(sys.argv[2])
+text = json.loads(sys.argv[2]) + "\\nSUCCEEDED  run r"
 task = client.Task("rollout" + text, "FAILED", text, ())
 client.KfpClient.status = lambda self, run: client.RunStatus(run, "FAILED", text, (task,))
 client.KfpClient.logs = lambda self, run, task: iter([("rollout", text)])
@@ -41,6 +42,7 @@ client.KfpClient.logs = lambda self, run, task: iter([("rollout", text)])
 def on_a_terminal(*commands: list[str], before: str = "", cwd: Path | None = None) -> str:
     """What a terminal gets of these commands."""
     leader, follower = os.openpty()
+    termios.tcsetwinsize(follower, (50, 200))  # tqdm draws nothing on a terminal without rows
     process = subprocess.Popen(
         [sys.executable, "-c", RUN.format(before=before), json.dumps(commands), json.dumps(PLANTED)],
         stdin=follower,
@@ -141,6 +143,8 @@ def test_what_a_cluster_says() -> None:
     )
     assert_harmless(shown)
     assert shown.count("\\x1b]0;PWN") == 4
+    # A line of the cluster's own, below a line of ours.
+    assert "\r\n    SUCCEEDED  run r" in shown and "\r\nSUCCEEDED" not in shown
 
 
 def test_prints_logs_warnings_and_tracebacks_pass_the_door() -> None:
@@ -177,7 +181,8 @@ fail("[red]it failed", status=1)
 """
     shown = on_a_terminal(before=before)
     assert "[bold]work" in shown and "\x1b[?25l" in shown  # the bar hides the cursor
-    assert "\\x0d" not in shown
+    assert "\rtqdm:   0%" in shown and "\rtqdm: 100%" in shown
+    assert "\\x" not in shown
     assert "\x1b[31mstar: [red]it failed\x1b[0m" in shown
 
 
@@ -192,6 +197,19 @@ def test_only_a_bar_may_return_to_the_start_of_its_line(writes: list[str]) -> No
     # A return stands only in a line that began with one.
     for line in shown.split("\n"):
         assert "\r" not in line or line.startswith("\r")
+
+
+@given(st.text())
+def test_json_that_passes_the_door_is_the_same_document(text: str) -> None:
+    for ascii_only in (True, False):
+        assert json.loads(visible_controls(json.dumps({text: [text]}, ensure_ascii=ascii_only))) == {text: [text]}
+
+
+@given(st.text())
+def test_no_text_makes_a_second_line_of_ours(text: str) -> None:
+    _, *further = continued(text).split("\n")
+    assert all(line.startswith("    ") for line in further)
+    assert continued(text).replace("\n    ", "\n") == text or "\n    " in text
 
 
 def test_right_text_is_shown_as_it_is() -> None:
