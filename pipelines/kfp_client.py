@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
+from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
@@ -36,6 +37,7 @@ ATTEMPTS = 6  # of one request
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
 TIMEOUT = 30.0  # seconds
 LOG_TIMEOUT, MAX_LOG_BYTES = 240.0, 256 * 2**20
+MAX_BYTES = 64 * 2**20  # of any other answer, such as the description of a run with all its tasks
 CLIENT_TIMEOUT = 300.0  # of one step of kfp's client, which has no deadline of its own
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -109,15 +111,17 @@ class KfpClient:
     def status(self, run_id: str) -> RunStatus:
         """The state of a run and of its tasks, in the order of their creation."""
         run = self._ask(lambda: self._client.get_run(run_id), run_id=run_id)
+        if run is None or run.run_id is None:  # such as a login page
+            raise InputError(f"{self.host} answers with something else than a run: check --host; {NEW_TOKEN}")
         details = sorted(
             (run.run_details and run.run_details.task_details) or [], key=lambda task: str(task.create_time)
         )
         by_node = {detail.pod_name: detail for detail in details}
         # The API lists the nodes of the Argo workflow. Root, drivers and executors belong to the tasks and are not shown on their own.
         tasks = [
-            Task(detail.display_name, detail.state or "PENDING", _message(detail.error), tuple(_pods(detail, by_node)))
+            Task(_name(detail), detail.state or "PENDING", _message(detail.error), tuple(_pods(detail, by_node)))
             for detail in details
-            if not detail.display_name.startswith(("root", "executor")) and not detail.display_name.endswith("-driver")
+            if not _name(detail).startswith(("root", "executor")) and not _name(detail).endswith("-driver")
         ]
         return RunStatus(run.run_id, run.state or "PENDING", _message(run.error), tuple(tasks))
 
@@ -186,11 +190,10 @@ class KfpClient:
                 self._ask(self._request_health)
             with contextlib.redirect_stdout(io.StringIO()):
                 client = kfp.Client(host=self.host, existing_token=self.token, namespace=self.namespace or "kubeflow")
-        for api in (client._experiment_api, client._run_api):
+        for pool in {api.api_client.rest_client.pool_manager for api in (client._experiment_api, client._run_api)}:
             # A redirect is then an answer that is no success. By default it is followed, also to another server.
-            api.api_client.rest_client.pool_manager.connection_pool_kw["retries"] = Retry(
-                3, redirect=0, raise_on_redirect=False
-            )
+            pool.connection_pool_kw["retries"] = Retry(3, redirect=0, raise_on_redirect=False)
+            pool.request = _bounded(pool.request)
         return client
 
     def _request_health(self) -> None:
@@ -222,6 +225,11 @@ class KfpClient:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
                 return retrying(lambda: within(CLIENT_TIMEOUT, request))
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            # kfp's client expects every field to be of its type.
+            raise InputError(
+                f"{self.host} sent an answer that cannot be read ({type(error).__name__}: {str(error)[:200]}): check --host"
+            ) from error
         except request_errors as error:
             status = _http_status(error)
             if is_refusal(error):
@@ -254,13 +262,39 @@ class KfpClient:
         return f"{self.host} refuses with HTTP {status}: {reason}"
 
 
+def _bounded(request: Callable[..., Any]) -> Callable[..., HTTPResponse]:
+    """The request of urllib3 that kfp's client uses, with a bound of the answer's size."""
+
+    def request_within_bound(*arguments: Any, **options: Any) -> HTTPResponse:
+        answer = request(*arguments, **options | {"preload_content": False})
+        with contextlib.closing(answer):
+            content = answer.read(MAX_BYTES + 1, decode_content=True)
+        if len(content) > MAX_BYTES:
+            raise NoAnswerError(f"the answer has more than {MAX_BYTES / 2**20:g} MiB")
+        # Its headers still say how it was packed.
+        return HTTPResponse(
+            io.BytesIO(content),
+            headers=answer.headers,
+            status=answer.status,
+            reason=answer.reason,
+            decode_content=False,
+            enforce_content_length=False,
+        )
+
+    return request_within_bound
+
+
+def _name(detail: V2beta1PipelineTaskDetail) -> str:
+    return detail.display_name or ""
+
+
 def _pods(detail: V2beta1PipelineTaskDetail, by_node: dict[str, V2beta1PipelineTaskDetail]) -> Iterator[str]:
     """Yields the pods that ran a task: the executors below its node, one per attempt."""
     children = [by_node[child.pod_name] for child in detail.child_tasks or [] if child.pod_name in by_node]
-    executors = [child for child in children if child.display_name.startswith("executor")]
+    executors = [child for child in children if _name(child).startswith("executor")]
     for child in executors:
         yield from _pods(child, by_node)
-    if not executors and detail.display_name.startswith("executor"):
+    if not executors and _name(detail).startswith("executor"):
         yield detail.pod_name
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import email.utils
 import gzip
+import json
 import signal
 import socket
 import subprocess
@@ -13,12 +14,17 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
+import tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from star.cluster.webhook import notify_webhook
 from star.data.endpoint import Endpoint
 from star.errors import InputError
 from star.http_client import RedirectError, check_address, origin, retry_pause, send
 from star.http_exchange import Answer, NoAnswerError
+from star.modeling.generation import Sequence
 from star.teacher.openai_server import TeacherServer
 
 Serve = Callable[[Callable[[socket.socket, bytes], None]], str]
@@ -331,3 +337,35 @@ def test_a_teacher_server_that_sends_without_end_is_named(serve: Serve, monkeypa
     monkeypatch.setattr("star.teacher.openai_server.RETRIES", 0)
     with pytest.raises(InputError, match=r"does not answer .*more than 16 MiB"):
         TeacherServer(serve(endless))
+
+
+WORDS = st.sampled_from(
+    ["data", "id", "choices", "index", "finish_reason", "stop", "token_ids", "prompt_logprobs", "logprob", "text", "1"]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | WORDS | st.just("\x1b[2J"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+CHOICE = {"index": 0, "finish_reason": "stop", "token_ids": [1], "prompt_logprobs": [None, {"1": {"logprob": -0.1}}]}
+
+
+@given(replaced=st.sampled_from([*CHOICE, "choices", "data", "all"]), value=VALUES)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_answer_of_another_form_is_an_error_of_the_server(
+    replaced: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document: object = {"data": [{"id": "m"}], "choices": [CHOICE | {replaced: value}]} | {replaced: value}
+    document = value if replaced == "all" else document
+
+    def answer(method: str, url: str, **options: object) -> Answer:
+        return Answer(200, {}, json.dumps(document).encode())
+
+    monkeypatch.setattr("star.teacher.openai_server.send", answer)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"hi": 0, "</s>": 1}, unk_token="</s>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    with contextlib.suppress(InputError):
+        teacher = TeacherServer("http://127.0.0.1:9")
+        with contextlib.suppress(InputError):
+            teacher.generate(tokenizer, ["hi"], samples=1, temperature=1.0, max_new_tokens=3, seed=1)
+        teacher.top_k([Sequence([1], [1])], k=1)

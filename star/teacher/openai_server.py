@@ -10,7 +10,9 @@ Shapes: T completion tokens, K teacher ids per token.
 import math
 import os
 from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,10 +41,12 @@ class TeacherServer:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        served = self._request("GET", "models")["data"]
+        answer = self._request("GET", "models")
+        with self._reads_answer():
+            served = [str(model["id"]) for model in answer["data"]]
         if len(served) != 1:
             raise InputError(f"{self.url} serves {len(served)} models: start it with the teacher only")
-        self.model: str = served[0]["id"]
+        self.model = served[0]
 
     def generate(
         self,
@@ -74,9 +78,11 @@ class TeacherServer:
             )
             for index, start in zip(indices, range(0, len(choices), samples), strict=True):
                 opening = prompt_opening(prompts[index])
-                groups[index] = [
-                    _sample_of_choice(choice, tokenizer, opening=opening) for choice in choices[start : start + samples]
-                ]
+                with self._reads_answer():
+                    groups[index] = [
+                        _sample_of_choice(choice, tokenizer, opening=opening)
+                        for choice in choices[start : start + samples]
+                    ]
         return groups
 
     def top_k(
@@ -88,11 +94,12 @@ class TeacherServer:
         choices = self._complete(prompts, n=1, temperature=0.0, max_tokens=1, prompt_logprobs=k)
         results = []
         for sequence, choice in zip(sequences, choices, strict=True):
-            positions = [
-                {int(token): entry["logprob"] for token, entry in (position or {}).items()}
-                for position in choice.get("prompt_logprobs") or []
-            ]
-            results.append(completion_top_k(positions, sequence, k=k, source=self.url, excluded_ids=excluded_ids))
+            with self._reads_answer():
+                positions = [
+                    {int(token): float(entry["logprob"]) for token, entry in (position or {}).items()}
+                    for position in choice.get("prompt_logprobs") or []
+                ]
+                results.append(completion_top_k(positions, sequence, k=k, source=self.url, excluded_ids=excluded_ids))
         return results
 
     def _complete(self, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
@@ -102,11 +109,26 @@ class TeacherServer:
         body = {"model": self.model, "prompt": prompts, **settings}
         answer = self._request("POST", "completions", body=body, max_bytes=MIN_BYTES + BYTES_PER_VALUE * values)
         # A server may return the choices in the order in which they were finished.
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        with self._reads_answer():
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         # A missing choice would shift all later ones to the wrong prompt.
         if len(choices) != len(prompts) * settings["n"]:
-            raise RuntimeError(f"{self.url} returned {len(choices)} completions for {len(prompts)} prompts")
+            raise InputError(
+                f"{self.url} returned {len(choices)} completions for {len(prompts)} prompts: is it such a server?"
+            )
         return choices
+
+    @contextmanager
+    def _reads_answer(self) -> Iterator[None]:
+        """Around what reads an answer: one of another form is an InputError, whichever part of it is missing."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            # A KeyError has the name only.
+            raise InputError(
+                f"{self.url} sent an answer that cannot be read ({type(error).__name__}: {str(error)[:200]}): is it a server with "
+                "the API of vLLM?"
+            ) from error
 
     def _request(self, method: str, path: str, *, body: object = None, max_bytes: int = MIN_BYTES) -> dict[str, Any]:
         def ask() -> Answer:
@@ -156,6 +178,8 @@ def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase
     ids = choice.get("token_ids")
     if ids is None:
         ids = tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+    if not all(type(token) is int for token in ids):
+        raise TypeError("token_ids has something else than integers")
     return sample_with_end_token(ids, tokenizer, finished=finished, opening=opening)
 
 

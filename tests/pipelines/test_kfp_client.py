@@ -255,3 +255,45 @@ def test_a_missing_host_is_an_error_that_names_the_option(monkeypatch: pytest.Mo
     monkeypatch.delenv("KFP_HOST", raising=False)
     with pytest.raises(InputError, match="give --host or KFP_HOST"):
         KfpClient(None).status("r-1")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"<html>login</html>", "something else than a run"),
+        (b"[]", "something else than a run"),
+        (b"null", "something else than a run"),
+        (b"", "something else than a run"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        (b'{"run_id": "r", "error": {"code": "x"}}', "cannot be read"),
+        (b'{"run_id": "r", "run_details": {"task_details": [5]}}', ""),
+        (b"1" * (2**20 + 1), "more than 1 MiB"),
+    ],
+)
+def test_an_answer_of_another_form_is_one_line(body: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Foreign(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = b"{}" if "healthz" in self.path else body
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Foreign)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        client = KfpClient(f"http://127.0.0.1:{server.server_address[1]}", "token")
+        if said:
+            with pytest.raises((InputError, PipelineError), match=said):
+                client.status("r")
+        else:
+            assert client.status("r").run_id == "r"
+    finally:
+        server.shutdown()
+        server.server_close()
