@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.segment import Segment
+    from rich.text import Text
 
 # C0 and C1 controls but tab and newline, text direction, line separators, lone surrogates, noncharacters.
 _UNSAFE = re.compile(
@@ -123,7 +124,7 @@ def _guard_rich() -> None:
     from rich.console import Console
     from rich.segment import Segment
 
-    plain = Console.render
+    plain, plain_text = Console.render, Console.render_str
     if hasattr(plain, "_is_guarded"):
         return
 
@@ -132,5 +133,10 @@ def _guard_rich() -> None:
             # A control segment is rich's own, such as the movement of the cursor by a bar.
             yield segment if segment.control else Segment(visible_controls(known_masked(segment.text)), segment.style)
 
+    def render_text(self: "Console", text: str, **options: Any) -> "Text":
+        # Before a table wraps it: a secret in two lines would not be found.
+        return plain_text(self, known_masked(text), **options)
+
     render._is_guarded = True  # type: ignore[attr-defined]
     Console.render = render  # type: ignore[method-assign]
+    Console.render_str = render_text  # type: ignore[method-assign]
