@@ -42,7 +42,7 @@ COMPARED_CHARACTERS = 500_000
 # Characters of the tools and schemas that one cache keeps. What was read of them takes several times the space.
 CACHED_CHARACTERS = 16_000_000
 # Processor time for one record, one tool or one generated row. Ordinary ones take milliseconds.
-SECONDS_PER_RECORD = 2.0
+SECONDS_PER_RECORD = 1.5
 # Processor time for a document of tools, before its tools are read one by one. Ten million bytes of YAML take six.
 SECONDS_PER_DOCUMENT = 20.0
 # Rows of a table that are decoded at once: of the largest records these are 256 MiB, whatever the file's compression.
