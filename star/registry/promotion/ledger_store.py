@@ -17,7 +17,7 @@ promotions itself.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -196,11 +196,6 @@ class S3LedgerStore:
 
     def _key(self, folder: str, name: str) -> str:
         return f"{self.prefix}{folder}/{name}"
-
-
-def store_errors(store: LedgerStore) -> AbstractContextManager[None]:
-    """Turns the errors of a bucket inside the block into an InputError; a database's are left as they are."""
-    return s3_errors(store.place) if isinstance(store, S3LedgerStore) else nullcontext()
 
 
 def _http_status(error: "ClientError") -> int:

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING
 from star.errors import InputError
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import DamagedLedgerError, Ledger
-from star.registry.promotion.ledger_store import store_errors
 from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
 from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
@@ -221,17 +220,16 @@ def _write_moves(
     if ledger.newest().seq != before.seq:
         return None
     require_conditional_writes(ledger.store)
-    with store_errors(ledger.store):
-        for move in judged.new:
-            why = dict(judged.refused)[move]
-            logger.warning("%s", remark(move, why, name=name, before=before))
-            ledger.write_attempt(Attempt("adopt", move.shown, before.seq, move.reason, refused=why))
-        if not judged.counted:
-            return None
-        reason = f"moved in MLflow: {', '.join(str(move) for move in judged.counted)}"
-        attempt = Attempt("adopt", judged.aliases.get(CHAMPION), before.seq, reason)
-        attempt = ledger.write_attempt(attempt)
-        made = ledger.write_decision(attempt, over=before, aliases=judged.aliases)
+    for move in judged.new:
+        why = dict(judged.refused)[move]
+        logger.warning("%s", remark(move, why, name=name, before=before))
+        ledger.write_attempt(Attempt("adopt", move.shown, before.seq, move.reason, refused=why))
+    if not judged.counted:
+        return None
+    reason = f"moved in MLflow: {', '.join(str(move) for move in judged.counted)}"
+    attempt = Attempt("adopt", judged.aliases.get(CHAMPION), before.seq, reason)
+    attempt = ledger.write_attempt(attempt)
+    made = ledger.write_decision(attempt, over=before, aliases=judged.aliases)
     if made is None:
         return None
     logger.warning("the aliases of %s were %s: taken into the ledger as decision %s", name, reason, made.seq)

@@ -16,7 +16,6 @@ Where the ledger is signed these records are too, and others are left out.
 from dataclasses import replace
 
 from star.registry.promotion.ledger import Ledger, entry_name
-from star.registry.promotion.ledger_store import store_errors
 from star.registry.promotion.records import Registration, VersionContent, now
 from star.registry.versions import Version
 
@@ -27,9 +26,7 @@ PASSED = "passed"  # what a registration says of the gate
 def write_registration(ledger: Ledger, registration: Registration) -> Registration:
     """Adds a registration; from then on it is what is known of these files."""
     while True:
-        with store_errors(ledger.store):
-            written = ledger.write_note(REGISTRATIONS, f"{registration.content}-{registration.at}", registration)
-        if written:
+        if written := ledger.write_note(REGISTRATIONS, f"{registration.content}-{registration.at}", registration):
             return written
         registration = replace(registration, at=now())  # somebody wrote one in the same microsecond
 
@@ -37,8 +34,7 @@ def write_registration(ledger: Ledger, registration: Registration) -> Registrati
 def record_content(ledger: Ledger, version: int, registration: Registration, *, reason: str) -> None:
     """Says that a version has these files, if nothing was said of it yet. They must have been verified."""
     made = VersionContent(version, registration.content, registration.model_digest, reason)
-    with store_errors(ledger.store):
-        ledger.write_note(VERSIONS, entry_name(version), made)
+    ledger.write_note(VERSIONS, entry_name(version), made)
 
 
 def find_registration(ledger: Ledger, content: str, *, model_digest: str | None = None) -> Registration | None:

@@ -160,6 +160,12 @@ def test_an_alias_moved_in_mlflow_is_taken_into_the_ledger(three_versions: None,
 def test_an_alias_from_before_the_ledger_makes_no_champion(three_versions: None) -> None:
     connect().set_registered_model_alias("tiny", "champion", "2")
     assert champion("tiny") is None
+    done, wrong = reconcile("tiny")
+    assert (
+        done == []
+        and "has not passed the gate: there is no champion; `star promote 2 --name tiny` adopts it" in wrong[0]
+    )
+    assert aliases() == {3: (), 2: ("champion",), 1: ()}  # nobody has decided that it is wrong
     promote("tiny", 3)
     assert aliases() == {3: ("champion",), 2: (), 1: ()}
     assert outcomes() == [("adopt", 2, "refused"), ("promote", 3, "won"), ("repair", 2, "refused")]
