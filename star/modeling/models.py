@@ -44,6 +44,19 @@ TRIED_OF_THE_HUB = [
 transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours
 
 
+# What transformers raises for a folder whose files are wrong.
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    StrictDataclassError,
+)
+
+
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model folder or hub id. It pads on the left, as generation needs it.
 
@@ -153,7 +166,7 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
         _try_hub_model(str(model), revision)
     try:
         return auto_class.from_pretrained(str(model), revision=revision, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+    except LOADING_ERRORS as error:
         raise _not_loadable(model, error, part="tokenizer" if auto_class is AutoTokenizer else "model") from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -162,6 +175,11 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
             f"model {model} cannot be loaded: its weights have other shapes than its config.json says; correct that, or "
             "download it again"
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # tokenizers raises nothing more exact for an expression, a vocabulary or merges that are wrong.
+        raise _not_loadable(model, error, part="tokenizer") from error
 
 
 @lru_cache
@@ -186,6 +204,8 @@ def _not_loadable(model: str | Path, error: Exception, *, part: str = "model") -
     reason = f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
     if isinstance(error, StrictDataclassError):
         cure = "correct its config.json, or download it again"
+    elif isinstance(error, ImportError):
+        cure = "choose a model that needs no further package, such as one that is not quantized"
     elif isinstance(error, SafetensorError):
         cure = "its weight files are damaged, download it again"
     elif "trust_remote_code" in str(error) or "custom code" in str(error):
@@ -198,7 +218,7 @@ def _not_loadable(model: str | Path, error: Exception, *, part: str = "model") -
         cure = "its files are damaged or incomplete, download it again, with the weights as safetensors"
     else:
         cure = "give a folder, or an id this machine can download"
-    return InputError(f"{part} {model} cannot be loaded: {reason}; {cure}")
+    return InputError(f"{part} {model} cannot be loaded: {reason[:400]}; {cure}")
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -168,3 +168,26 @@ def test_a_model_of_the_hub_is_tried_before_its_weights_are_there(
         load_model("team/model")
     with pytest.raises(InputError, match="no-such-team/model cannot be loaded"):
         load_model("no-such-team/model")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (expression("((("), "tokenizer .* cannot be loaded: Oniguruma error: end pattern with unmatched parenthesis"),
+        (
+            lambda folder: edit(
+                folder / "config.json",
+                lambda content: content.update(
+                    quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}
+                ),
+            ),
+            "model .* cannot be loaded: .*bitsandbytes.* that needs no further package",
+        ),
+    ],
+)
+def test_what_only_the_loader_finds_wrong_is_a_sentence(
+    folder: Path, change: Callable[[Path], object], said: str
+) -> None:
+    change(folder)
+    with pytest.raises(InputError, match=said):
+        (load_tokenizer(folder), load_model(folder))
