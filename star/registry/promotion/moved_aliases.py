@@ -114,7 +114,8 @@ def remark(move: Move, why: str, *, name: str, before: Decision) -> str:
     cure = {CHAMPION: "", CHALLENGER: " --to challenger"}.get(move.alias)
     adopt = "" if cure is None else f"`star promote {move.shown}{cure} --name {name}` adopts it"
     cures = ", ".join(part for part in (adopt, back) if part)
-    return f"the alias {move.alias} in MLflow points to version {move.shown}, which {why}: {holds}; {cures}"
+    said = f"the alias {move.alias} in MLflow points to version {move.shown}, which {why}: {holds}"
+    return f"{said}; {cures}" if cures else said
 
 
 def verify_version(version: Version, ledger: Ledger) -> tuple[Version, Registration]:

@@ -225,8 +225,12 @@ class HostileLedger(RuleBasedStateMachine):
     def reconcile(self, registry: str, kill: int) -> None:
         self.act(registry, lambda: reconcile.reconcile(NAME), wanted=None, kill=kill)
         if self.is_whole(registry):
-            self.world.ledger(registry)
-            assert reconcile.reconcile(NAME)[1] == []
+            newest = self.world.ledger(registry).newest()
+            wrong = reconcile.reconcile(NAME)[1]
+            if not newest.seq:  # aliases of decisions that were taken out stay in MLflow, and hold nothing
+                assert all("in MLflow points to version" in line for line in wrong)
+                return
+            assert wrong == []
             shown = promote_and_rollback.read_aliases(NAME, self.world.client()).aliases
             assert shown == self.world.ledger(registry).newest().aliases
 
