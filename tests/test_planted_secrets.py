@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -142,20 +144,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def command_lines() -> Iterator[set[bytes]]:
-    """The command lines with a secret that processes had while the tests of this module ran."""
-    found: set[bytes] = set()
+def command_lines() -> Iterator[set[str]]:
+    """The command lines with a secret or a configuration that processes of these tests had."""
+    found: set[str] = set()
     ended = Event()
 
     def watch() -> None:
         while not ended.wait(0.05):
-            for process in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = process.read_bytes()
-                except OSError:
-                    continue
-                if MARK.encode() in line or b"PRIVATE KEY-----" in line or b'"max_prompt_tokens"' in line:
-                    found.add(line)
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    line = " ".join(process.cmdline())
+                    if any(word in line for word in (MARK, "PRIVATE KEY-----", '"max_prompt_tokens"')):
+                        found.add(line)
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
@@ -172,7 +172,7 @@ def server() -> Iterator[str]:
     http.shutdown()
 
 
-def test_a_whole_run(place: Place, command_lines: set[bytes]) -> None:
+def test_a_whole_run(place: Place, command_lines: set[str]) -> None:
     done = place.run("run", "--config", MICRO)
     assert done.returncode == 0, done.stdout + done.stderr
     for command in (["models"], ["registry", "ledger"], ["lineage"], ["registry", "reconcile"], ["tracking", "replay"]):
@@ -182,7 +182,7 @@ def test_a_whole_run(place: Place, command_lines: set[bytes]) -> None:
     assert command_lines == set()
 
 
-def test_compile_and_doctor(place: Place, command_lines: set[bytes]) -> None:
+def test_compile_and_doctor(place: Place, command_lines: set[str]) -> None:
     profile = place.write(
         "cluster.yaml", f"extends: {MICRO}\ncluster: {{secrets: {{star: {{HF_TOKEN: token, MY_PAT: pat}}}}}}\n"
     )
@@ -201,7 +201,7 @@ def test_a_refused_configuration(place: Place, number: int) -> None:
     assert place.leaks() == []
 
 
-def test_a_rollout_that_fails(place: Place, server: str, command_lines: set[bytes]) -> None:
+def test_a_rollout_that_fails(place: Place, server: str, command_lines: set[str]) -> None:
     place.write("served.yaml", f"extends: {MICRO}\nrollout: {{server: {server!r}}}\n")
     latest = place.folder / "runs" / "latest"
     folders = [str(latest / name) for name in ("synthesize", "refine-teacher")]
@@ -221,7 +221,7 @@ def test_a_rollout_that_fails(place: Place, server: str, command_lines: set[byte
     assert command_lines == set()
 
 
-def test_services_that_cannot_be_reached(place: Place, command_lines: set[bytes]) -> None:
+def test_services_that_cannot_be_reached(place: Place, command_lines: set[str]) -> None:
     done = [
         place.run("models", MLFLOW_TRACKING_URI=TRACKING),
         place.run("synthesize", "--config", MICRO, "--out", "s3://bucket/data"),
@@ -233,7 +233,7 @@ def test_services_that_cannot_be_reached(place: Place, command_lines: set[bytes]
     assert command_lines == set()
 
 
-def test_the_exit_handler(place: Place, command_lines: set[bytes]) -> None:
+def test_the_exit_handler(place: Place, command_lines: set[str]) -> None:
     for state in ("FAILED", "RUNNING"):
         done = place.run(state, program=CLOSE)
         assert done.returncode == 0, done.stderr
