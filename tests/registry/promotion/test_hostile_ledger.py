@@ -240,7 +240,10 @@ class HostileLedger(RuleBasedStateMachine):
         for _ in range(40):
             ledger = self.world.ledger(registry)
             wrong, said = answer(lambda ledger=ledger: [*ledger.audit(), *reconcile.reconcile(NAME)[1]])
-            wrong = [said] if said else wrong
+            # An alias from before the first decision is nothing that a cure of the ledger takes away.
+            wrong = (
+                [said] if said else [sentence for sentence in wrong if "in MLflow points to version" not in sentence]
+            )
             cures = [found[1] for sentence in wrong if (found := CURE.search(sentence))]
             if not cures:
                 assert not wrong or all("restore" in sentence for sentence in wrong), wrong
