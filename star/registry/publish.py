@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.errors import InputError
-from star.evaluation.evaluate import OUTCOMES
 from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
 from star.hashing import digest_of
@@ -62,6 +61,8 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
         outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
         name: the name of this model there.
     """
+    from star.evaluation.evaluate import OUTCOMES  # here, because to read versions needs no evaluation
+
     # Only what the stage wrote: a file that somebody adds would be published, and would change what the model does.
     for path in (entry.path for entry in read_manifest(refined).files):
         if not any(fnmatch(path, pattern) for pattern in LEFT_OUT):
