@@ -187,6 +187,8 @@ def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, m
     Args:
         must_write: whether it is an error that the ledger cannot be written from here. Who only reads may not.
     """
+    from mlflow.exceptions import MlflowException
+
     before = ledger.newest()
     seen = read_aliases(name, client)
     if seen.aliases == before.aliases:
@@ -198,7 +200,7 @@ def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, m
     remarks = [remark(move, why, name=name, before=before) for move, why in judged.refused]
     try:
         made = _write_moves(name, seen, before, judged, client=client, ledger=ledger)
-    except (InputError, OSError) as error:
+    except (InputError, MlflowException, OSError) as error:
         if must_write or isinstance(error, DamagedLedgerError):
             raise
         logger.info("the ledger of %s is only read: %s", name, error)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 from star.cli.registry import models_app
 from star.errors import InputError
 from star.registry.find_model import find_model
-from star.registry.promotion import moved_aliases
+from star.registry.promotion import moved_aliases, promote_and_rollback
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, holding_aliases, promote, rollback
 from star.registry.promotion.promote_by_reference import promote_model
@@ -207,3 +208,19 @@ def test_who_only_reads_sees_what_holds(registered: Path, tmp_path: Path, monkey
     assert holding.decision == before and holding.aliases == {"champion": 2, "previous-champion": 1}
     with pytest.raises(InputError, match="no private key"):
         rollback("kept")
+
+
+def test_an_account_that_may_not_write_to_mlflow_sees_what_holds(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("Permission denied")
+
+    register_in_the_pages()
+    move(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(promote_and_rollback, "write_aliases", refuse)
+        assert holding_aliases("tiny").aliases == {"champion": 2, "previous-champion": 1}
+        assert find_model("champion", name="tiny")[0].version == 2
+    assert reconcile("tiny")[1] == []
+    assert connect().get_registered_model("tiny").aliases == {"champion": 2, "previous-champion": 1}
