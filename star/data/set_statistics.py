@@ -53,11 +53,11 @@ class SetStatistics:
         for key, empty in vars(cls()).items():
             value = getattr(read, key)
             if isinstance(empty, int):
-                _require(type(value) is int, key)
+                _require(type(value) is int and 0 <= value < 2**63, key)
                 continue
             kind = str if key in TEXTS else int
             _require(all(isinstance(name, str) and type(said) is kind for name, said in value.items()), key)
-            _require(kind is str or all(count >= 0 for count in value.values()), key)
+            _require(kind is str or all(0 <= count < 2**63 for count in value.values()), key)
             _require(key not in NUMBERED or all(name.isdecimal() for name in value), key)
             if kind is int:
                 setattr(read, key, Counter(value))
