@@ -180,7 +180,7 @@ def test_the_champions_pod_downloads_with_its_own_variables_only(
     team, model: Path, tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
     """The command and the variables of deploy/serving/champion.yaml; only addresses, keys and the folder are this machine's."""
-    manifest = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "serving" / "champion.yaml").read_text())
+    manifest, *_ = yaml.safe_load_all((Path(__file__).parents[2] / "deploy" / "serving" / "champion.yaml").read_text())
     [container] = manifest["spec"]["predictor"]["initContainers"]
     (model / "config.json").write_text('{"model_type": "qwen3", "for": "the pod"}')  # an address of its own
     source = register_model(model, name="served", scores={}, lineage={}, model_digest="d1").source
