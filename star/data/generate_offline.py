@@ -22,21 +22,17 @@ from functools import cache
 from itertools import accumulate
 
 from star.config.row_kinds import ROW_KIND_WEIGHTS
-from star.data.draw_values import draw_value, name_as_words, value_as_text
+from star.data.draw_arguments import draw_arguments
+from star.data.draw_values import name_as_words, value_as_text
 from star.data.json_schema import is_valid
 from star.data.masking import mask_row, shuffle_row
 from star.data.rows import REFUSAL
 from star.data.tools import public_tool
 from star.errors import InputError
-from star.limits import SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
 
 OPENINGS = ("", "", "please ", "hello, ")
 REQUEST_FORMS = ("{ask}: {said}", "{ask}, {said}", "{ask} with {said}", "I need this: {ask}, {said}")
 CONFIRMATION = "Done."
-MAX_TRIES = 20
-# Keywords of a tool's parameters that do not make one argument depend on another.
-INDEPENDENT = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "examples"})
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 MAX_POOL = 64  # of more tools, each row draws this many to choose from: ten thousand would be slow
 SMALL_WORDS = frozenset({"a", "an", "and", "by", "for", "from", "get", "in", "of", "on", "the", "to", "with"})
@@ -318,45 +314,8 @@ def _request_without_parameter(pool: list[dict], rng: random.Random) -> tuple[di
 
 
 def _request(tool: dict, rng: random.Random) -> Request:
-    try:
-        with time_limit(SECONDS_PER_RECORD):
-            arguments = _arguments(tool["parameters"], rng)
-    except (TookTooLong, RecursionError) as error:
-        raise InputError(
-            f"no arguments of tool {tool['name'][:80]!r} can be drawn: {error}: leave the tool out"
-        ) from error
+    arguments = draw_arguments(tool, rng)
     return Request(_request_text(tool, arguments, rng), {"name": tool["name"], "arguments": arguments})
-
-
-def _arguments(parameters: dict, rng: random.Random) -> dict[str, object]:
-    """Draws arguments of a call. Where the parameters depend on each other, they are drawn until they fit together."""
-    if parameters.keys() <= INDEPENDENT:
-        return _independent_arguments(parameters, rng)
-    for _ in range(MAX_TRIES):
-        alternatives = [
-            part for part in parameters.get("oneOf") or parameters.get("anyOf") or [] if isinstance(part, dict)
-        ]
-        chosen = rng.choice(alternatives) if alternatives else {}
-        # A parameter that only other alternatives name would make the call fit none.
-        foreign = {name for part in alternatives for name in part.get("properties", {})} - chosen.get(
-            "properties", {}
-        ).keys()
-        own = {name: part for name, part in parameters["properties"].items() if name not in foreign}
-        required = [*parameters["required"], *chosen.get("required", [])]
-        drawn = {"properties": own | chosen.get("properties", {}), "required": required}
-        arguments = _independent_arguments(drawn, rng)
-        if is_valid(arguments, parameters):
-            break
-    return arguments
-
-
-def _independent_arguments(parameters: dict, rng: random.Random) -> dict[str, object]:
-    required = set(parameters.get("required", []))
-    arguments: dict[str, object] = {}
-    for name, schema in parameters["properties"].items():
-        if name in required or rng.random() < 0.5:
-            arguments[name] = _draw_unused(schema, rng, name=name, used=list(arguments.values()))
-    return arguments
 
 
 def _request_text(tool: dict, arguments: dict[str, object], rng: random.Random) -> str:
@@ -374,12 +333,3 @@ def _request_text(tool: dict, arguments: dict[str, object], rng: random.Random) 
         return ask
     # Not by `format`: only the first place of each is filled, and braces in a description stay text.
     return rng.choice(REQUEST_FORMS).replace("{ask}", ask, 1).replace("{said}", said, 1)
-
-
-def _draw_unused(schema: dict, rng: random.Random, *, name: str, used: list) -> object:
-    """Draws a value that no other argument of the request has, where the schema allows it: nobody flies from Oslo to Oslo."""
-    for _ in range(8):
-        value = draw_value(schema, rng, name=name)
-        if value not in used:
-            break
-    return value

@@ -1,10 +1,12 @@
 """Reads tools from a file, JSON or YAML: a list of tools in any dialect, an MCP answer, one JSON Schema, or an OpenAPI document."""
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from star.data.draw_arguments import draw_arguments
 from star.data.openapi import is_openapi, tools_of_openapi
 from star.data.read_records import read_records
 from star.data.rows import Reject, is_too_deep, json_line
@@ -43,7 +45,7 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
     document = _read_document(path)
     if is_openapi(document):
         try:
-            yield from map(_writable, tools_of_openapi(document))
+            yield from map(_usable, tools_of_openapi(document))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return
@@ -62,11 +64,11 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)
             continue
         # In a file that `star data import` wrote, `x-original` is there already and is closer to the source.
-        yield _writable(tool if "x-original" in tool or written == tool else {**tool, "x-original": written})
+        yield _usable(tool if "x-original" in tool or written == tool else {**tool, "x-original": written})
 
 
-def _writable(tool: dict | Reject) -> dict | Reject:
-    """Returns the tool, or a Reject where no file and no row can hold it."""
+def _usable(tool: dict | Reject) -> dict | Reject:
+    """Returns the tool, or a Reject where no file and no row can hold it, or no arguments for it can be drawn."""
     if isinstance(tool, Reject):
         return tool
     try:
@@ -75,6 +77,10 @@ def _writable(tool: dict | Reject) -> dict | Reject:
     except ValueError as error:
         why = f"a text of it is no UTF-8, or a number of it is none: {error}"
         return Reject(ascii(tool["name"])[:100], "unusable_tool", why, tool)
+    try:
+        draw_arguments(tool, random.Random(0))  # noqa: S311 - tried here, so that it cannot end a set after hours
+    except InputError as error:
+        return Reject(tool["name"][:100], "unusable_tool", str(error), tool)
     return tool
 
 

@@ -203,3 +203,14 @@ def test_a_tool_that_no_file_can_hold_is_a_reject_and_no_end_of_an_import(value:
         "".join(json.dumps({**ROW, "tools": [tool]}) + "\n" for tool in (odd, _tool("g", {})))
     )
     assert write_json_lines(tmp_path / "out.jsonl", original_tools([tmp_path / "rows.jsonl"])) == 1
+
+
+def test_a_tool_whose_arguments_cost_too_much_is_left_out_at_once(tmp_path: Path) -> None:
+    rows = {"type": "array", "minItems": 1000, "items": {"not": {"type": "string"}}}
+    slow = {"type": "array", "minItems": 1000, "uniqueItems": True, "items": rows}
+    write_json(tmp_path / "tools.json", [_tool("f", {"type": "integer"}), _tool("slow", slow)])
+    good, left_out = read_tools(tmp_path / "tools.json")
+    assert isinstance(good, dict) and isinstance(left_out, Reject)
+    assert left_out.detail == "no arguments of tool 'slow' can be drawn: it takes more than 1.5 s of processor time"
+    with pytest.raises(InputError, match="no arguments of tool 'slow' can be drawn.*leave it out with `star data import"):
+        load_tools(tmp_path / "tools.json")
