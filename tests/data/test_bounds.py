@@ -212,5 +212,7 @@ def test_a_tool_whose_arguments_cost_too_much_is_left_out_at_once(tmp_path: Path
     good, left_out = read_tools(tmp_path / "tools.json")
     assert isinstance(good, dict) and isinstance(left_out, Reject)
     assert left_out.detail == "no arguments of tool 'slow' can be drawn: it takes more than 1.5 s of processor time"
-    with pytest.raises(InputError, match="no arguments of tool 'slow' can be drawn.*leave it out with `star data import"):
+    with pytest.raises(
+        InputError, match=r"no arguments of tool 'slow' can be drawn.*leave it out with `star data import"
+    ):
         load_tools(tmp_path / "tools.json")
