@@ -1,8 +1,10 @@
 """A model folder that costs too much time or memory is refused by a child process, before this one reads it."""
 
 import json
+import resource
 import shutil
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from star.config.safety import Safety, current_safety, use_safety
 from star.errors import InputError
 from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
-from star.modeling import trial
+from star.modeling import trial, trial_child
 from star.modeling.inference import answer_request
 from star.modeling.models import _try_hub_model, describe_model, load_model, load_tokenizer, save_model
 from star.modeling.scratch import scratch_model
@@ -113,6 +115,18 @@ def test_a_hostile_folder_is_refused_before_it_is_loaded(folder: Path, name: str
     for load in (load_tokenizer, load_model, describe_model)[: 1 if "takes" in message else 3]:
         with pytest.raises(InputError, match=message):
             load(folder)
+
+
+@pytest.mark.parametrize(("platform", "limits_memory"), [("linux", True), ("darwin", False)])
+def test_memory_is_limited_where_the_platform_can(
+    platform: str, limits_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    monkeypatch.setattr(sys, "platform", platform)
+    trial_child._limit(5, 2**30)
+    assert (resource.RLIMIT_AS in limits) is limits_memory
+    assert limits[resource.RLIMIT_CPU] == (5, 6)
 
 
 def test_a_sound_folder_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
