@@ -4,17 +4,16 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from star.errors import InputError
 from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import ledger
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.overview import look_at_versions
-from star.registry.versions import Version, find_version, list_versions
+from star.registry.versions import Version, require_versions
 from star.terminal import console
 from star.tracking.server import connect
 
-# Tags of a version -> headings and labels that fit into 80 columns.
 OLDER_MARK = "*"  # beside format errors that an older STAR counted by the official reading
+# Tags of a version -> headings and labels that fit into 80 columns.
 SCORE_HEADINGS = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
 LINEAGE_LABELS = {"data": "data", "teacher": "teacher", "refined": "model"}
 OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
@@ -27,10 +26,6 @@ def print_versions(name: str) -> None:
         InputError: nothing is registered under that name.
     """
     versions, remarks = look_at_versions(name)
-    if not versions:
-        raise InputError(
-            f"no model {name!r} is registered: run `star run` first, or check MLFLOW_TRACKING_URI and STAR_HOME"
-        )
     caption = "Rewards are by the official reading."
     if any(version.older_reading and "format_errors" in version.scores for version in versions):
         caption += f"\n{OLDER_MARK} By the official reading too: an older STAR counted these format errors."
@@ -91,8 +86,7 @@ def print_ledger(name: str) -> list[str]:
     Raises:
         InputError: nothing is registered under that name.
     """
-    if not list_versions(name):
-        find_version(name)  # raises the error that says what is missing
+    require_versions(name)
     table = Table(title=f"Attempts to promote a version of {name}")
     for heading in ("when", "who", "what", "version", "outcome", "why"):
         table.add_column(heading, overflow="fold")

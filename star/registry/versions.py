@@ -72,16 +72,26 @@ def list_versions(name: str) -> list[Version]:
     return sorted((read_version(entry, aliases=aliases) for entry in found), key=lambda version: -version.version)
 
 
+def require_versions(name: str) -> list[Version]:
+    """`list_versions` of a model that must be registered.
+
+    Raises:
+        InputError: nothing was registered under that name, or MLflow does not answer.
+    """
+    versions = list_versions(name)
+    if not versions:
+        where = "check MLFLOW_TRACKING_URI and STAR_HOME"
+        raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
+    return versions
+
+
 def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
     """The version of that number, or without a number the one that MLflow gives the alias.
 
     Raises:
         InputError: there is no such version; the message lists those that exist.
     """
-    versions = list_versions(name)
-    if not versions:
-        where = "check MLFLOW_TRACKING_URI and STAR_HOME"
-        raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
+    versions = require_versions(name)
     known = ", ".join(str(entry.version) for entry in versions)
     if version is not None:
         if found := next((entry for entry in versions if entry.version == version), None):

@@ -11,7 +11,7 @@ from star.registry.promotion.open_ledger import find_ledger
 from star.registry.promotion.promote_and_rollback import holding_aliases
 from star.registry.promotion.records import ALIASES, CHAMPION
 from star.registry.promotion.version_records import find_recorded, with_registration
-from star.registry.versions import REFERENCE, Version, find_version, list_versions
+from star.registry.versions import REFERENCE, Version, find_version, list_versions, require_versions
 from star.tracking.server import connect
 
 
@@ -63,14 +63,13 @@ def find_by_alias(name: str, alias: str) -> Version:
     Raises:
         InputError: there is none.
     """
-    if not list_versions(name):
-        find_version(name)  # raises the error that says what is missing
+    versions = require_versions(name)
     if alias not in ALIASES or not (holding := holding_aliases(name)):
         return as_known(find_version(name, alias=alias))
     if alias in holding.aliases:
         return as_known(find_version(name, version=holding.aliases[alias]))
     why = f" ({'; '.join(holding.remarks)})" if holding.remarks else ""
-    known = ", ".join(str(entry.version) for entry in list_versions(name))
+    known = ", ".join(str(entry.version) for entry in versions)
     raise InputError(
         f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first{why}"
     )

@@ -9,7 +9,7 @@ from star.registry.promotion.open_ledger import find_ledger
 from star.registry.promotion.promote_and_rollback import Holding, settle_moved_aliases
 from star.registry.promotion.records import ALIASES
 from star.registry.promotion.version_records import recorded_versions
-from star.registry.versions import Version, list_versions
+from star.registry.versions import Version, require_versions
 from star.tracking.server import connect
 
 
@@ -17,10 +17,11 @@ def look_at_versions(name: str) -> tuple[list[Version], list[str]]:
     """All versions, newest first, with the aliases that hold; and remarks, one sentence each.
 
     No file is read, unless an alias was moved in MLflow to a version whose files nobody has verified yet.
+
+    Raises:
+        InputError: nothing is registered under that name.
     """
-    versions = list_versions(name)
-    if not versions:
-        return [], []
+    versions = require_versions(name)
     client = connect()
     try:
         ledger = find_ledger(name, client)

@@ -32,7 +32,7 @@ from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
 from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
-from star.registry.versions import Version, find_version, list_versions
+from star.registry.versions import Version, find_version, list_versions, require_versions
 from star.tracking.server import connect, retry_write
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def rollback(name: str, *, reason: str = "") -> Version:
         InputError: there is no previous champion.
         Overtaken: another attempt was decided first.
     """
-    if not list_versions(name):
-        find_version(name)  # raises the error that says what is missing
+    require_versions(name)
     before = current_decision(name)
     if PREVIOUS not in before.aliases:
         raise InputError(f"{name} has no {PREVIOUS} to go back to: `star promote` a version")

@@ -15,7 +15,7 @@ from star.registry.promotion.promote_and_rollback import (
 )
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.publish import remove_unfinished_publications
-from star.registry.versions import find_version, list_versions
+from star.registry.versions import require_versions
 from star.tracking.server import connect
 
 
@@ -28,9 +28,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     Raises:
         InputError: MLflow does not answer, or has no model of that name.
     """
-    versions = {version.version for version in list_versions(name)}
-    if not versions:
-        find_version(name)  # raises the error that says what is missing
+    versions = {version.version for version in require_versions(name)}
     client = connect()
     ledger = open_ledger(name, client)
     done: list[str] = []

@@ -14,7 +14,7 @@ from star.registry.promotion.open_ledger import note_head, open_ledger
 from star.registry.promotion.promote_and_rollback import write_aliases
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
-from star.registry.versions import find_version, list_versions
+from star.registry.versions import require_versions
 from star.tracking.server import connect
 
 SET_ASIDE = "set-aside"  # folder beside the decisions and attempts
@@ -35,8 +35,7 @@ def set_aside_record(name: str, record: str) -> tuple[list[str], Decision]:
     Raises:
         InputError: the record has another form, or what is left is damaged too.
     """
-    if not list_versions(name):
-        find_version(name)  # raises the error that says what is missing
+    require_versions(name)
     kind, _, entry = record.partition("/")
     if kind not in ("decisions", "attempts") or not entry:
         raise InputError(f"{record[:80]!r} is no record: write decisions/NAME or attempts/NAME")
@@ -66,8 +65,7 @@ def sign_ledger(name: str) -> Decision:
     Raises:
         InputError: there is no private key, or the ledger is damaged.
     """
-    if not list_versions(name):
-        find_version(name)  # raises the error that says what is missing
+    require_versions(name)
     client = connect()
     ledger = open_ledger(name, client)
     require_conditional_writes(ledger.store)
