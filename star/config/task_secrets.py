@@ -3,7 +3,7 @@
 | variables | tasks |
 |---|---|
 | `STAR_WEBHOOK` | the exit handler |
-| `AWS_...` | `register`; trainings, if `cluster.checkpoints` is set; with an S3 address in `STAR_REUSE` every stage |
+| `AWS_...` | `register`; trainings, if `cluster.checkpoints` is set; with an S3 address in `STAR_REUSE` all but the exit handler |
 | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` | the stages that load a base: `refine-teacher`, `distill` |
 | `STAR_TEACHER_KEY` | the stages that a teacher's server answers: `rollout`, `extract-topk` |
 | `STAR_LEDGER_KEY`, and the variable that it names as `env:NAME` | `register` |

@@ -24,16 +24,8 @@ from star.limits import (
 )
 
 CHILD = Path(__file__).with_name("table_child.py")
-PASSED_ON = (
-    "PATH",
-    "PYTHONPATH",
-    "LD_LIBRARY_PATH",
-    "LANG",
-    "LC_ALL",
-    "HOME",
-    "TMPDIR",
-    "HF_HOME",
-)  # no secrets among them
+# No secrets among them.
+PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "HF_HOME")
 OUT_OF_MEMORY, UNREADABLE = 3, 4  # the child's
 EXPANSION_FROM = 2**28  # bytes of all records; a table with less is read whatever its file's size
 FAULTS = {

@@ -164,8 +164,7 @@ def _move(folder: Path, out: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
+        # $STAR_WORK is on another file system, where a rename is not possible.
         make_incoming(incoming)
-        shutil.copytree(
-            folder, incoming, dirs_exist_ok=True
-        )  # $STAR_WORK is on another file system, where a rename is not possible
+        shutil.copytree(folder, incoming, dirs_exist_ok=True)
     replace_folder(out, incoming)

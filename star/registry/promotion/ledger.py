@@ -50,16 +50,15 @@ from star.registry.promotion.signatures import KEY_VARIABLE, LedgerKeys
 
 logger = logging.getLogger(__name__)
 
+HEAD_TAG = (
+    "star.verified"  # tag of the registered model: registry, number and digest of the newest decision found right
+)
 BATCH = 64  # entries that are read at a time
 WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
 
 class DamagedLedgerError(InputError):
     """The ledger is not what was written, so nobody can know who is champion. The message names the record and the cure."""
-
-
-# Tag of the registered model: registry, number and digest of the newest decision that was found right.
-HEAD_TAG = "star.verified"
 
 
 @dataclass(frozen=True)

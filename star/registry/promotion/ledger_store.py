@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 READERS = 16  # requests at a time
-LONGEST = (
-    RECORD_CHARACTERS + 1
-)  # characters that are read: enough to see that an entry is no record, however long it is
+LONGEST = RECORD_CHARACTERS + 1  # characters that are read of an entry: enough to see that a longer one is no record
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
