@@ -36,10 +36,40 @@ A changed setting makes the stages that read its section run again, and what fol
 In the tables, `a.b` is the key `b` inside of `a`, and `NAME` stands for a name that you choose. The default `none` means that the key is
 not set (`null` in YAML). `required` holds only where the section or the settings around it are given.
 """
+TAIL = """
+## Environment variables
+
+What belongs to a machine or a person is not in the profile. On a cluster these variables go under `cluster.environment`, and secrets [under
+`cluster.secrets`](security.md#secrets). MLflow's (`MLFLOW_TRACKING_URI`), those of the object store (`AWS_ACCESS_KEY_ID`) and those of the
+model hub (`HF_TOKEN`) have the meaning that their own documents give them.
+
+| variable | meaning |
+|---|---|
+"""
 # Of the sections that no stage's result depends on.
 OTHER_READERS = {
     "cluster": "the compiler of the pipeline and the pre-flight",
     "safety": "everything that loads a model",
+}
+# Variables that people set -> their meaning. Those that STAR sets for its own processes are not among them.
+VARIABLES = {
+    "STAR_HOME": "Folder of local runs, in place of `runs/`",
+    "STAR_WORK": "Folder for unfinished work that outlives a process's own disk, such as one on a volume; "
+    "on a cluster `cluster.work_claim`",
+    "STAR_SHARED_WITH": "[Who else may go on with unfinished work](security.md#shared-folders): `nobody` (default), `group` or `everyone`; "
+    "on a cluster `cluster.shared_with`",
+    "STAR_REUSE": "[More places with results](architecture.md#results-from-other-folders), separated by spaces",
+    "STAR_PROCESSES": "Processes of [each training](distillation.md#several-gpus) of `star run`",
+    "STAR_REGISTRY": "Bucket where [promotions are decided](mlflow.md#a-server-on-postgresql-and-s3) and weights are published: `s3://BUCKET/PREFIX`",
+    "STAR_LEDGER_KEY": "Key that [signs the ledger](mlflow.md#a-signed-ledger): the path of a file, or `env:NAME`",
+    "STAR_API_KEY": "Key of the endpoint of [`star data synthesize`](data.md#generated-rows)",
+    "STAR_TEACHER_KEY": "Key of [a teacher's server](teacher.md#a-served-teacher)",
+    "STAR_PLAIN_HTTP": "Servers that get their key over `http://`, separated by spaces, such as `http://vllm.models:8000`",
+    "STAR_WEBHOOK": "Address that the exit handler of a pipeline on a cluster posts its summary to",
+    "KFP_HOST": "Address of the server of Kubeflow Pipelines; `--host`",
+    "KFP_TOKEN": "Bearer token for that server",
+    "KFP_NAMESPACE": "Namespace of the user on that server; `--namespace`",
+    "KFP_EXPERIMENT": "Experiment that groups the runs there; `--experiment`",
 }
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|\n"
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", dict: "mapping", tuple: "list"}
@@ -56,7 +86,7 @@ def reference() -> str:
         for section in _sections(field.annotation):
             read_by = ", ".join(readers[name]) or OTHER_READERS[name]
             parts += [f"\n## {name}\n\n{_first_line(section)} Read by {read_by}.\n\n", TABLE, *_rows(section, "")]
-    return "".join(parts)
+    return "".join([*parts, TAIL, *(f"| `{name}` | {meaning} |\n" for name, meaning in VARIABLES.items())])
 
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:

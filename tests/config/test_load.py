@@ -149,6 +149,23 @@ def test_the_reference_is_up_to_date() -> None:
     assert written == reference(), "run: python -m star.cli.config_reference > docs/configuration.md"
 
 
+def test_the_reference_has_every_variable_that_people_set() -> None:
+    from star.cli.config_reference import VARIABLES
+
+    set_by_star = {
+        "STAR_CHECKPOINTS", "STAR_COMMIT", "STAR_CONFIG", "STAR_EVENTS", "STAR_IMAGE", "STAR_PARENT_RUN_ID", "STAR_RUNNER",
+        "STAR_TRAIN_JOB", "KFP_RUN_ID",
+    }  # fmt: skip
+    root = Path(__file__).parents[2]
+    code = "".join(
+        file.read_text(encoding="utf-8")
+        for folder in ("star", "components", "pipelines")
+        for file in (root / folder).rglob("*.py")
+        if file.name != "config_reference.py"
+    )
+    assert set(re.findall(r'"((?:STAR|KFP)_[A-Z_]+)"', code)) == set(VARIABLES) | set_by_star
+
+
 def test_a_base_file_keeps_its_own_paths(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
     (tmp_path / "team" / "rows.jsonl").write_text("{}\n")
