@@ -164,7 +164,7 @@ def parse_line(line: bytes | None) -> Any:
     """Returns the JSON value of a line.
 
     Raises:
-        ValueError: the line is too long, or not JSON.
+        ValueError: the line is too long, is not JSON, nests too deeply, or has too many values.
     """
     if line is None:
         raise ValueError(f"longer than {RECORD_BYTES // 2**20} MiB, so it is no row")
@@ -180,31 +180,31 @@ def parse_line(line: bytes | None) -> Any:
 
 
 def require_bounded(value: Any) -> None:
-    """Raises ValueError for a record that nests too deeply or has too many values. Goes level by level, without recursion."""
-    parts, level = 1, [value] if isinstance(value, dict | list) else []
-    for _ in range(DEPTH + 1):
-        nodes = [node.values() if isinstance(node, dict) else node for node in level]
-        if (parts := parts + sum(map(len, nodes))) > RECORD_PARTS:
+    """Raises ValueError for a record that nests too deeply or has too many values."""
+    parts = 1
+    for depth, level in enumerate(_levels(value)):
+        if depth > DEPTH:
+            raise ValueError(f"its objects and lists nest deeper than {DEPTH}")
+        if (parts := parts + sum(map(len, level))) > RECORD_PARTS:
             raise ValueError(f"it has more than {RECORD_PARTS:,} values")
-        if not (level := [child for children in nodes for child in children if isinstance(child, dict | list)]):
-            return
-    raise ValueError(f"its objects and lists nest deeper than {DEPTH}")
 
 
-def is_too_deep(value: Any, most: int = DEPTH) -> bool:
-    """Whether objects and lists nest deeper than `most`. Goes level by level, without recursion."""
-    level = [value]
-    for _ in range(most + 1):
+def is_too_deep(value: Any) -> bool:
+    """Whether objects and lists nest deeper than a record's may."""
+    return any(depth > DEPTH for depth, _ in enumerate(_levels(value)))
+
+
+def _levels(value: Any) -> Iterator[list[dict | list]]:
+    """Yields the objects and lists of each depth, the outermost first. Without recursion, which would end in an error itself."""
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        yield level
         level = [
             child
             for node in level
-            if isinstance(node, dict | list)
             for child in (node.values() if isinstance(node, dict) else node)
             if isinstance(child, dict | list)
         ]
-        if not level:
-            return False
-    return True
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> int:
