@@ -8,12 +8,17 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from star.errors import InputError
 from star.folders.owners import create_folder, refuse_others
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
-from star.tracking.server import reason_of
+from star.tracking.server import reason_of, shown_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 class OtherFilesError(InputError):
@@ -97,23 +102,45 @@ def download_unchecked(version: Version, to: Path) -> Path:
 
 def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
     """Downloads one file of a version, or all with the empty path, without a check."""
-    import mlflow
-    from botocore.exceptions import ClientError
-    from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     to.mkdir(parents=True, exist_ok=True)
-    uri = f"models:/{version.name}/{version.version}"
+    # A version that was registered in MLflow's pages names a LoggedModel, whose files may lie in the bucket.
+    in_bucket = version.source.startswith("s3://")
     try:
         with transfer_timeout():
-            # A version that was registered in MLflow's pages names a LoggedModel, whose files may lie in the bucket.
-            if version.source.startswith("s3://"):
-                get_artifact_repository(version.source).download_artifacts(path, dst_path=str(to))
-            else:
-                mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{path}" if path else uri, dst_path=str(to))
-    except (MlflowException, ClientError, OSError) as error:
+            store = get_artifact_repository(
+                version.source if in_bucket else f"models:/{version.name}/{version.version}"
+            )
+            _refuse_other_server(version, store)
+            store.download_artifacts(path, dst_path=str(to))
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # whoever registers a version names its store, and MLflow's clients have errors of their own
         raise InputError(f"the files of {version} could not be downloaded: {reason_of(error)}") from error
     return to / path
+
+
+def _refuse_other_server(version: Version, store: "ArtifactRepository") -> None:
+    """Checks that files that are asked of a server are asked of MLflow's.
+
+    Whoever reaches MLflow can register a version whose files lie anywhere, and MLflow's client sends its password or token
+    to wherever that is.
+
+    Raises:
+        InputError: they are on another server.
+    """
+    while inner := getattr(store, "repo", None):  # models:/ and runs:/ stand for another address
+        store = inner
+    files, server = urlsplit(store.artifact_uri), urlsplit(tracking_uri())
+    if files.scheme in ("http", "https") and (files.scheme, files.netloc) != (server.scheme, server.netloc):
+        place = shown_uri(f"{files.scheme}://{files.netloc}"[:200])
+        raise InputError(
+            f"the files of {version} are at {place}, which is not MLflow's server: they are not asked for, because MLflow's "
+            "password or token would be sent there"
+        )
 
 
 def _check_files(version: Version, found: dict[str, str], registered: dict[str, str]) -> None:

@@ -36,9 +36,12 @@ def open_ledger(name: str, client: "MlflowClient") -> Ledger:
             writers create the same entry, or the ledger is that of another registry.
     """
     model = client.get_registered_model(name)
-    noted = _noted_place(model)
-    place = _place_of_ledger(name, noted)
-    store = _store_at(name, place)
+    return _open_at(_place_of_ledger(name, _noted_place(model)), model, client=client)
+
+
+def _open_at(place: str, model: "RegisteredModel", *, client: "MlflowClient") -> Ledger:
+    """The model's ledger in this place, which gets an id where it has none."""
+    name, noted, store = model.name, _noted_place(model), _store_at(model.name, place)
     found = find_registry_id(model, store=store)
     if found is None:
         # Before anything is noted, because a ledger never moves: one in a store that cannot decide would have to.
@@ -58,14 +61,17 @@ def open_ledger(name: str, client: "MlflowClient") -> Ledger:
 def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
     """A model's ledger to read from; None where nothing was written yet, or where it cannot be reached from here.
 
-    Without STAR_REGISTRY, whoever only reads from MLflow may not reach the ledger. That is logged as a warning.
+    Without STAR_REGISTRY, whoever only reads from MLflow may not reach the ledger. That is logged as a warning. A ledger
+    in this very database is read whatever STAR_REGISTRY says, which can be of the registry that a model is copied to.
 
     Raises:
         InputError: as `open_ledger`, where STAR_REGISTRY says which ledger it must be.
     """
     model = client.get_registered_model(name)
+    noted = _noted_place(model)
     try:
-        place = _place_of_ledger(name, _noted_place(model))
+        is_here = noted == DATABASE and not tracking_uri().startswith("http")
+        place = DATABASE if is_here else _place_of_ledger(name, noted)
         store = _store_at(name, place)
     except InputError as error:
         if os.environ.get("STAR_REGISTRY"):
@@ -75,7 +81,7 @@ def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
     if found := find_registry_id(model, store=store):
         return _ledger(model, store, found)
     # An older STAR has noted where its ledger is. The id that it lacks is created once.
-    return open_ledger(name, client) if LOCATION_TAG in model.tags else None
+    return _open_at(place, model, client=client) if noted is not None else None
 
 
 def note_head(name: str, decision: Decision, *, registry: str, client: "MlflowClient") -> None:

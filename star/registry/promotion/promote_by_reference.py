@@ -12,7 +12,7 @@ from star.registry.download import download_unchecked, download_version, verify_
 from star.registry.promotion.copy_version import copy_version
 from star.registry.promotion.find import find_by_reference
 from star.registry.promotion.moved_aliases import NotKnownError, verify_version
-from star.registry.promotion.open_ledger import open_ledger
+from star.registry.promotion.open_ledger import find_ledger, open_ledger
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.register_model import vouch_for
 from star.registry.promotion.version_records import find_recorded, with_registration
@@ -52,7 +52,8 @@ def _verified(version: Version, *, named: str) -> Version:
 
     Downloaded even for a promotion here: what is stored may have changed since the version was registered.
     """
-    ledger = open_ledger(version.name, connect())
+    # Where it is only copied from, STAR_REGISTRY can be of the registry that it is copied to.
+    ledger = find_ledger(version.name, connect()) or open_ledger(version.name, connect())
     if known := find_recorded(ledger, version.version):
         verify_stored_files(with_registration(version, known), create_in_home("models"))
         return with_registration(version, known)
@@ -60,9 +61,9 @@ def _verified(version: Version, *, named: str) -> Version:
         return verify_version(version, ledger)[0]
     except NotKnownError:
         pass
-    if version.files:
+    if version.files and version.model_digest:
         verify_stored_files(version, create_in_home("models"))
-        return vouch_for(version, version.files, reason="promoted with the files that its tags name")
+        return vouch_for(version, version.files, ledger=ledger, reason="promoted with the files that its tags name")
     parts = REFERENCE.fullmatch(named)
     if not (named.isdecimal() or (parts and parts["version"])):
         raise InputError(f"{version} was not registered by `star`: promote it by its number if you trust its files")
@@ -70,7 +71,7 @@ def _verified(version: Version, *, named: str) -> Version:
         folder = download_unchecked(version, Path(scratch) / "model")
         require_model(folder, name=version.name)
         files = hash_files(folder)
-    return vouch_for(replace(version, files=files), files, reason="promoted with the files that it had")
+    return vouch_for(replace(version, files=files), files, ledger=ledger, reason="promoted with the files that it had")
 
 
 def _address(given: str) -> str:

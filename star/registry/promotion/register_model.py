@@ -114,9 +114,8 @@ def update_registration(
     return with_registration(updated, known) if known else updated
 
 
-def vouch_for(version: Version, files: Mapping[str, str], *, gate: str = "", reason: str) -> Version:
+def vouch_for(version: Version, files: Mapping[str, str], *, ledger: Ledger, gate: str = "", reason: str) -> Version:
     """Records files that were verified or that a person takes as they are, with what the version's tags say of them."""
-    ledger = open_ledger(version.name, connect())
     registration = find_registration(ledger, digest_of(dict(files)))
     if registration is None:
         digest = version.model_digest or digest_of(dict(files))
@@ -150,7 +149,8 @@ def _verified(version: Version, ledger: Ledger, *, folder: Path, files: Mapping[
     except InputError as error:  # files that cannot be read are not those of the model either
         raise OtherFilesError(str(error)) from error
     if known is None:
-        return vouch_for(version, claimed.files, gate=_gate_of(version, ledger), reason="registered by an older STAR")
+        gate = _gate_of(version, ledger)
+        return vouch_for(version, claimed.files, ledger=ledger, gate=gate, reason="registered by an older STAR")
     record_content(ledger, version.version, known, reason="registered")
     return claimed
 

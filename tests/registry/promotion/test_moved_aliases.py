@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,39 @@ def test_files_that_changed_in_place_are_refused(registered: Path, home: Path, c
     connect().set_model_version_tag("tiny", "1", FILES_TAG, json.dumps(hash_files(stored.parent)))
     with pytest.raises(InputError, match="are not those registered"):
         find_model("1", name="tiny")
+
+
+def test_files_on_another_server_are_not_asked_for(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client would send it the password of the server that it knows."""
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "for-mlflow-alone")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.setblocking(False)
+        place = f"http://127.0.0.1:{other.getsockname()[1]}"
+        register_in_the_pages(f"{place}/api/2.0/mlflow-artifacts/artifacts/x")
+        move(2)
+        assert f"the files of tiny version 2 are at {place}, which is not MLflow's server" in shown()
+        with pytest.raises(InputError, match="is not MLflow's server"):
+            promote_model("2", name="tiny", to="champion", reason="")
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+@pytest.mark.parametrize("source", ["s3://", "sftp://127.0.0.1/x", "b2://key:secret@bucket/x", "hdfs:/x", "odd://x"])
+def test_a_store_that_nothing_here_can_read_makes_no_champion(registered: Path, source: str) -> None:
+    connect().create_model_version("tiny", source)
+    move(2)
+    assert "the files of tiny version 2 could not be downloaded" in shown()
+    assert champion("tiny").version == 1
+
+
+def test_a_ledger_of_this_database_is_read_when_a_bucket_is_named_for_another_registry(
+    registered: Path, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("STAR_REGISTRY", "s3://of-the-team/star")  # as for `star promote champion --to-registry`
+    assert find_model("champion", name="tiny")[0].scores == SCORES
+    with pytest.raises(InputError, match="are in tracking database, not in STAR_REGISTRY"):
+        rollback("tiny")
 
 
 def test_an_alias_that_is_taken_away_unseats_nobody(registered: Path) -> None:
