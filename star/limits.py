@@ -43,6 +43,10 @@ COMPARED_CHARACTERS = 500_000
 CACHED_CHARACTERS = 16_000_000
 # Processor time for one record, one tool or one generated row. Ordinary ones take milliseconds.
 SECONDS_PER_RECORD = 1.5
+# Lost in all to records that take longer, in one process. From then on a record has the second time, so that a file with many of them
+# does not take hours. No ordinary record comes near it.
+RECORD_SECONDS_IN_ALL = 60.0
+SECONDS_PER_LATER_RECORD = 0.1
 # Processor time for a document of tools, before its tools are read one by one. Ten million bytes of YAML take six.
 SECONDS_PER_DOCUMENT = 20.0
 # Rows of a table that are decoded at once: of the largest records these are 256 MiB, whatever the file's compression.

@@ -1,7 +1,9 @@
 """Ends work on foreign input that takes too long.
 
-    with time_limit(4.0):
-        normalize_tool(tool)    # raises TookTooLong after 4 seconds of processor time
+    with time_limit(20.0):
+        parse(document)         # raises TookTooLong after 20 seconds of processor time
+    with record_limit():
+        normalize_tool(tool)    # the same after SECONDS_PER_RECORD
 
 Counted is the main thread's processor time, so that a slow disk, a busy machine or another thread ends nothing. A signal tells it, so what
 never returns from C is not ended: such work must be bounded by its size (`star.limits`).
@@ -11,6 +13,8 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
+
+from star.limits import RECORD_SECONDS_IN_ALL, SECONDS_PER_LATER_RECORD, SECONDS_PER_RECORD
 
 # Again every tenth of a second: where Python ignores exceptions (in finalizers), or somebody's code catches all, one would be lost.
 INTERVAL = 0.1
@@ -25,8 +29,8 @@ class time_limit:
 
     running: "time_limit | None" = None
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, *, explanation: str = "") -> None:
+        self.seconds, self.explanation = seconds, explanation
         self.end = 0.0
 
     def __enter__(self) -> None:
@@ -46,6 +50,24 @@ class time_limit:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+class record_limit(time_limit):
+    """The limit of one record, tool or generated row: less, once many of them have taken too long."""
+
+    lost = 0.0  # seconds, in this process
+
+    def __init__(self) -> None:
+        if record_limit.lost < RECORD_SECONDS_IN_ALL:
+            super().__init__(SECONDS_PER_RECORD)
+        else:
+            said = f", and those before it that took too long {record_limit.lost:.0f} s in all"
+            super().__init__(SECONDS_PER_LATER_RECORD, explanation=said)
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is TookTooLong and time_limit.running is self:
+            record_limit.lost += self.seconds
+        super().__exit__(kind, error, traceback)
+
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     limit = time_limit.running
     # In its own exit the work is done: an exception there would leave the timer running. The timer counts all threads together.
@@ -55,7 +77,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         # No input's work, and a module that is read by half would be missed later: it begins anew after the import.
         limit.end = time.thread_time() + limit.seconds
     else:
-        raise TookTooLong(f"it takes more than {limit.seconds:g} s of processor time")
+        raise TookTooLong(f"it takes more than {limit.seconds:g} s of processor time{limit.explanation}")
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -66,4 +88,4 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-_OWN = (time_limit.__enter__.__code__, time_limit.__exit__.__code__)
+_OWN = (time_limit.__enter__.__code__, time_limit.__exit__.__code__, record_limit.__exit__.__code__)

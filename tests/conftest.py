@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from star.time_limit import record_limit
 from star.tracking import runs, server
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "STAR_EVENTS",
     ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(record_limit, "lost", 0.0)
     monkeypatch.setenv("STAR_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from star.time_limit import TookTooLong, time_limit
+from star.limits import RECORD_SECONDS_IN_ALL, SECONDS_PER_RECORD
+from star.time_limit import TookTooLong, record_limit, time_limit
 
 
 def _work(seconds: float) -> None:
@@ -84,3 +85,19 @@ def test_no_limit_is_felt_outside_of_its_block() -> None:
             ended += 1
         _work(0.002)
     assert 0 < ended < 24
+
+
+def test_after_many_slow_records_one_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert record_limit().seconds == SECONDS_PER_RECORD
+    monkeypatch.setattr(record_limit, "lost", RECORD_SECONDS_IN_ALL)
+    start = time.thread_time()
+    said = r"more than 0\.1 s .*, and those before it that took too long 60 s in all"
+    with pytest.raises(TookTooLong, match=said), record_limit():
+        _work(5)
+    assert time.thread_time() - start < 1
+    assert record_limit.lost == RECORD_SECONDS_IN_ALL + 0.1
+    with time_limit(1), record_limit():
+        _work(0.3)
+    with pytest.raises(ZeroDivisionError), record_limit():
+        _ = 1 / 0
+    assert record_limit.lost == RECORD_SECONDS_IN_ALL + 0.1

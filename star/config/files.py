@@ -3,6 +3,7 @@
 The sha256 is part of the configuration's digest, so a file whose content changes counts as a changed setting.
 """
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from star.config.model_files import digest_of_model_folder
 from star.errors import InputError
 from star.hashing import sha256_of
 
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.json`
 
 
@@ -79,11 +81,29 @@ def _to_file_ref(value: object) -> object:
 
 
 def to_model_folder(value: object) -> object:
-    """Replaces the path of a model folder by its path and sha256. Every other value, such as a Hugging Face id, stays as it is."""
+    """Replaces the path of a model folder by its path and sha256. Every other value, such as a Hugging Face id, stays as it is.
+
+    Raises:
+        InputError: it is such an id, and a folder of this name lies in the current directory.
+    """
     if not isinstance(value, str) or not Path(value).expanduser().is_dir():
         return value
+    refuse_folder_of_name(value, Path(value))
     folder = Path(value).expanduser().resolve()
     return {"path": str(folder), "sha256": digest_of_model_folder(folder)}
+
+
+def refuse_folder_of_name(value: str, folder: Path) -> None:
+    """Raises InputError for a name that may be a model of the hub where there is a folder of that name.
+
+    Whoever can make a folder must not decide which model is loaded, and a folder that was always meant must not become
+    a download of that name.
+    """
+    if HUB_ID.fullmatch(value) and folder.is_dir():
+        raise InputError(
+            f"{value} is a name of the model hub, and there is a folder of that name, {folder.resolve()}: write ./{value} "
+            "if you mean the folder, or else rename it"
+        )
 
 
 File = Annotated[FileRef, BeforeValidator(_to_file_ref)]

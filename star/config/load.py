@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from star.config.experiment import Config
-from star.config.files import PACKAGED, packaged_file
+from star.config.files import PACKAGED, packaged_file, refuse_folder_of_name
 from star.config.plain_text import refusal
 from star.errors import InputError
 from star.yaml_documents import parse_yaml
@@ -86,7 +86,9 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
         if not isinstance(settings, dict):
             continue
         value = settings.get(key)
-        # A Hugging Face id such as Qwen/Qwen3-0.6B looks like a relative path, so the folder must exist.
+        if isinstance(value, str) and key == "base":
+            refuse_folder_of_name(value, folder / value)
+        # What is not written as a path, such as a/b/c, may be a mistake, so the folder must exist.
         if isinstance(value, str) and not value.startswith(PACKAGED) and (key != "base" or (folder / value).is_dir()):
             settings[key] = str(folder / Path(value).expanduser())
 

@@ -15,6 +15,8 @@ from star.errors import InputError
 from star.hashing import sha256_of
 
 CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
+# Keys by which transformers reads other files instead of these, which may lie anywhere and would not be tried.
+OTHER_FILES = {CONFIG: "configuration_files", "tokenizer_config.json": "fast_tokenizer_files"}
 INDEXES = "*.safetensors.index.json"
 TEMPLATES = "additional_chat_templates"
 JSON_BYTES = 64 * 2**20  # the index of a model of 10,000 shards has 20 MB
@@ -84,13 +86,30 @@ def refuse_unsafe_weights(folder: Path) -> None:
         InputError: it does not; the message names the file.
     """
     named_shards(folder)
-    if (config := folder / CONFIG).is_file() and (name := read_json_object(config).get("transformers_weights")):
-        _safe_weights(name, by=config, suffixes=(".safetensors", INDEXES[1:]), in_folders=False)
+    for file in (folder / name for name in OTHER_FILES if (folder / name).is_file()):
+        content = read_json_object(file)
+        if content.get(key := OTHER_FILES[file.name]):
+            raise InputError(f"{file} names other files to be read in its place: delete `{key}` from it")
+        if file.name == CONFIG:
+            _refuse_code(content, by=file)
+            if name := content.get("transformers_weights"):
+                _safe_weights(name, by=file, suffixes=(".safetensors", INDEXES[1:]), in_folders=False)
     if os.path.lexists(folder / ADAPTER_CONFIG) and not (folder / ADAPTER).is_file():
         raise InputError(
             f"{folder / ADAPTER_CONFIG} adds an adapter that is not in {ADAPTER}, and STAR loads nothing else: "
             "merge the adapter into the weights, or delete the file"
         )
+
+
+def _refuse_code(config: dict[str, Any], *, by: Path) -> None:
+    """Raises InputError if a configuration names an implementation of the hub, such as `team/kernel`: its code would be run."""
+    for part in (config, *(inner for inner in config.values() if isinstance(inner, dict))):
+        for key in (key for key in part if "_implementation" in key):
+            named = list(part[key].values()) if isinstance(part[key], dict) else [part[key]]
+            if code := [name for name in named if isinstance(name, str) and "/" in name]:
+                raise InputError(
+                    f"{by} names code of the hub, {code[0][:200]!r}, which STAR does not run: delete `{key}` from it"
+                )
 
 
 def _safe_weights(name: object, *, by: Path, suffixes: tuple[str, ...], in_folders: bool = True) -> str:

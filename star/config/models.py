@@ -1,6 +1,5 @@
 """Defines the sections `teacher`, `student` and `scratch`: where the models come from, and how the teacher is prepared."""
 
-import re
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
@@ -8,8 +7,6 @@ from pydantic import BeforeValidator, Field
 from star.config.base import Section
 from star.config.files import ModelFolder, to_model_folder
 from star.config.training import SimRL, Training
-
-HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 class Architecture(Section):
@@ -34,7 +31,10 @@ class Scratch(Section):
 Base = Annotated[
     ModelFolder | Architecture | str,
     BeforeValidator(to_model_folder),
-    Field(description="Base model: a Hugging Face id, a model folder, or the sizes of a model to build from scratch"),
+    Field(
+        description="Base model: a Hugging Face id, a model folder written as a path (`./NAME`), or the sizes of a model to "
+        "build from scratch"
+    ),
 ]
 
 REVISION = "Commit of the base's Hugging Face repository; a profile that extends this one with another base does not inherit it"

@@ -34,8 +34,7 @@ from star.data.duplicates import Duplicates
 from star.data.json_schema import UNUSABLE, coerce_value, fault_of_value
 from star.data.rows import Reject
 from star.data.tools import repeated_name
-from star.limits import SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
+from star.time_limit import TookTooLong, record_limit
 
 Check = Callable[[dict], tuple[str, str] | None]  # returns (reason, detail) of a row's fault, or None
 # The tags that no part of a target may hold. A tag of a call may stand in an argument, where it is text, and in the reasoning.
@@ -79,7 +78,7 @@ def check_row(given: dict | Reject, checks: Sequence[Check]) -> dict | Reject:
     if isinstance(given, Reject):
         return given
     try:
-        with time_limit(SECONDS_PER_RECORD):
+        with record_limit():
             # Before the checks, because a schema refuses "5" for an integer.
             row = coerce_arguments(given)
             fault = next(filter(None, (check(row) for check in checks)), None)

@@ -8,8 +8,7 @@ import random
 from star.data.draw_values import draw_value
 from star.data.json_schema import is_valid
 from star.errors import InputError
-from star.limits import SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
+from star.time_limit import TookTooLong, record_limit
 
 MAX_TRIES = 20
 # Keywords of a tool's parameters that do not make one argument depend on another.
@@ -23,7 +22,7 @@ def draw_arguments(tool: dict, rng: random.Random) -> dict[str, object]:
         InputError: that takes too long.
     """
     try:
-        with time_limit(SECONDS_PER_RECORD):
+        with record_limit():
             return _arguments(tool["parameters"], rng)
     except (TookTooLong, RecursionError) as error:
         raise InputError(f"no arguments of tool {tool['name'][:80]!r} can be drawn: {error}") from error

@@ -30,8 +30,7 @@ from star.data.read_records import read_records
 from star.data.rows import REFUSAL, Reject, json_line, ordered_row
 from star.data.tools import normalize_tool
 from star.errors import InputError
-from star.limits import SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
+from star.time_limit import TookTooLong, record_limit
 
 # Licences under which the known sets are published, by the source's name.
 LICENCES = {"xlam": "CC-BY-4.0", "hammer": "CC-BY-4.0", "toolace": "Apache-2.0", "toolmind": "Apache-2.0"}
@@ -67,7 +66,7 @@ def import_rows(
         read = True
         try:
             # All rows before the first is yielded, so that a record becomes rows or a reject and never both.
-            with time_limit(SECONDS_PER_RECORD):
+            with record_limit():
                 rows = [
                     ordered_row(row | _provenance(record, source=source, licence=licence))
                     for row in _rows(record, source=source, every_turn=every_turn)
@@ -211,7 +210,7 @@ def original_tools(paths: Iterable[Path]) -> Iterator[dict]:
         for _, record in read_records(path):
             found: list[dict] = []
             try:
-                with time_limit(SECONDS_PER_RECORD):
+                with record_limit():
                     for written in _written_conversation(record)[2]:
                         found += _new_tool(written, seen)
             # The record is a reject with this reason, and its tools that were read are still tools.

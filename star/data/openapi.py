@@ -19,8 +19,8 @@ from star.data.schema_normal_form import Place, SchemaReader
 from star.data.schema_references import References
 from star.data.tools import normalize_tool
 from star.errors import InputError
-from star.limits import DEPTH, SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
+from star.limits import DEPTH
+from star.time_limit import TookTooLong, record_limit
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace", "query")
 CREDENTIAL_HEADERS = frozenset(
@@ -60,7 +60,7 @@ def tools_of_openapi(document: dict) -> Iterator[dict | Reject]:
                 if is_too_deep(operation):
                     raise InputError(f"its objects and lists nest deeper than {DEPTH}")
                 # A new reader per operation, because a document may have any number of operations and each may only grow so far.
-                with time_limit(SECONDS_PER_RECORD):
+                with record_limit():
                     tool = _tool(
                         _Document(document, SchemaReader(references, for_requests=True)),
                         path,

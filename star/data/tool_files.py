@@ -13,8 +13,8 @@ from star.data.rows import Reject, is_too_deep, json_line
 from star.data.schema_references import References, name_of
 from star.data.tools import normalize_tool, public_tool, repeated_name
 from star.errors import InputError
-from star.limits import DEPTH, DOCUMENT_BYTES, DOCUMENT_MARKS, SECONDS_PER_RECORD
-from star.time_limit import TookTooLong, time_limit
+from star.limits import DEPTH, DOCUMENT_BYTES, DOCUMENT_MARKS
+from star.time_limit import TookTooLong, record_limit
 from star.yaml_documents import parse_yaml
 
 
@@ -58,7 +58,7 @@ def read_tools(path: Path) -> Iterator[dict | Reject]:
         try:
             if is_too_deep(written):
                 raise InputError(f"tool {number}: its objects and lists nest deeper than {DEPTH}")
-            with time_limit(SECONDS_PER_RECORD):
+            with record_limit():
                 tool = normalize_tool(written, document=document)
         except (InputError, TookTooLong) as error:
             yield Reject(f"{path.name}:{number}", "unusable_tool", str(error), written)

@@ -7,7 +7,8 @@ import os
 from functools import partial
 
 from star.config.experiment import Config
-from star.config.models import HUB_ID, Student, Teacher
+from star.config.files import HUB_ID
+from star.config.models import Student, Teacher
 from star.doctor.check import Check, run_check
 from star.errors import InputError
 from star.http_client import send

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
+from star.errors import InputError
 from star.modeling.tokenizer import ids_without_token
 
 
@@ -60,6 +61,9 @@ def generate(
     Args:
         prompts: rendered prompts, generated as one padded batch.
         temperature: 0 is greedy.
+
+    Raises:
+        InputError: the model's generation_config.json asks for what cannot be done.
     """
     # Seeded per call: a batch's samples must not depend on earlier batches, which a resumed run skips.
     torch.manual_seed(seed)
@@ -74,14 +78,22 @@ def generate(
     if padding := ids_without_token(tokenizer, rows=model.get_output_embeddings().weight.shape[0]):
         sampling["suppress_tokens"] = padding
     causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
-    output = causal_model.generate(
-        **batch,
-        **sampling,
-        num_return_sequences=samples,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,  # a model saved by a training may disable it; then each token would read the whole prompt again
-    )
+    try:
+        output = causal_model.generate(
+            **batch,
+            **sampling,
+            num_beams=1,  # a model's own settings may ask for any number of beams
+            num_return_sequences=samples,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,  # a model saved by a training may disable it; then each token would read the whole prompt again
+            return_dict_in_generate=False,
+        )
+    except (ValueError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise InputError(
+            f"the model does not generate with its own generation_config.json: {reason}; correct or delete that file"
+        ) from error
     # `generate` pads finished rows up to the longest one, so each is cut at its own end.
     ends = end_tokens(model, tokenizer)
     rows = output[:, batch["input_ids"].shape[1] :].tolist()

@@ -24,9 +24,8 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from star import distributed
-from star.config.files import ModelFolder
+from star.config.files import HUB_ID, ModelFolder, refuse_folder_of_name
 from star.config.model_files import refuse_unsafe_weights
-from star.config.models import HUB_ID
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.trial import try_model
@@ -52,6 +51,8 @@ LOADING_ERRORS = (
     TypeError,
     AttributeError,
     ImportError,
+    ArithmeticError,
+    AssertionError,
     SafetensorError,
     StrictDataclassError,
 )
@@ -64,6 +65,8 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrai
         InputError: it cannot be loaded.
     """
     tokenizer: PreTrainedTokenizerBase = _load_pretrained(AutoTokenizer, model, revision=revision)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise InputError(f"tokenizer {model} has no number as model_max_length: correct its tokenizer_config.json")
     tokenizer.padding_side = "left"
     # A batch needs a filler. The attention mask hides it, so the end token serves.
     if tokenizer.pad_token_id is None:
@@ -150,15 +153,13 @@ def _load_pretrained(auto_class: Any, model: str | Path, *, revision: str | None
     # one without its configuration.
     needed = ("tokenizer.json", "tokenizer_config.json") if auto_class is AutoTokenizer else ("config.json",)
     if isinstance(model, Path):
-        # from_pretrained would load the base that it names, or train nothing but the adapter.
-        if (model / "adapter_config.json").is_file():
-            raise InputError(
-                f"{model} holds a LoRA adapter: merge it into its base (peft's merge_and_unload) and give the merged folder"
-            )
+        _refuse_adapter(model, source=model)
         if missing := [name for name in needed if not (model / name).is_file()]:
             raise InputError(f"{model} is not a model folder (no {missing[0]}): give a Hugging Face model folder or id")
     elif not Path(model).is_dir() and not HUB_ID.fullmatch(model):
         raise InputError(f"there is no model folder at {model}: give a Hugging Face model folder or id")
+    if isinstance(model, str):
+        refuse_folder_of_name(model, Path(model))  # from_pretrained would load the folder
     if Path(model).is_dir():
         refuse_unsafe_weights(Path(model))
         try_model(Path(model))
@@ -194,8 +195,17 @@ def _try_hub_model(model: str, revision: str | None) -> None:
     # No such model, or no network: the loader says so.
     except (OSError, ValueError):
         return
+    _refuse_adapter(folder, source=model)
     refuse_unsafe_weights(folder)
     try_model(folder)
+
+
+def _refuse_adapter(folder: Path, *, source: str | Path) -> None:
+    """Raises InputError for an adapter: from_pretrained would load the base that it names, or train nothing but the adapter."""
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{source} holds a LoRA adapter: merge it into its base (peft's merge_and_unload) and give the merged folder"
+        )
 
 
 def _not_loadable(model: str | Path, error: Exception, *, part: str = "model") -> InputError:

@@ -20,7 +20,8 @@ OUT_OF_MEMORY = 3
 JSON_BYTES = 256 * 2**20  # of one file; the largest tokenizer.json has 35 MB
 HEADER_BYTES = 16 * 2**20  # of a safetensors file; 10,000 tensors have 1 MB
 RENDERED_CHARACTERS = 2 * 2**20  # more than the text of the conversations
-LAYERS, SIZE = 1000, 2**24
+LAYERS, LABELS, SIZE = 1000, 2**17, 2**24
+ADDED_TOKENS = 2**18  # beside the vocabulary; 300,000 take transformers eight seconds
 # Packed weights have up to 8 numbers per element, and layers may share their weights.
 NUMBERS_PER_ELEMENT = 16
 PROBE_CHARACTERS = 4000
@@ -56,6 +57,8 @@ def main() -> None:
         settings: dict[str, Any] = {}
         with _step("tokenizer_config.json"):
             settings = _read_json(folder / "tokenizer_config.json")
+            if len(added := settings.get("added_tokens_decoder") or ()) > ADDED_TOKENS:
+                raise Refused(f"tokenizer_config.json has {len(added):,} added tokens, more than {ADDED_TOKENS:,}")
         conversations = [*CONVERSATIONS, *request["conversations"]]
         texts = [
             text for name, template in _templates(folder, settings) for text in _render(name, template, conversations)
@@ -135,7 +138,12 @@ def _check_sizes(config: dict[str, Any], *, elements: int, tensors: int) -> None
     for key, value in sizes.items():
         if re.search(r"layers?$|^n_layer", key) and value > LAYERS:
             raise Refused(f"config.json has {key} {value:,}, more than {LAYERS:,}")
-        if re.search(r"size$|heads$|_dim$|experts$|^n_embd$|^n_head$|^d_model$", key) and value > SIZE:
+        if key == "num_labels" and value > LABELS:  # a name is made for each
+            raise Refused(f"config.json has {key} {value:,}, more than {LABELS:,}")
+        if (
+            re.search(r"size$|heads$|_dim$|experts$|^n_embd$|^n_head$|^d_model$|_inner$|^d_ff$|positions$", key)
+            and value > SIZE
+        ):
             raise Refused(f"config.json has {key} {value:,}, more than {SIZE:,}")
     if not tensors:
         return  # the weights are not here, or are not safetensors
@@ -211,14 +219,17 @@ def _split(file: Path, texts: list[str]) -> None:
     endings = dict.fromkeys(("", "!", "!" + " ".join(own)))
     for text in [*texts, *(run * (PROBE_CHARACTERS // len(run)) + end for run in (*COMMON, *own) for end in endings)]:
         with _step("tokenizer.json"):
-            tokenizer.encode(text, add_special_tokens=False)
+            # And back, because what makes text of tokens has expressions, too.
+            tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
 
 
 def _patterns(value: Any) -> Iterator[str]:
-    """The regular expressions of a tokenizer, outside its vocabulary."""
+    """The regular expressions and texts that a tokenizer looks for, outside its vocabulary."""
     if isinstance(value, dict):
         if isinstance(value.get("Regex"), str):
             yield value["Regex"]
+        if isinstance(value.get("String"), str) and 0 < len(value["String"]) <= PROBE_CHARACTERS:
+            yield value["String"]
         for key, inner in value.items():
             if key not in ("vocab", "merges", "added_tokens"):
                 yield from _patterns(inner)

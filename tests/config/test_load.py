@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config.experiment import Config
+from star.config.files import ModelFolder
 from star.config.load import PROFILES, load_config
 from star.config.training import SimRL
 from star.errors import InputError
@@ -202,9 +203,28 @@ def test_changed_weights_or_templates_are_another_base(file: str, tmp_path: Path
     changed = tmp_path / "model" / file
     changed.parent.mkdir(parents=True)
     changed.write_bytes(b"first")
-    first = load_config(write(tmp_path, "student: {base: model}"))
+    first = load_config(write(tmp_path, "student: {base: ./model}"))
     changed.write_bytes(b"second")
     assert load_config(tmp_path / "config.yaml").slice(("student",)) != first.slice(("student",))
+
+
+@pytest.mark.parametrize("base", ["model", "team/model"])
+def test_a_folder_is_a_base_only_where_it_is_written_as_a_path(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Config.model_validate({"student": {"base": base}})
+    assert settings.student.base == base
+    (tmp_path / base).mkdir(parents=True)
+    (tmp_path / base / "config.json").write_text("{}")
+    for read in (
+        lambda: load_config(write(tmp_path, f"student: {{base: {base}}}")),
+        lambda: Config.from_json(settings.for_stage(("student",))),
+    ):
+        with pytest.raises(InputError, match=rf"{base} is a name of the model hub.*: write \./{base} if you mean"):
+            read()
+    loaded = load_config(write(tmp_path, f"student: {{base: ./{base}}}")).student.base
+    assert isinstance(loaded, ModelFolder) and loaded.path == str(tmp_path / base)
 
 
 def test_the_teacher_is_refined_by_a_word_or_by_settings(tmp_path: Path) -> None:

@@ -118,3 +118,23 @@ def test_a_damaged_index_is_refused(folder: Path, text: str) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match="is damaged"):
         refuse_unsafe_weights(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "key"),
+    [
+        ("config.json", {"configuration_files": ["config.4.0.0.json"]}, "configuration_files"),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.0.json"]}, "fast_tokenizer_files"),
+        ("config.json", {"attn_implementation": "team/kernel"}, "attn_implementation"),
+        ("config.json", {"text_config": {"_attn_implementation": {"": "team/kernel"}}}, "_attn_implementation"),
+    ],
+)
+def test_other_files_and_code_are_refused_by_name(folder: Path, file: str, content: dict, key: str) -> None:
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{file} names .*: delete `{key}` from it"):
+        refuse_unsafe_weights(folder)
+
+
+def test_an_implementation_of_transformers_is_no_code_of_others(folder: Path) -> None:
+    (folder / "config.json").write_text('{"attn_implementation": "sdpa", "text_config": {"attn_implementation": null}}')
+    refuse_unsafe_weights(folder)

@@ -17,6 +17,7 @@ from star.errors import InputError
 from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
 from star.modeling import trial, trial_child
+from star.modeling.generation import Sample, generate
 from star.modeling.inference import answer_request
 from star.modeling.models import _try_hub_model, describe_model, load_model, load_tokenizer, save_model
 from star.modeling.scratch import scratch_model
@@ -71,6 +72,13 @@ def expression(pattern: str) -> Callable[[Path], object]:
     return lambda folder: edit(folder / "tokenizer.json", change)
 
 
+def decoder(added: dict) -> Callable[[Path], object]:
+    def change(content: dict) -> None:
+        content["decoder"] = {"type": "Sequence", "decoders": [content["decoder"], added]}
+
+    return lambda folder: edit(folder / "tokenizer.json", change)
+
+
 def sizes(**values: int) -> Callable[[Path], object]:
     return lambda folder: edit(folder / "config.json", lambda content: content.update(values))
 
@@ -95,6 +103,21 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         expression(r"(a|a)*(a|a)*(a|a)*b$"),
         "tokenizer.json (takes more than|makes the tokenizers library)",
     ),
+    "expression of the decoder": (
+        decoder({"type": "Replace", "pattern": {"Regex": r"(a|a)*(a|a)*(a|a)*(a|a)*b$"}, "content": ""}),
+        "tokenizer.json (takes more than|makes the tokenizers library)",
+    ),
+    "text that becomes long": (
+        lambda folder: edit(
+            folder / "tokenizer.json",
+            lambda content: content.update(
+                normalizer={"type": "Replace", "pattern": {"String": "q"}, "content": "x" * 10**6}
+            ),
+        ),
+        "tokenizer.json takes more than",
+    ),
+    "labels": (sizes(num_labels=10**9), r"num_labels 1,000,000,000, more than"),
+    "inner width": (sizes(n_inner=10**12), r"n_inner 1,000,000,000,000, more than"),
     "header": (long_header, r"the header of model\.safetensors has 8,589,934,592 bytes"),
     "layers": (sizes(num_hidden_layers=10**9), r"num_hidden_layers 1,000,000,000, more than"),
     "width": (sizes(hidden_size=10**12), "hidden_size 1,000,000,000,000, more than"),
@@ -205,3 +228,42 @@ def test_what_only_the_loader_finds_wrong_is_a_sentence(
     change(folder)
     with pytest.raises(InputError, match=said):
         (load_tokenizer(folder), load_model(folder))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": "x"},
+        {"bad_words_ids": [[10**8]]},
+        {"stop_strings": ["a"]},
+    ],
+)
+def test_settings_of_generation_that_cannot_be_used_are_a_sentence(folder: Path, settings: dict) -> None:
+    edit(folder / "generation_config.json", lambda content: content.update(settings))
+    with pytest.raises(InputError, match=r"its own generation_config\.json: .*; correct or delete that file"):
+        say_hello(folder)
+
+
+def test_a_model_cannot_ask_for_beams(folder: Path) -> None:
+    plain = say_hello(folder)
+    edit(
+        folder / "generation_config.json", lambda content: content.update(num_beams=10**9, return_dict_in_generate=True)
+    )
+    assert say_hello(folder) == plain
+
+
+def say_hello(folder: Path) -> list[list[Sample]]:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    return generate(model, tokenizer, ["hello"], samples=1, temperature=0.0, max_new_tokens=3, seed=0)
+
+
+def test_a_word_as_longest_input_is_named(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", lambda content: content.update(model_max_length="x"))
+    with pytest.raises(InputError, match="no number as model_max_length"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_here_is_not_taken_for_a_model_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(InputError, match=r"write \./model if you mean the folder"):
+        load_tokenizer("model")
