@@ -84,6 +84,15 @@ def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
     return _open_at(place, model, client=client) if noted is not None else None
 
 
+def reaches_ledgers(name: str, client: "MlflowClient") -> bool:
+    """Whether a ledger of this model would be found from here, if there were one."""
+    try:
+        _store_at(name, _place_of_ledger(name, _noted_place(client.get_registered_model(name))))
+    except InputError:
+        return False
+    return True
+
+
 def note_head(name: str, decision: Decision, *, registry: str, client: "MlflowClient") -> None:
     """Notes at the model which decision was found right, so that the next read follows the chain from there.
 

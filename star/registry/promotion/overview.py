@@ -6,7 +6,7 @@ from dataclasses import replace
 from star.errors import InputError
 from star.registry.promotion.find import as_known
 from star.registry.promotion.open_ledger import find_ledger
-from star.registry.promotion.promote_and_rollback import Holding, settle_moved_aliases
+from star.registry.promotion.promote_and_rollback import Holding, holding_aliases
 from star.registry.promotion.records import ALIASES
 from star.registry.promotion.version_records import recorded_versions
 from star.registry.versions import Version, require_versions
@@ -24,11 +24,11 @@ def look_at_versions(name: str) -> tuple[list[Version], list[str]]:
     versions = require_versions(name)
     client = connect()
     try:
-        ledger = find_ledger(name, client)
-        if ledger is None:
+        holding = holding_aliases(name)
+        if holding is None:
             return versions, []
-        holding = settle_moved_aliases(name, client=client, ledger=ledger, must_write=False)
-        recorded = recorded_versions(ledger)
+        ledger = find_ledger(name, client)
+        recorded = recorded_versions(ledger) if ledger else set()
     except InputError as error:
         return versions, [f"The aliases are those that MLflow shows, and nobody can know whether they hold: {error}"]
     shown = [_with_aliases(version if version.files else as_known(version), holding) for version in versions]

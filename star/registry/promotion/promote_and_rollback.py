@@ -29,7 +29,7 @@ from star.errors import InputError
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.ledger import DamagedLedgerError, Ledger
 from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
-from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger
+from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger, reaches_ledgers
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
 from star.registry.versions import Version, find_version, list_versions, require_versions
@@ -72,8 +72,14 @@ def holding_aliases(name: str) -> Holding | None:
         InputError: MLflow does not answer, or nobody can know, because the ledger is damaged.
     """
     client = connect()
-    ledger = find_ledger(name, client)
-    return settle_moved_aliases(name, client=client, ledger=ledger, must_write=False) if ledger else None
+    if ledger := find_ledger(name, client):
+        return settle_moved_aliases(name, client=client, ledger=ledger, must_write=False)
+    if not reaches_ledgers(name, client):
+        return None
+    # Also a model that somebody made anew or renamed: the ledger under its name is of another one.
+    shown = read_aliases(name, client).aliases
+    said = f"this model of the name {name} has no ledger here, so its aliases in MLflow make no champion"
+    return Holding(Decision(), {}, [f"{said}: `star promote N --name {name}` does"] if shown else [])
 
 
 def champion(name: str) -> Version | None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from star.cli.registry import models_app
 from star.errors import InputError
-from star.registry.find_model import find_model
+from star.registry.find_model import download_model, find_model
 from star.registry.promotion import moved_aliases, promote_and_rollback
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, holding_aliases, promote, rollback
@@ -202,6 +202,29 @@ def test_a_ledger_of_this_database_is_read_when_a_bucket_is_named_for_another_re
     assert find_model("champion", name="tiny")[0].scores == SCORES
     with pytest.raises(InputError, match="are in tracking database, not in STAR_REGISTRY"):
         rollback("tiny")
+
+
+@pytest.mark.parametrize("name", ["tiny", "champion"])
+def test_a_model_of_the_same_name_has_no_champion_until_one_is_promoted(
+    registered: Path, tmp_path: Path, name: str
+) -> None:
+    """Whoever reaches MLflow can rename the model and make another one, with tags that say the same as its files."""
+    connect().rename_registered_model("tiny", "renamed")
+    other = tmp_path / "other"
+    shutil.copytree(registered, other)
+    (other / "model.safetensors").write_bytes(b"not those")
+    tags = {FILES_TAG: json.dumps(hash_files(other)), DIGEST_TAG: "d9"}
+    connect().create_registered_model(name)
+    connect().create_model_version(name, log_model(other), tags=tags)
+    connect().set_registered_model_alias(name, "champion", "1")
+    with pytest.raises(InputError, match="is called 'champion'" if name == "tiny" else "no model 'tiny' is registered"):
+        find_model("champion", name="tiny")
+    with pytest.raises(InputError, match="is called 'champion'"):
+        download_model(f"{name}@champion", tmp_path / "downloaded")
+    if name == "tiny":
+        assert "This model of the name tiny has no ledger here, so its aliases in MLflow make no champion" in shown()
+        assert promote_model("1", name="tiny", to="champion", reason="mine").version == 1
+        assert find_model("champion", name="tiny")[0].version == 1
 
 
 def test_an_alias_that_is_taken_away_unseats_nobody(registered: Path) -> None:
