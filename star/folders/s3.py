@@ -28,7 +28,7 @@ from star.folders.manifest import (
     unlisted_paths,
 )
 from star.folders.owners import create_folder
-from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, open_s3
+from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, holds_object, open_s3
 from star.hashing import sha256_of
 from star.progress import Bar, print_line
 
@@ -51,16 +51,20 @@ def upload_folder(folder: Path, url: str | Path) -> None:
     open_input(folder, stage=manifest.stage)
     content = (folder / MANIFEST).read_bytes()
     with open_s3(s3_folder) as client:
-        # The manifest is written last: if it is there, all its files are.
-        if _read_object(client, s3_folder, MANIFEST) == content:
-            return
-        # An older result's manifest would vouch for files that are being replaced.
-        client.delete_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST))
+        # The manifest is written last: if it is there, all its files were. Others may have changed them since.
+        is_listed, was_changed = _read_object(client, s3_folder, MANIFEST) == content, False
         with Bar(f"upload to {s3_folder}", len(manifest.files)) as bar:
             for entry in manifest.files:
-                if _uploaded_digest(client, s3_folder, entry) != entry.sha256:
+                key = s3_folder.key(entry.path)
+                if not holds_object(client, s3_folder.bucket, key, size=entry.size, digest=entry.sha256):
+                    if not was_changed:
+                        # An older result's manifest would vouch for files that are being replaced.
+                        client.delete_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST))
+                        was_changed = True
                     _upload(client, s3_folder, folder / entry.path, entry)
                 bar.advance()
+        if is_listed and not was_changed:
+            return
         client.put_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST), Body=content)
 
 
@@ -125,12 +129,12 @@ def _parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
         entries = [FileEntry(**entry) for entry in fields.pop("files")]
         # Missing or unknown fields raise TypeError here, before any file is downloaded.
         manifest = Manifest(**fields, files=entries)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # The manifest comes from a store that others may write to: its paths must stay inside the folder.
+        outside = [entry.path for entry in entries if leads_outside(entry.path)]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
-    # The manifest comes from a store that others may write to: its paths must stay inside the folder.
-    for entry in entries:
-        if leads_outside(entry.path):
-            raise InputError(f"{s3_folder}/{MANIFEST} names {entry.path}, outside its folder: do not trust this source")
+    if outside:
+        raise InputError(f"{s3_folder}/{MANIFEST} names {outside[0]}, outside its folder: do not trust this source")
     return manifest
 
 

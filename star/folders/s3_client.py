@@ -1,8 +1,9 @@
 """Connects to S3: one boto3 client per process; failures become one line with the cure."""
 
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
+CHUNK = 8 << 20  # bytes read at a time
 
 
 def check_key(key: str, *, source: str) -> None:
@@ -109,6 +111,29 @@ def s3_errors(place: str) -> Iterator[None]:
             f"{place} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
             "run again to go on"
         ) from error
+
+
+def holds_object(client: "BaseClient", bucket: str, key: str, *, size: int, digest: str) -> bool:
+    """Whether the bucket holds an object of that size and sha256.
+
+    It is read: the user's metadata can be planted with an object, and not every store computes checksums. Reading costs
+    no more than the upload that it saves.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = client.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        return False
+    with closing(answer["Body"]) as body:
+        if answer["ContentLength"] != size:
+            return False
+        found = hashlib.sha256()
+        for chunk in body.iter_chunks(CHUNK):
+            found.update(chunk)
+    return found.hexdigest() == digest
 
 
 def _cure(code: str) -> str:

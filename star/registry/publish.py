@@ -169,11 +169,18 @@ def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mappi
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """The sha256 of every file below the folder, by relative path."""
+    """The sha256 of every file below the folder, by relative path.
+
+    A link to a folder, a pipe or a device is no file that can be compared. It has an empty digest, which no file has.
+    """
     found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_file():
+            with path.open("rb") as file:
+                found[relative] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif path.is_symlink() or not path.is_dir():
+            found[relative] = ""
     return found
 
 

@@ -151,13 +151,14 @@ def test_a_folder_comes_back_as_it_was_and_is_sent_once(proxy: Proxy, tmp_path: 
     proxy.seen.clear()
     upload_folder(folder, URL)
     assert {method for method, _ in proxy.seen} == {"GET"}
+    proxy.seen.clear()
     download_folder(URL, tmp_path / "here")
     assert all("manifest.json" in path for _, path in proxy.seen)
 
 
 @pytest.mark.parametrize(
     ("fault", "where"),
-    [("500", ("PUT", "shard")), ("503", ("PUT", "manifest")), ("cut", ("PUT", "shard")), ("cut", ("HEAD",))],
+    [("500", ("PUT", "shard")), ("503", ("PUT", "manifest")), ("cut", ("PUT", "shard")), ("cut", ("GET", "shard"))],
 )
 def test_a_store_that_fails_is_asked_again(proxy: Proxy, tmp_path: Path, fault: str, where: tuple[str, ...]) -> None:
     folder = make_folder(tmp_path / "topk")
@@ -238,6 +239,27 @@ def test_a_file_that_was_changed_there_is_refused_by_name(proxy: Proxy, tmp_path
     upload_folder(make_folder(tmp_path / "topk"), URL)
     boto3.client("s3").put_object(Bucket="bucket", Key="runs/topk/shard", Body=b"b" * 1000)
     with pytest.raises(InputError, match="runs/topk/shard is not what its manifest says"):
+        download_folder(URL, tmp_path / "here")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_others_put_in_a_files_place_is_replaced(proxy: Proxy, tmp_path: Path, when: str) -> None:
+    folder = make_folder(tmp_path / "topk")
+    if when == "after":
+        upload_folder(folder, URL)
+    # Of the right size, and with the right sha256 as far as its metadata go.
+    planted = {"Body": b"b" * 1000, "Metadata": {"sha256": s3.sha256_of(folder / "shard")}}
+    boto3.client("s3").put_object(Bucket="bucket", Key="runs/topk/shard", **planted)
+    upload_folder(folder, URL)
+    assert contents(download_folder(URL, tmp_path / "here")) == contents(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"files": [{"path": 5, "size": 1, "sha256": "", "rows": null}]}', "[]"]
+)
+def test_a_manifest_of_another_form_is_refused_by_name(proxy: Proxy, tmp_path: Path, text: str) -> None:
+    boto3.client("s3").put_object(Bucket="bucket", Key="runs/topk/manifest.json", Body=text.encode())
+    with pytest.raises(InputError, match=r"runs/topk/manifest\.json is damaged"):
         download_folder(URL, tmp_path / "here")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
+from star.registry.download import download_version_as
 from star.registry.find_model import download_model, get_model_folder
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.register_model import register_model
@@ -86,6 +87,20 @@ def test_a_damaged_store_is_refused(home: Path, model: Path, damage: str) -> Non
     with pytest.raises(InputError, match=r"tiny version 1 .*model\.safetensors"):
         download_model("tiny/1", home / "cache")
     assert list((home / "cache").iterdir()) == []
+
+
+def test_a_copy_with_a_link_to_a_folder_is_another(home: Path, model: Path, tmp_path: Path) -> None:
+    """transformers follows the link, for example to templates of somebody else's."""
+    register(model)
+    (tmp_path / "elsewhere").mkdir()
+    for folder in (download_model("tiny/1", home / "models"), tmp_path / "given"):
+        if folder.name == "given":
+            shutil.copytree(model, folder)
+        (folder / "additional_chat_templates").symlink_to(tmp_path / "elsewhere")
+    assert content(download_model("tiny/1", home / "models")) == content(model)
+    assert not (home / "models" / "d1" / "additional_chat_templates").exists()
+    with pytest.raises(InputError, match="does not hold the files of tiny version 1"):
+        download_version_as(find_version("tiny", version=1), tmp_path / "given")
 
 
 def test_a_version_is_downloaded_to_a_given_folder(home: Path, model: Path, tmp_path: Path) -> None:
