@@ -11,6 +11,7 @@ STAR_CHECKPOINTS=s3://star/checkpoints:
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 VARIABLE = "STAR_CHECKPOINTS"
 INDEX = "index.json"
+
+
+class DamagedIndexError(InputError):
+    """The index of an uploaded state is not what was written."""
 
 
 def upload_state(state: Path) -> None:
@@ -88,7 +93,10 @@ def _upload(state: Path, url: str) -> None:
     target = S3Folder.parse(url)
     files = {file.relative_to(state).as_posix(): sha256_of(file) for file in sorted(state.rglob("*")) if file.is_file()}
     with open_s3(target) as client:
-        uploaded = set(_read_index(client, target).values())
+        try:
+            uploaded = set(_read_index(client, target).values())
+        except DamagedIndexError:
+            uploaded = set()  # the new index replaces it
         for name, digest in files.items():
             if digest not in uploaded:
                 client.upload_file(str(state / name), target.bucket, target.key(digest))
@@ -100,8 +108,20 @@ def _upload(state: Path, url: str) -> None:
 
 
 def _read_index(client: "BaseClient", folder: "S3Folder") -> dict[str, str]:
-    """File name -> sha256; empty when nothing was uploaded."""
+    """File name -> sha256; empty when nothing was uploaded.
+
+    Raises:
+        DamagedIndexError: it is something else, which whoever can write to the store can put there.
+    """
     try:
-        return json.loads(client.get_object(Bucket=folder.bucket, Key=folder.key(INDEX))["Body"].read())
+        text = client.get_object(Bucket=folder.bucket, Key=folder.key(INDEX))["Body"].read()
     except client.exceptions.NoSuchKey:
         return {}
+    try:
+        index = json.loads(text)
+        is_valid = all(name and re.fullmatch(r"[0-9a-f]{64}", digest) for name, digest in index.items())
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        is_valid = False
+    if not is_valid:
+        raise DamagedIndexError(f"{folder}/{INDEX} is not what STAR wrote: delete it to begin without that checkpoint")
+    return index

@@ -220,8 +220,10 @@ def _read_champion(candidate: Version, number: int | None) -> Measurements | Non
         return None
     champion = as_known(find_version(candidate.name, version=number))
     outcomes: Mapping[str, tuple[str, float]] = {}
-    # Without outcomes (an older version has none, or they cannot be downloaded) the scores alone are compared.
-    with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(InputError):
+    # Without outcomes (an older version has none, they cannot be downloaded, or somebody promoted files with others) the
+    # scores alone are compared.
+    unreadable = (InputError, ValueError, KeyError, TypeError, RecursionError)
+    with tempfile.TemporaryDirectory(prefix="star-champion-") as scratch, suppress(*unreadable):
         outcomes = _read_outcomes(download_file(champion, OUTCOMES, Path(scratch) / "files"))
     return Measurements(
         champion.scores,

@@ -111,3 +111,20 @@ def test_a_damaged_or_hostile_copy_is_refused(store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="outside its folder"):
         at_work(tmp_path / "c" / "out", fail=False)
     assert not (tmp_path / "escape").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["no json", "[]", "[" * 100_000, '{"ckd/x": 5}', '{"": "' + "0" * 64 + '"}', '{"x": "../y"}']
+)
+def test_an_index_of_another_form_is_named_and_does_not_end_the_training(store, tmp_path: Path, text: str) -> None:
+    """One PUT of whoever can write to the bucket."""
+    store.put_object(Bucket="star", Key=f"checkpoints/{FINGERPRINT}/index.json", Body=text.encode())
+    with pytest.raises(InputError, match=rf"{FINGERPRINT}/index\.json is not what STAR wrote"):
+        at_work(tmp_path / "resumed")
+    state = tmp_path / "running" / "state"
+    state.mkdir(parents=True)
+    (state / "checkpoint-1").write_text("weights")
+    (state.parent / "fingerprint").write_text(FINGERPRINT)
+    checkpoints_s3.upload_state(state)
+    found = store.get_object(Bucket="star", Key=f"checkpoints/{FINGERPRINT}/index.json")
+    assert list(json.loads(found["Body"].read())) == ["checkpoint-1"]
