@@ -6,11 +6,13 @@ within reach.
 """
 
 import os
+import re
 import subprocess
 from functools import lru_cache
 from pathlib import Path
 
 from star.data.dvc_digest import dvc_digest
+from star.errors import InputError
 from star.folders.manifest import MANIFEST, open_input, read_manifest
 from star.hashing import sha256_of
 from star.home import home
@@ -83,20 +85,28 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
 
 def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str, str]]:
     """Looks up which of the wanted digests are of folders that DVC tracks: digest -> path and DVC's own digest."""
-    import yaml
-
-    lock = root / "dvc.lock"
-    if not lock.is_file():
-        return {}
-    content = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
     found = {}
-    for stage in (content.get("stages") or {}).values():
-        for out in stage.get("outs", ()):
-            if (root / out["path"] / MANIFEST).is_file() and "md5" in out:
-                digest = read_manifest(root / out["path"]).digest
-                if digest in wanted:
-                    found[digest] = {"dvc": out["md5"], "dvc_path": out["path"]}
+    for path, md5 in (_locked_outs(root / "dvc.lock") or {}).items():
+        if (root / path / MANIFEST).is_file() and (digest := read_manifest(root / path).digest) in wanted:
+            found[digest] = {"dvc": md5, "dvc_path": path}
     return found
+
+
+def _locked_outs(lock: Path) -> dict[str, str] | None:
+    """Path -> DVC's digest of all outputs in a dvc.lock; None where there is no such file, or none that can be read.
+
+    It is read for the lineage alone, so one that a merge left in pieces stops no stage.
+    """
+    from star.yaml_documents import parse_yaml
+
+    try:
+        content = parse_yaml(lock.read_bytes()) or {}
+        outs = [out for stage in (content.get("stages") or {}).values() for out in stage.get("outs", ())]
+        return {
+            out["path"]: out["md5"] for out in outs if isinstance(out["path"], str) and isinstance(out.get("md5"), str)
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def input_datasets(folders: dict[str, Path]) -> dict[str, tuple[str, str, str]]:
@@ -144,7 +154,10 @@ def find_folder(digest: str, stage: str) -> Path | None:
     candidates = [home() / "latest" / stage, *sorted(Path("runs").glob("*/*/")), *sorted(home().glob("*/"))]
     for folder in candidates:
         if (folder / MANIFEST).is_file():
-            manifest = read_manifest(folder)
+            try:
+                manifest = read_manifest(folder)
+            except InputError:  # a damaged one is of no digest that could be looked for
+                continue
             if manifest.stage == stage and manifest.digest == digest:
                 return folder
     return None
@@ -152,15 +165,9 @@ def find_folder(digest: str, stage: str) -> Path | None:
 
 def check_dvc(summary: dict) -> tuple[str, str]:
     """Checks whether dvc.lock still holds the digest that the lineage names for a stage."""
-    import yaml
-
-    lock = Path("dvc.lock")
-    if not lock.is_file():
-        return UNREACHED, "no dvc.lock here"
-    content = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
-    outs = {
-        out["path"]: out.get("md5") for stage in content.get("stages", {}).values() for out in stage.get("outs", ())
-    }
+    outs = _locked_outs(Path("dvc.lock"))
+    if outs is None:
+        return UNREACHED, "no dvc.lock here that can be read"
     now = outs.get(summary["dvc_path"])
     if now == summary["dvc"]:
         return OK, f"{summary['dvc_path']} in dvc.lock"
@@ -172,6 +179,9 @@ def check_commit(commit: str) -> tuple[str, str]:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return UNREACHED, "no checkout here"
+    # The text comes with the model. `HEAD` would be in every checkout, and `-h` is an option.
+    if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
+        return UNREACHED, "no commit's number"
     try:
         _git(root, "cat-file", "-e", f"{commit}^{{commit}}")
     except subprocess.CalledProcessError:

@@ -15,7 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from star.errors import InputError
-from star.folders.manifest import MANIFEST, read_manifest
+from star.folders.manifest import MANIFEST, leads_outside, read_manifest
 from star.hashing import sha256_of
 from star.registry.find_model import find_model
 from star.registry.lineage import (
@@ -96,7 +96,8 @@ def _why_without_lineage(folder: Path, version: Version | None, title: str) -> s
 def _add_model(tree: LineageTree, lineage: dict, folder: Path, version: Version | None) -> None:
     """Adds the model's files, and whether the registry's tags name the same digest as the lineage inside the model."""
     for path, digest in lineage["weights"].items():
-        tree.add(tree.root, path, digest, _check_file(folder / path, digest))
+        outside = (MISMATCH, "is outside the model's folder")
+        tree.add(tree.root, path, digest, outside if leads_outside(path) else _check_file(folder / path, digest))
     tokenizer = lineage["tokenizer"]
     tree.add(tree.root, "tokenizer", tokenizer, _check_file(folder / "tokenizer.json", tokenizer))
     if version is not None:

@@ -14,7 +14,7 @@ from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
 from star.registry.find_model import download_model
-from star.registry.lineage import dvc_digests
+from star.registry.lineage import UNREACHED, check_commit, check_dvc, dvc_digests
 from star.registry.lineage_tree import print_lineage
 from star.registry.model_card import model_card
 from star.registry.promotion.copy_version import copy_version
@@ -114,6 +114,40 @@ def test_the_card_says_what_it_is_for(published: Path) -> None:
     lineage = {"data": "d", "teacher": "t", "tokenizer": "k"}
     hostile = model_card("x", license="mit", entry=entry, evaluation={"suite": {}}, lineage=lineage)
     assert "<script>" not in hostile
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\nstages: {}\n=======\n", "[" * 60_000, "stages: {a: {outs: [5]}}", "5"])
+def test_a_lock_of_another_form_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    (tmp_path / "dvc.lock").write_text(text)
+    assert dvc_digests({"d"}, root=tmp_path) == {}
+    monkeypatch.chdir(tmp_path)
+    assert check_dvc({"dvc": "x", "dvc_path": "data"}) == (UNREACHED, "no dvc.lock here that can be read")
+
+
+@pytest.mark.parametrize("commit", ["HEAD", "-h", "--batch", ":/a", "main", "\0" * 40, "a" * 10**6])
+def test_only_a_commits_number_is_looked_up(commit: str) -> None:
+    assert check_commit(commit)[0] == UNREACHED
+
+
+def test_files_elsewhere_and_damaged_folders_do_not_end_a_look_at_a_model(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs" / "a" / "b").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "b" / "manifest.json").write_text("nonsense")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    stage = {"stage": "refine", "config_digest": "", "code_digest": "", "code_version": "", "inputs": {}, "origin": {}}
+    (tmp_path / "secret").write_text("not the model's")
+    lineage = {
+        "weights": {"../secret": "0" * 64},
+        "tokenizer": "t",
+        "model": "m",
+        "published": {},
+        "stages": {"m": stage},
+    }
+    (folder / "lineage.json").write_text(json.dumps({**lineage, "evaluation": {"digest": "e", **stage}}))
+    assert "is outside the model's folder" in " ".join(print_lineage(str(folder), name="star"))
 
 
 def test_dvcs_own_digest_of_a_folder_is_found(finished: dict[str, Path], tmp_path: Path) -> None:
