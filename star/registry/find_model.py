@@ -1,8 +1,8 @@
 """Finds the model that a user names, registered or a folder, and returns the folder of its verified files."""
 
-import re
 from pathlib import Path
 
+from star.config.files import HUB_ID, refuse_folder_of_name
 from star.errors import InputError
 from star.folders.owners import create_in_home
 from star.registry.download import download_version
@@ -59,7 +59,12 @@ def get_model_folder(model: str, *, name: str) -> Path:
 
 
 def get_model_folder_or_hub_id(model: str, *, name: str) -> Path | str:
-    """`get_model_folder`, but a hub id, such as Qwen/Qwen3-0.6B, is returned as it is."""
-    has_form_of_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model)
-    is_hub_id = has_form_of_hub_id and not Path(model).exists() and not is_version_reference(model)
-    return model if is_hub_id else get_model_folder(model, name=name)
+    """`get_model_folder`, but a hub id with its team, such as Qwen/Qwen3-0.6B, is returned as it is.
+
+    Raises:
+        InputError: it is such an id, and a folder of this name lies in the current directory.
+    """
+    if "/" not in model or not HUB_ID.fullmatch(model) or is_version_reference(model):
+        return get_model_folder(model, name=name)
+    refuse_folder_of_name(model, Path(model))
+    return model

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from star.data.json_schema import fault_of_value, is_valid
 from star.data.json_schema_validator import TooMuchWork
-from star.data.schema_patterns import SlowPattern, fault_of_pattern, matches
+from star.data.schema_patterns import SlowPattern, _UnderDeadline, fault_of_pattern, matches
+from star.limits import PATTERN_SECONDS_IN_ALL
 
 ORDINARY = [
     r"^[a-z0-9]+(-[a-z0-9]+)*$", r"^\d{4}-\d{2}-\d{2}$", r"\w+@\w+", r"^\S+$", r"^[\s\S]{1,20}$", r"[^\w.]", r"^\W\D$", r"\bab\b", "a|b$",
@@ -69,3 +70,20 @@ def test_properties_by_pattern_count_as_evaluated() -> None:
     assert is_valid({"ab": 1}, schema)
     assert not is_valid({"b": 1}, schema)
     assert not is_valid({"ab": "x"}, schema)
+
+
+def test_searches_below_the_deadline_are_lost_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(text: str, timeout: float) -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+
+    monkeypatch.setattr(_UnderDeadline, "lost", 0.0)
+    searcher = _UnderDeadline("(?=a)a")
+    assert searcher("a") and _UnderDeadline.lost == 0
+    monkeypatch.setattr(searcher, "search", search)
+    searcher("a")
+    assert _UnderDeadline.lost >= 0.05
+    monkeypatch.setattr(_UnderDeadline, "lost", PATTERN_SECONDS_IN_ALL + 1)
+    with pytest.raises(SlowPattern, match="is not tried: 20 s were lost to slow patterns before it"):
+        searcher("a")

@@ -7,7 +7,7 @@ import pytest
 from star.errors import InputError
 from star.folders.manifest import Manifest
 from star.folders.publish import publish
-from star.registry.find_model import find_model
+from star.registry.find_model import find_model, get_model_folder_or_hub_id
 from star.registry.lineage_tree import print_lineage
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.register_model import register_model
@@ -46,6 +46,16 @@ def test_a_word_is_never_a_folder(shop: Path) -> None:
         find_model("box", name="shop")
     with pytest.raises(InputError, match=r"no model folder at \./box"):
         find_model("./box", name="shop")
+
+
+def test_a_name_of_the_hub_is_never_a_folder(shop: Path) -> None:
+    assert get_model_folder_or_hub_id("team/model", name="shop") == "team/model"
+    (shop.parent / "team" / "model").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"write \./team/model if you mean the folder"):
+        get_model_folder_or_hub_id("team/model", name="shop")
+    for path in ("./team/model", str(shop.parent / "team" / "model")):
+        assert get_model_folder_or_hub_id(path, name="shop") == Path(path)
+    assert get_model_folder_or_hub_id("shop/1", name="star") == get_model_folder_or_hub_id("1", name="shop")
 
 
 def test_a_folder_without_lineage_is_called_what_it_is(shop: Path, tmp_path: Path) -> None:
