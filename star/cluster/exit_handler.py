@@ -71,18 +71,25 @@ def _send_waiting_events() -> None:
 
 def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
     """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
-    from star.tracking.server import connect, experiment_id
+    from mlflow.exceptions import MlflowException
 
+    from star.tracking.server import connect, experiment_id, reason_of
+
+    closed: list[str] = []
     try:
         client = connect()
         still_running = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
         runs = client.search_runs([experiment_id(client)], filter_string=still_running)
         for run in runs:
-            client.set_terminated(run.info.run_id, status)
-        return sorted(run.info.run_name for run in runs)
-    except InputError as error:
-        print(f"MLflow runs could not be closed: {error}", flush=True)
-        return []
+            try:
+                client.set_terminated(run.info.run_id, status)
+                closed.append(run.info.run_name or run.info.run_id)
+            except MlflowException as error:  # whoever tags a run of theirs with this pipeline must not keep ours open
+                print(f"MLflow run {run.info.run_id} could not be closed: {reason_of(error)}", flush=True)
+    # The webhook is still to be told, so nothing that MLflow answers may end this.
+    except (InputError, MlflowException) as error:
+        print(f"MLflow runs could not be closed: {reason_of(error)}", flush=True)
+    return sorted(closed)
 
 
 def _unfinished_folders() -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from star.cluster.exit_handler import close_pipeline
 from star.cluster.pipeline_state import final_state
@@ -178,6 +180,40 @@ def test_without_kfp_the_runs_of_the_stages_tell_how_the_pipeline_ended(
 )
 def test_other_words_for_a_state_are_understood(home: Path, word: str, state: str) -> None:
     assert close_pipeline("1", state=word, failed_task="stages", error="")["state"] == state
+
+
+def test_a_run_that_may_not_be_closed_keeps_no_other_open(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    client = connect()
+    tags = {"kfp.pipeline_run_id": "0123456789"}
+    foreign, _ = (
+        client.create_run(experiment_id(client), run_name=name, tags=tags).info.run_id for name in ("foreign", "own")
+    )
+    close = MlflowClient.set_terminated
+
+    def refuse(client: MlflowClient, run_id: str, status: str) -> None:
+        if run_id == foreign:
+            raise MlflowException("Permission denied")
+        close(client, run_id, status)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", refuse)
+    summary = close_pipeline("0123456789", state="FAILED", failed_task="distill", error=None)
+    assert summary["closed_runs"] == ["own"]
+    assert f"MLflow run {foreign} could not be closed: Permission denied" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("state", ["FAILED", ""])
+def test_whatever_mlflow_answers_the_summary_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, state: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("Permission denied")
+
+    monkeypatch.setattr(MlflowClient, "search_runs", refuse)
+    summary = close_pipeline("0123456789", state=state, failed_task="distill", error=None)
+    assert (summary["closed_runs"], summary["state"]) == ([], state or "ENDED")
+    assert "MLflow runs could not be closed: Permission denied" in capsys.readouterr().out
 
 
 def test_runs_of_another_pipeline_stay_open() -> None:
