@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
+LONGEST_NAME = 100  # characters of a folder's name; file systems take 255 bytes
+
+
 class OtherFilesError(InputError):
     """The stored files of a version are not those that it was registered with."""
 
@@ -63,7 +66,8 @@ def _folder_of(version: Version, out: Path) -> Path:
             f"{version} was not registered by `star`, so there is nothing to compare its files with: "
             f"`star promote {version.version} --name {version.name}` takes them as they are"
         )
-    return out / re.sub(r"[^\w-]", "-", version.model_digest)  # a digest may hold a colon or a slash
+    # A digest may hold a colon or a slash, and one that somebody wrote to a tag thousands of characters.
+    return out / re.sub(r"[^\w-]", "-", version.model_digest)[:LONGEST_NAME]
 
 
 def download_version_as(version: Version, folder: Path) -> Path:

@@ -89,6 +89,14 @@ def test_a_damaged_store_is_refused(home: Path, model: Path, damage: str) -> Non
     assert list((home / "cache").iterdir()) == []
 
 
+def test_a_digest_of_any_length_is_a_folder(home: Path, model: Path) -> None:
+    registered = register(model)
+    tags = {"star.files": '{"a": "b"}', "star.model_digest": "é/" * 2000}
+    connect().create_model_version("tiny", registered.source, tags=tags)
+    with pytest.raises(InputError, match="are not those registered"):
+        download_version_as(find_version("tiny", version=2), home / "copy")
+
+
 def test_a_copy_with_a_link_to_a_folder_is_another(home: Path, model: Path, tmp_path: Path) -> None:
     """transformers follows the link, for example to templates of somebody else's."""
     register(model)
