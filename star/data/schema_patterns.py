@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from star.limits import PATTERN_CHARACTERS, PATTERN_REPETITIONS, PATTERN_SECONDS, PATTERN_SECONDS_IN_ALL
@@ -183,9 +184,8 @@ def repetitions(pattern: str) -> int:
     Raises:
         re.error: it is no expression of Python's.
     """
-    from re import _parser  # as rstr does: there is no public one
-
-    return _written_out(_parser.parse(pattern))
+    # As rstr does: there is no public one, and mypy knows none.
+    return _written_out(import_module("re._parser").parse(pattern))
 
 
 def _written_out(part: Any) -> int:

@@ -107,7 +107,10 @@ def read_manifest(folder: Path) -> Manifest:
         files = [FileEntry(**entry) for entry in content.pop("files")]
         if outside := [entry.path for entry in files if leads_outside(entry.path)]:
             raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
-        return Manifest(**content, files=files)
+        manifest = Manifest(**content, files=files)
+        if not all(isinstance(part, dict) for part in (manifest.inputs, manifest.ancestors, manifest.origin)):
+            raise TypeError("a list in place of an object")
+        return manifest
     # Valid JSON of another shape raises one of the last ones.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
@@ -129,13 +132,20 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
     for entry in manifest.files:
         file = folder / entry.path
         # The size is compared first, because a sha256 reads the whole file.
-        if not file.is_file() or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
+        if not _is_file(file) or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
             raise InputError(
                 f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
             )
     refuse_unlisted(folder, manifest)
     _verified.add(folder.resolve())
     return manifest
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long for a file
+        return False
 
 
 def was_verified(folder: Path) -> bool:
@@ -155,8 +165,9 @@ def unlisted_paths(folder: Path, manifest: Manifest) -> list[str]:
     # os.walk does not follow links to folders, which no stage writes, so what is behind them would not be seen.
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]
-        paths = [(Path(place) / name).relative_to(folder).as_posix() for name in (*links, *files)]
-        found += [path for path in paths if path not in listed and not OPEN_FILE.fullmatch(PurePosixPath(path).name)]
+        others = [name for name in files if not OPEN_FILE.fullmatch(name)]
+        paths = [(Path(place) / name).relative_to(folder).as_posix() for name in (*links, *others)]
+        found += [path for path in paths if path not in listed]
     return sorted(found)
 
 

@@ -168,6 +168,29 @@ def test_empty_folders_and_open_files_of_nfs_are_no_additions(tmp_path: Path) ->
     (tmp_path / "out" / ".nfs01.jinja").touch()
     with pytest.raises(InputError, match="jinja"):
         open_input(tmp_path / "out", stage="counting")
+    (tmp_path / "out" / ".nfs01.jinja").unlink()
+    (tmp_path / "out" / ".nfs02").symlink_to(tmp_path)
+    with pytest.raises(InputError, match=r"\.nfs02"):
+        open_input(tmp_path / "out", stage="counting")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"files": [{"path": "a" * 5000, "size": 1, "sha256": ""}]}, "is missing or was changed"),
+        ({"ancestors": [1]}, r"manifest\.json is damaged"),
+        ({"inputs": "x"}, r"manifest\.json is damaged"),
+        ({"origin": None}, r"manifest\.json is damaged"),
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(tmp_path: Path, change: dict, says: str) -> None:
+    Work().run(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.chmod(0o600)
+    manifest.write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=says):
+        open_input(tmp_path / "out", stage="counting")
 
 
 def test_a_listed_file_may_be_a_link_into_a_cache(tmp_path: Path) -> None:
