@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from urllib.parse import urlsplit
 
 from star.errors import InputError
@@ -16,10 +16,6 @@ from star.folders.owners import create_folder, refuse_others
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
 from star.tracking.server import reason_of, shown_uri, tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
-
 
 LONGEST_NAME = 100  # characters of a folder's name; file systems take 255 bytes
 
@@ -127,7 +123,7 @@ def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
     return to / path
 
 
-def _refuse_other_server(version: Version, store: "ArtifactRepository") -> None:
+def _refuse_other_server(version: Version, store: Any) -> None:
     """Checks that files that are asked of a server are asked of MLflow's.
 
     Whoever reaches MLflow can register a version whose files lie anywhere, and MLflow's client sends its password or token
