@@ -21,6 +21,7 @@ from star.data.splits import choose_heldout_tools, split_by_tool, tool_identity
 from star.data.tool_files import load_tools
 from star.data.write_set import COMMIT_EVERY, apply_quotas, read_statistics, write_set
 from star.errors import InputError
+from star.json_file import write_json
 
 COUNT = 2 * COMMIT_EVERY + 300
 
@@ -166,3 +167,9 @@ def test_every_row_of_the_real_sample_is_kept_or_has_a_reason(shared: Path, tmp_
     card = (tmp_path / "card.md").read_text()
     for reason, count in statistics.rejects.items():
         assert f"| {reason} | {count} |" in card
+
+
+def test_a_half_of_a_surrogate_pair_that_a_reject_quotes_does_not_end_the_set(tmp_path: Path) -> None:
+    write_json(tmp_path / "figures.json", {"quoted": "a\ud800b", "å": 1})
+    assert json.loads((tmp_path / "figures.json").read_bytes()) == {"quoted": "a\ud800b", "å": 1}
+    assert "å".encode() in (tmp_path / "figures.json").read_bytes()
