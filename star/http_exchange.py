@@ -19,6 +19,10 @@ class NoAnswerError(Exception):
     """The server gave no whole answer: no connection, no end before the deadline, too much, or a redirect elsewhere."""
 
 
+class TooLargeError(NoAnswerError):
+    """The answer has more bytes than it may, and so would the next one."""
+
+
 class BadStatusError(Exception):
     """The server answered with a status that is no success."""
 
@@ -132,7 +136,7 @@ class Exchange:
         while chunk := response.raw.read(65536, decode_content=True):
             content += chunk
             if self.stopped or len(content) > self.max_bytes:
-                raise NoAnswerError(f"the answer has more than {self.max_bytes / 2**20:g} MiB")
+                raise TooLargeError(f"the answer has more than {self.max_bytes / 2**20:g} MiB")
         # A server may repeat what it got, in an error that is shown.
         is_error = self.token and not 200 <= response.status_code < 300
         return bytes(content.replace((self.token or "").encode(), b"***") if is_error else content)

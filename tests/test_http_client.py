@@ -333,10 +333,19 @@ def test_the_key_of_an_endpoint_stays_with_its_origin(serve: Serve) -> None:
         Endpoint("http://vllm.models:8000/v1", "m", key="planted-key").ask([], temperature=0, seed=1, max_tokens=5)
 
 
-def test_a_teacher_server_that_sends_without_end_is_named(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("star.teacher.openai_server.RETRIES", 0)
+def test_a_server_that_sends_without_end_is_named_and_not_asked_again(serve: Serve) -> None:
+    asked: list[bytes] = []
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        asked.append(request)
+        endless(connection, request)
+
+    url = serve(answer)
     with pytest.raises(InputError, match=r"does not answer .*more than 16 MiB"):
-        TeacherServer(serve(endless))
+        TeacherServer(url)
+    with pytest.raises(InputError, match=r"refuses the request .*more than 4 MiB"):
+        Endpoint(url, "m").ask([], temperature=0, seed=1, max_tokens=5)
+    assert len(asked) == 2
 
 
 WORDS = st.sampled_from(

@@ -14,7 +14,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from star.errors import InputError
 from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
-from star.http_exchange import BadStatusError, NoAnswerError
+from star.http_exchange import BadStatusError, NoAnswerError, TooLargeError
 
 LARGEST_ANSWER = 4 * 2**20  # bytes
 TRANSIENT_ERRORS = (NoAnswerError, ValueError)
@@ -103,7 +103,7 @@ def _is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later: an HTTP status of a server that is busy, a cut connection, an answer without text."""
     if isinstance(error, BadStatusError):
         return error.status in UNAVAILABLE_STATUSES
-    return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, RedirectError)
+    return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, RedirectError | TooLargeError)
 
 
 def _answer(content: bytes, *, attempts: int) -> Answer:

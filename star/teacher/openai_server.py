@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from star.chat import prompt_opening
 from star.errors import InputError
 from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
-from star.http_exchange import Answer, BadStatusError, NoAnswerError
+from star.http_exchange import Answer, BadStatusError, NoAnswerError, TooLargeError
 from star.modeling.generation import Sample, Sequence
 
 KEY_VARIABLE = "STAR_TEACHER_KEY"  # sent as a bearer token, as `vllm serve --api-key` wants it
@@ -169,7 +169,7 @@ class TeacherServer:
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, BadStatusError):
         return error.status in UNAVAILABLE_STATUSES
-    return isinstance(error, NoAnswerError) and not isinstance(error, RedirectError)
+    return isinstance(error, NoAnswerError) and not isinstance(error, RedirectError | TooLargeError)
 
 
 def _sample_of_choice(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase, *, opening: str) -> Sample:
