@@ -157,7 +157,7 @@ def reconcile_command(name: NameOption = "star") -> None:
     from star.registry.promotion.reconcile import reconcile
 
     done, wrong = reconcile(name)
-    for line in done or ["nothing to put right"]:
+    for line in done or ([] if wrong else ["nothing to put right"]):
         typer.echo(line)
     if wrong:
         fail("; ".join(wrong), status=1)
