@@ -109,6 +109,8 @@ class Exchange:
                     adapter.send(request, timeout=max(0.1, self.deadline - time.monotonic()), **settings) as response,
                 ):
                     return Answer(response.status_code, response.headers, self._content(response))
+        except requests.Timeout:  # a little before the deadline itself would have ended it
+            raise NoAnswerError("it did not answer in time") from None
         # Of these only the kind is shown: the message repeats the address, which may hold a secret.
         except (requests.RequestException, HTTPError, ValueError) as error:
             raise NoAnswerError(type(error).__name__) from None

@@ -81,7 +81,7 @@ def test_a_hub_that_never_answers_costs_seconds(
 ) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", silent_server)
     began = time.monotonic()
-    with pytest.raises(InputError, match="did not answer within 4 s"):
+    with pytest.raises(InputError, match=r"it did not answer (within 4 s|in time)"):
         check_hub(hub_models(config))
     assert time.monotonic() - began < 10
 
