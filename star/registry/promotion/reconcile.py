@@ -54,7 +54,10 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if before.aliases != read_aliases(name, client).aliases:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
-    wrong = ledger.audit() + ([] if newest.seq else settled.remarks)
+    wrong = ledger.audit()
+    if not newest.seq:
+        # Asked again: while the tag of a killed writer was there, its aliases looked unfinished.
+        wrong += settle_moved_aliases(name, client=client, ledger=ledger).remarks
     try:
         require_conditional_writes(ledger.store)
     except InputError as error:  # the chain can be whole although of two winners one was overwritten
