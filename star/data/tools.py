@@ -164,7 +164,8 @@ def _parameters(written: Any, reader: SchemaReader, *, beside: object) -> dict:
     # From here on both dialects of xLAM are one.
     written = _unflattened(written)
     if isinstance(beside, list) and "required" not in written and isinstance(written.get("properties"), dict):
-        written = {**written, "required": [name for name in beside if name in written["properties"]]}
+        named = [name for name in beside if isinstance(name, str) and name in written["properties"]]
+        written = {**written, "required": named}
     if written.get("type") == "dict":
         written = {**written, "type": "object"} | _requirements_of_xlam(written)
     unreadable = InputError('parameters must be {"type": "object", "properties": {...}} or a map of parameters')

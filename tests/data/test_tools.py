@@ -118,6 +118,16 @@ def test_parameters_named_type_and_properties_are_parameters() -> None:
     assert list(parameters_of({"properties": {"type": {"type": "str"}}})["properties"]) == ["type"]
 
 
+def test_a_list_of_required_parameters_beside_them_may_hold_anything() -> None:
+    beside = [{"not": "a name"}, "city", 3, "town"]
+    written = {
+        "name": "f",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "required": beside,
+    }
+    assert normalize_tool(written)["parameters"]["required"] == ["city"]
+
+
 def test_a_tool_without_parameters() -> None:
     empty = {"type": "object", "properties": {}, "required": []}
     for written in (None, {}, {"type": "object"}, {"type": "object", "properties": None, "required": None}, "", "{}"):
