@@ -309,6 +309,13 @@ def postgres_database() -> Iterator[str]:
         yield uri
 
 
+@pytest.fixture
+def own_postgres() -> Iterator[str]:
+    """A PostgreSQL cluster that no other test writes to, for tests that create what may be there once only."""
+    with postgres() as uri:
+        yield uri
+
+
 @pytest.fixture(scope="session")
 def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with s3(tmp_path_factory.mktemp("s3")) as variables:

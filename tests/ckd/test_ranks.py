@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,15 +56,18 @@ def trained(topk: Path, out: Path, wrapper: str) -> tuple[dict[str, torch.Tensor
             meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
         ranks = [meeting | {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"} for rank in "01"]
     logs = [out / f"rank{number}.log" for number in range(len(ranks))]
-    processes = [
-        subprocess.Popen(command, env=environment | rank, stdout=log.open("wb"), stderr=subprocess.STDOUT)
-        for rank, log in zip(ranks, logs, strict=True)
-    ]
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    with ExitStack() as files:
+        processes = [
+            subprocess.Popen(
+                command, env=environment | rank, stdout=files.enter_context(log.open("wb")), stderr=subprocess.STDOUT
+            )
+            for rank, log in zip(ranks, logs, strict=True)
+        ]
+        try:
+            codes = [process.wait(timeout=240) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
     assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
     history = json.loads((out / "state.json").read_text(encoding="utf-8"))["log_history"]
     return load_file(out / "model" / "model.safetensors"), [entry for entry in history if "fkl" in entry]

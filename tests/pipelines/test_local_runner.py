@@ -188,7 +188,7 @@ def test_dvc_asks_the_stage_whether_a_named_file_changed(tmp_path: Path) -> None
     dvc("repro", "synthesize")
     assert "reserve_room" in rows.read_text()
     # An edit during the run: DVC records the profile as it is at the end, the stage as it was at its start.
-    profile.write_text(profile.read_text().replace("40", "60"))
+    profile.write_text(profile.read_text().replace("generated_rows: 40", "generated_rows: 60"))
     dvc("commit", "--force", "synthesize")
     dvc("repro", "synthesize")
     made = (file.read_text().splitlines() for file in rows.parent.glob("*.jsonl"))

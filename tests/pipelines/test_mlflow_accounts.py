@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ ADMINISTRATOR, PIPELINE, SERVING = "admin", "star-pipeline", "star-serving"
 
 
 @pytest.fixture
-def tracking_server(tmp_path: Path, postgres_database: str) -> Iterator[str]:
+def tracking_server(tmp_path: Path, own_postgres: str) -> Iterator[str]:
     """MLflow with the manifest's arguments and variables; only addresses and the number of workers are others. Its address."""
     pytest.importorskip("flask_wtf", reason="needs MLflow's server: pip install 'star-distill[mlflow]'")
     documents = yaml.safe_load_all((BASE / "mlflow.yaml").read_text())
@@ -34,7 +33,7 @@ def tracking_server(tmp_path: Path, postgres_database: str) -> Iterator[str]:
         port = free.getsockname()[1]
     here = dict(zip(HERE, ("127.0.0.1", port, tmp_path / "artifacts"), strict=True))
     settings = (BASE / "auth.ini").read_text()
-    database = f"{postgres_database}?application_name={MARK}"  # one for both, as in the manifest
+    database = f"{own_postgres}?application_name={MARK}"  # one for both, as in the manifest
     (tmp_path / "auth.ini").write_text(re.sub("database_uri = .*", f"database_uri = {database}", settings))
     server = f"http://127.0.0.1:{port}"
     given = {entry["name"]: entry.get("value") or SECRET for entry in container["env"]} | {
@@ -81,7 +80,6 @@ def accounts(server: str, *words: str) -> str:
 def test_the_tracking_server_asks_for_an_account_and_gives_it_its_rights(tracking_server: str) -> None:
     """No account, one that reads, the pipeline's, a promoter's: each does what the documents say, and nothing else."""
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     accounts(tracking_server)
     assert "star-pipeline" in accounts(tracking_server)  # again: nothing changes
