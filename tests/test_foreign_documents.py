@@ -2,29 +2,21 @@
 
 Read are: answers of models and what is scored of them, answers of servers, configurations, model folders, manifests, records of the ledger,
 statistics of data sets and their cards, spools of events. The inputs run in a child process with a limit of its memory. By hand:
-`python tests/test_foreign_documents.py 20000`. The files of tools and rows have a test of their own, tests/data/test_foreign_input.py.
+`python -m tests.test_foreign_documents 20000`. The files of tools and rows have a test of their own, tests/data/test_foreign_input.py.
 """
 
 import copy
-import io
 import json
-import os
-import resource
 import struct
-import subprocess
 import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from star.call_blocks import FormatError, begins_call
@@ -44,8 +36,8 @@ from star.modeling import trial_child
 from star.registry.promotion.records import Attempt, DamagedRecordError, Decision, parse_record
 from star.rewards.similarity import exact_match, similarity_reward, similarity_typed_reward
 from star.tracking.spool import Spool
+from tests.foreign_inputs import read_many, read_many_in_a_child
 
-SECONDS, MEMORY = 5.0, 2**30
 TAGS = [
     "<think>",
     "</think>",
@@ -231,65 +223,15 @@ READERS: dict[str, Callable[[Path, bytes], None]] = {
 EXPECTED = {"answer": ValueError, "written row": ValueError, "model folder": trial_child.Refused}
 
 
-def read_many(count: int) -> None:
-    """Reads so many inputs, and fails if one takes too long, too much memory or raises what its reader must not."""
-    faults: dict[str, str] = {}
-    slowest = 0.0
-    folder = Path(tempfile.mkdtemp())
-    inside = folder / "inside"
-    inside.mkdir()
-    os.chdir(folder)
-
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(foreign())
-    def one(written: tuple[str, bytes]) -> None:
-        nonlocal slowest
-        kind, content = written
-        start = time.process_time()
-        fault = ""
-        try:
-            with suppress(InputError, EXPECTED.get(kind, InputError)):
-                READERS[kind](inside, content)
-        except Exception as error:
-            frame = next(
-                frame
-                for frame in reversed(traceback.extract_tb(error.__traceback__))
-                if "site-packages" not in frame.filename
-            )
-            fault = f"{kind}: {type(error).__name__}: {str(error)[:200]} at {frame.filename}:{frame.lineno}"
-        taken = time.process_time() - start
-        slowest = max(slowest, taken)
-        fault = fault or (f"{kind}: {taken:.0f} s" if taken > SECONDS else "")
-        if fault and fault not in faults:
-            kept = folder.with_suffix(f".{len(faults)}")
-            kept.write_bytes(content)
-            faults[fault] = str(kept)
-        for file in inside.iterdir():
-            file.unlink()
-        assert list(folder.iterdir()) == [inside], "a file was written outside"
-
-    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
-    with redirect_stdout(io.StringIO()):  # the trial of a model folder names its steps
-        one()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    print(f"{count} inputs, the slowest {slowest:.2f} s, {peak} MiB in all")
-    assert not faults, json.dumps(faults, indent=1)
+def read(folder: Path, kind: str, content: bytes) -> None:
+    with suppress(InputError, EXPECTED.get(kind, InputError)):
+        READERS[kind](folder, content)
 
 
 @pytest.mark.parametrize("count", [pytest.param(300, id="300"), pytest.param(2000, id="2000", marks=pytest.mark.slow)])
 def test_no_document_of_others_hangs_or_ends_a_command(count: int) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(count)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    read_many_in_a_child("tests.test_foreign_documents", count)
 
 
 if __name__ == "__main__":
-    read_many(int(sys.argv[1]))
+    read_many(foreign(), read, count=int(sys.argv[1]))

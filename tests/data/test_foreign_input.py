@@ -1,18 +1,12 @@
 """Whatever others write into files of tools and rows: a reject or an InputError, soon, and in little memory.
 
-The inputs run in a child process with a limit of its memory. By hand: `python tests/data/test_foreign_input.py 20000`.
+The inputs run in a child process with a limit of its memory. By hand: `python -m tests.data.test_foreign_input 20000`.
 """
 
 import copy
 import io
 import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
-import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from star.data.cleaning import check_row, fault_of
@@ -32,9 +25,9 @@ from star.data.tool_files import holds_tools, read_tools
 from star.data.tools import repeated_name
 from star.data.write_set import reject_line
 from star.errors import InputError
+from tests.foreign_inputs import read_many, read_many_in_a_child
 
 HERE = Path(__file__).parent
-SECONDS, MEMORY = 5.0, 2**30
 PATTERNS = [
     "^(a|a)*$", "^(a+)+$", "(", "[", r"\p{L}", "(((a{900}){900}){900})", "(?=.*b)(a|a)*$", r"^(\w+\s?)*\1$", "a{99999}", "^[a-z]{2,5}$",
     r"(?<=a)(?:a{0,900}){0,900}b", "(?i)straße", r"[^\W\d]+\b", "x" * 20_000, "\ud800", "(?:" * 400 + ")" * 400, "",
@@ -202,8 +195,10 @@ def written(draw: st.DrawFn) -> tuple[str, bytes]:
     return suffix, draw(damaged(content))
 
 
-def read(path: Path) -> None:
+def read(folder: Path, suffix: str, content: bytes) -> None:
     """Does with a file what the commands of `star data` do."""
+    path = folder / f"input{suffix}"
+    path.write_bytes(content)
     try:
         if holds_tools(path):
             read_tool_file(path)
@@ -236,57 +231,10 @@ def read_tool_file(path: Path) -> None:
         reject_line(checked) if isinstance(checked, Reject) else json_line(checked)
 
 
-def read_many(count: int) -> None:
-    """Reads so many inputs, and fails if one takes too long, too much memory or raises anything else than an InputError."""
-    faults: dict[str, str] = {}
-    slowest = 0.0
-    folder = Path(tempfile.mkdtemp())
-    os.chdir(folder)
-
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(written())
-    def one(file: tuple[str, bytes]) -> None:
-        nonlocal slowest
-        path = folder / f"input{file[0]}"
-        path.write_bytes(file[1])
-        start = time.process_time()
-        fault = ""
-        try:
-            read(path)
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            fault = f"{type(error).__name__}: {str(error)[:200]} at {frame.filename}:{frame.lineno}"
-        taken = time.process_time() - start
-        slowest = max(slowest, taken)
-        fault = fault or (f"{taken:.0f} s" if taken > SECONDS else "")
-        if fault and fault not in faults:
-            faults[fault] = str(path.rename(folder.with_suffix(f".{len(faults)}{file[0]}")))
-        path.unlink(missing_ok=True)
-        assert not list(folder.iterdir()), "a file was written outside"
-
-    # The limit counts from here: what the tests themselves import is no input's.
-    used = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
-    one()
-    print(
-        f"{count} inputs, the slowest {slowest:.2f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB in all"
-    )
-    assert not faults, json.dumps(faults, indent=1)
-
-
 @pytest.mark.parametrize("count", [pytest.param(200, id="200"), pytest.param(2000, id="2000", marks=pytest.mark.slow)])
 def test_no_file_of_others_hangs_or_ends_a_command(count: int) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(count)], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    read_many_in_a_child("tests.data.test_foreign_input", count)
 
 
 if __name__ == "__main__":
-    read_many(int(sys.argv[1]))
+    read_many(written(), read, count=int(sys.argv[1]))
