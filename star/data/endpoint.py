@@ -7,8 +7,9 @@ each request.
 
 import json
 import random
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
@@ -16,6 +17,7 @@ from star.errors import InputError
 from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
 from star.http_exchange import BadStatusError, NoAnswerError, TooLargeError
 
+Result = TypeVar("Result")
 LARGEST_ANSWER = 4 * 2**20  # bytes
 TRANSIENT_ERRORS = (NoAnswerError, ValueError)
 CUT_IN_REASONING = "the answer reached its limit of tokens within the model's reasoning: raise --max-tokens"
@@ -43,11 +45,27 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """What the server made of the model's answer, where tools were given.
+
+    Attributes:
+        reasoning: what a reasoning parser of the server took out of the text; else "".
+        tool_calls: what a tool-call parser of the server took out of the text, as it sent them; else empty.
+        is_cut: whether the answer reached its limit of tokens.
+    """
+
+    content: str
+    reasoning: str
+    tool_calls: list[Any]
+    is_cut: bool
+
+
+@dataclass(frozen=True)
 class Endpoint:
     """Where and how to ask. `url` is the base, as `http://localhost:8000/v1`; `key` is sent as a bearer token and never shown."""
 
     url: str
-    model: str
+    model: str = ""  # found_model() gives the endpoint with the name of the only served one
     key: str | None = field(default=None, repr=False)
     timeout: float = 120.0  # seconds for one answer
     attempts: int = 6
@@ -67,6 +85,45 @@ class Endpoint:
             "seed": seed,
             "max_tokens": max_tokens,
         }
+        return self._retried(lambda: self._request("POST", "chat/completions", body), read=_answer, seed=seed)
+
+    def ask_with_tools(self, messages: list[dict], *, tools: list[dict], max_tokens: int) -> Reply:
+        """One greedy answer of the model, which may call the tools.
+
+        Args:
+            tools: in OpenAI's form, `{"type": "function", "function": {...}}`.
+
+        Raises:
+            EndpointError, InputError: as `ask`.
+        """
+        body = {"model": self.model, "messages": messages, "tools": tools, "temperature": 0, "max_tokens": max_tokens}
+
+        def request() -> bytes:
+            try:
+                return self._request("POST", "chat/completions", body)
+            except BadStatusError as error:
+                # vLLM refuses tools where it was started without a parser of their calls; it then sends the text.
+                if error.status != 400 or b"tool" not in error.answer.content:
+                    raise
+                return self._request("POST", "chat/completions", {**body, "tool_choice": "none"})
+
+        return self._retried(request, read=lambda content, attempts: _reply(content), seed=0)
+
+    def found_model(self) -> Self:
+        """This endpoint with the name of the model that it serves.
+
+        Raises:
+            EndpointError, InputError: as `ask`; also where it serves several models, or none.
+        """
+        served = self._retried(lambda: self._request("GET", "models"), read=lambda content, _: _names(content), seed=0)
+        if len(served) != 1:
+            # A hosted service has hundreds.
+            names = ", ".join(served[:10]) + (", ..." if len(served) > 10 else "")
+            raise InputError(f"{self.url} serves {len(served)} models ({names}): choose one with --model")
+        return replace(self, model=served[0])
+
+    def _retried(self, request: Callable[[], bytes], *, read: Callable[[bytes, int], Result], seed: int) -> Result:
+        """What `read` makes of the answer and the number of attempts that it took."""
         jitter = random.Random(seed)  # noqa: S311 - pauses need no secret
 
         def pause(state: RetryCallState) -> float:
@@ -78,18 +135,17 @@ class Endpoint:
             retry=retry_if_exception(_is_transient), stop=stop_after_attempt(self.attempts), wait=pause, reraise=True
         )
         try:
-            return retrying(lambda: _answer(self._post(body), attempts=retrying.statistics["attempt_number"]))
+            return retrying(lambda: read(request(), retrying.statistics["attempt_number"]))
         except (BadStatusError, *TRANSIENT_ERRORS) as error:
             problem = str(error)[:300]
             if not _is_transient(error):
                 raise InputError(f"{self.url} refuses the request ({problem}): check address, key and model") from error
         raise EndpointError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {problem}")
 
-    def _post(self, body: dict) -> bytes:
-        url = f"{self.url.rstrip('/')}/chat/completions"
+    def _request(self, method: str, path: str, body: dict | None = None) -> bytes:
         answer = send(
-            "POST",
-            url,
+            method,
+            f"{self.url.rstrip('/')}/{path}",
             name="--endpoint",
             seconds=self.timeout,
             token=self.key,
@@ -106,7 +162,7 @@ def _is_transient(error: BaseException) -> bool:
     return isinstance(error, TRANSIENT_ERRORS) and not isinstance(error, RedirectError | TooLargeError)
 
 
-def _answer(content: bytes, *, attempts: int) -> Answer:
+def _answer(content: bytes, attempts: int) -> Answer:
     """The first choice's text; ValueError where the answer has none."""
     try:
         document = json.loads(content)
@@ -127,6 +183,30 @@ def _answer(content: bytes, *, attempts: int) -> Answer:
     # A server's counts may be missing or absurd; the text is usable without them.
     prompt, completion = (count if isinstance(count, int) and 0 <= count < 10**9 else 0 for count in tokens)
     return Answer(text, prompt, completion, attempts, why_empty)
+
+
+def _reply(content: bytes) -> Reply:
+    """The first choice's text and calls; ValueError where the answer has none of this form."""
+    try:
+        choice = json.loads(content)["choices"][0]
+        message = choice["message"]
+        text = message.get("content") or ""
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        calls = message.get("tool_calls") or []
+        is_cut = choice.get("finish_reason") == "length"
+    except (KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"an answer without choices[0].message: {content[:100]!r}") from error
+    if not (isinstance(text, str) and isinstance(reasoning, str) and isinstance(calls, list)):
+        raise ValueError(f"a message whose content, reasoning or tool_calls cannot be read: {content[:100]!r}")
+    return Reply(text, reasoning, calls, is_cut)
+
+
+def _names(content: bytes) -> list[str]:
+    """The names of the served models; ValueError where the answer has no list of them."""
+    try:
+        return [str(model["id"]) for model in json.loads(content)["data"]]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"a list of models without data[].id: {content[:100]!r}") from error
 
 
 def _is_only_reasoning(message: dict, *, is_cut: bool) -> bool:

@@ -6,14 +6,13 @@ from typing import Any
 from star.chat import Completion, FormatError, parse_completion, render_prompt, validate_calls
 from star.data.tools import public_tool
 
-MAX_NEW_TOKENS = 512
 
-
-def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Path) -> Completion:
+def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Path, max_tokens: int = 512) -> Completion:
     """Answers `query` greedily, and checks the answer against the tools.
 
     Args:
         tools: the tools in normal form, as `load_tools` reads them.
+        max_tokens: the largest number of tokens in the answer.
 
     Raises:
         InputError: the model cannot be read.
@@ -30,7 +29,7 @@ def answer_request(query: str, *, tools: list[dict[str, Any]], model_folder: Pat
     tokenizer = load_tokenizer(model_folder)
     prompt = render_prompt(messages, prompt_tools, tokenizer)
     model = load_model(model_folder)
-    [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=MAX_NEW_TOKENS, seed=0)
+    [[sample]] = generate(model, tokenizer, [prompt], samples=1, temperature=0.0, max_new_tokens=max_tokens, seed=0)
     try:
         completion = parse_completion(sample.text)
         validate_calls(completion, prompt_tools)
