@@ -20,6 +20,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from star.time_limit import record_limit
@@ -61,15 +62,15 @@ def finished(micro: "Config", tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The folders of all stages but the registration, each run once by its function. Tests only read them."""
     from star.stages import STAGES
 
-    root = tmp_path_factory.mktemp("finished")
-    before = dict(os.environ)
-    os.environ["STAR_HOME"] = str(root / "home")
-    folders: dict[str, Path] = {}
-    for stage in STAGES[:-1]:
-        folders[stage.name] = root / stage.name
-        stage.function(micro, **{key: folders[source] for key, source in stage.inputs.items()}, out=folders[stage.name])
-    os.environ.clear()
-    os.environ.update(before)
+    # One for all workers of pytest-xdist: each has a folder of its own in the session's.
+    session = tmp_path_factory.getbasetemp()
+    root = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "finished"
+    folders = {stage.name: root / stage.name for stage in STAGES[:-1]}
+    with FileLock(f"{root}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAR_HOME", str(root / "home"))
+        for stage in STAGES[:-1] if not (root / "complete").exists() else ():
+            stage.function(micro, **{key: folders[name] for key, name in stage.inputs.items()}, out=folders[stage.name])
+        (root / "complete").touch()
     return folders
 
 
