@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import time
 import uuid
@@ -30,7 +31,7 @@ from star.http_exchange import BadStatusError, NoAnswerError
 
 if TYPE_CHECKING:
     import kfp
-    from kfp_server_api.models import GoogleRpcStatus, V2beta1PipelineTaskDetail
+    from kfp_server_api.models import GoogleRpcStatus, V2beta1PipelineTaskDetail, V2beta1Run
 
 Answer = TypeVar("Answer")
 ATTEMPTS = 6  # of one request
@@ -97,12 +98,8 @@ class KfpClient:
             def find_or_create() -> str:
                 # The request before this retry may have reached the server although its answer was lost. The run's name is unique, so a
                 # run of that name is ours, and creating another one would run the pipeline twice.
-                found = client.list_runs(
-                    page_size=100, sort_by="created_at desc", experiment_id=group.experiment_id
-                ).runs
-                for run in found or []:
-                    if run.display_name == name:
-                        return run.run_id
+                for run in _runs_named(client, name, experiment_id=group.experiment_id):
+                    return run.run_id
                 account = config.cluster.service_account
                 return client.run_pipeline(group.experiment_id, name, str(package), service_account=account).run_id
 
@@ -282,6 +279,16 @@ def _bounded(request: Callable[..., Any]) -> Callable[..., HTTPResponse]:
         )
 
     return request_within_bound
+
+
+def _runs_named(client: kfp.Client, name: str, *, experiment_id: str) -> Iterator[V2beta1Run]:
+    """Yields the runs of an experiment that have this name. The server is asked for these alone; its answer comes in pages."""
+    named = json.dumps({"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]})
+    token: str | None = ""
+    while token is not None:
+        page = client.list_runs(page_token=token, page_size=100, experiment_id=experiment_id, filter=named)
+        yield from (run for run in page.runs or [] if run.display_name == name)
+        token = page.next_page_token or None
 
 
 def _name(detail: V2beta1PipelineTaskDetail) -> str:

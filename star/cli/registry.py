@@ -17,19 +17,29 @@ ReasonOption = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 
 
 @models_app.callback()
-def models(context: typer.Context, name: NameOption = "star") -> None:
+def models(
+    context: typer.Context,
+    name: NameOption = "star",
+    page: Annotated[int, typer.Option(min=1, help="A hundred versions a page. Page 1 has the newest.")] = 1,
+    every: Annotated[bool, typer.Option("--all", help="All versions, whatever their number.")] = False,
+) -> None:
     """List the registered versions with their scores, aliases and lineage; compare two, download one, delete one.
+
+    Without an option it lists the newest hundred, and below them the champion, the challenger and the previous champion
+    if they are older.
 
     Examples:
 
     `star models`
+
+    `star models --page 2`
 
     `star models diff champion previous-champion`
     """
     if context.invoked_subcommand is None:
         from star.registry.tables import print_versions
 
-        print_versions(name)
+        print_versions(name, page=None if every else page)
 
 
 @models_app.command("diff")

@@ -73,13 +73,14 @@ def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
     """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
     from mlflow.exceptions import MlflowException
 
+    from star.tracking.searches import read_pages
     from star.tracking.server import connect, experiment_id, reason_of
 
     closed: list[str] = []
     try:
         client = connect()
         still_running = f"attributes.status = 'RUNNING' and tags.`kfp.pipeline_run_id` = '{run_id}'"
-        runs = client.search_runs([experiment_id(client)], filter_string=still_running)
+        runs = list(read_pages(client.search_runs, [experiment_id(client)], filter_string=still_running))
         for run in runs:
             try:
                 client.set_terminated(run.info.run_id, status)

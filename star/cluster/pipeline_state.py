@@ -105,12 +105,13 @@ def _ask_mlflow(run_id: str) -> str | None:
     """The state by the MLflow runs of the pipeline's stages, or None if MLflow does not answer or they do not tell."""
     from mlflow.exceptions import MlflowException
 
+    from star.tracking.searches import read_pages
     from star.tracking.server import connect, experiment_id, reason_of
 
     try:
         client = connect()
         tagged = f"tags.`kfp.pipeline_run_id` = '{run_id}'"
-        runs = client.search_runs([experiment_id(client)], filter_string=tagged)
+        runs = list(read_pages(client.search_runs, [experiment_id(client)], filter_string=tagged))
     except (InputError, MlflowException) as error:
         print(f"MLflow could not be asked how the pipeline ended: {reason_of(error)}", flush=True)
         return None

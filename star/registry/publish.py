@@ -36,11 +36,12 @@ from star.registry.versions import (
     SCORE_TAG,
     Version,
     find_version,
-    list_versions,
     read_version,
+    version_pages,
 )
 from star.tracking.runs import current_run
-from star.tracking.server import connect, experiment_id, mlflow_key
+from star.tracking.searches import quoted_text, read_pages
+from star.tracking.server import connect, experiment_id, mlflow_key, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,6 +52,7 @@ LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of t
 CONTENT_TAG = "star.content"  # tag of a LoggedModel: digest of the hashes of its files
 MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
+AUDIT_PAGE = 500  # LoggedModels or versions that MLflow is asked for at a time where all are read
 UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
 
 
@@ -187,16 +189,14 @@ def hash_files(folder: Path) -> dict[str, str]:
 def remove_unfinished_publications(name: str) -> list[str]:
     """Deletes the LoggedModels of publications that were killed before they created a version, and returns their names."""
     client = connect()
-    known = {version.model_digest for version in list_versions(name)}
-    old = (time.time() - UNFINISHED_SECONDS) * 1000
-    found = [
-        model
-        for model in client.search_logged_models(
-            [experiment_id(client)], filter_string=f"tags.`{MODEL_TAG}` = '{name}'"
-        )
-        # A younger one may belong to a publication that is still uploading.
-        if model.creation_timestamp < old and (model.status != "READY" or model.tags.get(DIGEST_TAG) not in known)
-    ]
+    # A younger one may belong to a publication that is still uploading.
+    old = int((time.time() - UNFINISHED_SECONDS) * 1000)
+    wanted = f"tags.`{MODEL_TAG}` = {quoted_text(name)} and creation_timestamp < {old}"
+    search, experiments = client.search_logged_models, [experiment_id(client)]
+    # Both are read to their ends before anything is deleted, because a deleted one is not counted before the next page.
+    models = list(read_pages(search, experiments, filter_string=wanted, max_results=AUDIT_PAGE))
+    known = {version.model_digest for page in version_pages(name, size=AUDIT_PAGE) for version in page.versions}
+    found = [model for model in models if model.status != "READY" or model.tags.get(DIGEST_TAG) not in known]
     for model in found:
         client.delete_logged_model(model.model_id)
     return [f"{model.name} ({model.model_id})" for model in found]
@@ -233,8 +233,11 @@ def _logged_model(
         return client.create_logged_model(experiment, name=model_name, source_run_id=run_id, tags=tags)
     import mlflow
 
+    from star.tracking.client import mlflow_sentences
+
     tags["star.source"] = external
-    return mlflow.create_external_model(name=model_name, source_run_id=run_id, tags=tags, experiment_id=experiment)
+    with mlflow_sentences(tracking_uri()):
+        return mlflow.create_external_model(name=model_name, source_run_id=run_id, tags=tags, experiment_id=experiment)
 
 
 def _log_scores(client: "MlflowClient", model: "LoggedModel", scores: Mapping[str, float]) -> None:

@@ -19,13 +19,18 @@ LINEAGE_LABELS = {"data": "data", "teacher": "teacher", "refined": "model"}
 OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
 
 
-def print_versions(name: str) -> None:
+def print_versions(name: str, *, page: int | None = 1) -> None:
     """Prints one row per version, the newest first, in 80 columns; of the folders' digests the first digits.
 
+    Args:
+        page: 1 for the newest versions, with the older ones that are champion, challenger or previous champion below; None
+            for all.
+
     Raises:
-        InputError: nothing is registered under that name.
+        InputError: nothing is registered under that name, or it has no such page.
     """
-    versions, remarks = look_at_versions(name)
+    overview = look_at_versions(name, page=page)
+    versions = [*overview.versions, *overview.elsewhere]
     caption = "Rewards are by the official reading."
     if any(version.older_reading and "format_errors" in version.scores for version in versions):
         caption += f"\n{OLDER_MARK} By the official reading too: an older STAR counted these format errors."
@@ -39,9 +44,19 @@ def print_versions(name: str) -> None:
         scores = [_shown_score(version, key) for key in SCORE_HEADINGS]
         lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
         made = f"{'made':<8}{version.created:%y-%m-%d}"
-        table.add_row(str(version.version), "\n".join(version.aliases), *scores, "\n".join([*lineage, made]))
+        is_last = version is overview.versions[-1]
+        table.add_row(
+            str(version.version),
+            "\n".join(version.aliases),
+            *scores,
+            "\n".join([*lineage, made]),
+            end_section=is_last and bool(overview.elsewhere),
+        )
     console().print(table)
-    for remark in remarks:
+    if overview.older and page:
+        older = f"`star models --page {page + 1} --name {name}` shows older versions, and --all shows all."
+        console().print(Text(older))
+    for remark in overview.remarks:
         console().print(Text(f"{remark[:1].upper()}{remark[1:]}."))
 
 

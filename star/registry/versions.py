@@ -3,16 +3,23 @@
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from star.errors import InputError
+from star.tracking.searches import quoted_text, read_pages
 from star.tracking.server import connect
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.exceptions import MlflowException
+
+PAGE = 100  # versions that MLflow is asked for at a time, each with all its tags
+SHOWN = 20  # numbers of versions in an error's message
+NEWEST_FIRST = ["version_number DESC"]
 
 # Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
 DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
@@ -47,59 +54,121 @@ class Version:
         return f"{self.name} version {self.version}"
 
 
+class Page(NamedTuple):
+    """Some versions of a model, newest first, and whether there are older ones."""
+
+    versions: list[Version]
+    older: bool
+
+
+def version_pages(name: str, *, size: int = PAGE) -> Iterator[Page]:
+    """The versions of a model, newest first, in pages of so many; none when nothing was registered under that name.
+
+    Each page begins behind the last version of the one before, so a version that is registered or deleted meanwhile moves no other.
+
+    Raises:
+        InputError: MLflow does not answer, or the name can be no model's.
+    """
+    client = connect()
+    if (model := _find_model(name, client)) is None:
+        return
+    wanted = f"name = {_quoted(name)}"
+    older = ""
+    while True:
+        found = client.search_model_versions(wanted + older, max_results=size, order_by=NEWEST_FIRST)
+        if found:
+            yield Page([read_version(entry, aliases=model.aliases) for entry in found], older=bool(found.token))
+        if not found.token:
+            return
+        older = f" and version_number < {found[-1].version}"
+
+
 def list_versions(name: str) -> list[Version]:
     """All versions of a model, newest first; an empty list when nothing was registered under that name.
+
+    It reads as many pages as there are: what needs certain versions asks for these.
 
     Raises:
         InputError: MLflow does not answer.
     """
-    client = connect()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        aliases = client.get_registered_model(name).aliases  # the search below does not fill them in
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return []
-        if error.error_code == "INVALID_PARAMETER_VALUE":
-            raise InputError(f"{name[:80]!r} can be no registered model's name: {error.message[:200]}") from error
-        raise
-    found: list[ModelVersion] = []
-    token = None
-    while token != "":  # MLflow answers in pages
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found, token = [*found, *page], page.token or ""
-    return sorted((read_version(entry, aliases=aliases) for entry in found), key=lambda version: -version.version)
+    return [version for page in version_pages(name) for version in page.versions]
 
 
-def require_versions(name: str) -> list[Version]:
-    """`list_versions` of a model that must be registered.
+def newest_versions(name: str, *, size: int = PAGE) -> list[Version]:
+    """The newest versions, at most so many, of a model that must be registered.
 
     Raises:
         InputError: nothing was registered under that name, or MLflow does not answer.
     """
-    versions = list_versions(name)
-    if not versions:
-        where = "check MLFLOW_TRACKING_URI and STAR_HOME"
-        raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
-    return versions
+    if page := next(version_pages(name, size=size), None):
+        return page.versions
+    where = "check MLFLOW_TRACKING_URI and STAR_HOME"
+    raise InputError(f"no model {name!r} is registered: run `star run` first, or {where}")
+
+
+def require_versions(name: str) -> None:
+    """Checks that a model is registered and has a version; raises as `newest_versions`."""
+    newest_versions(name, size=1)
+
+
+def has_versions(name: str) -> bool:
+    """Whether anything is registered under a name; raises as `version_pages`."""
+    return any(version_pages(name, size=1))
 
 
 def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:
     """The version of that number, or without a number the one that MLflow gives the alias.
 
     Raises:
-        InputError: there is no such version; the message lists those that exist.
+        InputError: there is no such version; the message lists the newest that exist.
     """
-    versions = require_versions(name)
-    known = ", ".join(str(entry.version) for entry in versions)
     if version is not None:
-        if found := next((entry for entry in versions if entry.version == version), None):
-            return found
-        raise InputError(f"{name} has no version {version}: choose one of {known}")
-    if found := next((entry for entry in versions if alias in entry.aliases), None):
-        return found
+        if found := find_versions(name, {version}):
+            return found[version]
+        raise InputError(f"{name} has no version {version}: choose one of {known_numbers(name)}")
+    model = _find_model(name, connect())
+    if model and alias in model.aliases:
+        return find_version(name, version=int(model.aliases[alias]))
+    known = known_numbers(name)
     raise InputError(f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first")
+
+
+def find_versions(name: str, numbers: Collection[int]) -> dict[int, Version]:
+    """Those of the versions of these numbers that exist. Each is one request, however many versions there are."""
+    client = connect()
+    from mlflow.exceptions import MlflowException
+
+    found = {}
+    for number in sorted(number for number in numbers if 0 < number < 2**31):  # what MLflow's databases hold
+        try:
+            entry = client.get_model_version(name, str(number))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise _of_name(name, error) from error
+        else:
+            found[number] = read_version(entry, aliases=dict.fromkeys(entry.aliases, number))
+    return found
+
+
+def find_versions_of(name: str, model_digest: str) -> list[Version]:
+    """The versions whose tags say that they are the model of this digest, newest first. MLflow searches for the tag."""
+    client = connect()
+    if (model := _find_model(name, client)) is None:
+        return []
+    # A digest that no quotes can hold, which no STAR wrote, is searched for with any character in the place of a quote.
+    quoted = quoted_text(model_digest)
+    comparison = f"= {quoted}" if quoted else "LIKE '{}'".format(re.sub(r"['\"\\]", "_", model_digest))
+    wanted = f"name = {_quoted(name)} and tags.`{DIGEST_TAG}` {comparison}"
+    found = read_pages(client.search_model_versions, wanted, max_results=PAGE, order_by=NEWEST_FIRST)
+    versions = [read_version(entry, aliases=model.aliases) for entry in found]
+    return [version for version in versions if version.model_digest == model_digest]
+
+
+def known_numbers(name: str) -> str:
+    """The numbers of the newest versions, to choose from; raises as `newest_versions`."""
+    versions = newest_versions(name, size=SHOWN + 1)
+    older = f" and older ones (`star models --all --name {name}`)" if len(versions) > SHOWN else ""
+    return ", ".join(str(version.version) for version in versions[:SHOWN]) + older
 
 
 def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> Version:
@@ -124,6 +193,33 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
         files=_digests(entry.tags.get(FILES_TAG, "{}")),
         source=entry.source or "",
         run_id=entry.run_id or None,
+    )
+
+
+def _find_model(name: str, client: "MlflowClient") -> "RegisteredModel | None":
+    """MLflow's entry of a registered model, with its aliases; None when there is none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise _of_name(name, error) from error
+
+
+def _of_name(name: str, error: "MlflowException") -> Exception:
+    """An InputError where MlflowException is about a name that no model can have, else the error itself."""
+    if error.error_code != "INVALID_PARAMETER_VALUE":
+        return error
+    return InputError(f"{name[:80]!r} can be no registered model's name: {error.message[:200]}")
+
+
+def _quoted(name: str) -> str:
+    if quoted := quoted_text(name):
+        return quoted
+    raise InputError(
+        f"MLflow cannot search for the versions of {name[:80]!r}: rename it without quotes and backslashes"
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 
 from star.redaction import redacted
+from star.tracking.searches import read_pages
 from star.tracking.server import configure_mlflow, experiment_id, reason_of
 from star.tracking.spool import Event, Spool
 
@@ -244,7 +245,8 @@ def _end_running_children(client: "MlflowClient", run_id: str, at: int) -> None:
     """Closes child runs that are still RUNNING: a stage that was killed with SIGKILL could not record its end."""
     experiment = client.get_run(run_id).info.experiment_id
     still_running = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-    for child in client.search_runs([experiment], filter_string=still_running):
+    # All are read before the first is ended, because an ended one is not counted before the next page.
+    for child in list(read_pages(client.search_runs, [experiment], filter_string=still_running)):
         client.set_terminated(child.info.run_id, "KILLED", at)
 
 

@@ -13,6 +13,7 @@ from star.errors import InputError
 from star.folders.owners import create_home, create_in_home, create_private_file
 from star.home import home
 from star.redaction import redacted
+from star.tracking.searches import read_pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,8 @@ MLFLOW_DEFAULTS = {
 }
 WRITE_ATTEMPTS = 5
 WRITE_PAUSE_SECONDS = 0.05
+
+_answered: set[str] = set()  # addresses that this process has reached
 
 
 def tracking_uri() -> str:
@@ -65,18 +68,23 @@ def configure_mlflow() -> None:
 
 
 def connect() -> "MlflowClient":
-    """Returns a client for the tracking URI of the environment, after the server has answered a request.
+    """Returns a client for the tracking URI of the environment, after the server has answered this process once.
+
+    Its calls raise an InputError where the server does not answer later.
 
     Raises:
         InputError: the server does not answer.
     """
     configure_mlflow()
-    from mlflow import MlflowClient
+    from star.tracking.client import Client
 
+    uri = tracking_uri()
     try:
-        client = MlflowClient()
-        # The client alone sends nothing, so a wrong address would show only in the middle of the work.
-        client.search_experiments(max_results=1)
+        client = Client()
+        if uri not in _answered:
+            # The client alone sends nothing, so a wrong address would show only in the middle of the work.
+            client.search_experiments(max_results=1)
+            _answered.add(uri)
     except Exception as error:
         cure = "start the server or correct MLFLOW_TRACKING_URI"
         raise InputError(
@@ -94,8 +102,10 @@ def retry_write(write: Callable[[], object]) -> None:
     from mlflow.exceptions import MlflowException
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
+    from star.tracking.client import UnavailableError
+
     retrying = Retrying(
-        retry=retry_if_exception_type(MlflowException),
+        retry=retry_if_exception_type((MlflowException, UnavailableError)),
         stop=stop_after_attempt(WRITE_ATTEMPTS),
         wait=wait_fixed(WRITE_PAUSE_SECONDS),
         reraise=True,
@@ -126,12 +136,17 @@ def close_stale_runs(hours: float) -> list[str]:
         InputError: MLflow does not answer.
     """
     client = connect()
-    experiment, long_ago = experiment_id(client), (time.time() - hours * 3600) * 1000
+    experiment, long_ago = experiment_id(client), int((time.time() - hours * 3600) * 1000)
+    running = f"attributes.status = 'RUNNING' and attributes.start_time < {long_ago}"
     closed = []
-    for run in client.search_runs([experiment], filter_string="attributes.status = 'RUNNING'"):
-        latest = [client.get_metric_history(run.info.run_id, key)[-1].timestamp for key in run.data.metrics]
-        newest = max([run.info.start_time, *latest])
-        if newest < long_ago:
+    # All are read before the first is closed, because a closed one is not counted before the next page.
+    for run in list(read_pages(client.search_runs, [experiment], filter_string=running)):
+        newest = run.info.start_time
+        for key in run.data.metrics:
+            newest = max(newest, client.get_metric_history(run.info.run_id, key)[-1].timestamp)
+            if newest >= long_ago:  # it lives, whatever its other metrics say
+                break
+        else:
             # With the time of its last event, because its machine was gone soon after.
             client.set_terminated(run.info.run_id, "KILLED", newest)
             closed.append(

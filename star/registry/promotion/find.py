@@ -6,12 +6,13 @@ The aliases that are decided by promotions are those of the ledger. MLflow's own
 import re
 
 from star.errors import InputError
+from star.registry.promotion.ledger import Ledger
 from star.registry.promotion.moved_aliases import expected_registration, verify_version
 from star.registry.promotion.open_ledger import find_ledger
 from star.registry.promotion.promote_and_rollback import holding_aliases
 from star.registry.promotion.records import ALIASES, CHAMPION
 from star.registry.promotion.version_records import find_recorded, with_registration
-from star.registry.versions import REFERENCE, Version, find_version, list_versions, require_versions
+from star.registry.versions import REFERENCE, Version, find_version, has_versions, known_numbers, require_versions
 from star.tracking.server import connect
 
 
@@ -39,7 +40,7 @@ def find_by_reference_or_name(reference: str, *, name: str) -> Version:
         return find_by_reference(reference, name=name)
     except InputError:
         # A model that somebody registers as `champion` must not be asked where there is none.
-        if reference in ALIASES or not re.fullmatch(r"[\w-]+", reference) or not list_versions(reference):
+        if reference in ALIASES or not re.fullmatch(r"[\w-]+", reference) or not has_versions(reference):
             raise
         return find_by_alias(reference, CHAMPION)
 
@@ -64,22 +65,25 @@ def find_by_alias(name: str, alias: str) -> Version:
     Raises:
         InputError: there is none.
     """
-    versions = require_versions(name)
+    require_versions(name)
     if alias not in ALIASES or not (holding := holding_aliases(name)):
         return as_known(find_version(name, alias=alias))
     if alias in holding.aliases:
         return as_known(find_version(name, version=holding.aliases[alias]))
     why = f" ({'; '.join(holding.remarks)})" if holding.remarks else ""
-    known = ", ".join(str(entry.version) for entry in versions)
     raise InputError(
-        f"no version of {name} is called {alias!r}: name a version ({known}), or `star promote` one first{why}"
+        f"no version of {name} is called {alias!r}: name a version ({known_numbers(name)}), or `star promote` one first{why}"
     )
 
 
 def as_known(version: Version) -> Version:
     """The version with files, scores and lineage as recorded; as MLflow's tags say where nothing was recorded."""
-    if not (ledger := find_ledger(version.name, connect())):
-        return version
+    ledger = find_ledger(version.name, connect())
+    return as_known_to(ledger, version) if ledger else version
+
+
+def as_known_to(ledger: Ledger, version: Version) -> Version:
+    """`as_known` by a ledger that was found before."""
     found = find_recorded(ledger, version.version)
     if found is None and not version.files:
         found = expected_registration(version, ledger)

@@ -77,14 +77,15 @@ class NotKnownError(InputError):
     """A version has files that no registration recorded."""
 
 
-def judge_moves(shown: Mapping[str, int], before: Decision, *, ledger: Ledger, versions: Sequence[Version]) -> Judged:
+def judge_moves(
+    shown: Mapping[str, int], before: Decision, *, ledger: Ledger, versions: Mapping[int, Version]
+) -> Judged:
     """Judges every alias that MLflow shows elsewhere than the newest decision.
 
     Args:
         shown: the aliases in MLflow.
-        versions: all versions of the model.
+        versions: by their numbers, those of the versions with an alias in MLflow or in the newest decision that exist.
     """
-    by_number = {version.version: version for version in versions}
     moves = [
         Move(alias, before.aliases.get(alias), shown.get(alias))
         for alias in ALIASES
@@ -95,13 +96,13 @@ def judge_moves(shown: Mapping[str, int], before: Decision, *, ledger: Ledger, v
     for move in moves:
         why, is_new = remembered.get(move.reason), False
         if why is None:
-            why, is_new = _why_not(move, before, ledger=ledger, by_number=by_number)
+            why, is_new = _why_not(move, before, ledger=ledger, versions=versions)
         if why is None:
             counted.append(move)
         else:
             refused.append((move, why))
             new += [move] if is_new else []
-    return Judged(_aliases_after(before.aliases, counted, existing=by_number.keys()), counted, refused, new)
+    return Judged(_aliases_after(before.aliases, counted, existing=versions.keys()), counted, refused, new)
 
 
 def remark(move: Move, why: str, *, name: str, before: Decision) -> str:
@@ -169,16 +170,16 @@ def _logged_model(model_id: str) -> "LoggedModel | None":
 
 
 def _why_not(
-    move: Move, before: Decision, *, ledger: Ledger, by_number: Mapping[int, Version]
+    move: Move, before: Decision, *, ledger: Ledger, versions: Mapping[int, Version]
 ) -> tuple[str | None, bool]:
     """Why a move does not count, None when it does; and whether that is sure, so that the ledger can say it."""
     if move.shown is None:
         # Nobody becomes champion by it. A version that was deleted cannot be the champion any more.
-        gone = move.decided not in by_number
+        gone = move.decided not in versions
         return (None, False) if gone or move.alias == CHALLENGER else ("was taken away", True)
-    if move.shown not in by_number:
+    if move.shown not in versions:
         return "does not exist", False
-    version = by_number[move.shown]
+    version = versions[move.shown]
     # Asked before the files are downloaded, which can be gigabytes.
     expected = find_recorded(ledger, version.version) or expected_registration(version, ledger)
     if expected and not _may_be_champion(version, expected, before, ledger=ledger):

@@ -32,7 +32,7 @@ from star.registry.promotion.moved_aliases import Judged, judge_moves, remark
 from star.registry.promotion.open_ledger import find_ledger, note_head, open_ledger, reaches_ledgers
 from star.registry.promotion.records import ALIASES, CHALLENGER, CHAMPION, PREVIOUS, Attempt, Decision
 from star.registry.promotion.registry_id import WRITTEN_TAG
-from star.registry.versions import Version, find_version, list_versions, require_versions
+from star.registry.versions import Version, find_version, find_versions, has_versions, require_versions
 from star.tracking.server import connect, retry_write
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def holding_aliases(name: str) -> Holding | None:
 
 def champion(name: str) -> Version | None:
     """The version of `name` that is the champion by the ledger, if any."""
-    if not list_versions(name):
+    if not has_versions(name):
         return None
     number = current_decision(name).aliases.get(CHAMPION)
     return find_version(name, version=number) if number else None
@@ -120,7 +120,7 @@ def promote(
     candidate = find_version(name, version=version)
     ledger = open_ledger(name, client)
     before = settle_moved_aliases(name, client=client, ledger=ledger).decision
-    existing = {found.version for found in list_versions(name)}  # MLflow's pages also delete versions with an alias
+    existing = find_versions(name, before.aliases.values())  # MLflow's pages also delete versions with an alias
     kept = {alias: number for alias, number in before.aliases.items() if number in existing}
     aliases = _aliases_after(kept, version, to=to, name=name)
     if aliases == before.aliases and over in (None, before.seq):
@@ -201,7 +201,8 @@ def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, m
     if not _moved_by_hand(seen, before):
         said = f"MLflow does not show decision {before.seq} completely: `star registry reconcile --name {name}` corrects it"
         return Holding(before, before.aliases, [said])
-    judged = judge_moves(seen.aliases, before, ledger=ledger, versions=list_versions(name))
+    versions = find_versions(name, {*seen.aliases.values(), *before.aliases.values()})
+    judged = judge_moves(seen.aliases, before, ledger=ledger, versions=versions)
     remarks = [remark(move, why, name=name, before=before) for move, why in judged.refused]
     try:
         made = _write_moves(name, seen, before, judged, client=client, ledger=ledger)

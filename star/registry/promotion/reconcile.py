@@ -15,7 +15,7 @@ from star.registry.promotion.promote_and_rollback import (
 )
 from star.registry.promotion.records import Attempt, Decision
 from star.registry.publish import remove_unfinished_publications
-from star.registry.versions import require_versions
+from star.registry.versions import find_versions, require_versions
 from star.tracking.server import connect
 
 
@@ -28,7 +28,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     Raises:
         InputError: MLflow does not answer, or has no model of that name.
     """
-    versions = {version.version for version in require_versions(name)}
+    require_versions(name)
     client = connect()
     ledger = open_ledger(name, client)
     done: list[str] = []
@@ -41,7 +41,8 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if settled.decision.seq != known.seq and settled.decision.attempt:
         done.append(f"{settled.decision.attempt.reason}: in the ledger as decision {settled.decision.seq}")
     newest, before = ledger.newest(), read_aliases(name, client)
-    if gone := [alias for alias, number in newest.aliases.items() if number not in versions]:
+    existing = find_versions(name, newest.aliases.values())
+    if gone := [alias for alias, number in newest.aliases.items() if number not in existing]:
         return done, [*ledger.audit(), *(without_version(name, alias, decision=newest) for alias in gone)]
     # Before the first decision nobody has said which aliases are right, so none is taken away.
     if newest.seq:

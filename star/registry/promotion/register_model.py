@@ -35,7 +35,7 @@ from star.registry.publish import (
     store_model,
     update_tags,
 )
-from star.registry.versions import Version, list_versions
+from star.registry.versions import Version, find_versions_of
 from star.tracking.server import connect
 
 logger = logging.getLogger(__name__)
@@ -73,9 +73,7 @@ def register_or_find(
     files = hash_files(folder)
     passed_over: list[str] = []
     # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
-    for version in list_versions(name):
-        if version.model_digest != model_digest:
-            continue
+    for version in find_versions_of(name, model_digest):
         try:
             return _verified(version, ledger, folder=folder, files=files), passed_over
         except OtherFilesError as error:

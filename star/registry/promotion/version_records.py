@@ -65,9 +65,10 @@ def find_recorded(ledger: Ledger, version: int) -> Registration | None:
     return find_registration(ledger, records[0].content, model_digest=records[0].model_digest)
 
 
-def recorded_versions(ledger: Ledger) -> set[int]:
-    """The numbers of the versions that have a record."""
-    return {int(name) for name in ledger.store.names(ledger.folder_of(VERSIONS)) if name.isdecimal()}
+def recorded_since(ledger: Ledger, version: int) -> set[int]:
+    """The numbers of the versions from this one on that have a record."""
+    names = ledger.store.names(ledger.folder_of(VERSIONS), after=entry_name(version - 1))
+    return {int(name) for name in names if name.isdecimal()}
 
 
 def with_registration(version: Version, registration: Registration) -> Version:
