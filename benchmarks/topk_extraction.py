@@ -28,12 +28,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.teacher.extract import model_top_k, store_top_k
+from star.topk.sequences import SEQUENCES, read_sequences
 from star.topk.store import TopKStore, TopKWriter
 
 
@@ -107,11 +110,17 @@ def forward_at_completions(model, batches: list[list[Sequence]]) -> None:
             head(hidden_CH)
 
 
-def extract(model, sequences: list[Sequence], batches: list[list[int]], *, case: Case, folder: Path) -> None:
-    ids = [f"row-{number}#0" for number in range(len(sequences))]
+def extract(model, sequences: list[Sequence], batches: list[np.ndarray], *, case: Case, folder: Path) -> None:
+    rows = [
+        {"id": f"row-{number}#0", "prompt_ids": sequence.prompt_ids, "completion_ids": sequence.completion_ids}
+        for number, sequence in enumerate(sequences)
+    ]
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / SEQUENCES)
+    ids, stored = read_sequences(folder)
     top_k = model_top_k(model, pad_id=0, k=case.top_k)
     with TopKWriter(folder, case.top_k, vocab_size=case.vocab_size) as writer:
-        store_top_k(top_k, ids, sequences, batches, writer=writer)
+        store_top_k(top_k, ids, stored, batches, writer=writer)
 
 
 def read(folder: Path) -> None:
@@ -120,7 +129,7 @@ def read(folder: Path) -> None:
         store[sequence_id]
 
 
-def train(model, sequences: list[Sequence], batches: list[list[int]], *, folder: Path) -> None:
+def train(model, sequences: list[Sequence], batches: list[np.ndarray], *, folder: Path) -> None:
     store, weight = TopKStore(folder), model.get_output_embeddings().weight
     for indices in batches:
         batch = [sequences[index] for index in indices]
@@ -140,7 +149,7 @@ def time_call(function: Callable[[], None]) -> float:
 
 def measure(case: Case, *, turns: int) -> dict[str, float]:
     model, sequences = random_model(case), random_rollout(case)
-    index_batches = list(batches_by_length(sequences, batch_tokens=case.batch_tokens))
+    index_batches = list(batches_by_length(list(map(len, sequences)), batch_tokens=case.batch_tokens))
     batches = [[sequences[index] for index in batch] for batch in index_batches]
     tokens = sum(len(sequence.completion_ids) for sequence in sequences)
     seconds: dict[str, list[float]] = {}

@@ -42,8 +42,9 @@ def merge(folders: list[Path], *, out: Path) -> Metrics:
     if read_manifest(Path(folders[0])).stage == "evaluate":
         return merge_evaluation(folders, out=out)
 
-    def work(manifests: dict[Path, Manifest], merged: Path, run: "Run") -> Metrics:
-        return merge_shards(list(manifests), stage=next(iter(manifests.values())).stage, out=merged)
+    def work(manifests: dict[Path, Manifest], workspace: Workspace, run: "Run") -> Metrics:
+        stage = next(iter(manifests.values())).stage
+        return merge_shards(list(manifests), stage=stage, out=workspace.out, scratch=workspace.state)
 
     return _merge_and_publish(folders, work, out=out, code=code_digest(merge), tracked=nullcontext(Run()))
 
@@ -61,11 +62,11 @@ def merge_evaluation(folders: list[Path], *, out: Path) -> Metrics:
     from star.evaluation.shards import merge_shards, read_shard
     from star.tracking.runs import stage_run
 
-    def work(manifests: dict[Path, Manifest], merged: Path, run: "Run") -> Metrics:
+    def work(manifests: dict[Path, Manifest], workspace: Workspace, run: "Run") -> Metrics:
         ordered = list(manifests)
         gathered = [read_shard(folder) for folder in ordered]
         run.log_params(flat(gathered[0].settings))
-        metrics = merge_shards(ordered, gathered, out=merged)
+        metrics = merge_shards(ordered, gathered, out=workspace.out)
         log_model_runs(metrics, gathered[0])
         return metrics
 
@@ -103,7 +104,7 @@ def require_all_shards(manifests: dict[Path, Manifest]) -> dict[Path, Shard]:
 
 def _merge_and_publish(
     folders: list[Path],
-    work: Callable[[dict[Path, Manifest], Path, "Run"], Metrics],
+    work: Callable[[dict[Path, Manifest], Workspace, "Run"], Metrics],
     *,
     out: Path,
     code: str,
@@ -112,7 +113,7 @@ def _merge_and_publish(
     """Runs `work`, which merges the shards in their order into a folder, and publishes that folder.
 
     Args:
-        work: called with the verified shards in their order, the folder to write, and the run to log to.
+        work: called with the verified shards in their order, the workspace to write to, and the run to log to.
         code: digest of the merging code.
         tracked: opens the run.
     """
@@ -139,7 +140,7 @@ def _merge_and_publish(
         with tracked as run:
             run.set_tags({"star.fingerprint": manifest.fingerprint})
             run.log_inputs(input_datasets({str(shard.part): folder for folder, shard in manifests.items()}))
-            metrics = work(manifests, workspace.out, run)
+            metrics = work(manifests, workspace, run)
             run.log_metrics(metrics)
             for report in workspace.out.glob("report.*"):
                 run.log_artifact(report)

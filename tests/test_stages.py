@@ -16,6 +16,7 @@ from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt
 from star.modeling.training import last_checkpoint
 from star.stages import STAGES, distill, evaluate, extract_topk, refine, register, rollout, stage_named, synthesize
+from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
 
 
@@ -53,13 +54,13 @@ def test_the_store_holds_the_teachers_own_log_probs(finished: dict[str, Path]) -
 
     teacher = load_model(finished["refine-teacher"]).eval()
     store = TopKStore(finished["extract-topk"])
-    for row in pq.read_table(finished["rollout"] / "sequences.parquet").to_pylist():
-        ids, logprobs = store[row["id"]]
-        tokens = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+    for sequence_id, sequence in zip(*read_sequences(finished["rollout"]), strict=True):
+        ids, logprobs = store[sequence_id]
+        tokens = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
         with torch.inference_mode():
-            logits = teacher(tokens).logits[0, len(row["prompt_ids"]) - 1 : -1]
+            logits = teacher(tokens).logits[0, len(sequence.prompt_ids) - 1 : -1]
         expected = torch.log_softmax(logits, -1).gather(-1, torch.as_tensor(ids, dtype=torch.long))
-        assert len(ids) == len(row["completion_ids"])
+        assert len(ids) == len(sequence.completion_ids)
         assert torch.allclose(expected, torch.as_tensor(logprobs), atol=0.01)
 
 

@@ -226,11 +226,11 @@ class _Rehearsal:
         """
         from star.modeling.generation import Sample
         from star.modeling.training import IGNORE_INDEX
-        from star.teacher.refine import supervised_row
+        from star.teacher.refine import SupervisedRows
         from star.teacher.rollout import assign_verdicts
 
         tokenizer = self.teacher.tokenizer
-        ids = [label for label in supervised_row(prompt, tokenizer)["labels"] if label != IGNORE_INDEX]
+        ids = [label for label in SupervisedRows([prompt], tokenizer)[0]["labels"] if label != IGNORE_INDEX]
         text = tokenizer.decode(ids[:-1], skip_special_tokens=False)
         assert isinstance(text, str)  # noqa: S101 - a list only for a batch
         [row] = assign_verdicts(prompt, [Sample(prompt.opening + text, ids, True)], tokenizer)
@@ -254,8 +254,7 @@ class _Rehearsal:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from star.teacher.rollout import SCHEMA
-        from star.topk.sequences import SEQUENCES
+        from star.topk.sequences import SCHEMA, SEQUENCES
 
         sampled = self._sample()
         with TemporaryDirectory() as place:

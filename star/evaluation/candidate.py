@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from star.config.evaluation import Evaluate
 from star.evaluation.journal import Journal
 from star.folders.shard import WHOLE, Shard
+from star.modeling.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +75,7 @@ class Candidate:
         return self.journal.once(question, lambda: self._reply(prompts))
 
     def _reply(self, prompts: list[str]) -> list[dict[str, str]]:
-        lengths = [len(ids) for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        lengths = [len(ids) for batch in tokenize(prompts, self.tokenizer) for ids in batch]
         # Some configurations name no context; then no prompt is too long.
         context = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         replies = [{"error": f"the prompt has {length} tokens, the model's context {context}"} for length in lengths]

@@ -141,11 +141,17 @@ def _remove(folder: Path) -> None:
 
 
 def _count_rows(file: Path) -> int | None:
-    """The number of rows of a Parquet or JSON-lines file; None for other files."""
+    """The number of rows of a Parquet, Arrow or JSON-lines file; None for other files."""
     if file.suffix == ".parquet":
         from pyarrow.parquet import read_metadata
 
         return read_metadata(file).num_rows
+    if file.suffix == ".arrow":
+        import pyarrow as pa
+
+        # Mapped into memory, so that the numbers of rows are read and not the rows.
+        with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
+            return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
     if file.suffix == ".jsonl":
         with file.open("rb") as lines:
             return sum(1 for _ in lines)

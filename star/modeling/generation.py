@@ -5,11 +5,13 @@ Rollout, extraction and evaluation use it.
 Shapes: B sequences of a batch, L padded length, T completion tokens of one sequence, H hidden, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
@@ -120,21 +122,24 @@ def _cut_at_end_token(ids: list[int], ends: set[int], tokenizer: PreTrainedToken
     return Sample(opening + text, kept, stop is not None)
 
 
-def batches_by_length(sequences: Iterable[Sequence], *, batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: ArrayLike, *, batch_tokens: int) -> Iterator[np.ndarray]:
     """Yields batches of indices of sequences of similar length.
 
     A batch, padded to its longest sequence, has at most `batch_tokens` tokens, unless a single sequence is longer.
+
+    Args:
+        lengths: of all sequences, in tokens.
     """
     # In ascending order of length, so the last one that is added is the longest and sets the padded size.
-    lengths = [len(sequence) for sequence in sequences]
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[index] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for end, length in enumerate(lengths[order]):
+        if end > start and (end + 1 - start) * length > batch_tokens:
+            yield order[start:end]
+            start = end
+    if len(order):
+        yield order[start:]
 
 
 @torch.inference_mode()
@@ -163,7 +168,7 @@ def policy_entropy(model: PreTrainedModel, sequences: list[Sequence], *, pad_id:
     # The head is applied per sequence: logits of a whole batch [B, L, V] would need far more memory.
     head = model.get_output_embeddings()
     entropies = [0.0] * len(sequences)
-    for batch in batches_by_length(sequences, batch_tokens=batch_tokens):
+    for batch in batches_by_length(list(map(len, sequences)), batch_tokens=batch_tokens):
         for index, hidden_TH in zip(
             batch, completion_hidden_states(model, [sequences[i] for i in batch], pad_id=pad_id), strict=True
         ):

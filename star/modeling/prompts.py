@@ -10,10 +10,12 @@ then belongs to the completion, and a training teaches only what comes after it:
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from star.chat import THINK_CLOSE, THINK_OPEN, prompt_opening, render_prompt, render_target
 from star.errors import InputError
+from star.modeling.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,11 +82,8 @@ def within_length(
     Raises:
         InputError: all prompts are longer.
     """
-    # The chat template has rendered all special tokens into the text already.
-    lengths = [
-        len(ids) for ids in tokenizer([prompt.text for prompt in prompts], add_special_tokens=False)["input_ids"]
-    ]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_prompt_tokens]
+    tokenized = chain.from_iterable(tokenize([prompt.text for prompt in prompts], tokenizer))
+    kept = [prompt for prompt, ids in zip(prompts, tokenized, strict=True) if len(ids) <= max_prompt_tokens]
     if not kept:
         raise InputError(
             f"all {len(prompts)} prompts are longer than max_prompt_tokens = {max_prompt_tokens}: raise it"

@@ -10,7 +10,7 @@ Two choices make tiny models learn to copy:
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,17 @@ ENVELOPES = (
 )
 
 SHOWN_DIFFERENCES = 3  # between two tokenizers, in an error
+TOKENIZED_AT_ONCE = 256  # texts: a call needs 130 bytes per token, so that one for a whole data set would need too many
+
+
+def tokenize(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> Iterator[list[list[int]]]:
+    """Yields the ids of the texts, TOKENIZED_AT_ONCE texts at a time.
+
+    No special token is added: the chat template has written all of them into the texts.
+    """
+    for start in range(0, len(texts), TOKENIZED_AT_ONCE):
+        batch = texts[start : start + TOKENIZED_AT_ONCE]
+        yield tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> "PreTrainedTokenizerBase":

@@ -1,6 +1,6 @@
 """Extracts the teacher's signal: one forward pass over prompt and completion, top-k log-probs per completion token.
 
-    sequences.parquet ─► batches of similar length ─► teacher ─► (ids_TK, logprobs_TK) per sequence ─► TopKWriter
+    sequences ─► batches of similar length ─► teacher ─► (ids_TK, logprobs_TK) per sequence ─► TopKWriter
 
 The teacher runs in one of three back ends, each of the same function type `TopKFunction`: transformers (`model_top_k`),
 an OpenAI-compatible server (`TeacherServer.top_k`) or vLLM in this process (`TeacherEngine.top_k`).
@@ -22,8 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +37,7 @@ from star.progress import Bar, print_line
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import max_bytes_per_token, require_disk_space
-from star.topk.sequences import SEQUENCES, TOKENIZER, StoredSequences, read_sequences
+from star.topk.sequences import TOKENIZER, StoredSequences, copy_sequences, read_lengths, read_sequences
 from star.topk.store import TopKWriter
 from star.units import format_bytes, format_seconds
 
@@ -83,13 +82,8 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     tokenizer = load_tokenizer(teacher)
     # Kept beside the ids, because the distillation compares it with the student's.
     tokenizer.save_pretrained(out / TOKENIZER)
-    table = pq.read_table(rollouts / SEQUENCES)
-    ids, sequences = read_sequences(rollouts)
-    # The batches of all sequences are made before the shard takes its own: a batch is the same in any number of shards.
-    batches = shard.select(list(batches_by_length(sequences, batch_tokens=settings.batch_tokens)))
-    # In the order of the rollout, not of the batches, so that it does not depend on batch_tokens.
-    taken = sorted(index for batch in batches for index in batch)
-    pq.write_table(table.take(pa.array(taken, pa.int64())), out / SEQUENCES)
+    batches = copy_shard(rollouts, out, shard=shard, batch_tokens=settings.batch_tokens)
+    ids, sequences = read_sequences(out)
     rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
     stored = choose_ids(tokenizer, rows=rows, top_k=settings.top_k)
     top_k = _connect_back_end(teacher, tokenizer, settings, stored=stored)
@@ -97,6 +91,23 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, stored.k, vocab_size=stored.vocab_size, provenance=provenance) as writer:
         return store_top_k(top_k, ids, sequences, batches, writer=writer)
+
+
+def copy_shard(rollouts: Path, out: Path, *, shard: Shard, batch_tokens: int) -> list[np.ndarray]:
+    """Copies the sequences of a shard to `out`, in the order of the rollout, which does not depend on `batch_tokens`.
+
+    Returns:
+        the shard's batches, as indices of the copied sequences.
+    """
+    lengths = read_lengths(rollouts)
+    # The batches of all sequences are made before the shard takes its own: a batch is the same in any number of shards.
+    batches = shard.select(list(batches_by_length(lengths, batch_tokens=batch_tokens)))
+    taken = np.zeros(len(lengths), bool)
+    for batch in batches:
+        taken[batch] = True
+    copy_sequences(rollouts, out, taken=taken)
+    place_in_copy = np.cumsum(taken) - 1
+    return [place_in_copy[batch] for batch in batches]
 
 
 def choose_ids(tokenizer: PreTrainedTokenizerBase, *, rows: int, top_k: int) -> StoredIds:
@@ -120,9 +131,9 @@ def _connect_back_end(
 
 def store_top_k(
     top_k: TopKFunction,
-    ids: list[str],
-    sequences: StoredSequences | list[Sequence],
-    batches: list[list[int]],
+    ids: AbstractSequence[str],
+    sequences: StoredSequences,
+    batches: list[np.ndarray],
     *,
     writer: TopKWriter,
 ) -> dict[str, float]:
@@ -138,9 +149,10 @@ def store_top_k(
     Raises:
         InputError: the disk is too small.
     """
-    tokens = sum(len(sequences[index].completion_ids) for batch in batches for index in batch)
+    lengths = sequences.completion_lengths()
+    tokens = sum(int(lengths[batch].sum()) for batch in batches)
     missing = [batch for batch in batches if any(ids[index] not in writer for index in batch)]
-    missing_tokens = sum(len(sequences[index].completion_ids) for batch in missing for index in batch)
+    missing_tokens = sum(int(lengths[batch].sum()) for batch in missing)
     # Only what is still to be written counts: what a killed run stored is on the disk already.
     needed = int(missing_tokens * max_bytes_per_token(writer.top_k, writer.vocab_size))
     require_disk_space(writer.folder, needed, what=f"the top-k of {missing_tokens:,} tokens")

@@ -7,6 +7,8 @@ import shutil
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
+from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from star import distributed
@@ -17,7 +19,7 @@ from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
 from star.modeling.prompts import Prompt, render_rows, within_length
 from star.modeling.scratch import build_base
-from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+from star.modeling.tokenizer import TOKENIZED_AT_ONCE, bootstrap_tokenizer, tokenize, train_tokenizer
 from star.modeling.training import (
     IGNORE_INDEX,
     LogMetrics,
@@ -136,17 +138,36 @@ def _fine_tune(
     trainer = Trainer(
         model=model,
         args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed),
-        train_dataset=[supervised_row(prompt, tokenizer) for prompt in prompts],
+        train_dataset=SupervisedRows(prompts, tokenizer),
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )
     train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
 
 
-def supervised_row(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """The tokens of prompt and target, and the labels: those of what the model has to write."""
-    prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
-    # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
-    target_ids = tokenizer(prompt.target_after_opening, add_special_tokens=False)["input_ids"] + [
-        tokenizer.eos_token_id
-    ]
-    return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}
+class SupervisedRows(Dataset):
+    """The tokens of prompts and targets; the labels are those of what the model has to write.
+
+    They are kept as Arrow arrays, four bytes per token, and become lists one row at a time.
+    """
+
+    def __init__(self, prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
+        # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
+        self._prompts = _token_arrays([prompt.text for prompt in prompts], tokenizer)
+        self._targets = _token_arrays([prompt.target_after_opening for prompt in prompts], tokenizer)
+        self._count, self._end = len(prompts), tokenizer.eos_token_id
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        array, row = divmod(index, TOKENIZED_AT_ONCE)
+        prompt_ids, target_ids = (
+            arrays[array][row].values.to_numpy().tolist() for arrays in (self._prompts, self._targets)
+        )
+        target_ids.append(self._end)
+        return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}
+
+
+def _token_arrays(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[pa.Array]:
+    """The ids of the texts, TOKENIZED_AT_ONCE texts per array."""
+    return [pa.array(batch, pa.list_(pa.int32())) for batch in tokenize(texts, tokenizer)]

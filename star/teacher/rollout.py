@@ -5,7 +5,7 @@ earlier sample of its prompt. The prompts are split into batches:
 
     prompts ─┬► batch 0 ─► sample, seed 0 ─► assign verdicts ─► state/part-00000.parquet ─┐
     by       ├► batch 1 ─► sample, seed 1 ─► assign verdicts ─► state/part-00001.parquet ─┼► sequences.parquet
-    length   └► ...                                                                       ┘
+    length   └► ...                                                                       ┘  sorted by id
 
 A batch's file is complete before the next batch begins, and each batch has its own seed. Therefore a killed rollout
 continues with the next batch and ends with the same sequences, and the shards of a rollout have together the sequences
@@ -14,11 +14,12 @@ of the whole rollout.
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,25 +38,26 @@ from star.modeling.tokenizer import are_tokens
 from star.progress import Bar, print_line
 from star.rewards.format_errors import format_error
 from star.rewards.similarity import similarity_reward
+from star.teacher.external_sort import sort_rows
 from star.teacher.failed_rollout import explain_failure
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import require_disk_space
-from star.topk.sequences import SEQUENCES
+from star.topk.row_files import Rows, drop_repeated_prompts
+from star.topk.sequences import SCHEMA, SEQUENCES
 from star.units import format_bytes, format_seconds
 
 PROMPTS = "prompts.parquet"
-SCHEMA = pa.schema(
+PROMPTS_PER_GROUP = 16_384  # rows of prompts.parquet, which have numbers only
+VERDICTS = ("kept", "truncated", "format_errors", "low_reward", "duplicates")
+PROMPTS_SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
         ("row_id", pa.string()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("completion_ids", pa.list_(pa.int32())),
-        ("completion", pa.string()),
-        ("reward", pa.float32()),
+        ("samples", pa.int64()),
+        *((verdict, pa.int64()) for verdict in VERDICTS),
+        ("mean_reward", pa.float64()),
     ]
 )
-VERDICTS = ("kept", "truncated", "format_errors", "low_reward", "duplicates")
 FAILURES = ("truncated", "format_errors", "low_reward")  # samples with these verdicts are drawn again
 BATCH_SEED_STEP = 1_000_003  # between the seeds of two values of config.seed; a batch adds its number
 RETRY_SEED_STEP = 7_368_787  # between the seeds of a batch's samples and of its retries
@@ -149,7 +151,7 @@ def roll_out(
             if file.exists():
                 continue
             rows = sample_batch(sample, tokenizer, batch, settings=settings, seed=seed * BATCH_SEED_STEP + number)
-            _write_batch(file, rows)
+            write_batch(file, table_of_samples(rows))
             # From the first batch that is sampled now: those of a killed run took this process no time.
             if bar.done == done:
                 seconds = time.monotonic() - began
@@ -157,16 +159,36 @@ def roll_out(
                 time_left = format_seconds(round(seconds * (len(batches) - done)))
                 print_line(f"rollout: about {time_left} at {rate:,.0f} sampled tokens per second")
             bar.advance()
-    table = pa.concat_tables([pq.read_table(file) for file in files]) if files else _table([])
-    counts = Counter(table["verdict"].to_pylist())
+    counts = collect_batches(files, workspace=workspace)
     # A shard may have no batch at all, which is no fault of the teacher.
-    if counts and not counts["kept"]:
-        raise InputError(explain_failure(table, prompts, settings))
-    # Sorted by id, so that neither the batches nor the shards show in the file.
-    kept = table.filter(pc.equal(table["verdict"], "kept")).drop(["verdict"]).sort_by("id")
-    pq.write_table(kept, workspace.out / SEQUENCES)
-    pq.write_table(count_verdicts(table), workspace.out / PROMPTS)
-    return {name: counts[name] for name in VERDICTS}
+    if sum(counts.values()) and not counts["kept"]:
+        raise InputError(explain_failure(files, counts, prompts, settings))
+    return counts
+
+
+def collect_batches(files: list[Path], *, workspace: Workspace) -> dict[str, int]:
+    """Writes the sequences and the prompts' counts of the finished batches; returns the number of samples per verdict.
+
+    Sorted by id, so that neither the batches nor the shards show in the files.
+    """
+    counts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
+
+    def counted() -> Iterator[pa.Table]:
+        for file in files:
+            table = count_verdicts(pq.read_table(file, columns=["row_id", "reward", "verdict"]))
+            counts.update({verdict: pc.sum(table[verdict]).as_py() for verdict in VERDICTS})
+            yield table
+
+    sequences, prompts = workspace.out / SEQUENCES, workspace.out / PROMPTS
+    sort_rows(map(_read_kept, files), sequences, SCHEMA, scratch=workspace.state)
+    sort_rows(counted(), prompts, PROMPTS_SCHEMA, scratch=workspace.state, rows_per_group=PROMPTS_PER_GROUP)
+    return dict(counts)
+
+
+def _read_kept(file: Path) -> pa.Table:
+    rows = Rows(pq.read_table(file))
+    kept = np.flatnonzero(pc.equal(rows.table["verdict"], "kept").to_numpy())
+    return drop_repeated_prompts(rows.take(kept).drop(["verdict"]))
 
 
 def sample_batch(
@@ -251,12 +273,14 @@ def count_verdicts(table: pa.Table) -> pa.Table:
     return grouped.rename_columns(["row_id", "samples", *VERDICTS, "mean_reward"]).sort_by("row_id")
 
 
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
+def table_of_samples(rows: list[dict[str, Any]]) -> pa.Table:
+    """Makes the table of the rows of `sample_batch`."""
     return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("verdict", pa.string())))
 
 
-def _write_batch(file: Path, rows: list[dict[str, Any]]) -> None:
+def write_batch(file: Path, table: pa.Table) -> None:
+    """Writes the samples of a batch with their verdicts."""
     # Renamed when complete: a resumed rollout takes every file that exists for a finished batch.
     temporary = file.with_suffix(".tmp")
-    pq.write_table(_table(rows), temporary)
+    pq.write_table(drop_repeated_prompts(table), temporary)
     temporary.replace(file)

@@ -1,44 +1,156 @@
 """Reads the sequences that a rollout wrote, and names the files that lie beside a top-k store.
 
-sequences.parquet   one row per sequence: id, row_id, prompt_ids, completion_ids, completion, reward. The text `completion`
-                    begins with the opening that the prompt holds, where it holds one; `completion_ids` are what was
-                    sampled.
+sequences.parquet   written by rollout: one row per sequence, sorted by id: id, row_id, prompt_ids, completion_ids,
+                    completion, reward. The text `completion` begins with the opening that the prompt holds, where it
+                    holds one; `completion_ids` are what was sampled. `prompt_ids` is null where it is that of the row
+                    above (star/topk/row_files.py).
+sequences.arrow     written by extract-topk: the same columns of the sequences in the store, mapped into memory by
+                    readers. Folders of older versions have sequences.parquet with `prompt_ids` in every row.
 tokenizer/          the tokenizer of the ids; written by extract-topk
 """
 
 from collections.abc import Iterator
+from collections.abc import Sequence as AbstractSequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from star.modeling.generation import Sequence
+from star.topk.row_files import (
+    PROMPT,
+    Rows,
+    RowWriter,
+    one_chunk,
+    read_groups,
+    require_prompt,
+    rows_with_prompt,
+)
 
 SEQUENCES = "sequences.parquet"
+MAPPED_SEQUENCES = "sequences.arrow"
 TOKENIZER = "tokenizer"
+COMPLETION = "completion_ids"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("row_id", pa.string()),
+        (PROMPT, pa.list_(pa.int32())),
+        (COMPLETION, pa.list_(pa.int32())),
+        ("completion", pa.string()),
+        ("reward", pa.float32()),
+    ]
+)
 
 
-class StoredSequences:
+class StoredSequences(AbstractSequence[Sequence]):
     """The sequences of a rollout by their place in the file.
 
-    They stay in Arrow columns and become lists one at a time: as lists, all of them would take nine times the memory.
+    An `.arrow` file is mapped into memory, and a sequence is read from it when it is asked for. From `.parquet`, ids and
+    tokens are in memory.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self._prompts, self._completions = table["prompt_ids"], table["completion_ids"]
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._groups = [_columns(group) for group in _map_or_read(file)]
+        self._starts = np.cumsum([0, *(len(ids) for ids, _, _ in self._groups)])
+
+    # Worker processes open the file themselves.
+    def __reduce__(self) -> tuple[type["StoredSequences"], tuple[Path]]:
+        return type(self), (self._file,)
 
     def __len__(self) -> int:
-        return len(self._prompts)
+        return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Sequence:
-        return Sequence(*(column[index].values.to_numpy().tolist() for column in (self._prompts, self._completions)))
+    def __getitem__(self, index: int) -> Sequence:  # type: ignore[override]
+        (_, prompts, completions), row = self._find(index)
+        completion = completions[row]
+        while not (prompt := prompts[row]).is_valid:
+            row -= 1
+        return Sequence(prompt.values.to_numpy().tolist(), completion.values.to_numpy().tolist())
 
-    def __iter__(self) -> Iterator[Sequence]:
-        return (self[index] for index in range(len(self)))
+    def sequence_id(self, index: int) -> str:
+        """The id of a sequence."""
+        (ids, _, _), row = self._find(index)
+        return ids[row].as_py()
+
+    def completion_lengths(self) -> np.ndarray:
+        """The number of completion tokens of every sequence."""
+        lengths = [pc.list_value_length(completions).to_numpy() for _, _, completions in self._groups]
+        return np.concatenate([np.zeros(0, np.int32), *lengths])
+
+    def _find(self, index: int) -> tuple[tuple[pa.Array, pa.Array, pa.Array], int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._groups[number], int(index - self._starts[number])
 
 
-def read_sequences(folder: Path) -> tuple[list[str], StoredSequences]:
-    """Reads the ids and the tokens of all sequences, in the order of the file."""
-    # Without the texts, which no caller needs.
-    table = pq.read_table(folder / SEQUENCES, columns=["id", "prompt_ids", "completion_ids"])
-    return table["id"].to_pylist(), StoredSequences(table)
+class SequenceIds(AbstractSequence[str]):
+    """The ids of stored sequences, read when they are asked for."""
+
+    def __init__(self, sequences: StoredSequences) -> None:
+        self._sequences = sequences
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        return self._sequences.sequence_id(index)
+
+
+def read_sequences(folder: Path) -> tuple[SequenceIds, StoredSequences]:
+    """Opens the ids and the tokens of all sequences, in the order of the file."""
+    sequences = StoredSequences(sequences_file(folder))
+    return SequenceIds(sequences), sequences
+
+
+def sequences_file(folder: Path) -> Path:
+    """The file of the sequences in the folder of a rollout or of a top-k store."""
+    mapped = folder / MAPPED_SEQUENCES
+    return mapped if mapped.exists() else folder / SEQUENCES
+
+
+def read_lengths(folder: Path) -> np.ndarray:
+    """Reads the number of tokens of every sequence, prompt and completion together, group by group."""
+    lengths = [np.zeros(0, np.int64)]
+    for group in read_groups(sequences_file(folder), columns=["id", PROMPT, COMPLETION]):
+        if not len(group):
+            continue
+        _, prompts, completions = _columns(group)
+        prompt_lengths = pc.fill_null(pc.list_value_length(prompts), 0).to_numpy()[rows_with_prompt(prompts)]
+        lengths.append(prompt_lengths.astype(np.int64) + pc.list_value_length(completions).to_numpy())
+    return np.concatenate(lengths)
+
+
+def copy_sequences(folder: Path, out: Path, *, taken: np.ndarray) -> None:
+    """Copies sequences of a rollout into a top-k store's folder, in their order.
+
+    Args:
+        taken: per sequence of the rollout, whether it is copied.
+    """
+    start = 0
+    with RowWriter(out / MAPPED_SEQUENCES, SCHEMA) as writer:
+        for group in read_groups(sequences_file(folder)):
+            rows = np.flatnonzero(taken[start : start + len(group)])
+            start += len(group)
+            if len(rows):
+                writer.write(Rows(group).take(rows))
+
+
+def _map_or_read(file: Path) -> Iterator[pa.Table]:
+    if file.suffix == ".parquet":
+        # Without the texts, which no caller needs.
+        yield from read_groups(file, columns=["id", PROMPT, COMPLETION])
+        return
+    reader = pa.ipc.open_file(pa.memory_map(str(file)))
+    for number in range(reader.num_record_batches):
+        yield pa.Table.from_batches([reader.get_batch(number)])
+
+
+def _columns(group: pa.Table) -> tuple[pa.Array, pa.Array, pa.Array]:
+    ids, prompts, completions = (one_chunk(group[name]) for name in ("id", PROMPT, COMPLETION))
+    if len(prompts):
+        require_prompt(prompts)
+    return ids, prompts, completions

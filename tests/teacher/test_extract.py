@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,11 +22,10 @@ from star import stages
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
-from star.modeling.generation import Sequence
 from star.modeling.models import load_model
 from star.teacher.extract import model_top_k, store_top_k, top_k_logprobs
 from star.topk.inspection import inspect_store, print_inspection
-from star.topk.sequences import read_sequences
+from star.topk.sequences import SEQUENCES, SequenceIds, StoredSequences, read_sequences
 from star.topk.store import TopKStore, TopKWriter
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
@@ -61,7 +61,7 @@ def test_the_stored_signal_is_the_teachers(finished: dict[str, Path]) -> None:
     store = TopKStore(folder)
     ids, sequences = read_sequences(folder)
     assert sorted(store) == sorted(ids) and len(ids) > 3
-    for sequence_id, sequence in zip(ids[:4], sequences, strict=False):
+    for sequence_id, sequence in zip(list(ids)[:4], sequences, strict=False):
         with torch.inference_mode():
             logits = model(torch.tensor([sequence.prompt_ids + sequence.completion_ids])).logits[0]
         expected = torch.log_softmax(logits, -1)[len(sequence.prompt_ids) - 1 : -1]
@@ -181,27 +181,38 @@ def test_a_damaged_file_is_refused_by_name_before_training(
         TopKStore(topk)
 
 
+def written(folder: Path, pairs: list[tuple[list[int], list[int]]]) -> tuple[SequenceIds, StoredSequences]:
+    """Sequences of these prompts and completions, as `read_sequences` gives them."""
+    rows = [
+        {"id": f"row-{number}#0", "prompt_ids": prompt, "completion_ids": completion}
+        for number, (prompt, completion) in enumerate(pairs)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / SEQUENCES)
+    return read_sequences(folder)
+
+
 def test_a_full_disk_is_refused_before_the_teacher_runs(tmp_path: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-    sequences = [Sequence([1] * 5, [2] * 300)] * 2
+    ids, sequences = written(tmp_path, [([1] * 5, [2] * 300)] * 2)
     writer = TopKWriter(tmp_path / "store", 100, vocab_size=151936)
 
     def never(_: list) -> list:
         raise AssertionError("the teacher ran")
 
     with pytest.raises(InputError, match=r"the top-k of 600 tokens takes about 169 kB and .* has 100 kB free"):
-        store_top_k(never, ["a", "b"], sequences, [[0], [1]], writer=writer)
+        store_top_k(never, ids, sequences, [np.array([0]), np.array([1])], writer=writer)
 
 
 def test_the_estimate_is_printed_first(
     finished: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     model = load_model(finished["refine-teacher"]).eval()
-    sequences = [Sequence([5, 6], [7, 8, 9]), Sequence([5], [7])]
+    ids, sequences = written(tmp_path, [([5, 6], [7, 8, 9]), ([5], [7])])
     with TopKWriter(tmp_path, 4, vocab_size=model.config.vocab_size) as writer:
         top_k = model_top_k(model, pad_id=0, k=4)
-        assert store_top_k(top_k, ["a", "b"], sequences, [[0], [1]], writer=writer) == {"sequences": 2, "tokens": 4}
+        batches = [np.array([0]), np.array([1])]
+        assert store_top_k(top_k, ids, sequences, batches, writer=writer) == {"sequences": 2, "tokens": 4}
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("top-k: 2 sequences, 4 tokens; ")
     assert any("completion tokens per second" in line for line in lines)

@@ -12,7 +12,7 @@ from star.config.training import Lora
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt
 from star.modeling.training import IGNORE_INDEX
-from star.teacher.refine import supervised_row
+from star.teacher.refine import SupervisedRows
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_only_adapters_are_trained_and_they_start_at_zero(finished: dict[str, Pa
 def test_the_loss_is_over_what_comes_after_the_prompts_opening(finished: dict[str, Path], opening: str) -> None:
     tokenizer = load_tokenizer(finished["refine-teacher"])
     prompt = Prompt("r", f"<|im_start|>assistant\n{opening}", render_target({"content": "Yes."}), [])
-    row = supervised_row(prompt, tokenizer)
+    [row] = SupervisedRows([prompt], tokenizer)
     learned = [token for token in row["labels"] if token != IGNORE_INDEX]
     assert tokenizer.decode(row["input_ids"]) == prompt.text + prompt.target.removeprefix(opening) + "<|im_end|>"
     assert tokenizer.decode(learned) == prompt.target.removeprefix(opening) + "<|im_end|>"

@@ -18,13 +18,14 @@ from star.modeling.models import load_tokenizer
 from star.modeling.prompts import Prompt
 from star.teacher.rollout import (
     VERDICTS,
-    _table,
     assign_verdicts,
     count_verdicts,
     roll_out,
     roll_out_rows,
     sample_batch,
+    table_of_samples,
 )
+from star.topk.sequences import read_sequences
 
 TOOLS = [
     {"name": "ping", "description": "", "parameters": {"type": "object", "properties": {"host": {"type": "string"}}}}
@@ -78,7 +79,7 @@ def test_low_rewards_are_dropped_and_counted_by_prompt(tokenizer) -> None:
     ]
     rows = assign_verdicts(prompt, samples, tokenizer, min_reward=0.5)
     assert [row["verdict"] for row in rows] == ["kept", "duplicates", "low_reward", "format_errors", "truncated"]
-    [counted] = count_verdicts(_table(rows)).to_pylist()
+    [counted] = count_verdicts(table_of_samples(rows)).to_pylist()
     assert counted.pop("mean_reward") == pytest.approx((1 + 1 + 0 - 1 + 1) / 5)
     verdicts = {"kept": 1, "duplicates": 1, "low_reward": 1, "format_errors": 1, "truncated": 1}
     assert counted == {"row_id": "r", "samples": 5, **verdicts}
@@ -148,10 +149,11 @@ def test_what_the_prompt_opens_counts_as_the_completions(
     rows = list(read_rows(finished["synthesize"] / "train.jsonl"))
     roll_out_rows(thinking_teacher, rows, config=micro, shard=WHOLE, workspace=workspace)
     tokenizer = load_tokenizer(thinking_teacher)
-    kept = pq.read_table(workspace.out / "sequences.parquet").to_pylist()
+    kept = pq.read_table(workspace.out / "sequences.parquet", columns=["completion_ids", "completion"]).to_pylist()
+    _, sequences = read_sequences(workspace.out)
     assert kept
-    for row in kept:
-        assert tokenizer.decode(row["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n")
+    for row, sequence in zip(kept, sequences, strict=True):
+        assert tokenizer.decode(sequence.prompt_ids).endswith("<|im_start|>assistant\n<think>\n")
         sampled = tokenizer.decode(row["completion_ids"][:-1])
         assert row["completion"] == "<think>\n" + sampled and "<think>" not in sampled
         assert parse_completion(row["completion"])
