@@ -22,7 +22,7 @@ One token as an example, K = 3 ids of a vocabulary of 1,000:
     >>> data = encode(np.array([[7, 300, 12]]), np.array([[-0.1, -2.5, -5.0]]), vocab_size=1000)
     >>> data.hex(" ")
     '00 04 00 00 00 ab 25 03 00 03 20 00 a4 02 f3 1e'
-    >>> ids_TK, logprobs_TK = decode(data, tokens=1, k=3, vocab_size=1000)
+    >>> ids_TK, logprobs_TK = decode([data], tokens=[1], k=3, vocab_size=1000)
     >>> ids_TK.tolist(), logprobs_TK.astype(float).round(2).tolist()
     ([[7, 300, 12]], [[-0.1, -2.51, -4.99]])
 
@@ -45,6 +45,8 @@ Shapes: T tokens, K ids per token, O octaves of ranks. The packing functions tak
 """
 
 from functools import cache
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +54,7 @@ import pyarrow as pa
 STEP = 0.0199  # nats between two levels; the error is at most half of it, plus the rounding of a float32
 LOWEST = -65504.0  # lower log-probabilities are stored as this one: e^-65504 is 0 in every floating-point type
 GROUP = 4  # ids whose high parts make one number
+BLOCK = 80_000  # values decoded at once: few enough that numpy's arrays of them stay in a core's cache
 FIRST_PARAMETER = 4  # the first octave's parameter is stored as the difference from this
 
 # Flags in the first byte.
@@ -104,34 +107,91 @@ def encode(ids_TK: np.ndarray, logprobs_TK: np.ndarray, *, vocab_size: int) -> b
     return b"".join(parts)
 
 
-def decode(data: bytes | memoryview, tokens: int, k: int, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes what `encode` made: ids [T, K] as int32 and log-probabilities [T, K] as float32."""
-    buffer = np.frombuffer(data, np.uint8)
-    flags, unary_size = int(buffer[0]), int.from_bytes(buffer[1:5].tobytes(), "little")
+def decode(data: list[bytes], tokens: list[int], *, k: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes sequences, and concatenates their tokens. Several take a fifth of the time that they take one by one.
+
+    Args:
+        data: what `encode` made of each sequence.
+        tokens: the number of tokens of each.
+
+    Returns:
+        Ids [T, K] as int32 and log-probabilities [T, K] as float32, where T counts the tokens of all sequences.
+    """
+    ids_TK, logprobs_TK = np.empty((sum(tokens), k), np.int32), np.empty((sum(tokens), k), np.float32)
+    first = row = 0
+    while first < len(data):
+        end, rows = first + 1, tokens[first]
+        while end < len(data) and (rows + tokens[end]) * k <= BLOCK:
+            end, rows = end + 1, rows + tokens[end]
+        places = slice(row, row + rows)
+        _decode_block(
+            data[first:end],
+            tokens[first:end],
+            ids_TK=ids_TK[places],
+            logprobs_TK=logprobs_TK[places],
+            vocab_size=vocab_size,
+        )
+        first, row = end, row + rows
+    return ids_TK, logprobs_TK
+
+
+class _Parts(NamedTuple):
+    """The parts of one encoded sequence."""
+
+    flags: int
+    ids: bytes
+    unary: bytes
+    low: bytes  # the low bits of the gaps, and behind them the number of finite values of each row, where it is stored
+
+
+def _split(data: bytes, count: int, *, vocab_size: int) -> _Parts:
+    """Splits an encoded sequence of `count` ids."""
+    flags, unary_size = data[0], int.from_bytes(data[1:5], "little")
     if flags & COMPRESSED:
-        ids_end = 9 + int.from_bytes(buffer[5:9].tobytes(), "little")
-        ids = np.frombuffer(_ZSTD.decompress(buffer[9:ids_end], tokens * k * 4), "<u4").astype(np.int32)
+        begin, size = 9, int.from_bytes(data[5:9], "little")
     else:
-        ids_end = 5 + _ids_size(tokens * k, vocab_size)
-        ids = _unpack_ids(buffer[5:ids_end], tokens * k, vocab_size)
+        begin, size = 5, _ids_size(count, vocab_size)
+    ids_end = begin + size
     unary_end = ids_end + unary_size
-    starts, sizes = _octaves(k)
-    quotients = _unpack_unary(buffer[ids_end:unary_end])
-    octaves = tokens * len(starts)
-    parameters_TO = _parameters_from_differences(_unfold_signs(quotients[:octaves]).reshape(tokens, -1))
-    widths = np.repeat(parameters_TO, sizes, axis=1).ravel()
     # Only the unary part has its size stored. The size of the low bits follows from the parameters.
-    low_end = unary_end + (int(widths.sum()) + 7) // 8
-    gaps = (quotients[octaves:] << widths) + unpack_bits(buffer[unary_end:low_end], widths)
-    if flags & SIGNED:
-        gaps = _unfold_signs(gaps)
-    # Levels are integers, so the sums are exact. Only the product below is rounded.
-    levels_TK = np.cumsum(gaps.reshape(tokens, k), axis=1)
-    logprobs_TK = (levels_TK * -STEP).astype(np.float32)
-    if flags & PADDED:
-        count_T = unpack_bits(buffer[low_end:], np.full(tokens, k.bit_length()))
-        logprobs_TK[np.arange(k) >= count_T[:, None]] = -np.inf
-    return ids.reshape(tokens, k), logprobs_TK
+    return _Parts(flags, data[begin:ids_end], data[ids_end:unary_end], data[unary_end:])
+
+
+def _decode_block(
+    data: list[bytes], tokens: list[int], *, ids_TK: np.ndarray, logprobs_TK: np.ndarray, vocab_size: int
+) -> None:
+    """Decodes some sequences at once into `ids_TK` and `logprobs_TK`."""
+    rows, k = ids_TK.shape
+    starts, sizes = _octaves(k)
+    counts = [length * k for length in tokens]
+    parts = [_split(blob, count, vocab_size=vocab_size) for blob, count in zip(data, counts, strict=True)]
+    places = _consecutive_slices(tokens)
+    _unpack_ids(parts, [ids_TK[place].ravel() for place in places], vocab_size=vocab_size)
+    octaves = [length * len(starts) for length in tokens]
+    unary = _unpack_unary([part.unary for part in parts], [a + b for a, b in zip(octaves, counts, strict=True)])
+    differences = np.concatenate([values[:size] for values, size in zip(unary, octaves, strict=True)])
+    gaps = np.concatenate([values[size:] for values, size in zip(unary, octaves, strict=True)])
+    parameters_TO = _parameters_from_differences(_unfold_signs(differences).reshape(rows, -1))
+    widths_TK = np.repeat(parameters_TO, sizes, axis=1)
+    gaps <<= widths_TK.ravel()
+    gaps |= _unpack_bits([part.low for part in parts], counts, widths=widths_TK.ravel())
+    gaps_TK = gaps.reshape(rows, k)
+    for part, place in zip(parts, places, strict=True):
+        if part.flags & SIGNED:
+            gaps_TK[place] = _unfold_signs(gaps_TK[place])
+    # Levels are integers, so the sums are exact. Only the product is rounded, once, from float64 to float32.
+    levels_TK = np.cumsum(gaps_TK, axis=1)
+    np.multiply(levels_TK, -STEP, out=logprobs_TK, dtype=np.float64, casting="same_kind")
+    for part, place in zip(parts, places, strict=True):
+        if part.flags & PADDED:
+            low_end = (int(widths_TK[place].sum()) + 7) // 8
+            (count_T,) = _unpack_equal_bits([part.low[low_end:]], [place.stop - place.start], width=k.bit_length())
+            logprobs_TK[place][np.arange(k) >= count_T[:, None]] = -np.inf
+
+
+def _consecutive_slices(sizes: list[int]) -> list[slice]:
+    """One slice per size, each beginning where the one before it ends."""
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
 
 
 @cache
@@ -208,16 +268,34 @@ def _pack_ids(ids: np.ndarray, vocab_size: int) -> bytes:
     return pack_bits(groups, np.full(len(groups), group_bits)) + pack_bits(ids, np.full(len(ids), low))
 
 
-def _unpack_ids(buffer: np.ndarray, count: int, vocab_size: int) -> np.ndarray:
+def _unpack_ids(parts: list[_Parts], out: list[np.ndarray], *, vocab_size: int) -> None:
+    """Writes the ids of each sequence into its array of `out`."""
     low, base, group_bits = _id_layout(vocab_size)
-    groups = -(-count // GROUP)
-    middle = (groups * group_bits + 7) // 8
-    packed = unpack_bits(buffer[:middle], np.full(groups, group_bits))
-    ids = np.empty((groups, GROUP), np.int32)
-    for place in range(GROUP):
-        packed, ids[:, place] = np.divmod(packed, base)
-    ids = ids.ravel()[:count] << low
-    return ids | unpack_bits(buffer[middle:], np.full(count, low)).astype(np.int32)
+    packed = []
+    for part, ids in zip(parts, out, strict=True):
+        if part.flags & COMPRESSED:
+            ids[:] = np.frombuffer(_ZSTD.decompress(part.ids, len(ids) * 4), "<u4")
+        else:
+            packed.append((part.ids, ids))
+    if not packed:
+        return
+    counts = [len(ids) for _, ids in packed]
+    groups = [-(-count // GROUP) for count in counts]
+    middles = [(count * group_bits + 7) // 8 for count in groups]
+    high = _unpack_equal_bits(
+        [data[:middle] for (data, _), middle in zip(packed, middles, strict=True)], groups, width=group_bits
+    )
+    lows = _unpack_equal_bits(
+        [data[middle:] for (data, _), middle in zip(packed, middles, strict=True)], counts, width=low
+    )
+    for (_, ids), groups_G, low_parts in zip(packed, high, lows, strict=True):
+        high_parts = np.empty((len(groups_G), GROUP), np.uint32)
+        for place in range(GROUP - 1):
+            quotients_G = groups_G // base
+            np.subtract(groups_G, quotients_G * base, out=high_parts[:, place])
+            groups_G = quotients_G
+        high_parts[:, GROUP - 1] = groups_G
+        np.bitwise_or(high_parts.ravel()[: len(ids)] << low, low_parts, out=ids, casting="unsafe")
 
 
 def _pack_unary(values: np.ndarray) -> bytes:
@@ -228,10 +306,18 @@ def _pack_unary(values: np.ndarray) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def _unpack_unary(buffer: np.ndarray) -> np.ndarray:
-    # The zeros that fill up the last byte end no value, so they need no mark.
-    ends = np.flatnonzero(np.unpackbits(buffer, bitorder="little"))
-    return np.diff(ends, prepend=-1) - 1
+def _unpack_unary(sections: list[bytes], counts: list[int]) -> list[np.ndarray]:
+    """Reads what `_pack_unary` wrote in each section; `counts` are their numbers of values."""
+    bits = np.unpackbits(np.frombuffer(b"".join(sections), np.uint8), bitorder="little")
+    # The zeros that fill up the last byte of a section end no value.
+    ends = np.flatnonzero(bits.view(bool))  # of bool, for which numpy has a loop that is ten times as fast
+    values = ends.copy()
+    values[1:] -= ends[:-1]
+    values -= 1
+    places = _consecutive_slices(counts)
+    for place, section in zip(places, _consecutive_slices([8 * len(section) for section in sections]), strict=True):
+        values[place.start] = ends[place.start] - section.start
+    return [values[place] for place in places]
 
 
 def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
@@ -246,14 +332,38 @@ def pack_bits(values: np.ndarray, widths: np.ndarray) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
-def unpack_bits(buffer: np.ndarray, widths: np.ndarray) -> np.ndarray:
-    """Reads what `pack_bits` wrote, as int64."""
-    ends = np.cumsum(widths)
-    starts = ends - widths
-    # Eight more bytes, so that the last window does not read beyond the buffer.
-    padded = np.concatenate([buffer, np.zeros(8, np.uint8)])
-    # One 8-byte window per byte: a value of up to 32 bits lies whole in the window of the byte in which it begins.
-    windows = np.lib.stride_tricks.as_strided(padded, (len(buffer) + 1, 8), (1, 1))
-    words = windows[starts >> 3].view("<u8").ravel()
-    masks = (np.uint64(1) << widths.astype(np.uint64)) - np.uint64(1)
-    return (words >> (starts & 7).astype(np.uint64) & masks).astype(np.int64)
+def _unpack_bits(sections: list[bytes], counts: list[int], *, widths: np.ndarray) -> np.ndarray:
+    """Reads what `pack_bits` wrote in each section, as int64; `counts` are their numbers of values."""
+    starts = np.cumsum(widths)
+    starts -= widths
+    places, sizes = _consecutive_slices(counts), [8 * len(section) for section in sections]
+    # Each section begins at a whole byte.
+    for place, section in zip(places, _consecutive_slices(sizes), strict=True):
+        starts[place] += section.start - starts[place.start]
+    data = b"".join(sections)
+    words = -(-len(data) // 4) + 1
+    data = data.ljust(4 * words + 4, b"\0")
+    # One 8-byte word per 4 bytes: a value of up to 32 bits lies whole in the word of the 4 bytes in which it begins.
+    values = np.ndarray((words,), "<u8", data, 0, (4,)).copy().take(starts >> 5)
+    values >>= (starts & 31).view(np.uint64)
+    values &= (np.uint64(1) << widths.view(np.uint64)) - np.uint64(1)
+    return values.view(np.int64)
+
+
+def _unpack_equal_bits(sections: list[bytes], counts: list[int], *, width: int) -> list[np.ndarray]:
+    """Reads what `pack_bits` wrote in each section with one width for all values, as uint32."""
+    # Eight values take `width` whole bytes. So of every eight, the first ones lie `width` bytes apart, the second ones
+    # too, and so on: eight strided reads take the place of one look-up per value.
+    eights = [-(-count // 8) for count in counts]
+    filled = [section.ljust(eight * width, b"\0") for section, eight in zip(sections, eights, strict=True)]
+    data = b"".join([*filled, bytes(8)])  # the last value's word does not read beyond the data
+    values = np.empty((sum(eights), 8), np.uint32)
+    word = "<u4" if width + 7 <= 32 else "<u8"
+    for place in range(8):
+        begin, shift = divmod(place * width, 8)
+        words = np.ndarray((len(values),), word, data, begin, (width,)).copy()
+        words >>= shift
+        words &= (1 << width) - 1
+        values[:, place] = words
+    places = _consecutive_slices([8 * eight for eight in eights])
+    return [values.ravel()[place][:count] for place, count in zip(places, counts, strict=True)]

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from star.errors import InputError
-from star.topk.codec import STEP, decode
+from star.topk.codec import STEP
 
 VERSION = 2
 
@@ -68,7 +68,7 @@ class ShardFile:
             self._ends, self._table = tensors.get_tensor("ends"), tensors.get_tensor("table")
             self._names = tensors.get_tensor("names").tobytes()
             (size,) = self._data.get_shape()
-            # Each tensor may be valid alone, but `_bytes` relies on their sizes to agree.
+            # Each tensor may be valid alone, but `read` relies on their sizes to agree.
             whole = len(self._ends) == len(self._table) and int(self._ends[-1]) == size
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             # A damaged file may fail at any of these steps, so all of their errors mean the same.
@@ -101,14 +101,18 @@ class ShardFile:
     def check_sequences(self) -> None:
         """Raises InputError when the bytes of any sequence do not match their crc32."""
         for row in range(len(self._table)):
-            self._bytes(row)
+            self.read(row)
 
-    def read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decodes one sequence: ids [T, K] as int32 and log-probabilities [T, K] as float32."""
-        sizes = {"k": self.header["top_k"], "vocab_size": self.header["vocab_size"]}
-        return decode(self._bytes(row), int(self._table[row, 1]), **sizes)
+    def tokens(self, row: int) -> int:
+        """The number of tokens of one sequence."""
+        return int(self._table[row, 1])
 
-    def _bytes(self, row: int) -> bytes:
+    def read(self, row: int) -> bytes:
+        """One sequence, as `star.topk.codec` encoded it.
+
+        Raises:
+            InputError: the bytes do not match their crc32.
+        """
         begin = int(self._ends[row - 1]) if row else 0
         data = self._data[begin : int(self._ends[row])].tobytes()
         # Compared at every read: a resumed writer has no sha256 yet, and a reader compares that only once.

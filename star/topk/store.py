@@ -23,12 +23,9 @@ A store is a folder:
 Shapes: T tokens of a sequence, K ids per token, S sequences.
 """
 
-import hashlib
-import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +34,8 @@ import numpy as np
 from star.errors import InputError
 from star.folders.link import link_or_copy
 from star.hashing import sha256_of
-from star.topk.codec import encode
+from star.topk.codec import decode, encode
+from star.topk.lookup import hash_of, make_lookup, map_lookup, write_lookup
 from star.topk.shard_file import (
     ShardFile,
     encode_shard_file,
@@ -53,7 +51,7 @@ SHARD_FILE = "topk-{:05d}.safetensors"
 SHARD_FILES = "topk-*.safetensors"
 UNFINISHED = ("topk-*.tmp", "lookup.npy.tmp", "index.json.tmp")
 MAX_LOGPROB = 1e-2  # the rounding of a half-precision log_softmax may put a log-probability this far above 0
-MAX_OPEN_FILES = 8
+MAX_OPEN_FILES = 256  # about 25 kB each; a batch of a large store reads from as many files as it has sequences
 
 
 class TopKWriter:
@@ -190,7 +188,7 @@ class TopKStore:
         if verify:
             for entry in [*self._index["shards"], self._index["lookup"]]:
                 _verify_file(self.folder / entry["file"], entry, header=self._header)
-        self._hashes, self._places = _map_lookup(self.folder / LOOKUP)
+        self._hashes, self._places = map_lookup(self.folder / LOOKUP)
 
     def __len__(self) -> int:
         return self._index["sequences"]
@@ -208,11 +206,30 @@ class TopKStore:
         Raises:
             InputError: the store does not have the id, or the sequence is damaged.
         """
-        place = self._find(sequence_id)
-        if place is None:
-            raise InputError(f"sequence {sequence_id!r} is not in {self.folder}: extract the top-k of these rollouts")
-        file, row = place
-        return file.read(row)
+        ids_TK, logprobs_TK, _ = self.read([sequence_id])
+        return ids_TK, logprobs_TK
+
+    def read(self, sequence_ids: Iterable[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Reads several sequences at once.
+
+        Returns:
+            Ids [T, K] as int32 and log-probabilities [T, K] as float32, where T counts the tokens of all sequences, one
+            sequence after the other, and the number of tokens of each.
+
+        Raises:
+            InputError: the store does not have an id, or a sequence is damaged.
+        """
+        encoded, tokens = [], []
+        for sequence_id in sequence_ids:
+            place = self._find(sequence_id)
+            if place is None:
+                raise InputError(
+                    f"sequence {sequence_id!r} is not in {self.folder}: extract the top-k of these rollouts"
+                )
+            file, row = place
+            encoded.append(file.read(row))
+            tokens.append(file.tokens(row))
+        return *decode(encoded, tokens, k=self.top_k, vocab_size=self.vocab_size), tokens
 
     @property
     def size(self) -> int:
@@ -222,7 +239,7 @@ class TopKStore:
 
     def _find(self, sequence_id: str) -> tuple[ShardFile, int] | None:
         """The file and the row of a sequence."""
-        key = _hash(sequence_id)
+        key = hash_of(sequence_id)
         index = int(np.searchsorted(self._hashes, key))
         # Different ids can have the same hash, so the id itself is compared too.
         while index < len(self._hashes) and self._hashes[index] == key:
@@ -265,47 +282,10 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
 
 
 def _write_index(folder: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-    lookup = _make_lookup([ShardFile(folder / entry["file"]).names for entry in entries], folder)
+    lookup = make_lookup([ShardFile(folder / entry["file"]).names for entry in entries], folder)
     counts = {name: sum(entry[name] for entry in entries) for name in ("sequences", "tokens")}
-    index = header | counts | {"lookup": _write_lookup(folder / LOOKUP, lookup), "shards": entries}
+    index = header | counts | {"lookup": write_lookup(folder / LOOKUP, lookup), "shards": entries}
     write_atomically(folder / INDEX, json.dumps(index, indent=1).encode())
-
-
-def _make_lookup(names_by_file: list[list[str]], folder: Path) -> np.ndarray:
-    """Makes the lookup [2, S]: the sorted hashes of all ids, and the place of each sequence.
-
-    Raises:
-        InputError: an id occurs twice.
-    """
-    found = [
-        (_hash(name), number << 32 | row, name)
-        for number, names in enumerate(names_by_file)
-        for row, name in enumerate(names)
-    ]
-    found.sort()
-    for (key, _, name), (next_key, _, next_name) in pairwise(found):
-        if key == next_key and name == next_name:
-            raise InputError(f"sequence {name!r} is in {folder} twice: merge only parts of one extraction, each once")
-    return np.array([[key for key, _, _ in found], [place for _, place, _ in found]], np.uint64)
-
-
-def _write_lookup(path: Path, lookup: np.ndarray) -> dict[str, Any]:
-    """Writes the lookup and returns its entry in the index."""
-    buffer = io.BytesIO()
-    np.save(buffer, lookup, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-    return index_entry(path.name, buffer.getvalue())
-
-
-def _map_lookup(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-maps the two rows of the lookup: hashes and places."""
-    try:
-        hashes, places = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise file_error(path, "missing") from None
-    except (ValueError, OSError, EOFError):
-        raise file_error(path, "damaged") from None
-    return hashes, places
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -382,8 +362,3 @@ def _to_numpy(array: Any) -> np.ndarray:
         return array
     array = array.detach().cpu()
     return (array.float() if array.is_floating_point() else array).numpy()
-
-
-def _hash(sequence_id: str) -> np.uint64:
-    """The first 64 bits of an id's BLAKE2b hash, the same on every machine."""
-    return np.uint64(int.from_bytes(hashlib.blake2b(sequence_id.encode(), digest_size=8).digest(), "little"))

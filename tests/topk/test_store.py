@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from star.errors import InputError
-from star.topk.store import MAX_OPEN_FILES, TopKStore, TopKWriter, merge_stores
+from star.topk.codec import COMPRESSED, FALLING, PADDED, SIGNED
+from star.topk.store import TopKStore, TopKWriter, merge_stores
 
 VOCAB = 500
 K = 8
@@ -52,6 +53,18 @@ def assert_holds(store: TopKStore, sequences: dict[str, tuple[np.ndarray, np.nda
         assert (got_ids.dtype, got_logprobs.dtype) == (np.int32, np.float32)
         np.testing.assert_array_equal(got_ids, ids)
         np.testing.assert_allclose(got_logprobs, logprobs, rtol=0, atol=0.01)
+    assert_reads_several_at_once(store, list(sequences))
+
+
+def assert_reads_several_at_once(store: TopKStore, names: list[str]) -> None:
+    """Sequences read at once are those that are read one by one, one after the other."""
+    singles = [store[name] for name in names]
+    ids, logprobs, tokens = store.read(names)
+    assert tokens == [len(single_ids) for single_ids, _ in singles]
+    assert (ids.dtype, logprobs.dtype) == (np.int32, np.float32) and ids.shape == logprobs.shape
+    if names:
+        assert np.array_equal(ids, np.concatenate([single_ids for single_ids, _ in singles]))
+        assert np.array_equal(logprobs, np.concatenate([single_logprobs for _, single_logprobs in singles]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -445,6 +458,23 @@ def test_rows_padded_with_minus_infinity_come_back_padded(tmp_path):
     np.testing.assert_allclose(got_logprobs[np.isfinite(logprobs)], logprobs[np.isfinite(logprobs)], rtol=0, atol=0.01)
 
 
+def test_sequences_of_all_kinds_are_read_at_once(tmp_path):
+    """Sorted and unsorted rows, padded ones, and ids that zstd shortens lie side by side in one block of the decoder."""
+    draw = np.random.default_rng(7)
+    sequences = make_sequences([3, 1, 7])
+    sequences["unsorted"] = draw.integers(0, VOCAB, (5, K)), -draw.uniform(0, 60, (5, K))
+    sequences["repeated"] = np.tile(draw.permutation(VOCAB)[:K], (64, 1)), make_sequence(64)[1]
+    ids, logprobs = make_sequence(9, seed=8)
+    sequences["padded"] = ids, np.where(np.arange(K) > np.arange(9)[:, None] % K, -np.inf, logprobs)
+    sequences["padded and unsorted"] = ids, np.where(np.arange(K) > 4, -np.inf, logprobs[:, ::-1])
+    write(tmp_path, sequences, tokens_per_file=70)
+    store = TopKStore(tmp_path)
+    kinds = {store._find(name)[0].read(store._find(name)[1])[0] for name in sequences}
+    assert kinds == {FALLING, SIGNED, PADDED, COMPRESSED, PADDED | SIGNED}
+    assert_holds(store, sequences)
+    assert_reads_several_at_once(store, [*reversed(sequences), "row-1", "padded", "row-1"])
+
+
 def test_the_stores_of_shards_are_merged(tmp_path):
     sequences = make_sequences([4, 2, 3, 9, 1, 5])
     names = list(sequences)
@@ -467,9 +497,10 @@ def test_stores_of_different_extractions_are_not_merged(tmp_path):
         merge_stores([tmp_path / "one", tmp_path / "three"], tmp_path / "out")
 
 
-def test_the_number_of_open_files_is_bounded(tmp_path):
+def test_the_number_of_open_files_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("star.topk.store.MAX_OPEN_FILES", 8)
     sequences = make_sequences([1] * 40)
     write(tmp_path, sequences, tokens_per_file=1)
     store = TopKStore(tmp_path)
     assert_holds(store, sequences)
-    assert len(store._open_files) == MAX_OPEN_FILES
+    assert len(store._open_files) == 8
