@@ -21,56 +21,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer
 
 from star.ckd.loss import KDOutput, fused_linear_kd
-from star.ckd.objectives import draw_shares
+from star.ckd.rows import TEACHER_ROWS, BatchCollator, DistillationRows
 from star.config.training import Distill
 from star.errors import InputError
-from star.modeling.training import IGNORE_INDEX, collate_completions, supervised_arguments
-from star.topk.sequences import read_sequences
-from star.topk.store import TopKStore
+from star.modeling.training import IGNORE_INDEX, supervised_arguments
 
 CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # fields of KDOutput, logged beside the loss
-
-
-class DistillationRows(Dataset):
-    """A rollout's sequences, joined with the teacher's top-k by sequence id.
-
-    Args:
-        folder: the top-k store with its sequences.
-        draw_seed: for RSKD: replaces the teacher's probabilities by shares that are drawn from them with this seed.
-
-    Raises:
-        InputError: on reading a row, when the store has another number of tokens for it than its completion has.
-    """
-
-    def __init__(self, folder: Path, *, draw_seed: int | None = None) -> None:
-        self.ids, self.sequences = read_sequences(folder)
-        self.store = TopKStore(folder)
-        self.folder, self.draw_seed = folder, draw_seed
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sequence, sequence_id = self.sequences[index], self.ids[index]
-        teacher_ids_TK, teacher_logprobs_TK = self.store[sequence_id]
-        # One stored row per token, or later tokens would be trained towards their neighbours' distributions.
-        if len(teacher_ids_TK) != len(sequence.completion_ids):
-            raise InputError(
-                f"{self.folder} holds {len(teacher_ids_TK)} tokens for sequence {sequence_id!r}, whose completion has "
-                f"{len(sequence.completion_ids)}: extract the top-k of these rollouts again"
-            )
-        if self.draw_seed is not None:
-            teacher_logprobs_TK = draw_shares(teacher_logprobs_TK, sequence_id=sequence_id, seed=self.draw_seed)
-        return {
-            "input_ids": sequence.prompt_ids + sequence.completion_ids,
-            "labels": [IGNORE_INDEX] * len(sequence.prompt_ids) + sequence.completion_ids,
-            "teacher_ids": torch.as_tensor(teacher_ids_TK, dtype=torch.int64),
-            "teacher_logprobs": torch.as_tensor(teacher_logprobs_TK, dtype=torch.float32),
-        }
 
 
 class CKDTrainer(Trainer):
@@ -104,13 +63,17 @@ class CKDTrainer(Trainer):
             model=model,
             args=supervised_arguments(settings, folder=state, seed=seed, logging_steps=1),
             train_dataset=rows,
-            data_collator=lambda rows: collate_completions(rows, pad_id=pad_id),
+            data_collator=BatchCollator(rows, pad_id=pad_id),
         )
         self.settings = settings
         self._reset_log_window()
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Returns the loss of a micro batch, divided so that a whole batch adds up to its mean per completion token."""
+        # The collator's thread read them while the step before this one ran.
+        teacher_rows = inputs[TEACHER_ROWS].result()
+        inputs = {name: value for name, value in inputs.items() if name != TEACHER_ROWS}
+        inputs |= {name: rows_TK.to(self.args.device) for name, rows_TK in teacher_rows.items()}
         student = self.accelerator.unwrap_model(model)
         output: KDOutput = call_as_forward_of(model, student, self._summed_loss, inputs)
         tokens = inputs["teacher_ids"].shape[0]

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -144,28 +145,25 @@ def use_one_gpu(arguments: TrainingArguments) -> TrainingArguments:
 
 
 def collate_completions(rows: list[dict[str, Any]], *, pad_id: int) -> dict[str, torch.Tensor]:
-    """Makes a batch: pads input_ids and labels on the right, and concatenates the teacher's rows where there are some.
+    """Makes a batch: pads input_ids and labels on the right.
 
     Returns:
-        input_ids, labels and attention_mask [B, L]; teacher_ids and teacher_logprobs [T, K] over the batch's completion
-        tokens in its order. B sequences, L longest length, T completion tokens, K teacher ids per token.
+        input_ids, labels and attention_mask [B, L]. B sequences, L longest length.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    longest = int(lengths.max())
 
     def padded(key: str, filler: int) -> torch.Tensor:
-        return torch.tensor([list(row[key]) + [filler] * (longest - len(row[key])) for row in rows])
+        batch_BL = np.full((len(rows), longest), filler, np.int64)
+        for place_L, row in zip(batch_BL, rows, strict=True):
+            place_L[: len(row[key])] = row[key]
+        return torch.from_numpy(batch_BL)
 
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    batch = {
+    return {
         "input_ids": padded("input_ids", pad_id),
         "labels": padded("labels", IGNORE_INDEX),
         "attention_mask": (torch.arange(longest)[None, :] < lengths[:, None]).long(),
     }
-    # Concatenated and not padded, because the loss reads completion tokens only, in this order.
-    if "teacher_ids" in rows[0]:
-        batch["teacher_ids"] = torch.cat([row["teacher_ids"] for row in rows])
-        batch["teacher_logprobs"] = torch.cat([row["teacher_logprobs"] for row in rows])
-    return batch
 
 
 def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics: LogMetrics) -> None:

@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from star import stages
-from star.ckd.trainer import CKD_METRICS, CKDTrainer, DistillationRows
+from star.ckd.rows import TEACHER_ROWS
+from star.ckd.trainer import CKD_METRICS, CKDTrainer
 from star.config.experiment import Config
 from star.config.models import Student
 from star.config.training import Lora
@@ -50,7 +51,10 @@ def test_the_loss_follows_the_equations(micro: Config, finished: dict[str, Path]
     for row in rows:
         logits = trainer.model(torch.tensor([row["input_ids"]])).logits[0].double()
         places = [place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX]
-        for place, ids, logprobs in zip(places, row["teacher_ids"], row["teacher_logprobs"].double(), strict=True):
+        teacher = trainer.train_dataset.read_teacher([row["index"]], [len(places)])
+        for place, ids, logprobs in zip(
+            places, teacher["teacher_ids"], teacher["teacher_logprobs"].double(), strict=True
+        ):
             q = torch.softmax(logits[place - 1], -1)
             fkl = (logprobs.exp() * (logprobs - q[ids].log())).sum()
             outside = set(q.topk(9).indices.tolist()) - set(ids.tolist())
@@ -118,15 +122,8 @@ def test_a_share_of_cross_entropy_is_mixed_in(micro: Config, finished: dict[str,
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, kind="fkl", kd_ratio=0.3)
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(3)])
     loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    expected = (0.3 * output.fkl + 0.7 * output.ce) / len(batch["teacher_ids"])
+    expected = (0.3 * output.fkl + 0.7 * output.ce) / len(batch[TEACHER_ROWS].result()["teacher_ids"])
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_drawn_rows_are_the_same_when_read_again(finished: dict[str, Path]) -> None:
-    rows, again, other = (DistillationRows(finished["extract-topk"], draw_seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(rows[0]["teacher_logprobs"], again[0]["teacher_logprobs"])
-    assert not torch.equal(rows[0]["teacher_logprobs"], other[0]["teacher_logprobs"])
-    assert torch.allclose(rows[0]["teacher_logprobs"].exp().sum(1), torch.ones(len(rows[0]["teacher_ids"])))
 
 
 def test_every_step_is_logged_and_charted(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
@@ -216,13 +213,6 @@ def test_broken_weights_are_reported(micro: Config, finished: dict[str, Path], t
     batch = trainer.data_collator([trainer.train_dataset[0]])
     with pytest.raises(ValueError, match="the hidden states hold NaN"):
         trainer.compute_loss(trainer.model, batch)
-
-
-def test_rows_join_the_store_by_sequence(finished: dict[str, Path]) -> None:
-    rows = DistillationRows(finished["extract-topk"])
-    for row in (rows[index] for index in range(len(rows))):
-        labelled = sum(label != IGNORE_INDEX for label in row["labels"])
-        assert labelled == len(row["teacher_ids"]) == len(row["teacher_logprobs"])
 
 
 def test_padding_is_on_the_right_and_has_no_label() -> None:
