@@ -195,32 +195,53 @@ def newest_version(database: str) -> int:
 
 def fill_records(numbers: Sequence[int]) -> None:
     """Writes the registrations and the records of versions."""
+    from star.registry.promotion.ledger import entry_name
     from star.registry.promotion.open_ledger import open_ledger
-    from star.registry.promotion.records import Registration
-    from star.registry.promotion.version_records import record_content, write_registration
+    from star.registry.promotion.records import Registration, VersionContent, record_text
     from star.tracking.server import connect
 
-    ledger = open_ledger(NAME, connect())
-
-    def write(number: int) -> None:
-        source = f"s3://models/star/{digest(number)}"
-        made = Registration(files_of(number), digest(number), source, "", SCORES, lineage_of(number), "passed")
-        record_content(ledger, number, write_registration(ledger, made), reason="registered")
-
-    ledger.newest()
-    with ThreadPoolExecutor(1 if "sqlite" in ledger.store.place else WRITERS) as threads:
-        list(threads.map(write, numbers))
+    ledger, entries = open_ledger(NAME, connect()), []
+    for number in numbers:
+        source, files = f"s3://models/star/{digest(number)}", files_of(number)
+        made = Registration(
+            files, digest(number), source, "", SCORES, lineage_of(number), "passed", registry=ledger.registry
+        )
+        said = VersionContent(number, made.content, made.model_digest, "registered", registry=ledger.registry)
+        entries.append((ledger.folder_of("registrations"), f"{made.content}-{made.at}", record_text(made)))
+        entries.append((ledger.folder_of("versions"), entry_name(number), record_text(said)))
+    write_entries(ledger.store, entries)
 
 
 def fill_ledger(ledger: Any, *, decisions: int) -> None:
     """Writes attempts and decisions up to a number, each promoting another version."""
-    from star.registry.promotion.records import Attempt
+    from dataclasses import replace
 
-    newest = ledger.newest()
+    from star.registry.promotion.ledger import entry_name
+    from star.registry.promotion.records import Attempt, Decision, record_text
+
+    newest, entries = ledger.newest(), []
     for seq in range(newest.seq + 1, decisions + 1):
-        attempt = ledger.write_attempt(Attempt("promote", seq, newest.seq, "passed the gate"))
+        attempt = replace(Attempt("promote", seq, newest.seq, "passed the gate"), registry=ledger.registry)
         aliases = {"champion": seq, "previous-champion": max(seq - 1, 1)}
-        newest = ledger.write_decision(attempt, over=newest, aliases=aliases)
+        newest = Decision(seq, aliases, attempt, newest.digest, ledger.registry)
+        entries.append((ledger.folder_of("attempts"), f"{attempt.at}-{attempt.attempt}", record_text(attempt)))
+        entries.append((ledger.folder_of("decisions"), entry_name(seq), record_text(newest)))
+    write_entries(ledger.store, entries)
+
+
+def write_entries(store: Any, entries: Sequence[tuple[str, str, str]]) -> None:
+    """Writes (folder, name, text) to a ledger's store: in one transaction to a database, by several threads to S3."""
+    if entries and hasattr(store, "engine"):
+        from sqlalchemy import text as sql
+
+        rows = [{"folder": folder, "name": name, "content": content} for folder, name, content in entries]
+        with store.engine.begin() as connection:
+            connection.execute(
+                sql("INSERT INTO star_records (folder, name, content) VALUES (:folder, :name, :content)"), rows
+            )
+        return
+    with ThreadPoolExecutor(WRITERS) as threads:
+        list(threads.map(lambda entry: store.create(*entry), entries))
 
 
 def digest(of: object) -> str:

@@ -73,8 +73,9 @@ def _close_mlflow_runs(run_id: str, status: str) -> list[str]:
     """Ends the MLflow runs that killed pods left RUNNING and returns their names, sorted."""
     from mlflow.exceptions import MlflowException
 
+    from star.tracking.reason import reason_of
     from star.tracking.searches import read_pages
-    from star.tracking.server import connect, experiment_id, reason_of
+    from star.tracking.server import connect, experiment_id
 
     closed: list[str] = []
     try:

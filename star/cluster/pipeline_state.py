@@ -105,8 +105,9 @@ def _ask_mlflow(run_id: str) -> str | None:
     """The state by the MLflow runs of the pipeline's stages, or None if MLflow does not answer or they do not tell."""
     from mlflow.exceptions import MlflowException
 
+    from star.tracking.reason import reason_of
     from star.tracking.searches import read_pages
-    from star.tracking.server import connect, experiment_id, reason_of
+    from star.tracking.server import connect, experiment_id
 
     try:
         client = connect()

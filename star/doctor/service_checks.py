@@ -25,7 +25,8 @@ def check_secrets(secrets: dict[str, dict[str, str]]) -> str:
 
 def check_tracking_server() -> str:
     """Writes an MLflow run with an artifact and deletes it: a server that answers may still be unable to store artifacts."""
-    from star.tracking.server import connect, experiment_id, reason_of, shown_uri, tracking_uri
+    from star.tracking.reason import reason_of
+    from star.tracking.server import connect, experiment_id, shown_uri, tracking_uri
 
     client = connect()
     uri = shown_uri(tracking_uri())
@@ -44,7 +45,8 @@ def check_tracking_server() -> str:
 
 def check_model_registry(model_name: str) -> str:
     """Checks that MLflow has a model registry, which a file store lacks."""
-    from star.tracking.server import connect, reason_of, shown_uri, tracking_uri
+    from star.tracking.reason import reason_of
+    from star.tracking.server import connect, shown_uri, tracking_uri
 
     client = connect()
     try:

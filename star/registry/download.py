@@ -15,7 +15,8 @@ from star.errors import InputError
 from star.folders.owners import create_folder, refuse_others
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
-from star.tracking.server import reason_of, shown_uri, tracking_uri
+from star.tracking.reason import reason_of
+from star.tracking.server import shown_uri, tracking_uri
 
 LONGEST_NAME = 100  # characters of a folder's name; file systems take 255 bytes
 

@@ -108,12 +108,13 @@ def newest_versions(name: str, *, size: int = PAGE) -> list[Version]:
 
 def require_versions(name: str) -> None:
     """Checks that a model is registered and has a version; raises as `newest_versions`."""
-    newest_versions(name, size=1)
+    if not has_versions(name):
+        newest_versions(name, size=1)
 
 
 def has_versions(name: str) -> bool:
     """Whether anything is registered under a name; raises as `version_pages`."""
-    return any(version_pages(name, size=1))
+    return bool(connect().search_model_versions(f"name = {_quoted(name)}", max_results=1, order_by=NEWEST_FIRST))
 
 
 def find_version(name: str, *, version: int | None = None, alias: str = "champion") -> Version:

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from star.errors import InputError
 from star.redaction import redacted
+from star.tracking.reason import reason_of
 from star.tracking.searches import quoted_text
 
 NOT_ANSWERED = "API request to "  # how MLflow's client begins the message of a request that had no usable answer
@@ -88,5 +89,5 @@ def _sentence(error: MlflowException, uri: str) -> str:
     if "error responses" in said:
         return f"MLflow at {uri} answers with server errors ({tries} tries): look into its log, and run again"
     if error.error_code == BUSY:
-        return f"the database of MLflow at {uri} is busy or does not answer: run again ({redacted(said)[:200]})"
-    return f"MLflow at {uri} does not answer ({tries} tries): start the server or correct MLFLOW_TRACKING_URI, and run again"
+        return f"MLflow at {uri} cannot use its database, which is busy or down: run again ({reason_of(error)})"
+    return f"MLflow at {uri} cannot be used: start the server or correct MLFLOW_TRACKING_URI ({reason_of(error)})"

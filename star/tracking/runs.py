@@ -27,8 +27,9 @@ from star import distributed
 from star.home import spools_folder
 from star.sigterm import sigterm_raises_system_exit_by_default
 from star.tracking.parent_run import PARENT_VARIABLE, SharedRun, shared_parent_run
+from star.tracking.reason import reason_of
 from star.tracking.sender import Sender, replay, send_events
-from star.tracking.server import connect, mlflow_key, reason_of, shown_uri, tracking_uri
+from star.tracking.server import connect, mlflow_key, shown_uri, tracking_uri
 from star.tracking.spool import Spool
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 
 from star.redaction import redacted
+from star.tracking.reason import reason_of
 from star.tracking.searches import read_pages
-from star.tracking.server import configure_mlflow, experiment_id, reason_of
+from star.tracking.server import configure_mlflow, experiment_id
 from star.tracking.spool import Event, Spool
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from star.errors import InputError
 from star.folders.owners import create_home, create_in_home, create_private_file
 from star.home import home
 from star.redaction import redacted
+from star.tracking.reason import reason_of
 from star.tracking.searches import read_pages
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def connect() -> "MlflowClient":
         InputError: the server does not answer.
     """
     configure_mlflow()
-    from star.tracking.client import Client
+    from star.tracking.client import Client, UnavailableError
 
     uri = tracking_uri()
     try:
@@ -85,6 +85,8 @@ def connect() -> "MlflowClient":
             # The client alone sends nothing, so a wrong address would show only in the middle of the work.
             client.search_experiments(max_results=1)
             _answered.add(uri)
+    except UnavailableError:
+        raise
     except Exception as error:
         cure = "start the server or correct MLFLOW_TRACKING_URI"
         raise InputError(
@@ -176,16 +178,3 @@ def experiment_id(client: "MlflowClient") -> str:
         if found := client.get_experiment_by_name(name):
             return found.experiment_id
         raise
-
-
-def reason_of(error: BaseException) -> str:
-    """Returns one line that says why something failed.
-
-    For a failed connection or database file it is the message of the innermost error, which has the cause
-    (`Connection refused`). Otherwise it is the message of the error itself.
-    """
-    inner = error
-    while cause := inner.__cause__ or inner.__context__:
-        inner = cause
-    shown = inner if isinstance(inner, OSError | sqlite3.Error) and not isinstance(error, InputError) else error
-    return redacted(str(shown).strip().partition("\n")[0][:300]) or type(shown).__name__
