@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from star.evaluation.labels import is_same_in_both_readings
-from star.registry.promotion import ledger
+from star.registry.promotion import audit
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.overview import look_at_versions
 from star.registry.versions import Version, require_versions
@@ -16,7 +16,7 @@ OLDER_MARK = "*"  # beside format errors that an older STAR counted by the offic
 # Tags of a version -> headings and labels that fit into 80 columns.
 SCORE_HEADINGS = {"exact_match": "exact", "mean_reward": "reward", "format_errors": "format", "pass_at_8": "pass@8"}
 LINEAGE_LABELS = {"data": "data", "teacher": "teacher", "refined": "model"}
-OUTCOME_COLOURS = {ledger.WON: "green", ledger.LOST: "yellow", ledger.REFUSED: "red", ledger.CUT_SHORT: "yellow"}
+OUTCOME_COLOURS = {audit.WON: "green", audit.LOST: "yellow", audit.REFUSED: "red", audit.CUT_SHORT: "yellow"}
 
 
 def print_versions(name: str, *, page: int | None = 1) -> None:
@@ -105,7 +105,7 @@ def print_ledger(name: str) -> list[str]:
     table = Table(title=f"Attempts to promote a version of {name}")
     for heading in ("when", "who", "what", "version", "outcome", "why"):
         table.add_column(heading, overflow="fold")
-    history, wrong = open_ledger(name, connect()).history()
+    history, wrong = audit.read_history(open_ledger(name, connect()))
     for attempt, outcome in history:
         version = "" if attempt.version is None else str(attempt.version)
         coloured = Text(outcome, style=OUTCOME_COLOURS[outcome])

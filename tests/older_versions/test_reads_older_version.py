@@ -25,6 +25,7 @@ from star.config.load import load_config
 from star.errors import InputError
 from star.folders.manifest import open_input
 from star.folders.workspace import open_workspace
+from star.registry.promotion.audit import audit, read_history
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, current_decision, promote, rollback
 from star.registry.promotion.reconcile import reconcile
@@ -160,13 +161,13 @@ def test_the_ledger_is_read_and_its_chain_is_whole(older: Older) -> None:
     expected = older.expected["registry"]
     ledger = open_ledger("star", connect())
     assert ledger.is_older
-    found, wrong = ledger.history()
+    found, wrong = read_history(ledger)
     assert wrong == []
     history = [{**dataclasses.asdict(made), "outcome": outcome} for made, outcome in found]
     attempts = expected["attempts"]
     assert [{key: made[key] for key in entry} for made, entry in zip(history, attempts, strict=True)] == attempts
     # The digests are over all fields: a field added to Attempt or Decision changes them.
-    decisions = ledger.decisions(1, ledger.newest().seq)
+    decisions = ledger.all_decisions()[0]
     assert expected["decisions"] == [
         {"seq": made.seq, "aliases": made.aliases, "digest": made.digest, "parent": made.parent} for made in decisions
     ]
@@ -215,7 +216,7 @@ def test_promotions_go_on_from_the_ledger(older: Older) -> None:
     ledger = open_ledger("star", connect())
     assert champion("star").version == 2
     assert ledger.newest().seq == len(older.expected["registry"]["decisions"]) + 2
-    assert ledger.audit() == []
+    assert audit(ledger) == []
     assert reconcile("star") == ([], [])
 
 

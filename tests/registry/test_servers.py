@@ -14,6 +14,7 @@ from star.doctor.preflight import preflight_checks
 from star.errors import InputError
 from star.registry.find_model import download_model
 from star.registry.location import registry_s3_client, split_s3
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.ledger_store import S3LedgerStore
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
@@ -60,7 +61,7 @@ def test_from_a_stage_to_a_call_with_tools(team, micro: Config, finished: dict[s
     assert [run.info.run_id for run in runs] == [found.run_id]
     ledger = open_ledger("star", connect())
     assert isinstance(ledger.store, S3LedgerStore)
-    history, wrong = ledger.history()
+    history, wrong = read_history(ledger)
     assert ([outcome for _, outcome in history], wrong) == (["won"] * 4, [])
 
 
@@ -147,7 +148,7 @@ def test_a_champion_goes_from_a_laptop_to_the_team_whole_or_not_at_all(
         assert {path: (folder / path).read_bytes() for path in there.files} == {
             path: (model / path).read_bytes() for path in there.files
         }
-        [(attempt, outcome)] = open_ledger("travel", connect()).history()[0]
+        [(attempt, outcome)] = read_history(open_ledger("travel", connect()))[0]
         assert (attempt.reason, outcome) == ("it is good", "won")
     bucket, prefix = split_s3(there.source)
     registry_s3_client().put_object(Bucket=bucket, Key=prefix + "model.safetensors", Body=b"damaged on the way")

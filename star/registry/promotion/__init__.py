@@ -5,6 +5,7 @@ ledger.py                  the chain of records: who wanted which version promot
 records.py                 the records themselves, as they are stored
 signatures.py              signs records with the key of STAR_LEDGER_KEY
 registry_id.py             which ledger is whose, where several registries share one place
+audit.py                   checks all records of a ledger, and says what became of each attempt
 open_ledger.py             opens a model's ledger
 repair.py                  takes damaged records out, signs a ledger that was begun without a key
 ledger_store.py            where the records are written: a table of the tracking database, or a bucket

@@ -21,8 +21,9 @@ an attempt whose process was killed before its decision is "cut short" while nob
 
 Whoever can write to the store can write anything there. So every read follows the chain, from the last decision that is
 known to be right (`Head`) to the newest: numbers without a gap, each `parent` the digest of the decision before, each
-record of this registry, each signature valid where there is a key. `audit` follows it from the first one. What a record
-says is used only after that; its number is never counted up to.
+record of this registry, each signature valid where there is a key. What a record says is used only after that; its
+number is never counted up to. So the costs of a command do not depend on how long the ledger is. An audit (audit.py)
+follows the chain from the first decision on.
 """
 
 import logging
@@ -54,7 +55,6 @@ HEAD_TAG = (
     "star.verified"  # tag of the registered model: registry, number and digest of the newest decision found right
 )
 BATCH = 64  # entries that are read at a time
-WON, LOST, REFUSED, CUT_SHORT = "won", "lost", "refused", "cut short"
 
 
 class DamagedLedgerError(InputError):
@@ -80,6 +80,7 @@ class Ledger:
     keys: LedgerKeys | None = None
     head: Head = Head()
     _newest: Decision | None = field(default=None, init=False)
+    _all: list[Decision] = field(default_factory=list, init=False)  # those from the first one on, once they were read
 
     @property
     def is_older(self) -> bool:
@@ -108,10 +109,44 @@ class Ledger:
         """
         self._signed(Attempt("check", None, 0, ""))
 
-    def decisions(self, first: int, last: int) -> list[Decision]:
-        """The decisions of these numbers. They must have been checked by `newest` or `audit` before."""
-        names = [entry_name(seq) for seq in range(max(first, 1), last + 1)]
-        return [parse_record(text, Decision) for _, text in self._texts("decisions", names) if text is not None]
+    @property
+    def is_far_from_head(self) -> bool:
+        """Whether the newest decision that was read is so far behind the head that it should be noted anew."""
+        return self._newest is not None and self._newest.seq - self.head.seq > BATCH
+
+    def all_decisions(self) -> tuple[list[Decision], list[str]]:
+        """All decisions from the first one on, up to the first that is not right, and what is wrong with it.
+
+        Each is read once: a second call reads those that were made since the first.
+        """
+        try:
+            for made in self._chain(self._all[-1] if self._all else Decision()):
+                self._all.append(made)  # those before an error stay in it
+            self._check_head(self._all)
+        except DamagedLedgerError as error:
+            return self._all, [str(error)]
+        if self._all:
+            self._newest = self._all[-1]
+        return self._all, []
+
+    def decisions_back_to(self, first: int) -> Iterator[Decision]:
+        """The decisions from the newest one that was read back to number `first`, each after it was checked.
+
+        The newest one is known to be right. It names the digest of the one before, and so on.
+
+        Raises:
+            DamagedLedgerError: a record is not what was written.
+        """
+        after = self._newest or self._follow()
+        first = max(first, 1)
+        if after.seq >= first:
+            yield after
+        if len(self._all) >= after.seq:
+            yield from reversed(self._all[first - 1 : max(after.seq - 1, 0)])
+            return
+        for name, text in self.texts("decisions", [entry_name(seq) for seq in range(after.seq - 1, first - 1, -1)]):
+            after = self._before(after, text=text, name=name)
+            yield after
 
     def write_attempt(self, attempt: Attempt) -> Attempt:
         """Adds an attempt, before anything else is done about it; returns it as it was written."""
@@ -146,20 +181,20 @@ class Ledger:
         A record beside the chain only adds to what is known, so one that is not right is as good as none.
         """
         found = []
-        for name, text in self._texts(kind, names):
+        for name, text in self.texts(kind, names):
             if text is None:
                 continue
             try:
                 read = parse_record(text, record)
             except DamagedRecordError as error:
-                logger.warning("%s: %s/%s is left out: %s", self._where(), kind, name[:80], error)
+                logger.warning("%s: %s/%s is left out: %s", self.where, kind, name[:80], error)
                 continue
-            signed = not self.keys or (bool(read.signature) and not self._wrong_signature(read))
+            signed = not self.keys or (bool(read.signature) and not self.wrong_signature(read))
             if read.registry == self.registry and signed:
                 found.append(read)
             else:
                 logger.warning(
-                    "%s: %s/%s is left out: it is not of this registry or not signed", self._where(), kind, name[:80]
+                    "%s: %s/%s is left out: it is not of this registry or not signed", self.where, kind, name[:80]
                 )
         return found
 
@@ -177,20 +212,11 @@ class Ledger:
             return made
         raise InputError("somebody decided at the same time: look at the ledger, and sign again")
 
-    def history(self) -> tuple[list[tuple[Attempt, str]], list[str]]:
-        """Every attempt with its outcome, the oldest first; and as `audit`."""
-        decisions, wrong = self._all_decisions()
-        winners = {made.seq: made.attempt for made in decisions if made.attempt}
-        attempts, damaged = self._all_attempts(decisions)
-        return [(attempt, _outcome(attempt, winners)) for attempt in attempts], wrong + damaged
-
-    def audit(self) -> list[str]:
-        """Checks every record from the first one on: a sentence for each that is not right, with what to do."""
-        return self.history()[1]
-
-    def check(self) -> list[str]:
-        """`audit` of the decisions alone, which decide who is champion."""
-        return self._all_decisions()[1]
+    def texts(self, kind: str, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+        """Names and texts of entries. Few are in memory at a time, because each can be of any length."""
+        for start in range(0, len(names), BATCH):
+            batch = names[start : start + BATCH]
+            yield from zip(batch, self.store.read_many(self.folder_of(kind), batch), strict=True)
 
     def _follow(self) -> Decision:
         before = self._newest or Decision()
@@ -206,18 +232,12 @@ class Ledger:
         right = [
             name for name, _ in takewhile(lambda it: it[0] == entry_name(it[1]), zip(names, count(first), strict=False))
         ]
-        for name, text in self._texts("decisions", right):
+        for name, text in self.texts("decisions", right):
             before = self._checked(name, text, before)
             yield before
         # Whoever can write can put a million entries. Nothing is read of those behind the first with a wrong name.
         if len(names) > len(right):
             self._checked(names[len(right)], None, before)
-
-    def _texts(self, kind: str, names: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-        """Names and texts of entries. Few are in memory at a time, because each can be of any length."""
-        for start in range(0, len(names), BATCH):
-            batch = names[start : start + BATCH]
-            yield from zip(batch, self.store.read_many(self.folder_of(kind), batch), strict=True)
 
     def _read_head(self) -> Decision:
         """The decision that is known to be right."""
@@ -237,8 +257,20 @@ class Ledger:
                 f"is not the one that MLflow's tag {HEAD_TAG} has the digest of: somebody changed one of the two",
                 cure=f"correct the tag if it was that, or {self._restore(seq)}",
             )
-        if fault := self._wrong_signature(found):
+        if fault := self._of_another_registry(found, Decision()) or self.wrong_signature(found):
             raise self._damage(seq, fault, cure=self._restore(seq))
+        return found
+
+    def _before(self, after: Decision, *, text: str | None, name: str) -> Decision:
+        """The decision in this entry, if it is the one that the decision `after` it was made over."""
+        seq = after.seq - 1
+        try:
+            found = parse_record(text or "", Decision)
+        except DamagedRecordError as error:
+            fault = "is missing" if text is None else f"is not readable: {error}"
+            raise self._damage(seq, fault, cure=self._restore(seq)) from error
+        if (entry_name(found.seq), found.digest) != (name, after.parent):
+            raise self._damage(seq, "was changed after it was made", cure=self._restore(seq))
         return found
 
     def _checked(self, name: str, text: str | None, before: Decision) -> Decision:
@@ -248,7 +280,7 @@ class Ledger:
             if name.isdecimal() and len(name) == len(entry_name(seq)) and name > entry_name(seq):
                 raise self._damage(seq, f"is missing, though there is decisions/{name}", cure=self._restore(seq))
             raise DamagedLedgerError(
-                f"{self._where()}: decisions/{typed(name)[:80]} is no decision's name: {self._set_aside(f'decisions/{name}')}"
+                f"{self.where}: decisions/{typed(name)[:80]} is no decision's name: {self.set_aside(f'decisions/{name}')}"
             )
         if text is None:
             raise self._damage(seq, "is missing", cure=self._restore(seq))
@@ -267,29 +299,24 @@ class Ledger:
             return f"holds number {made.seq}: it was copied or put in another's place"
         if made.parent != before.digest:
             return f"does not follow from decision {before.seq}: one of the two was changed after it was made"
-        # An older STAR wrote no registry. After the first record that has one, all have.
-        if {made.registry, attempt.registry} != {self.registry} and not (
-            self.is_older and not (made.registry or attempt.registry or before.registry)
-        ):
-            return "was made in another registry"
+        if fault := self._of_another_registry(made, before):
+            return fault
         if before.signature and not made.signature:
             return f"is not signed, though decision {before.seq} is"
-        return self._wrong_signature(made)
+        return self.wrong_signature(made)
 
-    def _wrong_signature(self, record: AnyRecord) -> str | None:
+    def _of_another_registry(self, made: Decision, before: Decision) -> str | None:
+        registries = {made.registry, made.attempt.registry if made.attempt else ""}
+        # An older STAR wrote no registry. After the first record that has one, all have.
+        if registries == {self.registry} or (self.is_older and registries == {""} and not before.registry):
+            return None
+        return "was made in another registry"
+
+    def wrong_signature(self, record: AnyRecord) -> str | None:
+        """What is wrong with a record's signature; None if nothing is, or if nobody here has a key."""
         if self.keys and record.signature and not self.keys.verify(signed_digest(record), record.signature):
             return f"has a signature that is of no key in {KEY_VARIABLE}"
         return None
-
-    def _all_decisions(self) -> tuple[list[Decision], list[str]]:
-        """All decisions up to the first that is not right, and what is wrong with it."""
-        found: list[Decision] = []
-        try:
-            found.extend(self._chain(Decision()))  # those before an error stay in it
-            self._check_head(found)
-        except DamagedLedgerError as error:
-            return found, [str(error)]
-        return found, []
 
     def _check_head(self, found: list[Decision]) -> None:
         head = self.head
@@ -307,42 +334,8 @@ class Ledger:
                 newest.seq,
                 f"is not signed, though {KEY_VARIABLE} is set",
                 cure=f"if every line of `star registry ledger --name {self.name}` is yours, sign them with "
-                f"`star registry sign --name {self.name}`; if not, {self._set_aside(_decision_record(newest.seq))}",
+                f"`star registry sign --name {self.name}`; if not, {self.set_aside(decision_record(newest.seq))}",
             )
-
-    def _all_attempts(self, decisions: Sequence[Decision]) -> tuple[list[Attempt], list[str]]:
-        names = self.store.names(self.folder_of("attempts"))
-        found, wrong = [], []
-        for name, text in self._texts("attempts", names):
-            try:
-                attempt = parse_record(text or "", Attempt)
-                if name != f"{attempt.at}-{attempt.attempt}":
-                    raise DamagedRecordError("it was copied to another name")
-                found.append(attempt)
-            except DamagedRecordError as error:
-                wrong.append(
-                    f"{self._where()}: attempts/{typed(name)[:80]} is not readable: {error}: {self._set_aside(f'attempts/{name}')}"
-                )
-        return found, wrong + list(self._wrong_attempts(found, decisions))
-
-    def _wrong_attempts(self, attempts: Sequence[Attempt], decisions: Sequence[Decision]) -> Iterator[str]:
-        by_id = {attempt.attempt: attempt for attempt in attempts}
-        for made in decisions:
-            if made.attempt and by_id.get(made.attempt.attempt) != made.attempt:
-                cure = f"restore {self._entry(made.attempt)}; if the decision was forged, {self._set_aside(_decision_record(made.seq))}"
-                yield f"{self._where()}: the attempt of decision {made.seq} is missing or was changed: {cure}"
-        # With a key the first decision that comes will be signed. What it will make wrong is named now.
-        next_signed = len(decisions) + 1 if self.keys else None
-        signed_from = next((made.seq for made in decisions if made.signature), next_signed)
-        for attempt in attempts:
-            bad = self._wrong_signature(attempt)
-            unsigned = not attempt.signature and signed_from is not None and attempt.over >= signed_from - 1
-            if bad or unsigned:
-                said = bad or "is not signed"
-                yield f"{self._where()}: {self._entry(attempt)} {said}: {self._set_aside(self._entry(attempt))}"
-
-    def _entry(self, attempt: Attempt) -> str:
-        return f"attempts/{attempt.at}-{attempt.attempt}"
 
     def _signed(self, record: Record) -> Record:
         if self.keys:
@@ -352,17 +345,20 @@ class Ledger:
             raise InputError(f"the ledger of {self.name} is signed: set {KEY_VARIABLE} to its key (see docs/mlflow.md)")
         return record
 
-    def _where(self) -> str:
+    @property
+    def where(self) -> str:
+        """Which ledger it is, for messages."""
         return f"the ledger of {self.name} in {self.store.place}"
 
     def _damage(self, seq: int, fault: str, *, cure: str) -> DamagedLedgerError:
-        return DamagedLedgerError(f"{self._where()}: decision {seq} {fault}: {cure}")
+        return DamagedLedgerError(f"{self.where}: decision {seq} {fault}: {cure}")
 
     def _restore(self, seq: int) -> str:
-        name = _decision_record(seq)
-        return f"restore {self.folder}/{name} from a backup or the bucket's versions, or {self._set_aside(name)}"
+        name = decision_record(seq)
+        return f"restore {self.folder}/{name} from a backup or the bucket's versions, or {self.set_aside(name)}"
 
-    def _set_aside(self, name: str) -> str:
+    def set_aside(self, name: str) -> str:
+        """What to do about a record that is not right and has no other cure."""
         return f"take it out with `star registry set-aside {typed(name)} --name {quote(self.name)}`"
 
 
@@ -376,16 +372,6 @@ def typed(name: str) -> str:
     return percent_encoded(name, safe="/:+")
 
 
-def _decision_record(seq: int) -> str:
+def decision_record(seq: int) -> str:
+    """A decision as `star registry set-aside` takes it."""
     return f"decisions/{entry_name(seq)}"
-
-
-def _outcome(attempt: Attempt, winners: dict[int, Attempt]) -> str:
-    """The outcome of an attempt; `winners` holds the attempt that each decision names."""
-    if attempt.refused:
-        return REFUSED
-    winner = winners.get(attempt.over + 1)
-    # Until somebody makes that decision, a killed attempt and one that is still under way look the same.
-    if winner is None:
-        return CUT_SHORT
-    return WON if winner.attempt == attempt.attempt else LOST

@@ -15,10 +15,11 @@ as a primary key, S3 as `If-None-Match: *`. MLflow has none (the last writer of 
 promotions itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Protocol
 
 from star.folders.s3_client import s3_errors
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 READERS = 16  # requests at a time
 LONGEST = RECORD_CHARACTERS + 1  # characters that are read of an entry: enough to see that a longer one is no record
+RANGE_PAGE = 200  # names that S3 is asked for at a time where the range has an end: those behind it are for nothing
+# Dialect -> the column `name` in the order of its bytes, which is that of S3 and of Python.
+BY_BYTES = {"sqlite": "name", "postgresql": 'name COLLATE "C"'}
 LOCK_SECONDS = 60  # how long to wait for a sqlite file, which has one writer at a time
 
 
@@ -51,8 +55,11 @@ class LedgerStore(Protocol):
         """The text of an entry, or None when it is missing."""
         ...
 
-    def names(self, folder: str, *, after: str = "") -> list[str]:
-        """The names of a folder's entries that sort after a name, sorted."""
+    def names(self, folder: str, *, after: str = "", until: str = "") -> list[str]:
+        """The names of a folder's entries, sorted: those that sort after a name, up to and with another one.
+
+        Entries outside these bounds cost nothing, however many there are.
+        """
         ...
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
@@ -92,15 +99,19 @@ class SqlLedgerStore:
         """The text of an entry, or None when it is missing."""
         return self.read_many(folder, [name])[0]
 
-    def names(self, folder: str, *, after: str = "") -> list[str]:
-        """The names of a folder's entries that sort after a name, sorted."""
+    def names(self, folder: str, *, after: str = "", until: str = "") -> list[str]:
+        """The names of a folder's entries, sorted: those that sort after a name, up to and with another one."""
         from sqlalchemy import text as sql
 
-        statement = sql("SELECT name FROM star_records WHERE folder = :folder")
+        statement = "SELECT name FROM star_records WHERE folder = :folder"
+        if column := BY_BYTES.get(self.engine.dialect.name):
+            statement += f" AND {column} > :after" if after else ""
+            statement += f" AND {column} <= :until" if until else ""
+        values = {"folder": folder, **({"after": after} if after else {}), **({"until": until} if until else {})}
         with self.engine.connect() as connection:
-            found = connection.execute(statement, {"folder": folder}).scalars().all()
-        # Compared here, because a database may sort by the rules of a language.
-        return sorted(name for name in found if name > after)
+            found = connection.execute(sql(statement), values).scalars().all()
+        # Compared here too, because another database sorts by the rules of a language.
+        return _between(found, after=after, until=until)
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
         """The texts of these entries, None for one that is missing."""
@@ -158,19 +169,22 @@ class S3LedgerStore:
                     return None
                 raise
 
-    def names(self, folder: str, *, after: str = "") -> list[str]:
-        """The names of a folder's objects that sort after a name, sorted."""
-        prefix = self._key(folder, "")
-        start = {"StartAfter": prefix + after} if after else {}
+    def names(self, folder: str, *, after: str = "", until: str = "") -> list[str]:
+        """The names of a folder's objects, sorted: those that sort after a name, up to and with another one."""
+        prefix, found = self._key(folder, ""), []
+        # Of characters, not of parts of a path: S3 compares characters.
+        shared = commonprefix([after, until]) if until else ""  # noqa: RUF071
+        query = {"Bucket": self.bucket, "Prefix": prefix + shared}
+        if after:
+            query["StartAfter"] = prefix + after
+        size = {"PageSize": RANGE_PAGE} if until else {}
         with s3_errors(self.place):
             # S3 lists a folder in pages, in the order of the names. The first page alone would miss the newest decision.
-            pages = (
-                registry_s3_client()
-                .get_paginator("list_objects_v2")
-                .paginate(Bucket=self.bucket, Prefix=prefix, **start)
-            )
-            found = [entry["Key"].removeprefix(prefix) for page in pages for entry in page.get("Contents", ())]
-        return sorted(name for name in found if name > after)
+            for page in registry_s3_client().get_paginator("list_objects_v2").paginate(**query, PaginationConfig=size):
+                found += [entry["Key"].removeprefix(prefix) for entry in page.get("Contents", ())]
+                if until and found and found[-1] > until:
+                    break
+        return _between(found, after=after, until=until)
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[str | None]:
         """The texts of these objects, several requests at a time; None for one that is missing."""
@@ -196,6 +210,10 @@ class S3LedgerStore:
         return f"{self.prefix}{folder}/{name}"
 
 
+def _between(names: Iterable[str], *, after: str, until: str) -> list[str]:
+    return sorted(name for name in names if name > after and (not until or name <= until))
+
+
 def _http_status(error: "ClientError") -> int:
     return error.response["ResponseMetadata"]["HTTPStatusCode"]
 
@@ -211,7 +229,9 @@ def _engine(uri: str) -> "Engine":
     arguments = {"timeout": LOCK_SECONDS} if uri.startswith("sqlite") else {}
     # No pool: a connection that a forked process inherits would be used by both.
     engine = create_engine(uri, poolclass=NullPool, connect_args=arguments)
-    columns = "folder VARCHAR(300) NOT NULL, name VARCHAR(100) NOT NULL, content TEXT NOT NULL"
+    # In the order of their bytes, PostgreSQL's index finds the names of a range. Without, it looks at all of the folder.
+    order = ' COLLATE "C"' if engine.dialect.name == "postgresql" else ""
+    columns = f"folder VARCHAR(300) NOT NULL, name VARCHAR(100){order} NOT NULL, content TEXT NOT NULL"
     try:
         with engine.begin() as connection:
             connection.execute(sql(f"CREATE TABLE IF NOT EXISTS star_records ({columns}, PRIMARY KEY (folder, name))"))

@@ -96,7 +96,7 @@ def judge_moves(
     for move in moves:
         why, is_new = remembered.get(move.reason), False
         if why is None:
-            why, is_new = _why_not(move, before, ledger=ledger, versions=versions)
+            why, is_new = _why_not(move, ledger=ledger, versions=versions)
         if why is None:
             counted.append(move)
         else:
@@ -169,9 +169,7 @@ def _logged_model(model_id: str) -> "LoggedModel | None":
         return None
 
 
-def _why_not(
-    move: Move, before: Decision, *, ledger: Ledger, versions: Mapping[int, Version]
-) -> tuple[str | None, bool]:
+def _why_not(move: Move, *, ledger: Ledger, versions: Mapping[int, Version]) -> tuple[str | None, bool]:
     """Why a move does not count, None when it does; and whether that is sure, so that the ledger can say it."""
     if move.shown is None:
         # Nobody becomes champion by it. A version that was deleted cannot be the champion any more.
@@ -182,20 +180,18 @@ def _why_not(
     version = versions[move.shown]
     # Asked before the files are downloaded, which can be gigabytes.
     expected = find_recorded(ledger, version.version) or expected_registration(version, ledger)
-    if expected and not _may_be_champion(version, expected, before, ledger=ledger):
-        return "has not passed the gate", True
     try:
+        if expected and not _may_be_champion(version, expected, ledger=ledger):
+            return "has not passed the gate", True
         _, known = verify_version(version, ledger)
+        return (None, False) if _may_be_champion(version, known, ledger=ledger) else ("has not passed the gate", True)
     except NotKnownError as error:
         return str(error), True
     except InputError as error:
         return f"cannot be verified now ({error})", False
-    return (
-        (None, False) if _may_be_champion(version, known, before, ledger=ledger) else ("has not passed the gate", True)
-    )
 
 
-def _may_be_champion(version: Version, registration: Registration, before: Decision, *, ledger: Ledger) -> bool:
+def _may_be_champion(version: Version, registration: Registration, *, ledger: Ledger) -> bool:
     """Whether it passed the gate, or was made champion before by somebody who can write to the ledger."""
     if registration.gate == PASSED:
         return True
@@ -203,7 +199,7 @@ def _may_be_champion(version: Version, registration: Registration, before: Decis
         made.attempt
         and made.attempt.action in ("promote", "rollback")
         and made.aliases.get(CHAMPION) == version.version
-        for made in ledger.decisions(1, before.seq)
+        for made in ledger.decisions_back_to(1)
     )
 
 

@@ -9,7 +9,7 @@ from star.registry.promotion.ledger import Ledger
 from star.registry.promotion.open_ledger import find_ledger
 from star.registry.promotion.promote_and_rollback import holding_aliases, read_aliases
 from star.registry.promotion.records import ALIASES
-from star.registry.promotion.version_records import find_recorded, recorded_since
+from star.registry.promotion.version_records import find_recorded, recorded_versions
 from star.registry.versions import (
     Page,
     Version,
@@ -95,7 +95,7 @@ def _recorded(versions: Sequence[Version], elsewhere: Sequence[Version], ledger:
     if ledger is None:
         return set()
     single = {version.version for version in elsewhere if find_recorded(ledger, version.version)}
-    return single | recorded_since(ledger, versions[-1].version)
+    return single | recorded_versions(ledger, lowest=versions[-1].version, highest=versions[0].version)
 
 
 def _remarks(

@@ -22,6 +22,7 @@ tag per writer at work.
 
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -195,6 +196,9 @@ def settle_moved_aliases(name: str, *, client: "MlflowClient", ledger: Ledger, m
     from mlflow.exceptions import MlflowException
 
     before = ledger.newest()
+    if ledger.is_far_from_head:
+        with suppress(MlflowException):  # who only reads checks the same again next time
+            note_head(name, before, registry=ledger.registry, client=client)
     seen = read_aliases(name, client)
     if seen.aliases == before.aliases:
         return Holding(before, before.aliases, [])
@@ -298,14 +302,15 @@ def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, 
 
     Such an alias is on a version that no decision has put it on since the aliases were last written completely.
     """
-    decided = [made.aliases for made in ledger.decisions(seen.written, newest.seq)]
-    if seen.written == 0:
-        decided.append({})
-    for alias, number in seen.aliases.items():
-        if all(aliases.get(alias) != number for aliases in decided):
-            reason = f"{alias} was moved in MLflow to {number}, and is {newest.aliases.get(alias, 'none')} again"
-            logger.warning("%s: %s", name, reason)
-            ledger.write_attempt(Attempt("repair", number, newest.seq, reason, refused=reason))
+    moved = dict(seen.aliases)
+    for made in ledger.decisions_back_to(seen.written):
+        moved = {alias: number for alias, number in moved.items() if made.aliases.get(alias) != number}
+        if not moved:
+            return
+    for alias, number in moved.items():
+        reason = f"{alias} was moved in MLflow to {number}, and is {newest.aliases.get(alias, 'none')} again"
+        logger.warning("%s: %s", name, reason)
+        ledger.write_attempt(Attempt("repair", number, newest.seq, reason, refused=reason))
 
 
 def _aliases_after(aliases: dict[str, int], version: int, *, to: str, name: str) -> dict[str, int]:

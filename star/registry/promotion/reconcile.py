@@ -4,6 +4,7 @@ Decides nothing. The ledger is right; what contradicts it without an explanation
 """
 
 from star.errors import InputError
+from star.registry.promotion.audit import audit
 from star.registry.promotion.conditional_writes import require_conditional_writes
 from star.registry.promotion.open_ledger import note_head, open_ledger
 from star.registry.promotion.promote_and_rollback import (
@@ -33,7 +34,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     ledger = open_ledger(name, client)
     done: list[str] = []
     # What follows writes the aliases that the ledger says. In a damaged one nobody can know them.
-    if wrong := ledger.check():
+    if wrong := ledger.all_decisions()[1]:
         return [], wrong
     # Before any alias is written, because writing would overwrite a move by hand.
     known = ledger.newest()
@@ -43,7 +44,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     newest, before = ledger.newest(), read_aliases(name, client)
     existing = find_versions(name, newest.aliases.values())
     if gone := [alias for alias, number in newest.aliases.items() if number not in existing]:
-        return done, [*ledger.audit(), *(without_version(name, alias, decision=newest) for alias in gone)]
+        return done, [*audit(ledger), *(without_version(name, alias, decision=newest) for alias in gone)]
     # Before the first decision nobody has said which aliases are right, so none is taken away.
     if newest.seq:
         attempt = Attempt("repair", None, newest.seq, "reconcile")
@@ -55,7 +56,7 @@ def reconcile(name: str) -> tuple[list[str], list[str]]:
     if before.aliases != read_aliases(name, client).aliases:
         done.append(f"the aliases show decision {newest.seq} now: {_describe_aliases(newest)}")
     done += [f"{model} was not published to its end: removed" for model in remove_unfinished_publications(name)]
-    wrong = ledger.audit()
+    wrong = audit(ledger)
     if not newest.seq:
         # Asked again: while the tag of a killed writer was there, its aliases looked unfinished.
         wrong += settle_moved_aliases(name, client=client, ledger=ledger).remarks

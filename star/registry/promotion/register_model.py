@@ -14,6 +14,7 @@ from star.folders.owners import create_in_home
 from star.hashing import digest_of
 from star.registry.download import OtherFilesError, verify_stored_files
 from star.registry.lineage import LINEAGE_FILE
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.ledger import Ledger
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.records import Registration
@@ -164,7 +165,7 @@ def _gate_of(version: Version, ledger: Ledger) -> str:
     """What the ledger of an older STAR says of a version: `passed`, `refused`, or nothing."""
     verdicts = [
         attempt
-        for attempt, _ in ledger.history()[0]
+        for attempt, _ in read_history(ledger)[0]
         if attempt.version == version.version and attempt.action == "promote"
     ]
     if any(attempt.reason == "passed the gate" for attempt in verdicts):

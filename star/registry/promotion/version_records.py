@@ -39,11 +39,8 @@ def record_content(ledger: Ledger, version: int, registration: Registration, *, 
 
 def find_registration(ledger: Ledger, content: str, *, model_digest: str | None = None) -> Registration | None:
     """The newest registration of a content, with the gate's last verdict; None when STAR never registered it."""
-    names = [
-        name
-        for name in ledger.store.names(ledger.folder_of(REGISTRATIONS), after=f"{content}-")
-        if name.startswith(f"{content}-")
-    ]
+    # `.` sorts right behind `-`.
+    names = ledger.store.names(ledger.folder_of(REGISTRATIONS), after=f"{content}-", until=f"{content}.")
     found = [
         entry
         for entry in ledger.read_notes(REGISTRATIONS, names, Registration)
@@ -65,9 +62,10 @@ def find_recorded(ledger: Ledger, version: int) -> Registration | None:
     return find_registration(ledger, records[0].content, model_digest=records[0].model_digest)
 
 
-def recorded_since(ledger: Ledger, version: int) -> set[int]:
-    """The numbers of the versions from this one on that have a record."""
-    names = ledger.store.names(ledger.folder_of(VERSIONS), after=entry_name(version - 1))
+def recorded_versions(ledger: Ledger, *, lowest: int, highest: int) -> set[int]:
+    """The numbers of the versions from `lowest` to `highest` that have a record."""
+    before, until = entry_name(lowest - 1), entry_name(highest)
+    names = ledger.store.names(ledger.folder_of(VERSIONS), after=before, until=until)
     return {int(name) for name in names if name.isdecimal()}
 
 

@@ -1,5 +1,6 @@
 """Whoever writes to the ledger's store can break the ledger, and cannot choose the champion: a state machine of honest
-commands, kills between their steps, and hostile writes, on two registries that share one STAR_REGISTRY.
+commands, kills between their steps, and hostile writes, on two registries that share one STAR_REGISTRY. Some of the
+writes are to MLflow's tag that says from which decision on a ledger is read.
 
 MLflow and the store are kept in memory, so that many histories are tried in seconds. test_ledger.py and test_races.py have
 the same over real stores.
@@ -29,10 +30,12 @@ from hypothesis.stateful import (
 
 from star.errors import InputError
 from star.registry import versions
+from star.registry.promotion import ledger as chain
 from star.registry.promotion import moved_aliases, promote_and_rollback, reconcile, repair
 from star.registry.promotion import open_ledger as opening
+from star.registry.promotion.audit import audit
 from star.registry.promotion.conditional_writes import require_conditional_writes
-from star.registry.promotion.ledger import Ledger, entry_name
+from star.registry.promotion.ledger import HEAD_TAG, Ledger, entry_name
 from star.registry.promotion.records import Attempt, DamagedRecordError, Decision, parse_record, record_text
 
 NAME = "tiny"
@@ -61,8 +64,9 @@ class MemoryStore:
     def read(self, folder: str, name: str) -> str | None:
         return self.entries.get((folder, name))
 
-    def names(self, folder: str, *, after: str = "") -> list[str]:
-        return sorted(name for place, name in self.entries if place == folder and name > after)
+    def names(self, folder: str, *, after: str = "", until: str = "") -> list[str]:
+        names = sorted(name for place, name in self.entries if place == folder and name > after)
+        return [name for name in names if not until or name <= until]
 
     def read_many(self, folder: str, names: list[str]) -> list[str | None]:
         return [self.read(folder, name) for name in names]
@@ -161,6 +165,7 @@ class World:
         patch.setattr(promote_and_rollback, "require_conditional_writes", lambda store: None)
         patch.setattr(reconcile, "require_conditional_writes", lambda store: None)
         patch.setattr(repair, "require_conditional_writes", lambda store: None)
+        patch.setattr(chain, "BATCH", 2)  # so that short histories are read in several parts, and far from the head
         patch.setattr(reconcile, "remove_unfinished_publications", lambda name: [])
         patch.setattr(moved_aliases, "download_unchecked", no_files)
         patch.setattr(opening, "_store_at", lambda name, place: Counted(self.store, self.left))
@@ -239,7 +244,7 @@ class HostileLedger(RuleBasedStateMachine):
         """What the messages say, until there is none."""
         for _ in range(40):
             ledger = self.world.ledger(registry)
-            wrong, said = answer(lambda ledger=ledger: [*ledger.audit(), *reconcile.reconcile(NAME)[1]])
+            wrong, said = answer(lambda ledger=ledger: [*audit(ledger), *reconcile.reconcile(NAME)[1]])
             # An alias from before the first decision is nothing that a cure of the ledger takes away.
             wrong = (
                 [said] if said else [sentence for sentence in wrong if "in MLflow points to version" not in sentence]
@@ -270,10 +275,7 @@ class HostileLedger(RuleBasedStateMachine):
             self.over_damage[registry] = True  # the backup does not have what this has written
 
     def won(self, registry: str, wanted: int) -> bool:
-        return any(
-            made.aliases.get("champion") == wanted
-            for made in self.world.ledger(registry).decisions(1, self.world.ledger(registry).newest().seq)
-        )
+        return any(made.aliases.get("champion") == wanted for made in self.world.ledger(registry).all_decisions()[0])
 
     def learn(self, registry: str) -> None:
         """Everything in the registry's ledger is honest now."""
@@ -282,7 +284,15 @@ class HostileLedger(RuleBasedStateMachine):
 
     def is_whole(self, registry: str) -> bool:
         """Whether nothing hostile is in the registry's ledger, and nothing of it is gone."""
-        return self.content(registry) == self.honest[registry] and not self.over_damage[registry]
+        whole = self.content(registry) == self.honest[registry] and not self.over_damage[registry]
+        return whole and self.head_is_right(registry)
+
+    def head_is_right(self, registry: str) -> bool:
+        """Whether MLflow's tag names a decision of the ledger, or none at all."""
+        folder, _, registry_id = self.found(registry)
+        head = opening._head(self.world.client().tags.get(HEAD_TAG, ""), registry=registry_id)
+        text = self.honest[registry].get((folder, entry_name(head.seq)))
+        return not head.seq or (text is not None and parse_record(text, Decision).digest == head.digest)
 
     def content(self, registry: str) -> dict[tuple[str, str], str]:
         parts = {self.found(registry)[0].replace("decisions", part) for part in ("decisions", "attempts")}
@@ -346,6 +356,47 @@ class HostileLedger(RuleBasedStateMachine):
             folder, Decision(before.seq + 1, {"champion": number}, attempt, before.digest, registry_id, signature)
         )
 
+    @rule(
+        registry=st.sampled_from(REGISTRIES),
+        said=st.sampled_from(["gone", "torn", "another", "ahead", "forged"]) | st.integers(0, 20),
+    )
+    def change_the_head(self, registry: str, said: str | int) -> None:
+        """MLflow's tag is torn or forged, or names an earlier decision, where the ledger is right from there on."""
+        folder, names, registry_id = self.found(registry)
+        other = self.world.mlflow[REGISTRIES[registry == "dev"]].tags.get(HEAD_TAG, "")
+        if isinstance(said, int):
+            seq = said % (len(names) + 1)
+            # Without signatures, who writes to both MLflow and the store can add a decision that looks right.
+            store = self.world.store.content() if self.key else self.honest[registry]
+            with suppress(DamagedRecordError):
+                text = store.get((folder, entry_name(seq)), "")
+                self.world.client().tags[HEAD_TAG] = f"{registry_id} {seq} {parse_record(text, Decision).digest}"
+            return
+        self.world.client().tags[HEAD_TAG] = {
+            "gone": "",
+            "torn": f"{registry_id} 1",
+            "another": other,
+            "ahead": f"{registry_id} {len(names) + 5} {'f' * 64}",
+            "forged": f"{registry_id} {max(len(names), 1)} {'f' * 64}",
+        }[said]
+
+    @rule(registry=st.sampled_from(REGISTRIES), where=st.integers(0, 20), replay=st.booleans())
+    def forge_decision_and_head(self, registry: str, where: int, replay: bool) -> None:
+        """The other registry's decision, with MLflow's tag naming it; where records are signed, also one without a parent."""
+        folder, names, registry_id = self.found(registry)
+        origin, others, _ = self.found(REGISTRIES[registry == "dev"])
+        self.world.at = registry
+        with suppress(DamagedRecordError):
+            if replay or self.key is None:
+                text = self.world.store.read(origin, others[where % len(others)]) if others else ""
+            else:
+                seq = where % (len(names) + 2) + 1
+                attempt = Attempt("promote", 6, seq - 1, "", registry=registry_id)
+                text = record_text(Decision(seq, {"champion": 6}, attempt, "f" * 64, registry_id))
+            made = parse_record(text, Decision)
+            self.world.store.put(folder, entry_name(made.seq), text)
+            self.world.client().tags[HEAD_TAG] = f"{registry_id} {made.seq} {made.digest}"
+
     def forge(self, folder: str, decision: Decision) -> None:
         attempt = decision.attempt
         self.world.store.put(folder, entry_name(decision.seq), record_text(decision))
@@ -354,7 +405,9 @@ class HostileLedger(RuleBasedStateMachine):
 
     @rule(registry=st.sampled_from(REGISTRIES))
     def restore(self, registry: str) -> None:
-        """The backup comes back."""
+        """The backup comes back, and the tag is emptied where it names something else."""
+        if not self.head_is_right(registry):
+            self.world.client().tags[HEAD_TAG] = ""
         for folder, name in self.content(registry).keys() - self.honest[registry].keys():
             self.world.store.remove(folder, name)
         for (folder, name), text in self.honest[registry].items():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from star.cli.registry import registry_app
 from star.errors import InputError
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.ledger import HEAD_TAG, Ledger, entry_name
 from star.registry.promotion.ledger_store import S3LedgerStore, SqlLedgerStore
 from star.registry.promotion.open_ledger import LOCATION_TAG, open_ledger, require_ledger
@@ -111,7 +112,7 @@ def test_damage_before_the_last_known_decision_is_found_by_the_audit(decided: Le
     assert champion("tiny").version == 3  # nothing of decision 2 is used
     done, [wrong] = reconcile("tiny")
     assert done == [] and "decision 3 does not follow from decision 2: one of the two was changed" in wrong
-    _, moved = open_ledger("tiny", connect()).history()
+    _, moved = read_history(open_ledger("tiny", connect()))
     assert moved[0] == wrong
     put(decided, "00000002", stored(decided, 2).replace('"version": 1', '"version": 2'))
     assert reconcile("tiny") == ([], [])
@@ -354,7 +355,7 @@ def test_what_mlflows_tags_say_of_the_ledger_is_not_believed(decided: Ledger) ->
         with pytest.raises(InputError, match=said):
             champion("tiny")
         assert len(reconcile("tiny")[1]) == 1
-    older = f"{decided.registry} 1 {decided.decisions(1, 1)[0].digest}"
+    older = f"{decided.registry} 1 {decided.all_decisions()[0][0].digest}"
     for tag in (older, "", "x", f"{decided.registry} {10**18} x", f"{decided.registry} \u0663 x", f"{'0' * 32} 1 x"):
         client.set_registered_model_tag("tiny", HEAD_TAG, tag)
         assert champion("tiny").version == 3  # all that follows was checked

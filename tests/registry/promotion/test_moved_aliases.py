@@ -15,6 +15,7 @@ from star.cli.registry import models_app
 from star.errors import InputError
 from star.registry.find_model import download_model, find_model
 from star.registry.promotion import moved_aliases, promote_and_rollback
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import champion, holding_aliases, promote, rollback
 from star.registry.promotion.promote_by_reference import promote_model
@@ -59,7 +60,9 @@ def move(version: int, alias: str = "champion") -> None:
 
 
 def ledger_lines() -> list[tuple[str, int | None, str]]:
-    return [(entry.action, entry.version, outcome) for entry, outcome in open_ledger("tiny", connect()).history()[0]]
+    return [
+        (entry.action, entry.version, outcome) for entry, outcome in read_history(open_ledger("tiny", connect()))[0]
+    ]
 
 
 def shown() -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from star.errors import InputError
 from star.registry.location import split_s3
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.ledger import Ledger
 from star.registry.promotion.ledger_store import SqlLedgerStore
 from star.registry.promotion.open_ledger import open_ledger
@@ -31,7 +32,7 @@ def aliases() -> dict[int, tuple[str, ...]]:
 
 
 def outcomes() -> list[tuple[str, int | None, str]]:
-    history, wrong = open_ledger("tiny", connect()).history()
+    history, wrong = read_history(open_ledger("tiny", connect()))
     assert wrong == []
     return [(attempt.action, attempt.version, outcome) for attempt, outcome in history]
 
@@ -60,7 +61,7 @@ def test_promotion_and_rollback(three_versions: None) -> None:
         ("rollback", 1, "won"),
         ("rollback", 3, "won"),
     ]
-    attempts = [attempt for attempt, _ in open_ledger("tiny", connect()).history()[0]]
+    attempts = [attempt for attempt, _ in read_history(open_ledger("tiny", connect()))[0]]
     assert [attempt.reason for attempt in attempts] == ["", "fewer wrong dates", "more refusals", ""]
     assert all("@" in attempt.actor for attempt in attempts)
     assert [attempt.at for attempt in attempts] == sorted(attempt.at for attempt in attempts)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from star.registry.find_model import download_model
+from star.registry.promotion.audit import read_history
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.promote_and_rollback import current_decision, promote
 from star.registry.promotion.reconcile import reconcile
@@ -71,7 +72,7 @@ def race(model: Path, *, rounds: int) -> None:
     assert sorted(number for number, _ in told["winners"]) == list(range(rounds))  # exactly one a round
 
     ledger = open_ledger("raced", connect())
-    history, wrong = ledger.history()
+    history, wrong = read_history(ledger)
     assert wrong == []
     assert Counter(outcome for _, outcome in history) == {"won": rounds, "lost": (PROMOTERS - 1) * rounds}
     assert {attempt.reason for attempt, outcome in history if outcome == "won"} == {
