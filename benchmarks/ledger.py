@@ -191,8 +191,8 @@ def print_table(sizes: Sequence[int], found: dict[str, list[Cost]]) -> None:
     print(f"| command | requests at {', '.join(map(str, sizes))} | growth | kB | growth | CPU s | growth |")
     print("|---|---|---|---|---|---|---|")
     for command, costs in found.items():
-        columns = [
-            ([cost.requests for cost in costs], "{:.0f}"),
+        columns: list[tuple[list[float], str]] = [
+            ([float(cost.requests) for cost in costs], "{:.0f}"),
             ([cost.received / 1000 for cost in costs], "{:.1f}"),
             ([cost.cpu for cost in costs], "{:.3f}"),
         ]

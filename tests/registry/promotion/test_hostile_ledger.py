@@ -27,6 +27,8 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from star.errors import InputError
 from star.registry import versions
@@ -97,13 +99,17 @@ class MemoryMlflow:
             name=name, creation_timestamp=self.created, tags=dict(self.tags), aliases=dict(self.aliases)
         )
 
-    def search_model_versions(self, filter_string: str, page_token: str | None = None) -> list:
+    def search_model_versions(self, filter_string: str, **_: object) -> list:
         class Page(list):
             token = ""
 
-        return Page(
-            SimpleNamespace(name=NAME, version=n, tags={}, creation_timestamp=0, source="", run_id="")
-            for n in self.versions
+        return Page(self.get_model_version(NAME, number) for number in reversed(self.versions))
+
+    def get_model_version(self, name: str, version: str | int) -> SimpleNamespace:
+        if int(version) not in self.versions:
+            raise MlflowException("no such version", RESOURCE_DOES_NOT_EXIST)
+        return SimpleNamespace(
+            name=NAME, version=version, tags={}, aliases=[], creation_timestamp=0, source="", run_id=""
         )
 
     def set_registered_model_tag(self, name: str, key: str, value: str) -> None:
