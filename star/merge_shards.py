@@ -138,6 +138,8 @@ def _merge_and_publish(
         from star.registry.lineage import collect_origin, input_datasets
 
         with tracked as run:
+            for folder, shard in manifests.items():
+                open_input(folder, stage=shard.stage, trust="own")
             run.set_tags({"star.fingerprint": manifest.fingerprint})
             run.log_inputs(input_datasets({str(shard.part): folder for folder, shard in manifests.items()}))
             metrics = work(manifests, workspace, run)

@@ -354,6 +354,9 @@ def _run_on_rank0(
 
         progress.send_event(kind="started", stage=stage.name)
         start = time.monotonic()
+        # Only now: of a result that is there already nothing is loaded. The other ranks load after this.
+        for key, folder in inputs.items():
+            open_input(Path(folder), stage=stage.inputs[key], trust="own")
         # The other ranks wait for this: only now is it known that there is work, and where its state lies.
         distributed.broadcast_from_rank0(workspace.state)
         tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}

@@ -4,6 +4,7 @@ The servers (PostgreSQL, S3, MLflow) start once per session, for the tests of tr
 them.
 """
 
+import hashlib
 import os
 import shutil
 import signal
@@ -101,6 +102,20 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(record_limit, "lost", 0.0)
     monkeypatch.setenv("STAR_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture
+def read_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were read to be hashed."""
+    names: list[str] = []
+    file_digest = hashlib.file_digest
+
+    def noted(file, digest):
+        names.append(Path(f"/proc/self/fd/{file.fileno()}").readlink().name)
+        return file_digest(file, digest)
+
+    monkeypatch.setattr(hashlib, "file_digest", noted)
+    return names
 
 
 BUCKET = "models"

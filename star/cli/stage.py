@@ -14,8 +14,9 @@ def run_stage(name: str, config: str, *, out: Path, seed_data: Path | None = Non
     from star.config.load import load_config
     from star.stages import stage_named
 
-    function, loaded = stage_named(name).function, load_config(config, seed_data=seed_data)
-    run_and_print(lambda **folders: function(loaded, **folders), out=out, **arguments)
+    stage = stage_named(name)
+    loaded = load_config(config, seed_data=seed_data, sections=stage.sections)
+    run_and_print(lambda **folders: stage.function(loaded, **folders), out=out, **arguments)
 
 
 def run_and_print(work: Callable[..., Mapping[str, object]], *, out: Path, **arguments: object) -> None:

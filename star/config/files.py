@@ -12,8 +12,8 @@ from pydantic import BeforeValidator
 
 from star.config.base import Section
 from star.config.model_files import digest_of_model_folder
+from star.digest_cache import digest_of_file
 from star.errors import InputError
-from star.hashing import sha256_of
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.json`
@@ -33,7 +33,7 @@ class FileRef(Section):
         """
         path = _locate(self.path)
         # The configuration's digest covers the content at load: other content must not be cached under it.
-        if sha256_of(path) != self.sha256:
+        if digest_of_file(path, trust="own") != self.sha256:
             raise InputError(f"{path} has changed since the run was configured: start the run again")
         return path
 
@@ -47,7 +47,7 @@ class ModelFolder(Section):
     """A model folder and one sha256 over its files, so that retrained weights count as another base model."""
 
     path: str
-    sha256: str
+    sha256: str  # empty in a configuration that was loaded for a stage that does not read this base
 
     def read_verified(self) -> Path:
         """Returns the path after comparing the folder with the sha256 taken when the configuration was loaded.
@@ -58,7 +58,7 @@ class ModelFolder(Section):
         folder = Path(self.path)
         if not folder.is_dir():
             raise InputError(f"no model folder at {folder}: check the path of the base")
-        if digest_of_model_folder(folder) != self.sha256:
+        if digest_of_model_folder(folder, trust="own") != self.sha256:
             raise InputError(f"the model in {folder} has changed since the run was configured: start the run again")
         return folder
 
@@ -77,7 +77,7 @@ def _to_file_ref(value: object) -> object:
     if not isinstance(value, str | Path):
         return value
     path = str(value) if str(value).startswith(PACKAGED) else str(Path(value).expanduser().resolve())
-    return {"path": path, "sha256": sha256_of(_locate(path))}
+    return {"path": path, "sha256": digest_of_file(_locate(path))}
 
 
 def to_model_folder(value: object) -> object:

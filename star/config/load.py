@@ -1,5 +1,6 @@
 """Reads a configuration from YAML: resolves `extends` and relative paths, validates, and names the key in every error."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("studen
 TYPE_NAMES = ("str", "Architecture", "ModelFolder")  # pydantic adds the tried type of a union to an error's location
 
 
-def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
+def load_config(path: Path | str, *, seed_data: Path | None = None, sections: Collection[str] | None = None) -> Config:
     """Reads and validates a YAML file, or a packaged profile by its name (`tiny`, `qwen3-0.6b`, ...).
 
     Paths in the file are relative to the file. `extends: OTHER.yaml` starts from another file and overrides section by section.
@@ -27,6 +28,7 @@ def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
     Args:
         path: the file, or the name of a packaged profile.
         seed_data: file with rows, in place of the configuration's `data.seed_data`.
+        sections: those that will be read; None for all. The base models of others are not hashed.
 
     Raises:
         InputError: the file is missing, is not YAML, has an unknown key, a value out of range or a secret in it; the message names
@@ -38,11 +40,21 @@ def load_config(path: Path | str, *, seed_data: Path | None = None) -> Config:
         content = _merge(content, {"data": {"seed_data": str(seed_data.expanduser().resolve())}})
     if reason := refusal(content):
         raise InputError(f"{path}: {reason}")
+    if sections is not None:
+        _leave_bases_unread(content, sections)
     try:
         return Config.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise InputError(f"{path}: {problems}") from error
+
+
+def _leave_bases_unread(content: dict[str, Any], sections: Collection[str]) -> None:
+    """Names the base models of the other sections without the sha256 of their files, which can take minutes to compute."""
+    for name in {"teacher", "student"}.difference(sections):
+        settings = content.get(name)
+        if isinstance(settings, dict) and isinstance(base := settings.get("base"), str) and Path(base).is_dir():
+            content[name] = {**settings, "base": {"path": base, "sha256": ""}}
 
 
 def _find(path: Path | str, *, folder: Path = Path()) -> Path:

@@ -7,12 +7,11 @@ and shards that an index names. All of them count for the digest of a folder.
 import hashlib
 import json
 import os
-import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from star.digest_cache import Trust, digests_of
 from star.errors import InputError
-from star.hashing import sha256_of
 
 CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
 # Keys by which transformers reads other files instead of these, which may lie anywhere and would not be tried.
@@ -20,9 +19,6 @@ OTHER_FILES = {CONFIG: "configuration_files", "tokenizer_config.json": "fast_tok
 INDEXES = "*.safetensors.index.json"
 TEMPLATES = "additional_chat_templates"
 JSON_BYTES = 64 * 2**20  # the index of a model of 10,000 shards has 20 MB
-SETTLED_SECONDS = 2.0  # of a file: younger ones may change again without another time stamp, on coarse clocks
-
-_known_digests: dict[Path, tuple[tuple, str]] = {}
 
 
 def deciding_files(folder: Path) -> list[str]:
@@ -40,26 +36,19 @@ def deciding_files(folder: Path) -> list[str]:
     return top + sorted(set(more))
 
 
-def digest_of_model_folder(folder: Path) -> str:
-    """One sha256 over all `deciding_files`. In one process the files are read again only if one has changed since.
+def digest_of_model_folder(folder: Path, *, trust: Trust = "all") -> str:
+    """One sha256 over all `deciding_files`.
+
+    Args:
+        trust: which remembered digests count (star/digest_cache.py): `own` for a model that is loaded.
 
     Raises:
         InputError: an index of the weights names something else than safetensors inside the folder.
     """
-    names, now = deciding_files(folder), time.time()
-    stats = [(folder / name).stat() for name in names]
-    identity = tuple(
-        (name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        for name, stat in zip(names, stats, strict=True)
-    )
-    known = _known_digests.get(folder)
-    if known and known[0] == identity:
-        return known[1]
-    content = [(name, sha256_of(folder / name)) for name in names]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    if all(max(stat.st_mtime, stat.st_ctime) < now - SETTLED_SECONDS for stat in stats):
-        _known_digests[folder] = (identity, digest)
-    return digest
+    names = deciding_files(folder)
+    found = digests_of([folder / name for name in names], trust=trust)
+    content = [(name, found[folder / name]) for name in names]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def named_shards(folder: Path) -> list[str]:

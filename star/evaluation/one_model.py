@@ -11,12 +11,13 @@ from star.config.evaluation import Evaluate
 from star.config.experiment import Config
 from star.config.model_files import deciding_files
 from star.config.safety import use_safety
+from star.digest_cache import Trust, digests_of
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import METRICS, Manifest, open_input
 from star.folders.run_once import Result, draft_manifest, run_once
 from star.folders.workspace import Workspace
-from star.hashing import digest_of, sha256_of
+from star.hashing import digest_of
 from star.home import home
 
 STAGE = "evaluate-model"
@@ -80,6 +81,10 @@ def evaluate_one(
         return draft_manifest(STAGE, settings=settled, code=code_digest(_evaluate), inputs=inputs)
 
     def work(workspace: Workspace, manifest: Manifest) -> Result:
+        if data:
+            open_input(data, stage="synthesize", trust="own")
+        if manifest.inputs["model"] != _digest_or_id(source, trust="own"):
+            raise InputError(f"the model in {source} has changed since the evaluation began: start it again")
         return Result(_evaluate(source, data, config=config, workspace=workspace, title=title))
 
     sources = [folder for folder in (source, data) if isinstance(folder, Path)]
@@ -107,7 +112,7 @@ def _data_or_latest(data: Path | None) -> Path:
     return data or latest
 
 
-def _digest_or_id(source: Path | str) -> str:
+def _digest_or_id(source: Path | str, *, trust: Trust = "all") -> str:
     """What identifies the model: the digest of its files, or its hub id."""
     if isinstance(source, str):
         return source
@@ -116,4 +121,5 @@ def _digest_or_id(source: Path | str) -> str:
     names = top + [name for name in deciding_files(source) if name not in top]
     # These vary between identical runs: the same weights must have the same digest.
     written_by_stages = {METRICS, "manifest.json"}
-    return digest_of([(name, sha256_of(source / name)) for name in names if name not in written_by_stages])
+    found = digests_of([source / name for name in names if name not in written_by_stages], trust=trust)
+    return digest_of([(file.relative_to(source).as_posix(), sha256) for file, sha256 in found.items()])

@@ -16,8 +16,8 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from star.digest_cache import HashingFile, digests_of
 from star.errors import InputError
-from star.hashing import sha256_of
 from star.progress import print_line
 
 if TYPE_CHECKING:
@@ -64,8 +64,10 @@ def download_state(state: Path, fingerprint: str) -> None:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{source}/{INDEX} names {name}, outside its folder: do not trust this store")
             file.parent.mkdir(parents=True, exist_ok=True)
-            client.download_file(source.bucket, source.key(digest), str(file))
-            if sha256_of(file) != digest:
+            with file.open("wb") as content:
+                arriving = HashingFile(content)
+                client.download_fileobj(source.bucket, source.key(digest), arriving)
+            if arriving.digest != digest:
                 raise InputError(f"{source}/{digest} has another sha256: delete {source} and run the stage again")
     # A kill during the download must not leave a part of a checkpoint in `state`: all of it appears at once.
     state.rmdir()
@@ -91,7 +93,8 @@ def _upload(state: Path, url: str) -> None:
     from star.folders.s3_client import S3Folder, open_s3
 
     target = S3Folder.parse(url)
-    files = {file.relative_to(state).as_posix(): sha256_of(file) for file in sorted(state.rglob("*")) if file.is_file()}
+    found = digests_of(file for file in sorted(state.rglob("*")) if file.is_file())
+    files = {file.relative_to(state).as_posix(): digest for file, digest in found.items()}
     with open_s3(target) as client:
         try:
             uploaded = set(_read_index(client, target).values())

@@ -30,7 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]  # the package star
 # These only show, check or store results. The settings that a stage reads are in its config digest.
 LEFT_OUT = (
-    "star.config", "star.errors", "star.folders", "star.progress", "star.redaction", "star.terminal", "star.tracking",
+    "star.config", "star.digest_cache", "star.digest_notes", "star.errors", "star.folders", "star.progress",
+    "star.redaction", "star.terminal", "star.tracking",
 )  # fmt: skip
 # Tables in star.config that stages read as constants, so that no config digest has them.
 NOT_LEFT_OUT = ("star.config.bfcl_categories", "star.config.row_kinds")

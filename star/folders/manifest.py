@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from star.digest_cache import Trust, digests_of
 from star.errors import InputError
 from star.folders.owners import refuse_other_owner
-from star.hashing import digest_of, sha256_of
+from star.hashing import digest_of
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -118,8 +119,11 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def open_input(folder: Path, *, stage: str) -> Manifest:
+def open_input(folder: Path, *, stage: str, trust: Trust = "all") -> Manifest:
     """Verifies that a folder is a finished output of `stage`, every file by size and sha256, and returns its manifest.
+
+    Args:
+        trust: which remembered digests count (star/digest_cache.py): `own` for what is loaded, `none` for what is published.
 
     Raises:
         InputError: it is another stage's output, or a file is missing or was changed; the message names it.
@@ -129,13 +133,19 @@ def open_input(folder: Path, *, stage: str) -> Manifest:
         raise InputError(
             f"{folder} is the output of {manifest.stage}, not of {stage}: give the folder that `star {stage}` wrote"
         )
-    for entry in manifest.files:
-        file = folder / entry.path
-        # The size is compared first, because a sha256 reads the whole file.
-        if not _is_file(file) or file.stat().st_size != entry.size or sha256_of(file) != entry.sha256:
-            raise InputError(
-                f"{file} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
-            )
+    wanted = {folder / entry.path: entry for entry in manifest.files}
+    # The sizes are compared first, because a sha256 reads the whole file.
+    wrong = [file for file, entry in wanted.items() if not _is_file(file) or file.stat().st_size != entry.size]
+    if not wrong:
+        found = digests_of(wanted, trust=trust)
+        changed = [file for file, entry in wanted.items() if found[file] != entry.sha256]
+        # Nobody is sent away because of what is remembered.
+        found |= digests_of(changed, trust="none")
+        wrong = [file for file in changed if found[file] != wanted[file].sha256]
+    if wrong:
+        raise InputError(
+            f"{wrong[0]} is missing or was changed since `star {stage}` wrote it: delete {folder} and run the stage again"
+        )
     refuse_unlisted(folder, manifest)
     _verified.add(folder.resolve())
     return manifest

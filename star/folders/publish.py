@@ -14,14 +14,15 @@ to its place (`finish_interrupted_publish`).
 
 import errno
 import shutil
+import stat
 from dataclasses import asdict
 from pathlib import Path
 
+from star.digest_cache import digests_of, remember_moved
 from star.folders.manifest import MANIFEST, FileEntry, Manifest, copy_listed_files, is_finished, refuse_foreign
 from star.folders.owners import create_folder, refuse_other_owner, refuse_others, refuse_others_below, shared_with
 from star.folders.published_note import read_note, write_note
 from star.folders.working_paths import incoming_folder, outgoing_folder, published_note
-from star.hashing import sha256_of
 from star.json_file import write_json
 
 
@@ -40,18 +41,21 @@ def publish(folder: Path, *, out: Path, manifest: Manifest) -> Manifest:
     """
     # Otherwise the content behind a link would be published, and `chmod` would open the file it leads to.
     refuse_others_below(folder)
+    # Before the files are hashed, because a change of the mode would count as a change of the file.
+    make_readable_by_all(folder)
+    listed = [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / MANIFEST]
+    digests = digests_of(listed)
     files = [
-        FileEntry(name, file.stat().st_size, sha256_of(file), _count_rows(file))
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and (name := file.relative_to(folder).as_posix()) != MANIFEST
+        FileEntry(file.relative_to(folder).as_posix(), file.stat().st_size, digests[file], _count_rows(file))
+        for file in listed
     ]
     finished = Manifest(**{**vars(manifest), "files": files})
-    make_readable_by_all(folder)
     # The manifest is written last, so a folder that has one is complete.
     write_json(folder / MANIFEST, asdict(finished))
     # It was checked before the work too, but somebody may have put files there since.
     refuse_foreign(out)
     _move(folder, out)
+    remember_moved(folder, out)
     # After the renames, because a later attempt copies from the path in the note.
     if note := published_note(manifest.stage, manifest.fingerprint):
         write_note(note, out, fingerprint=manifest.fingerprint)
@@ -66,7 +70,9 @@ def make_readable_by_all(folder: Path) -> None:
     """
     for path in (folder, *folder.rglob("*")):
         if path.is_file():
-            path.chmod(0o644 & (path.stat().st_mode | 0o444))
+            mode = path.stat().st_mode
+            if stat.S_IMODE(mode) != (readable := 0o644 & (mode | 0o444)):
+                path.chmod(readable)
         elif shared_with() != "nobody":
             path.chmod(0o755 & path.stat().st_mode)
 

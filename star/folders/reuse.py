@@ -15,8 +15,9 @@ places are searched, in this order:
     into the home first.
 
 The taken folder is a copy of the files that the manifest lists, and sha256 of all of them is verified before it
-appears. Large files are hard links where the file system allows it: a store of hundreds of gigabytes is then on the
-disk once. They become read-only, because a program that writes into one of the two names would change both.
+appears: of a copy by reading it, of a link unless the file has not changed since it was read (star/digest_cache.py).
+Large files are hard links where the file system allows it: a store of hundreds of gigabytes is then on the disk once.
+They become read-only, because a program that writes into one of the two names would change both.
 """
 
 import contextlib
@@ -27,9 +28,10 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from star.digest_cache import links_change, remember_moved
 from star.errors import InputError
 from star.folders.link import link_or_copy
-from star.folders.manifest import MANIFEST, copy_listed_files, is_finished
+from star.folders.manifest import MANIFEST, copy_listed_files, is_finished, read_manifest
 from star.folders.owners import create_in_home, is_own
 from star.folders.publish import make_incoming, replace_folder
 from star.folders.s3_client import is_s3_url
@@ -128,7 +130,9 @@ def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path
     incoming = incoming_folder(out)
     make_incoming(incoming)
     try:
-        copy_listed_files(folder, incoming, copy=_link_or_copy)
+        names = [entry.path for entry in read_manifest(folder).files]
+        with links_change({folder / name: incoming / name for name in names}):
+            copy_listed_files(folder, incoming, copy=_link_or_copy)
     # Somebody removed the folder or a file of it meanwhile, or its manifest is damaged.
     except (OSError, InputError):
         shutil.rmtree(incoming, ignore_errors=True)
@@ -138,6 +142,7 @@ def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path
         shutil.rmtree(incoming)
         return False
     replace_folder(out, incoming)
+    remember_moved(incoming, out)
     return True
 
 

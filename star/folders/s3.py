@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star.digest_cache import HashingFile, digest_of_file, remember_written
 from star.errors import InputError
 from star.folders.manifest import (
     MANIFEST,
@@ -29,7 +30,6 @@ from star.folders.manifest import (
 )
 from star.folders.owners import create_folder
 from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, holds_object, open_s3
-from star.hashing import sha256_of
 from star.progress import Bar, print_line
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def upload_folder(folder: Path, url: str | Path) -> None:
     """
     s3_folder, manifest = S3Folder.parse(url), read_manifest(folder)
     # Before the first request, so that a damaged folder does not replace a good one in S3.
-    open_input(folder, stage=manifest.stage)
+    open_input(folder, stage=manifest.stage, trust="none")
     content = (folder / MANIFEST).read_bytes()
     with open_s3(s3_folder) as client:
         # The manifest is written last: if it is there, all its files were. Others may have changed them since.
@@ -87,9 +87,12 @@ def download_folder(url: str | Path, root: Path) -> Path:
         # A local folder with a manifest counts as finished, which it is not while its files are replaced.
         (folder / MANIFEST).unlink(missing_ok=True)
         with Bar(f"fetch {s3_folder}", len(files)) as bar:
+            arrived = {}
             for entry in files:
-                _download(client, s3_folder, folder, entry)
+                if _download(client, s3_folder, folder, entry):
+                    arrived[folder / entry.path] = entry.sha256
                 bar.advance()
+        remember_written(arrived)
     # What a killed download or an older result left here. A folder with such files is refused as an input.
     for left in unlisted_paths(folder, listed):
         (folder / left).unlink()
@@ -138,20 +141,25 @@ def _parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
     return manifest
 
 
-def _download(client: "BaseClient", s3_folder: S3Folder, folder: Path, entry: FileEntry) -> None:
+def _download(client: "BaseClient", s3_folder: S3Folder, folder: Path, entry: FileEntry) -> bool:
+    """Downloads and verifies one file; False if it was there already."""
     from boto3.s3.transfer import TransferConfig
 
     file = folder / entry.path
-    if file.is_file() and file.stat().st_size == entry.size and sha256_of(file) == entry.sha256:
-        return
+    if file.is_file() and file.stat().st_size == entry.size and digest_of_file(file) == entry.sha256:
+        return False
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
     transfer = TransferConfig(num_download_attempts=ATTEMPTS, multipart_threshold=PART_BYTES, use_threads=False)
-    client.download_file(s3_folder.bucket, s3_folder.key(entry.path), str(temporary), Config=transfer)
-    if sha256_of(temporary) != entry.sha256:
+    with temporary.open("wb") as content:
+        arriving = HashingFile(content)
+        # It has no `seek`, so the parts are written in their order.
+        client.download_fileobj(s3_folder.bucket, s3_folder.key(entry.path), arriving, Config=transfer)
+    if arriving.digest != entry.sha256:
         temporary.unlink()
         raise InputError(f"{s3_folder}/{entry.path} is not what its manifest says (sha256): upload the folder again")
     temporary.replace(file)
+    return True
 
 
 def _uploaded_digest(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry) -> str | None:

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from star.data.dvc_digest import dvc_digest
+from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.manifest import MANIFEST, open_input, read_manifest
-from star.hashing import sha256_of
 from star.home import home
 from star.tracking.runs import current_run
 
@@ -73,7 +73,7 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
     return {
         "model": model,
         "weights": weights,
-        "tokenizer": sha256_of(refined / "tokenizer.json"),
+        "tokenizer": digest_of_file(refined / "tokenizer.json", trust="none"),
         "data": by_stage.get("synthesize", report["lineage"].get("data", "")),
         "teacher": by_stage.get("refine-teacher", report["lineage"].get("teacher", "")),
         "stages": {digest: {**summary, **tracked.get(digest, {})} for digest, summary in stages.items()},
@@ -134,7 +134,7 @@ def check_stage(digest: str, summary: dict) -> tuple[str, str]:
     if folder is None:
         return UNREACHED, "no folder on this machine"
     try:
-        found = open_input(folder, stage=summary["stage"])
+        found = open_input(folder, stage=summary["stage"], trust="none")
     except Exception as error:  # a missing file, a damaged manifest, a changed sha256: all are mismatches
         return MISMATCH, str(error)
     if found.digest != digest:

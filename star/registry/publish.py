@@ -8,7 +8,6 @@ is written last. Deleting runs or experiments does not delete them. Without STAR
 LoggedModel.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from star.digest_cache import digests_of, links_change
 from star.errors import InputError
 from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
@@ -66,8 +66,10 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
     from star.evaluation.evaluate import OUTCOMES  # here, because to read versions needs no evaluation
 
     # Only what the stage wrote: a file that somebody adds would be published, and would change what the model does.
-    for path in (entry.path for entry in read_manifest(refined).files):
-        if not any(fnmatch(path, pattern) for pattern in LEFT_OUT):
+    listed = [entry.path for entry in read_manifest(refined).files]
+    published = [path for path in listed if not any(fnmatch(path, pattern) for pattern in LEFT_OUT)]
+    with links_change({refined / path: folder / path for path in published}):
+        for path in published:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
             link_or_copy(refined / path, folder / path)
@@ -175,15 +177,14 @@ def hash_files(folder: Path) -> dict[str, str]:
 
     A link to a folder, a pipe or a device is no file that can be compared. It has an empty digest, which no file has.
     """
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if path.is_file():
-            with path.open("rb") as file:
-                found[relative] = hashlib.file_digest(file, "sha256").hexdigest()
-        elif path.is_symlink() or not path.is_dir():
-            found[relative] = ""
-    return found
+    paths = sorted(folder.rglob("*"))
+    # What is published or downloaded is read, once per process.
+    digests = digests_of([path for path in paths if path.is_file()], trust="none")
+    return {
+        path.relative_to(folder).as_posix(): digests.get(path, "")
+        for path in paths
+        if path in digests or path.is_symlink() or not path.is_dir()
+    }
 
 
 def remove_unfinished_publications(name: str) -> list[str]:

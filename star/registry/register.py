@@ -14,6 +14,7 @@ same (`registration_holds`), and keeps this result. If another version became ch
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from star.config.evaluation import Gate, Registry
+from star.digest_cache import links_change
 from star.errors import InputError
 from star.evaluation.evaluate import EVALUATION, OUTCOMES, READING, TIMING
 from star.evaluation.suites import SUITES
@@ -174,6 +176,8 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
         version, passed_over = register_or_find(
             model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
         )
+        with links_change({refined / entry.path: None for entry in manifest.files}):
+            shutil.rmtree(model)
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
         version = update_registration(version, scores=evaluation.scores, lineage=tags)

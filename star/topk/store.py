@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 
+from star.digest_cache import digest_of_file, links_change, remember_written
 from star.errors import InputError
 from star.folders.link import link_or_copy
-from star.hashing import sha256_of
 from star.topk.codec import decode, encode
 from star.topk.lookup import hash_of, make_lookup, map_lookup, write_lookup
 from star.topk.shard_file import (
@@ -156,6 +156,7 @@ class TopKWriter:
         path = self.folder / SHARD_FILE.format(len(self._files))
         write_atomically(path, content)
         self._files.append(index_entry(path.name, content, sequences=len(self._pending), tokens=self._pending_tokens))
+        remember_written({path: self._files[-1]["sha256"]})
         self._sequences.update(self._pending)
         self._pending, self._pending_tokens = {}, 0
 
@@ -269,15 +270,19 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
     stores = [TopKStore(folder) for folder in folders]
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
+    links: dict[Path, Path] = {}
     for store in stores:
         if store._header != stores[0]._header:
             raise InputError(f"{store.folder} and {stores[0].folder} are not parts of one extraction: merge only those")
         for entry in store._index["shards"]:
             # Every shard numbers its files from 0, so they are numbered again.
             name = SHARD_FILE.format(len(entries))
-            (out / name).unlink(missing_ok=True)
-            link_or_copy(store.folder / entry["file"], out / name, read_only=True)
+            links[store.folder / entry["file"]] = out / name
             entries.append(entry | {"file": name})
+    with links_change(links):
+        for file, link in links.items():
+            link.unlink(missing_ok=True)
+            link_or_copy(file, link, read_only=True)
     _write_index(out, stores[0]._header, entries)
 
 
@@ -312,7 +317,7 @@ def _verify_file(path: Path, entry: dict[str, Any], *, header: dict[str, Any]) -
     if not path.is_file():
         raise file_error(path, "missing")
     size = path.stat().st_size
-    if size == entry["size"] and sha256_of(path) == entry["sha256"]:
+    if size == entry["size"] and digest_of_file(path, trust="own") == entry["sha256"]:
         return
     # The lookup has no header to compare.
     found = header if path.name == LOOKUP else _header_or(path, header)

@@ -4,14 +4,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from star.config import model_files
+from star import digest_cache
 from star.config.experiment import Config
+from star.config.load import load_config
 from star.config.model_files import digest_of_model_folder, refuse_unsafe_weights
 from star.errors import InputError
+
+TICK = 0.02  # seconds: a step of the clock of file systems
 
 
 @pytest.fixture
@@ -75,15 +79,35 @@ def test_a_base_that_changed_since_the_configuration_was_read_is_refused(folder:
         base.read_verified()
 
 
-def test_unchanged_files_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "SETTLED_SECONDS", 0.0)
-    digest = digest_of_model_folder(folder)
-    read = []
-    monkeypatch.setattr(model_files, "sha256_of", lambda file: read.append(file.name) or "")
-    assert digest_of_model_folder(folder) == digest
-    assert read == []
+def test_unchanged_files_are_read_once(folder: Path, own_home: Path, read_files: list[str]) -> None:
+    own_home.mkdir()
+    time.sleep(TICK)
+    base = Config.model_validate({"student": {"base": str(folder)}}).student.base
+    read_files.clear()
+    assert base.read_verified() == folder and read_files == []
+    digest_cache._read_here.clear()  # as in another process
+    assert Config.model_validate({"student": {"base": str(folder)}}).student.base == base and read_files == []
+    assert base.read_verified() == folder and read_files == []
+    (folder / "tokenizer.json").chmod(0o666)  # others may have it open, and are read when it is loaded
+    time.sleep(TICK)
+    assert digest_of_model_folder(folder) == base.sha256
+    digest_cache._read_here.clear()
+    read_files.clear()
+    assert base.read_verified() == folder and read_files == ["tokenizer.json"]
     os.utime(folder / "config.json")
-    assert digest_of_model_folder(folder) != digest
+    read_files.clear()
+    assert digest_of_model_folder(folder) == base.sha256 and read_files == ["config.json"]
+
+
+def test_a_base_that_the_stage_does_not_read_is_not_hashed(folder: Path, tmp_path: Path, read_files: list[str]) -> None:
+    (tmp_path / "e.yaml").write_text(f"extends: tiny\nteacher: {{base: {folder}}}\nstudent: {{base: ./base}}\n")
+    config = load_config(tmp_path / "e.yaml", sections=("seed", "teacher"))
+    assert read_files.count("model.safetensors") == 1
+    whole = load_config(tmp_path / "e.yaml")
+    assert config.slice(("seed", "teacher")) == whole.slice(("seed", "teacher"))
+    assert config.student.base.path == whole.student.base.path == str(folder)
+    with pytest.raises(InputError, match="has changed since"):
+        config.student.base.read_verified()
 
 
 @pytest.mark.parametrize(

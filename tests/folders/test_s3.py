@@ -21,6 +21,7 @@ from star.folders.publish import publish
 from star.folders.s3 import download_folder, manifests_below, upload_folder
 from star.folders.s3_client import S3Folder, is_s3_url
 from star.folders.workspace import open_workspace
+from star.hashing import sha256_of
 from star.registry.location import split_s3
 
 URL = "s3://bucket/runs/topk"
@@ -232,7 +233,7 @@ def test_a_begun_upload_of_another_content_is_not_continued(
     upload_folder(newer, URL)
     assert contents(download_folder(URL, tmp_path / "here")) == contents(newer)
     head = boto3.client("s3").head_object(Bucket="bucket", Key="runs/topk/shard")
-    assert head["Metadata"]["sha256"] == s3.sha256_of(newer / "shard")
+    assert head["Metadata"]["sha256"] == sha256_of(newer / "shard")
 
 
 def test_a_file_that_was_changed_there_is_refused_by_name(proxy: Proxy, tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_what_others_put_in_a_files_place_is_replaced(proxy: Proxy, tmp_path: Pa
     if when == "after":
         upload_folder(folder, URL)
     # Of the right size, and with the right sha256 as far as its metadata go.
-    planted = {"Body": b"b" * 1000, "Metadata": {"sha256": s3.sha256_of(folder / "shard")}}
+    planted = {"Body": b"b" * 1000, "Metadata": {"sha256": sha256_of(folder / "shard")}}
     boto3.client("s3").put_object(Bucket="bucket", Key="runs/topk/shard", **planted)
     upload_folder(folder, URL)
     assert contents(download_folder(URL, tmp_path / "here")) == contents(folder)
