@@ -45,17 +45,18 @@ def check_tracking_server() -> str:
 
 def check_model_registry(model_name: str) -> str:
     """Checks that MLflow has a model registry, which a file store lacks."""
+    from star.registry.versions import has_versions
     from star.tracking.reason import reason_of
     from star.tracking.server import connect, shown_uri, tracking_uri
 
-    client = connect()
+    connect()
     try:
-        versions = client.search_model_versions(f"name = '{model_name}'", max_results=1)
+        found = has_versions(model_name)
     except Exception as error:
         raise InputError(
             f"{shown_uri(tracking_uri())} has no usable model registry ({reason_of(error)}): it needs a database store"
         ) from error
-    return f"{model_name} has versions" if versions else f"{model_name} will be created"
+    return f"{model_name} has versions" if found else f"{model_name} will be created"
 
 
 def check_promotions(model_name: str) -> str:

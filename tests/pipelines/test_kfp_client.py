@@ -91,7 +91,10 @@ class Handler(BaseHTTPRequestHandler):
             return 200, kfp.experiments[-1]
         if path == "/apis/v2beta1/runs" and method == "GET":
             assert query["experiment_id"] == ["e-1"]
-            return 200, {"runs": kfp.runs, "total_size": len(kfp.runs)}
+            # It knows no filter and gives one run a page, so that a name is found only by whoever reads all pages.
+            page = int(query.get("page_token", ["0"])[0])
+            more = {"next_page_token": str(page + 1)} if page + 1 < len(kfp.runs) else {}
+            return 200, {"runs": kfp.runs[page : page + 1], "total_size": len(kfp.runs), **more}
         if path == "/apis/v2beta1/runs":
             kfp.runs.append({**body, "run_id": f"r-{len(kfp.runs) + 1}", "state": "PENDING"})
             return 200, kfp.runs[-1]
@@ -204,9 +207,10 @@ def test_a_server_that_stays_unavailable_ends_the_command_but_not_the_run(kfp: K
 
 @pytest.mark.parametrize("arrives", [True, False])
 def test_a_submission_whose_connection_breaks_starts_one_run(kfp: KFP, arrives: bool) -> None:
+    kfp.runs = [{"run_id": f"r-{number}", "display_name": f"nightly {number}"} for number in (1, 2)]
     kfp.faults, kfp.arrives = {"POST /apis/v2beta1/runs": [503]}, arrives
-    assert _submitted(kfp) == "r-1"
-    assert len(kfp.runs) == 1
+    assert _submitted(kfp) == "r-3"
+    assert len(kfp.runs) == 3
 
 
 def test_a_refused_submission_shows_the_reason_of_the_server(kfp: KFP) -> None:
