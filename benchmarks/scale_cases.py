@@ -305,10 +305,10 @@ def make_base(size: int, folder: Path) -> None:
 
 
 def load_configuration(size: int, folder: Path) -> Steps:
-    """Loads a configuration with a local base, the second time."""
+    """Loads a configuration with a local base."""
     from star.config.load import load_config
 
-    load_config(str(folder / "profile.yaml"))
+    load_config("tiny")
     yield None
     load_config(str(folder / "profile.yaml"))
 
@@ -343,7 +343,7 @@ CASES: dict[str, Case] = {
     "write store": Case((100_000, 1_000_000), "tokens", nothing, write_store),
     "open store": Case((100_000, 1_000_000), "tokens", make_store, open_store),
     "merge": Case((1, 16, 256), "parts", make_parts, merge_parts),
-    "score": Case((1_000, 10_000), "rows", nothing, score),
+    "score": Case((3_000, 30_000), "rows", nothing, score),
     "statistics": Case((1_000, 10_000), "rows", nothing, statistics),
     "finished": Case((100, 1_000), "MB", make_result, finished),
     "configuration": Case((100, 1_000, 8_000), "MB", make_base, load_configuration),

@@ -4,9 +4,15 @@ Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term ta
 it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 """
 
+from typing import TYPE_CHECKING
+
 from star.config.experiment import Config
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Distill, SimRL, Training
+from star.doctor.costs import ModelSize, Workload, workload_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 GIB = 1 << 30
 QWEN3_VOCABULARY = 152_000
@@ -52,15 +58,46 @@ def _training_bytes(model: Teacher | Student, training: Training | SimRL | None)
     return (TRAINED + reference) * _count_parameters(model)
 
 
+def workload(config: Config) -> Workload:
+    """The work of a configuration, with the sizes of its models, for which only their configurations are downloaded.
+
+    Raises:
+        InputError: a model's configuration cannot be loaded.
+    """
+    teacher, student = model_size(config.teacher), model_size(config.student)
+    described = _describe(config.teacher)[0].get_text_config()
+    vocab_size = config.scratch.vocab_size if config.scratch else described.vocab_size
+    return workload_of(config, teacher=teacher, student=student, vocab_size=vocab_size)
+
+
+def model_size(model: Teacher | Student) -> ModelSize:
+    """A model's parameters, and the bytes of its keys and values for one token.
+
+    Raises:
+        InputError: its configuration cannot be loaded.
+    """
+    described = _describe(model)[0].get_text_config()
+    heads = getattr(described, "num_key_value_heads", None) or described.num_attention_heads
+    width = getattr(described, "head_dim", None) or described.hidden_size // described.num_attention_heads
+    # Keys and values in bf16.
+    return ModelSize(_count_parameters(model), 2 * 2 * described.num_hidden_layers * heads * width)
+
+
 def _count_parameters(model: Teacher | Student) -> int:
     """Counts the parameters on a model without weights (meta device), for which only the model's configuration is downloaded."""
+    from star.modeling.models import count_parameters, empty_model
+
+    described, source = _describe(model)
+    return count_parameters(empty_model(described, source=source))
+
+
+def _describe(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
     from transformers import Qwen3Config
 
-    from star.modeling.models import base_source, count_parameters, describe_model, empty_model
+    from star.modeling.models import base_source, describe_model
 
     if isinstance(model.base, Architecture):
         # The embedding of a model from scratch is small, so any vocabulary will do.
-        described = Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump())
-        return count_parameters(empty_model(described, source="scratch"))
+        return Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump()), "scratch"
     source = base_source(model.base)
-    return count_parameters(empty_model(describe_model(source, revision=model.revision), source=source))
+    return describe_model(source, revision=model.revision), str(source)

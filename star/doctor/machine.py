@@ -13,7 +13,9 @@ from star.doctor.actors import SMALL_PARAMETERS
 from star.doctor.check import Check
 from star.doctor.estimates import GIB
 from star.doctor.preflight import preflight_checks
+from star.errors import InputError
 from star.terminal import console
+from star.units import format_bytes, format_seconds
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
 LARGE_NEEDS = (200, 64)  # GiB of disk and of memory
@@ -71,4 +73,30 @@ def print_checks(config: Config) -> bool:
         all_passed &= check.passed
         colour, word = ("green", "ok  ") if check.passed else ("red", "FAIL")
         screen.print(Text(word, style=colour), f"{check.name:<22} {check.detail}", soft_wrap=True)
+    for line in cost_lines(config):
+        screen.print(line, soft_wrap=True)
     return all_passed
+
+
+def cost_lines(config: Config) -> Iterator[str]:
+    """Yields what each stage will cost, by the formulas of docs/scale.md."""
+    from star.doctor.costs import CARD, stage_costs
+    from star.doctor.estimates import workload
+
+    try:
+        work = workload(config)
+    except InputError as error:
+        yield f"     costs                  not known: {error}"
+        return
+    yield (
+        f"about the costs of {work.rows:,} rows with {work.samples} samples each, for prompts of {work.prompt_tokens:,.0f} "
+        f"and answers of {work.completion_tokens:,.0f} tokens (docs/scale.md):"
+    )
+    on_cards = _is_large(config.teacher.base)
+    for stage, cost in stage_costs(work).items():
+        parts = [f"{format_bytes(cost.disk)} on disk"]
+        if on_cards and cost.card_seconds:
+            parts.insert(0, f"{format_seconds(round(cost.card_seconds))} of one {CARD}")
+        if cost.core_seconds >= 1:
+            parts.insert(0, f"{format_seconds(round(cost.core_seconds))} of one core")
+        yield f"     {stage:<22} {', '.join(parts)}"

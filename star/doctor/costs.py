@@ -1,0 +1,192 @@
+"""Estimates what each stage costs: time of a core and of a card, memory of the host, disk. docs/scale.md says what they rest on.
+
+    work = workload_of(load_config("qwen3-0.6b"), teacher=ModelSize(8.19e9, 147_456), student=ModelSize(596e6, 114_688))
+    stage_costs(work)["rollout"].card_seconds / 3600          # hours of one card, H100 with 80 GB
+
+cost_tables.py writes the tables of docs/scale.md with the same formulas.
+"""
+
+from dataclasses import dataclass
+
+from star.config.experiment import Config
+from star.config.training import SimRL, Training
+from star.topk.disk_space import max_bytes_per_token
+
+# Measured with benchmarks/scale.py: seconds of one core, and bytes.
+SECONDS_TO_MAKE_A_ROW = 0.0011  # with 500 tools, cleaned
+SECONDS_TO_SCORE_AN_ANSWER = 0.00009
+SECONDS_TO_COMPARE_A_ROW = 0.0001  # three models: intervals, differences, reports
+SECONDS_TO_STORE_A_TOKEN = 1.45e-5  # at top_k = 100; in proportion to it
+SECONDS_TO_HASH_A_BYTE = 7e-10
+BYTES_OF_A_ROW = 1000
+BYTES_OF_AN_ID = 1.5  # in sequences.parquet, compressed
+BASE_MEMORY = 0.6e9  # Python, torch and the model classes
+
+# From the data sheet of the card; the shares of it that software reaches are assumed, no card was at hand to measure them.
+CARD = "H100 80 GB"
+FLOPS = 989e12  # in bf16, dense
+BYTES_PER_SECOND = 3.35e12  # of its memory
+CARD_MEMORY = 80e9
+TRAINING_UTILISATION, PREFILL_UTILISATION, DECODING_UTILISATION = 0.35, 0.5, 0.6
+
+# Lengths are those of the data, which nobody knows before there is any: these are typical.
+PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model: its number of parameters, and the bytes that keys and values of one token take in bf16."""
+
+    parameters: float
+    cache_bytes: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Everything that the costs depend on.
+
+    Attributes:
+        rows: rows of the training set that are rolled out.
+        made_rows, heldout_rows: rows that are generated, and rows that are evaluated on.
+        samples, evaluated_samples: answers drawn for each row.
+        warm_sequences, distilled_sequences: sequences that the teacher's supervised training and the distillation see.
+        teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
+    """
+
+    teacher: ModelSize
+    student: ModelSize
+    rows: int
+    made_rows: int
+    heldout_rows: int
+    samples: int
+    evaluated_samples: int
+    top_k: int
+    vocab_size: int
+    warm_sequences: int
+    distilled_sequences: int
+    teacher_refine: int
+    student_refine: int
+    prompt_tokens: float = PROMPT_TOKENS
+    completion_tokens: float = COMPLETION_TOKENS
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage costs.
+
+    Attributes:
+        core_seconds: time of one core, for what no card does.
+        card_seconds: time of one card, without the time to load models.
+        memory, disk: bytes of the host's memory, and bytes that the result takes.
+    """
+
+    core_seconds: float
+    card_seconds: float
+    memory: float
+    disk: float
+
+
+def workload_of(config: Config, *, teacher: ModelSize, student: ModelSize, vocab_size: int) -> Workload:
+    """The work of a configuration. It has no lengths, so those are typical ones, within its limits."""
+    rows = config.rollout.prompts or config.data.generated_rows
+    return Workload(
+        teacher=teacher,
+        student=student,
+        rows=rows,
+        made_rows=config.data.generated_rows,
+        heldout_rows=config.data.heldout_rows,
+        samples=config.rollout.samples,
+        evaluated_samples=1 + config.evaluate.samples,
+        top_k=min(config.topk.top_k, vocab_size),
+        vocab_size=vocab_size,
+        warm_sequences=_sequences(config.teacher.sft),
+        distilled_sequences=_sequences(config.distill),
+        teacher_refine=_completions(config.teacher.refine),
+        student_refine=_completions(config.refine),
+        prompt_tokens=min(PROMPT_TOKENS, config.max_prompt_tokens),
+        completion_tokens=min(COMPLETION_TOKENS, config.rollout.max_new_tokens),
+    )
+
+
+def stage_costs(work: Workload) -> dict[str, Cost]:
+    """The cost of each stage by its name."""
+    length = work.prompt_tokens + work.completion_tokens
+    answers, teacher, student = work.rows * work.samples, work.teacher, work.student
+    stored_bytes = store_bytes(work)
+    evaluated = work.heldout_rows * work.evaluated_samples
+    asked = sum(
+        generation_seconds(model, work, prompts=work.heldout_rows, answers=evaluated)
+        for model in (teacher, student, student)
+    )
+    return {
+        "synthesize": Cost(work.made_rows * SECONDS_TO_MAKE_A_ROW, 0, 0.2e9, work.made_rows * BYTES_OF_A_ROW),
+        "refine-teacher": Cost(
+            0,
+            training_seconds(teacher, work.warm_sequences * length) + simrl_seconds(teacher, work, work.teacher_refine),
+            BASE_MEMORY,
+            4 * teacher.parameters,
+        ),
+        "rollout": Cost(
+            answers * SECONDS_TO_SCORE_AN_ANSWER,
+            generation_seconds(teacher, work, prompts=work.rows, answers=answers),
+            BASE_MEMORY,
+            BYTES_OF_AN_ID * (work.rows * work.prompt_tokens + answers * work.completion_tokens),
+        ),
+        "extract-topk": Cost(
+            answers * work.completion_tokens * SECONDS_TO_STORE_A_TOKEN * work.top_k / 100,
+            2 * teacher.parameters * answers * length / (FLOPS * PREFILL_UTILISATION),
+            BASE_MEMORY,
+            stored_bytes,
+        ),
+        "distill": Cost(
+            stored_bytes * SECONDS_TO_HASH_A_BYTE,
+            training_seconds(student, work.distilled_sequences * length),
+            BASE_MEMORY,
+            4 * student.parameters,
+        ),
+        "refine": Cost(0, simrl_seconds(student, work, work.student_refine), BASE_MEMORY, 4 * student.parameters),
+        "evaluate": Cost(
+            3 * evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW,
+            asked,
+            BASE_MEMORY,
+            3 * work.heldout_rows * BYTES_OF_A_ROW,
+        ),
+    }
+
+
+def store_bytes(work: Workload) -> float:
+    """What the teacher's signal takes at most: the bound holds for any output of a softmax, and few stay far below it."""
+    tokens = work.rows * work.samples * work.completion_tokens
+    return tokens * max_bytes_per_token(work.top_k, work.vocab_size)
+
+
+def training_seconds(model: ModelSize, tokens: float) -> float:
+    """Card seconds of a supervised training: forward and backward, the activations computed twice."""
+    return 8 * model.parameters * tokens / (FLOPS * TRAINING_UTILISATION)
+
+
+def generation_seconds(model: ModelSize, work: Workload, *, prompts: float, answers: float) -> float:
+    """Card seconds of sampling with vLLM: each prompt is read once, then a step reads weights and caches for a full batch."""
+    context = work.prompt_tokens + work.completion_tokens / 2
+    weights = 2 * model.parameters
+    batch = max(1.0, (0.9 * CARD_MEMORY - weights) / (model.cache_bytes * context))
+    step = (weights + batch * model.cache_bytes * context) / (BYTES_PER_SECOND * DECODING_UTILISATION)
+    per_token = max(step / batch, 2 * model.parameters / (FLOPS * PREFILL_UTILISATION))
+    read = 2 * model.parameters * prompts * work.prompt_tokens / (FLOPS * PREFILL_UTILISATION)
+    return read + answers * work.completion_tokens * per_token
+
+
+def simrl_seconds(model: ModelSize, work: Workload, completions: float) -> float:
+    """Card seconds of Sim-RL: sampling, the training on what was sampled, and the log-probabilities of the starting model."""
+    sampled = generation_seconds(model, work, prompts=completions / 8, answers=completions)
+    tokens = completions * (work.prompt_tokens + work.completion_tokens)
+    reference = 2 * model.parameters * tokens / (FLOPS * PREFILL_UTILISATION)
+    return sampled + training_seconds(model, tokens) + reference
+
+
+def _sequences(training: Training | None) -> int:
+    return training.steps * training.batch_size if training else 0
+
+
+def _completions(training: SimRL | None) -> int:
+    return training.steps * training.prompts_per_step * training.num_generations if training else 0
