@@ -99,7 +99,7 @@ def test_shards_are_disjoint_and_make_the_whole(inputs: Stages, finished: dict[s
     merged = tmp_path / "rollouts"
     stages.merge([tmp_path / "rollouts-2", tmp_path / "rollouts-1"], out=merged)
     for name in ("sequences.parquet", "prompts.parquet"):
-        assert pq.read_table(merged / name) == pq.read_table(finished["rollout"] / name)
+        assert (merged / name).read_bytes() == (finished["rollout"] / name).read_bytes()
     metrics = stages.merge([tmp_path / "topk-1", tmp_path / "topk-2"], out=tmp_path / "topk")
     store, whole = TopKStore(tmp_path / "topk"), TopKStore(finished["extract-topk"])
     assert sorted(store) == sorted(whole)
@@ -126,6 +126,9 @@ def test_shards_of_an_extraction_hold_the_bytes_of_the_whole(
             for got, expected in zip(part[sequence_id], whole[sequence_id], strict=True):
                 np.testing.assert_array_equal(got, expected)
     assert sorted(seen) == sorted(whole)
+    stages.merge([tmp_path / str(number) for number in (1, 2, 3)], out=tmp_path / "merged")
+    name = "sequences.arrow"
+    assert (tmp_path / "merged" / name).read_bytes() == (finished["extract-topk"] / name).read_bytes()
 
 
 def test_distillation_refuses_a_single_shard(inputs: Stages, finished: dict[str, Path], tmp_path: Path) -> None:
