@@ -1,15 +1,15 @@
 """Counts how often each byte is hashed in one whole run, and measures a run that has nothing to do beside a large base.
 
 python benchmarks/hashing.py trace FOLDER --config tests/micro.yaml        # runs the pipeline in FOLDER, a few minutes
-python benchmarks/hashing.py nothing FOLDER --config tests/micro.yaml --gigabytes 8
+python benchmarks/hashing.py nothing FOLDER --gigabytes 8                  # after `trace`, in the same folder
 python benchmarks/hashing.py stage FOLDER                                  # start-up of a finished stage of that run
 
 `trace` hooks hashlib in every process of the run, by a `sitecustomize` module, so it measures any commit:
 `PYTHONPATH=CHECKOUT python benchmarks/hashing.py ...` takes another checkout's `star`. Equal contents count as one file,
 whatever their names are: what is hashed twice is bytes, not names.
 
-`nothing` gives the teacher a base folder with a sparse file of that size beside its weights. It counts for the digest of
-the base, and nobody loads it. The run is done once, and then started again three times.
+`nothing` makes a base of the teacher of that run, with a sparse file of that size beside its weights. The file counts for
+the digest of the base, and nobody loads it. A run from this base is done once, and then started again three times.
 """
 
 import argparse
@@ -127,8 +127,6 @@ def print_trace(log: Path, folder: Path) -> None:
 
 def nothing(folder: Path, config: Path, gigabytes: float) -> None:
     """Finishes a run whose teacher has a base of that size, and prints what the same run costs when it is started again."""
-    folder.mkdir(parents=True)
-    star(folder, "run", "--config", config.resolve())
     base = folder / "base"
     base.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -161,7 +159,7 @@ def stage(folder: Path, config: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("trace", "nothing", "stage"))
-    parser.add_argument("folder", type=Path, help="a new folder; for `stage` that of an earlier `trace` or `nothing`")
+    parser.add_argument("folder", type=Path, help="a new folder for `trace`, else that of an earlier `trace`")
     parser.add_argument("--config", type=Path, default=Path("tests/micro.yaml"))
     parser.add_argument("--gigabytes", type=float, default=8.0)
     arguments = parser.parse_args()

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from star.home import home
 
 NOTE_BYTES = 8 * 2**20  # a longer note is not read: one of 30,000 files
-CACHE_BYTES = 64 * 2**20  # with more than that the older half of the notes is removed
+MAX_BYTES = 64 * 2**20  # of all notes; with more the older half is removed
+MAX_NOTES = 2000
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -100,17 +101,20 @@ class Notes:
             content = dict(list(content.items())[len(content) // 2 + 1 :])
         name, temporary = _name_of(folder), f".{secrets.token_hex(8)}"
         with contextlib.suppress(OSError):
-            self._make_room()
+            self._make_room(name)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
             with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=self._folder), "wb") as file:
                 file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
             os.replace(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
-    def _make_room(self) -> None:
-        """Removes the older half of the notes, and what killed writers left, if all together are too large."""
+    def _make_room(self, name: str) -> None:
+        """Before a note that is new: removes the older half, and what killed writers left, if there are too many."""
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+            return
         with os.scandir(self._folder) as entries:
             notes = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-        if sum(status.st_size for status in notes.values()) > CACHE_BYTES:
+        if len(notes) >= MAX_NOTES or sum(status.st_size for status in notes.values()) > MAX_BYTES:
             for name in sorted(notes, key=lambda name: notes[name].st_mtime_ns)[: len(notes) // 2 + 1]:
                 os.unlink(name, dir_fd=self._folder)
 

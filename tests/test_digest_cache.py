@@ -274,8 +274,10 @@ def test_what_is_no_file_is_named(home: Path, tmp_path: Path) -> None:
             digest_of_file(path)
 
 
-def test_the_cache_stays_small(file: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digest_notes, "CACHE_BYTES", 3000)
+@pytest.mark.parametrize("limit", [2, 100])
+def test_the_cache_stays_small(file: Path, home: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest_notes, "MAX_BYTES", 3000)
+    monkeypatch.setattr(digest_notes, "MAX_NOTES", limit)
     monkeypatch.setattr(digest_notes, "NOTE_BYTES", 1500)
     for number in range(30):
         folder = file.with_name(f"folder-{number}")
@@ -286,6 +288,7 @@ def test_the_cache_stays_small(file: Path, home: Path, monkeypatch: pytest.Monke
     for number in range(30):
         digests_of(sorted(file.with_name(f"folder-{number}").iterdir()))
         assert sum(one.stat().st_size for one in notes(home).iterdir()) <= 3000 + 1500
+        assert len(list(notes(home).iterdir())) <= limit
         assert all(one.stat().st_size <= 1500 for one in notes(home).iterdir())
 
 

@@ -136,6 +136,7 @@ def replace_folder(out: Path, incoming: Path) -> None:
     if out.exists():
         out.rename(outgoing)
     incoming.rename(out)
+    remember_moved(incoming, out)
     _remove(outgoing)
 
 

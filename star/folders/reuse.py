@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
-from star.digest_cache import links_change, remember_moved
+from star.digest_cache import links_change
 from star.errors import InputError
 from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, copy_listed_files, is_finished, read_manifest
@@ -142,7 +142,6 @@ def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path
         shutil.rmtree(incoming)
         return False
     replace_folder(out, incoming)
-    remember_moved(incoming, out)
     return True
 
 

@@ -149,6 +149,8 @@ class TopKWriter:
         if self._pending:
             self._write_file()
         _write_index(self.folder, self._header, self._files)
+        # All at once, because each call writes a note of the whole folder.
+        remember_written({self.folder / entry["file"]: entry["sha256"] for entry in self._files})
 
     def _write_file(self) -> None:
         (self.folder / INDEX).unlink(missing_ok=True)  # outdated from here until close()
@@ -156,7 +158,6 @@ class TopKWriter:
         path = self.folder / SHARD_FILE.format(len(self._files))
         write_atomically(path, content)
         self._files.append(index_entry(path.name, content, sequences=len(self._pending), tokens=self._pending_tokens))
-        remember_written({path: self._files[-1]["sha256"]})
         self._sequences.update(self._pending)
         self._pending, self._pending_tokens = {}, 0
 
