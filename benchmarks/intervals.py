@@ -1,7 +1,8 @@
 """Measures how often the 95% intervals contain the truth, on models whose accuracy, reward, pass@k or entropy is known.
 
     python benchmarks/intervals.py --exact     # shares: every possible outcome is counted, half a minute
-    python benchmarks/intervals.py             # everything, about a minute on one core
+    python benchmarks/intervals.py             # both tables, about a minute on one core
+    python benchmarks/intervals.py --cost 1000 10000 100000   # time, memory and files of a report about three models
 
 Shares need no simulation: of n rows a model gets x right with a binomial probability, and an interval contains the
 truth or does not. The first table is over the accuracies 2%, 2.1%, ... 98%. A cell says for how many of them the
@@ -12,11 +13,21 @@ and 97%. The last line is the same for paired differences, over pairs of models.
 The second table is simulated. A row is a kind of score, a column a number of evaluated rows. A cell is the share of
 evaluations whose interval contains the true mean, and in brackets that of the percentile bootstrap. Its sampling
 error is about 0.5 points.
+
+The table of `--cost` has one line per number of held-out rows: scoring, comparing and reporting three models on them,
+each size in a process of its own. The answers are made up, because how they were generated does not change the cost.
 """
 
 import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import log
+from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
@@ -183,10 +194,97 @@ def _line(name: str, shares: list[tuple[float, float]]) -> str:
     return f"| {name} | " + " | ".join(f"{ours:.3f} ({plain:.3f})" for ours, plain in shares) + " |"
 
 
+def made_up_answers(rows: int, *, right: float, seed: int) -> list[dict]:
+    """Outcomes as `star.evaluation.heldout.ask_heldout` returns them: five kinds of rows, rewards of six values."""
+    rng = np.random.default_rng(seed)
+    exact, partly, broken = rng.random(rows) < right, rng.integers(6, size=rows) / 6, rng.random(rows) < 0.02
+    rewards, passes, entropies = (
+        np.where(exact, 1.0, np.where(broken, -1.0, partly)),
+        rng.integers(9, size=rows),
+        rng.random(rows),
+    )
+    call = '<think>\n\n</think>\n\n<tool_call>\n{"name": "set_alarm", "arguments": {"hour": %d, "minute": 49}}\n</tool_call>'
+    return [
+        {
+            "row": index,
+            "id": f"gen-7-{index}",
+            "kind": ("simple", "multiple", "parallel", "parallel-multiple", "irrelevance")[index % 5],
+            "source": "generated",
+            "query": f"Please wake me up at {index % 24}:49, and say nothing more about it.",
+            "expected": call % (index % 24),
+            "predicted": call % (index % 24 if exact[index] else index % 7),
+            "exact_match": float(exact[index]),
+            "reward": float(rewards[index]),
+            "format_error": float(broken[index] and not exact[index]),
+            "mistake": None if exact[index] else "bad format" if broken[index] else "wrong number",
+            "passes": int(passes[index]),
+            "entropy": float(entropies[index]),
+            "unseen_tool": index % 50 == 0,
+            "expected_call": "call",
+            "predicted_call": "none" if broken[index] and not exact[index] else "call",
+        }
+        for index in range(rows)
+    ]
+
+
+def report_on_made_up_answers(rows: int) -> dict[str, float]:
+    """Scores and compares three models on `rows` rows and writes the report, in this process. Returns its cost."""
+    from star.evaluation.evaluate import score_and_write
+    from star.evaluation.gathered import Gathered, GatheredModel, Timing
+
+    def gathered(count: int) -> Gathered:
+        answers = [made_up_answers(count, right=right, seed=seed) for seed, right in enumerate((0.75, 0.7, 0.72))]
+        names = ("teacher", "distilled", "refined")
+        models = [
+            GatheredModel(name, 1, 1, Timing(1, 1.0, 1.0), {"heldout": found})
+            for name, found in zip(names, answers, strict=True)
+        ]
+        settings = {"seed": 7, "evaluate": {"suites": ["heldout"], "samples": 8, "bfcl_categories": None}}
+        return Gathered("made up", settings, models, {}, {}, [])
+
+    with tempfile.TemporaryDirectory() as folder:
+        score_and_write([gathered(10)], out=Path(folder))  # loads what is loaded late, which is not measured
+        models = gathered(rows)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        score_and_write([models], out=Path(folder))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        sizes = {file.name: file.stat().st_size / 1e6 for file in sorted(Path(folder).iterdir())}
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "rows": rows,
+        "seconds": seconds,
+        "answers": before.ru_maxrss / 1024,
+        "peak": after.ru_maxrss / 1024,
+        "files": sizes,
+    }
+
+
+def cost_table(sizes: list[int]) -> Iterator[str]:
+    yield "| rows | CPU seconds | growth | MiB at the start | MiB at most | files in MB |"
+    yield "|---:|---:|---:|---:|---:|---|"
+    last = None
+    for rows in sizes:
+        child = subprocess.run([sys.executable, __file__, "--cost-of", str(rows)], check=True, capture_output=True)
+        cost = json.loads(child.stdout)
+        growth = f"{log(cost['seconds'] / last['seconds']) / log(rows / last['rows']):.2f}" if last else ""
+        files = ", ".join(f"{name} {size:.2f}" for name, size in cost["files"].items())
+        yield f"| {rows:,} | {cost['seconds']:.1f} | {growth} | {cost['answers']:.0f} | {cost['peak']:.0f} | {files} |"
+        last = cost
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exact", action="store_true", help="the table of shares only")
+    parser.add_argument("--cost", type=int, nargs="+", metavar="ROWS", help="what a report about three models costs")
+    parser.add_argument("--cost-of", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.cost_of:
+        print(json.dumps(report_on_made_up_answers(arguments.cost_of)))
+        return
+    if arguments.cost:
+        for line in cost_table(arguments.cost):
+            print(line, flush=True)
+        return
     for line in (*exact_table(), ""):
         print(line, flush=True)
     if not arguments.exact:

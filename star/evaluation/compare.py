@@ -43,7 +43,7 @@ def print_comparison(a: Path, b: Path) -> None:
     """
     first, second = _read_model(a), _read_model(b)
     _require_same_reading(first, second)
-    differences = paired_differences("a", "b", {"a": first.outcomes, "b": second.outcomes})
+    differences = paired_differences([("a", "b")], {"a": first.outcomes, "b": second.outcomes})
     if not differences:
         raise InputError(f"{a} and {b} have no row in common: evaluate both on the same suites and data")
     screen = console()

@@ -1,7 +1,8 @@
 """Evaluates one or more models on every configured suite, on the same rows, and writes the results side by side.
 
 It writes evaluation.json (scores with intervals, paired differences; the same bytes on every run), outcomes.jsonl
-(one line per row and model, for `star compare`), timing.json (speed), report.html and report.md.
+(one line per row and model, for `star compare`), failures.parquet (every wrong answer with its texts), timing.json
+(speed), report.html and report.md.
 
 gather.py asks the models, this file scores the answers, and report.py draws the scores. For example, with teacher and
 refined on the suite heldout:
@@ -10,7 +11,7 @@ refined on the suite heldout:
    holds every second batch, and `score_and_write` runs when `star merge` has both shards.
 2. `SUITES["heldout"].score` turns a model's outcomes into `SuiteScores`: {"exact_match": {"mean": 0.74, "low": 0.70,
    "high": 0.78}, ...}.
-3. `paired_differences("refined", "teacher", outcomes)` compares both on the rows that both answered.
+3. `paired_differences([("refined", "teacher")], outcomes)` compares both on the rows that both answered.
 4. `score_and_write` writes all of it.
 """
 
@@ -23,6 +24,7 @@ from statistics import median
 from typing import Any
 
 from star.config.experiment import Config
+from star.evaluation.failures import FAILURES, with_short_texts, worst_of, write_failures
 from star.evaluation.gather import ModelSource, gather
 from star.evaluation.gathered import Gathered, GatheredModel
 from star.evaluation.paired_differences import Outcomes, paired_differences, paired_differences_by_kind
@@ -60,6 +62,11 @@ class EvaluatedModel:
     def outcomes(self) -> Outcomes:
         """Each row's measures, by suite."""
         return {suite: found.outcomes for suite, found in self.suites.items()}
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The wrong answers of all suites, each suite's worst first."""
+        return [row for found in self.suites.values() for row in found.failures]
 
     def to_json(self) -> dict[str, Any]:
         """The model's entry in evaluation.json."""
@@ -102,19 +109,27 @@ def score_and_write(shards: list[Gathered], *, out: Path) -> dict[str, float]:
     outcomes = {model.name: model.outcomes for model in models}
     # The last model is compared with each model before it, then the last but one, and so on.
     pairs = list(combinations(reversed(outcomes), 2))
+    failures = {model.name: model.failures for model in models}
+    worst = worst_of(failures[last.name], model=last.name)
     evaluation = {
         "title": first.title,
         "reading": READING,
         "suite": {suite: {"rows": len(rows)} for suite, rows in last.outcomes.items()},
         "models": [model.to_json() for model in models],
-        "comparisons": [found for a, b in pairs for found in paired_differences(a, b, outcomes)],
-        "comparisons_by_kind": [found for a, b in pairs for found in paired_differences_by_kind(a, b, outcomes)],
+        "comparisons": paired_differences(pairs, outcomes),
+        "comparisons_by_kind": paired_differences_by_kind(pairs, outcomes),
         "curves": first.curves,
-        "failures": [{**row, "model": last.name} for found in last.suites.values() for row in found.failures],
+        "failures": with_short_texts(worst),
+        "failure_count": len(failures[last.name]),
         "lineage": first.lineage,
         "stages": first.stages,
     }
-    _write(evaluation, outcomes, {model.name: model.timing for model in models}, out=out)
+    write_json(out / EVALUATION, evaluation)
+    write_failures(out / FAILURES, failures)
+    _write_outcomes(out / OUTCOMES, outcomes)
+    _write_timing_and_reports(
+        {**evaluation, "failures": worst}, {model.name: model.timing for model in models}, out=out
+    )
     return _metrics(models)
 
 
@@ -159,23 +174,23 @@ def _metrics(models: list[EvaluatedModel]) -> dict[str, float]:
     return scores | {f"{model.name}_{name}": value for model in models for name, value in model.timing.items()}
 
 
-def _write(
-    evaluation: dict[str, Any], outcomes: dict[str, Outcomes], timing: dict[str, dict[str, float]], *, out: Path
-) -> None:
-    write_json(out / EVALUATION, evaluation)
+def _write_timing_and_reports(evaluation: dict[str, Any], timing: dict[str, dict[str, float]], *, out: Path) -> None:
     write_json(out / TIMING, timing)
-    # Only what a comparison needs: the file is published with the model, whose texts would make it many times larger.
-    with (out / OUTCOMES).open("w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(line) + "\n" for line in _outcome_lines(outcomes))
     # The reports show the speed beside the scores; evaluation.json must not vary with it.
     shown = {**evaluation, "models": [{**entry, **timing[entry["name"]]} for entry in evaluation["models"]]}
     write_report(out / "report.html", shown)
     (out / "report.md").write_text(markdown_table(shown), encoding="utf-8")
 
 
+def _write_outcomes(file: Path, outcomes: dict[str, Outcomes]) -> None:
+    # Only what a comparison needs: the file is published with the model, whose texts would make it many times larger.
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(line) + "\n" for line in _outcome_lines(outcomes))
+
+
 def _outcome_lines(outcomes: dict[str, Outcomes]) -> Iterator[dict[str, Any]]:
     for model, suites in outcomes.items():
         for suite, rows in suites.items():
+            keys = ("id", "kind", *SUITES[suite].measures.values())
             for row in rows:
-                measures = {key: row[key] for key in SUITES[suite].measures.values()}
-                yield {"model": model, "suite": suite, "id": row["id"], "kind": row["kind"], **measures}
+                yield {"model": model, "suite": suite, **{key: row[key] for key in keys}}

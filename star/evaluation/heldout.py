@@ -19,7 +19,6 @@ from star.rewards.similarity import exact_match, similarity_reward
 
 PASS_K = (1, 4, 8)
 ENTROPY_BATCH_TOKENS = 8192
-FAILURE_KEYS = ("id", "kind", "query", "expected", "predicted", "reward", "mistake")
 
 
 class Answers(TypedDict):
@@ -132,7 +131,7 @@ def score_heldout(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) ->
     if unscored:
         details["unscored"] = unscored
     # Plain dicts, which is what all suites have in common.
-    rows: list[dict[str, Any]] = [{**outcome} for outcome in outcomes]
+    rows = cast(list[dict[str, Any]], outcomes)
     return SuiteScores(_scores(outcomes, samples=samples, seed=seed), details, rows, _failures(rows))
 
 
@@ -241,7 +240,8 @@ def _scores(outcomes: list[HeldoutOutcome], *, samples: int, seed: int) -> dict[
     }
     for k in PASS_K:
         if k <= samples:
-            values[f"pass_at_{k}"] = [pass_at_k(samples, o["passes"], k) for o in outcomes]
+            estimates = [pass_at_k(samples, right, k) for right in range(samples + 1)]
+            values[f"pass_at_{k}"] = [estimates[o["passes"]] for o in outcomes]
     # Shares lie in [0, 1]. The reward is -1 for a broken format, and the entropy has no upper bound.
     bounds: dict[str, tuple[float, float] | None] = {"mean_reward": (-1.0, 1.0), "entropy": None}
     return {name: mean_score(column, seed=seed, bounds=bounds.get(name, (0.0, 1.0))) for name, column in values.items()}
@@ -284,5 +284,4 @@ def _count_mistakes(outcomes: list[HeldoutOutcome]) -> dict[str, dict[str, int]]
 
 def _failures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # Ties by id, so that the order of equal rewards is the same in every run.
-    wrong = sorted((row for row in rows if not row["exact_match"]), key=lambda row: (row["reward"], row["id"]))
-    return [{key: row[key] for key in FAILURE_KEYS} for row in wrong]
+    return sorted((row for row in rows if not row["exact_match"]), key=lambda row: (row["reward"], row["id"]))

@@ -59,8 +59,8 @@ def write_report(path: Path, evaluation: Evaluation) -> None:
     Args:
         path: the file to write; its folder is created if needed.
         evaluation: evaluation.json with the timing in its models. All keys are optional: title, created, suite,
-            models, comparisons, curves, failures, lineage, stages. A score is {"mean", "low", "high"}; what is not a
-            finite number counts as missing.
+            models, comparisons, curves, failures (the worst), failure_count, lineage, stages. A score is
+            {"mean", "low", "high"}; what is not a finite number counts as missing.
     """
     parts = [(anchor, heading, render(evaluation)) for anchor, heading, render in _SECTIONS]
     parts = [part for part in parts if part[2]]

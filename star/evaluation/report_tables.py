@@ -111,7 +111,8 @@ def failures_section(evaluation: Evaluation) -> str:
     # Sorting is stable: rows of equal reward keep the order of the evaluation.
     failures = sorted(evaluation.get("failures") or [], key=lambda item: as_number(item.get("reward")) or 0)
     articles = "".join(_failure_article(item) for item in failures[:_MAX_FAILURES])
-    shown = f"The {_MAX_FAILURES} worst of {len(failures):,}. " if len(failures) > _MAX_FAILURES else ""
+    count = max(len(failures), int(as_number(evaluation.get("failure_count")) or 0))
+    shown = f"The {_MAX_FAILURES} worst of {count:,}. All are in failures.parquet. " if count > _MAX_FAILURES else ""
     marks = 'Words <mark class="missing">expected but missing</mark> and <mark class="extra">not expected</mark>.'
     return f'<p class="note">{shown}{marks}</p>{articles}' if articles else ""
 

@@ -54,7 +54,8 @@ class SuiteScores:
         scores: the suite's scores by the names that reports and MLflow show, such as `exact_match` or `bfcl_live`.
         details: further keys of the model's entry in evaluation.json, such as `by_kind` or `bfcl`.
         outcomes: one entry per row, each with `id`, `kind` and the keys of the suite's measures.
-        failures: the wrong answers that the report shows, worst first.
+        failures: the outcomes of the wrong answers, worst first, with the columns of star/evaluation/failures.py;
+            empty for a suite whose report shows none.
     """
 
     scores: dict[str, Score]

@@ -38,7 +38,7 @@ def shards(several: Config, inputs: dict[str, Path], tmp_path_factory: pytest.Te
 
 
 def assert_same_evaluation(merged: Path, whole: Path) -> None:
-    for name in ("evaluation.json", "outcomes.jsonl"):
+    for name in ("evaluation.json", "outcomes.jsonl", "failures.parquet"):
         assert (merged / name).read_bytes() == (whole / name).read_bytes()
     assert open_input(merged, stage="evaluate").digest == read_manifest(whole).digest
 
