@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PAGE = 100  # versions that MLflow is asked for at a time, each with all its tags
 SHOWN = 20  # numbers of versions in an error's message
 NEWEST_FIRST = ["version_number DESC"]
-
 # Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
 DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
 SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
@@ -160,7 +159,9 @@ def find_versions_of(name: str, model_digest: str) -> list[Version]:
     quoted = quoted_text(model_digest)
     comparison = f"= {quoted}" if quoted else "LIKE '{}'".format(re.sub(r"['\"\\]", "_", model_digest))
     wanted = f"name = {_quoted(name)} and tags.`{DIGEST_TAG}` {comparison}"
-    found = read_pages(client.search_model_versions, wanted, max_results=PAGE, order_by=NEWEST_FIRST)
+    found: Iterator[ModelVersion] = read_pages(
+        client.search_model_versions, wanted, max_results=PAGE, order_by=NEWEST_FIRST
+    )
     versions = [read_version(entry, aliases=model.aliases) for entry in found]
     return [version for version in versions if version.model_digest == model_digest]
 
