@@ -7,7 +7,8 @@
 A case is measured at sizes that grow by ten, each in a process of its own, on input that another process made. Seconds
 are processor time after the imports, with that of child processes; MiB is how much the peak of the resident memory grew
 over what the imports took. `exponent` is the growth of the seconds between the two largest sizes: 1 is linear. Where
-the seconds are too few to say, it is left out. Two checkouts are measured in turns, on the same input.
+the seconds are too few to say, it is left out. `formula / measured` compares the seconds with the formulas of
+docs/scale.md. Two checkouts are measured in turns, on the same input.
 
 benchmarks/registry.py, sequences.py, hashing.py, ckd_loader.py and clean.py measure what has more than one process.
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +66,13 @@ def growth(sizes: list[int], costs: list[Cost]) -> str:
     return f"{math.log(costs[-1].seconds / costs[-2].seconds) / math.log(sizes[-1] / sizes[-2]):.2f}"
 
 
+def formula_over_measured(formula: Callable[[int], float] | None, sizes: list[int], costs: list[Cost]) -> str:
+    """What docs/scale.md's formula gives, over what was measured, by size."""
+    if formula is None:
+        return ""
+    return ", ".join(f"{formula(size) / cost.seconds:.2f}" for size, cost in zip(sizes, costs, strict=True))
+
+
 def table_row(name: str, label: str, sizes: list[int], costs: list[Cost]) -> str:
     """One line of the table: a case of one checkout at all sizes."""
     cells = [
@@ -71,6 +80,7 @@ def table_row(name: str, label: str, sizes: list[int], costs: list[Cost]) -> str
         ", ".join(f"{size:,}" for size in sizes) + f" {CASES[name].unit}",
         ", ".join(f"{cost.seconds:.2f}" for cost in costs),
         growth(sizes, costs),
+        formula_over_measured(CASES[name].formula, sizes, costs),
         ", ".join(f"{cost.mebibytes:.0f}" for cost in costs),
         ", ".join(cost.counted for cost in costs if cost.counted),
     ]
@@ -96,8 +106,8 @@ def main() -> None:
         print(json.dumps(measure_here(given.cases[0], given.size, given.folder)._asdict()))
         return
     checkouts = {"": HERE} | ({", before": given.against.resolve()} if given.against else {})
-    columns = ("case", "sizes", "CPU seconds", "exponent", "MiB above the imports", "counted")
-    print(f"| {' | '.join(columns)} |\n|---|---|---:|---:|---:|---|", flush=True)
+    columns = ("case", "sizes", "CPU seconds", "exponent", "formula / measured", "MiB above the imports", "counted")
+    print(f"| {' | '.join(columns)} |\n|---|---|---:|---:|---:|---:|---|", flush=True)
     for name in given.cases or CASES:
         sizes = [*CASES[name].sizes, *([CASES[name].sizes[-1] * 10] if given.times == 10 else [])]
         costs: dict[str, list[Cost]] = {label: [] for label in checkouts}

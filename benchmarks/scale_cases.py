@@ -42,12 +42,25 @@ class Case:
         unit: what the sizes count.
         prepare: writes the input of a size into a folder.
         measure: does the work of a size.
+        formula: the seconds that docs/scale.md's formula gives for a size, where it has one.
     """
 
     sizes: tuple[int, ...]
     unit: str
     prepare: Callable[[int, Path], None]
     measure: Callable[[int, Path], Steps]
+    formula: Callable[[int], float] | None = None
+
+
+def times(constant: str, *, factor: float = 1) -> Callable[[int], float]:
+    """A formula of docs/scale.md: a constant of star/doctor/costs.py for each of `factor * size`."""
+
+    def seconds(size: int) -> float:
+        from star.doctor import costs  # here, because earlier versions have none
+
+        return factor * size * getattr(costs, constant)
+
+    return seconds
 
 
 def nothing(size: int, folder: Path) -> None:
@@ -118,6 +131,19 @@ def generate(size: int, folder: Path) -> Steps:
     ]
     yield None
     yield f"{sum(1 for _ in generate_rows(tools, size, seed=1)):,} made"
+
+
+def synthesize(size: int, folder: Path) -> Steps:
+    """Does what the stage does: makes rows of the tiny profile's tools, cleans and splits them."""
+    from star.config.load import load_config
+    from star.data.synthesize import make_data_set
+
+    config = load_config("tiny")
+    data = config.data.model_copy(update={"generated_rows": size})
+    out, state = _empty(folder / "out"), _empty(folder / "state")
+    yield None
+    make_data_set(data, seed=7, out=out, state=state)
+    yield f"{sum(file.stat().st_size for file in out.glob('*.jsonl')) / size:.0f} bytes per row"
 
 
 def _sequence(draw: object) -> tuple:
@@ -246,7 +272,7 @@ def statistics(size: int, folder: Path) -> Steps:
             }
             for n in range(size)
         ]
-        models.append(GatheredModel(name, 1, 4, Timing(1, 1.0), {"heldout": rows}))
+        models.append(GatheredModel(name, 1, 4, Timing(1, 1.0, 0.1), {"heldout": rows}))
     gathered = Gathered("title", settings, models, {}, {}, [])
     out = _empty(folder / "out")
     yield None
@@ -337,14 +363,21 @@ def _empty(folder: Path) -> Path:
 
 
 CASES: dict[str, Case] = {
-    "import": Case((2_000, 20_000), "rows", write_records, import_rows),
+    "synthesize": Case((2_000, 20_000), "rows", nothing, synthesize, times("SECONDS_TO_MAKE_A_ROW")),
+    "import": Case((2_000, 20_000), "rows", write_records, import_rows, times("SECONDS_TO_IMPORT_A_ROW")),
     "check": Case((2_000, 20_000), "rows", write_benchmark, check_rows),
     "generate": Case((1_000, 10_000, 60_000), "rows", nothing, generate),
-    "write store": Case((100_000, 1_000_000), "tokens", nothing, write_store),
-    "open store": Case((100_000, 1_000_000), "tokens", make_store, open_store),
+    "write store": Case((100_000, 1_000_000), "tokens", nothing, write_store, times("SECONDS_TO_STORE_A_TOKEN")),
+    "open store": Case(
+        (100_000, 1_000_000),
+        "tokens",
+        make_store,
+        open_store,
+        times("SECONDS_TO_HASH_A_BYTE", factor=267),
+    ),
     "merge": Case((1, 16, 256), "parts", make_parts, merge_parts),
-    "score": Case((3_000, 30_000), "rows", nothing, score),
-    "statistics": Case((1_000, 10_000), "rows", nothing, statistics),
+    "score": Case((3_000, 30_000), "rows", nothing, score, times("SECONDS_TO_SCORE_AN_ANSWER", factor=10)),
+    "statistics": Case((1_000, 10_000), "rows", nothing, statistics, times("SECONDS_TO_COMPARE_A_ROW")),
     "finished": Case((100, 1_000), "MB", make_result, finished),
     "configuration": Case((100, 1_000, 8_000), "MB", make_base, load_configuration),
     "compile": Case((1, 16, 256), "shards", nothing, compile_to_yaml),
