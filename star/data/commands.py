@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from star.config.row_kinds import ROW_KIND_WEIGHTS
+from star.digest_cache import digest_of_file, digests_of
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest
 from star.folders.run_once import Result, draft_manifest, run_once
 from star.folders.workspace import Workspace
-from star.hashing import digest_of, sha256_of
+from star.hashing import digest_of
 
 if TYPE_CHECKING:
     from star.data.rows import Reject
@@ -391,7 +392,8 @@ def _row_files(paths: list[Path]) -> list[Path]:
 def _content_digest(path: Path) -> str:
     """sha256 of a file; for a folder, a digest over the names and digests of its files."""
     if not path.is_dir():
-        return sha256_of(path)
+        return digest_of_file(path, trust="own")
     # Sorted, because the order of a folder differs between machines and the digest must not.
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return digest_of([[file.relative_to(path).as_posix(), sha256_of(file)] for file in files])
+    found = digests_of(files, trust="own")
+    return digest_of([[file.relative_to(path).as_posix(), sha256] for file, sha256 in found.items()])
