@@ -47,11 +47,11 @@ class DistillationRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The tokens of one sequence, the labels of its completion, and its index, by which the teacher is read."""
-        sequence = self.sequences[index]
+        prompt_ids, completion_ids = self.sequences.arrays(index)
         return {
             "index": index,
-            "input_ids": sequence.prompt_ids + sequence.completion_ids,
-            "labels": [IGNORE_INDEX] * len(sequence.prompt_ids) + sequence.completion_ids,
+            "input_ids": np.concatenate([prompt_ids, completion_ids]),
+            "labels": np.concatenate([np.full_like(prompt_ids, IGNORE_INDEX), completion_ids]),
         }
 
     def read_teacher(self, indices: Sequence[int], completion_lengths: Sequence[int]) -> dict[str, Tensor]:

@@ -64,11 +64,15 @@ class StoredSequences(AbstractSequence[Sequence]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sequence:  # type: ignore[override]
+        return Sequence(*(tokens.tolist() for tokens in self.arrays(index)))
+
+    def arrays(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of prompt and completion as arrays, without making lists of them."""
         (_, prompts, completions), row = self._find(index)
         completion = completions[row]
         while not (prompt := prompts[row]).is_valid:
             row -= 1
-        return Sequence(prompt.values.to_numpy().tolist(), completion.values.to_numpy().tolist())
+        return prompt.values.to_numpy(), completion.values.to_numpy()
 
     def sequence_id(self, index: int) -> str:
         """The id of a sequence."""

@@ -49,7 +49,7 @@ def test_the_loss_follows_the_equations(micro: Config, finished: dict[str, Path]
 
     total, tokens = 0.0, 0
     for row in rows:
-        logits = trainer.model(torch.tensor([row["input_ids"]])).logits[0].double()
+        logits = trainer.model(torch.tensor(row["input_ids"][None])).logits[0].double()
         places = [place for place, label in enumerate(row["labels"]) if label != IGNORE_INDEX]
         teacher = trainer.train_dataset.read_teacher([row["index"]], [len(places)])
         for place, ids, logprobs in zip(
