@@ -27,6 +27,7 @@ from star.config.experiment import Config
 from star.config.models import Architecture
 from star.doctor.rehearsal_record import rehearsal_checks
 from star.errors import PipelineError
+from star.folders.in_use import using
 from star.folders.manifest import METRICS
 from star.folders.owners import create_in_home
 from star.home import home
@@ -96,6 +97,8 @@ def run_local(config: Config) -> PipelineResult:
     try:
         parent = pipeline_run(config.name, params={"config": config.name, "seed": config.seed})
         with (
+            # kfp answers for a cached stage by the folder of an older run, which only the next stage reads.
+            using([root / "pipeline"], by="star run"),
             sigterm_raises_system_exit(before_exit=_terminate_stages),
             parent as run,
             send_events_to(str(events)),

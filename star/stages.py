@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from star import distributed, progress
 from star.config.base import flat
 from star.config.experiment import Config
+from star.config.files import paths_in
 from star.config.models import Student
 from star.config.safety import use_safety
 from star.errors import InputError
@@ -373,9 +374,8 @@ def _run_on_rank0(
                 run.log_artifact(report)
         return Result(metrics, origin)
 
-    outcome = run_once(
-        describe, tracked_work, out=out, resume=resume, sources=map(Path, inputs.values()), is_valid=stage.is_valid
-    )
+    sources = [*map(Path, inputs.values()), *paths_in(settings)]
+    outcome = run_once(describe, tracked_work, out=out, resume=resume, sources=sources, is_valid=stage.is_valid)
     if outcome.cached:
         distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
         place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"

@@ -50,6 +50,7 @@ model hub (`HF_TOKEN`) have the meaning that their own documents give them.
 OTHER_READERS = {
     "cluster": "the compiler of the pipeline and the pre-flight",
     "safety": "everything that loads a model",
+    "keep": "`star clean`",
 }
 # Variables that people set -> their meaning. Those that STAR sets for its own processes are not among them.
 VARIABLES = {

@@ -16,6 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from star.cli.call import call
+from star.cli.clean import clean
 from star.cli.data import data_app
 from star.cli.doctor import doctor
 from star.cli.evaluation import compare, evaluate
@@ -196,6 +197,7 @@ app.add_typer(data_app, name="data", rich_help_panel=TOOLS)
 app.add_typer(topk_app, name="topk", rich_help_panel=TOOLS)
 app.add_typer(pipeline_app, name="pipeline", rich_help_panel=TOOLS)
 app.command(rich_help_panel=TOOLS)(doctor)
+app.command(rich_help_panel=TOOLS)(clean)
 
 
 def main() -> None:

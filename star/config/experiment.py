@@ -14,6 +14,7 @@ from star.config.base import Section
 from star.config.cluster import Cluster
 from star.config.data import Data
 from star.config.evaluation import Evaluate, Registry
+from star.config.keep import Keep
 from star.config.models import Architecture, Scratch, Student, Teacher
 from star.config.plain_text import refusal
 from star.config.safety import Safety
@@ -41,6 +42,7 @@ class Config(Section):
     registry: Registry = Registry()
     cluster: Cluster = Cluster()
     safety: Safety = Safety()
+    keep: Keep = Keep()
 
     @model_validator(mode="before")
     @classmethod

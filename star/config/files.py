@@ -3,7 +3,9 @@
 The sha256 is part of the configuration's digest, so a file whose content changes counts as a changed setting.
 """
 
+import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +63,19 @@ class ModelFolder(Section):
         if digest_of_model_folder(folder, trust="own") != self.sha256:
             raise InputError(f"the model in {folder} has changed since the run was configured: start the run again")
         return folder
+
+
+def paths_in(settings: str) -> list[Path]:
+    """The files and model folders that settings name, as canonical JSON; not those of the package."""
+
+    def below(value: object) -> Iterator[str]:
+        if isinstance(value, dict):
+            if value.keys() == {"path", "sha256"}:
+                yield value["path"]
+            for inner in value.values():
+                yield from below(inner)
+
+    return [Path(path) for path in below(json.loads(settings)) if not path.startswith(PACKAGED)]
 
 
 def packaged_file(name: str) -> Path:

@@ -40,6 +40,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from star.folders.in_use import using
 from star.folders.manifest import METRICS, Manifest, is_finished, refuse_additions, refuse_foreign, refuse_to_replace
 from star.folders.publish import finish_interrupted_publish, publish
 from star.folders.reuse import take_equal_result
@@ -96,6 +97,21 @@ def run_once(
         InputError: `out` has content of others, also beside a finished result, or is an input or another stage's result;
             an input is missing or damaged; or another process is doing the same work.
     """
+    read = list(sources)
+    # From before the first byte is read: `star clean` must not take an input or an older result away meanwhile.
+    with using([*read, out], by=str(out)):
+        return _run_once(describe, work, out=out, resume=resume, sources=read, is_valid=is_valid)
+
+
+def _run_once(
+    describe: Callable[[], Manifest],
+    work: Callable[[Workspace, Manifest], Result],
+    *,
+    out: Path,
+    resume: bool,
+    sources: list[Path],
+    is_valid: Callable[[Path], bool],
+) -> Outcome:
     # First, because `describe` reads every byte of the inputs.
     refuse_foreign(out)
     manifest = describe()

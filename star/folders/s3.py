@@ -39,6 +39,10 @@ PART_BYTES = 16 * 2**20  # of a multipart upload: at most this much is sent agai
 MAX_PARTS = 10_000  # per object, S3's limit
 
 
+class DamagedManifestError(InputError):
+    """An object that should be a manifest is something else."""
+
+
 def upload_folder(folder: Path, url: str | Path) -> None:
     """Uploads a finished folder. Until the last request the S3 folder has no manifest and is refused as an input.
 
@@ -81,7 +85,7 @@ def download_folder(url: str | Path, root: Path) -> Path:
         content = _read_object(client, s3_folder, MANIFEST)
         if content is None:
             raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
-        listed = _parse_manifest(content, s3_folder)
+        listed = parse_manifest(content, s3_folder)
         files = listed.files
         create_folder(folder)
         # A local folder with a manifest counts as finished, which it is not while its files are replaced.
@@ -125,8 +129,12 @@ def manifests_below(url: str | Path) -> Iterator[tuple[str, bytes]]:
                 yield f"s3://{s3_folder.bucket}/{folder}", content
 
 
-def _parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
-    """The manifest of an uploaded folder. The paths of its files stay inside the folder."""
+def parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
+    """The manifest of an uploaded folder. The paths of its files stay inside the folder.
+
+    Raises:
+        DamagedManifestError: it is damaged, or names a path outside.
+    """
     try:
         fields = json.loads(content)
         entries = [FileEntry(**entry) for entry in fields.pop("files")]
@@ -135,9 +143,11 @@ def _parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
         # The manifest comes from a store that others may write to: its paths must stay inside the folder.
         outside = [entry.path for entry in entries if leads_outside(entry.path)]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
+        raise DamagedManifestError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
     if outside:
-        raise InputError(f"{s3_folder}/{MANIFEST} names {outside[0]}, outside its folder: do not trust this source")
+        raise DamagedManifestError(
+            f"{s3_folder}/{MANIFEST} names {outside[0]}, outside its folder: do not trust this source"
+        )
     return manifest
 
 

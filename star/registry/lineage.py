@@ -86,13 +86,13 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
 def dvc_digests(wanted: set[str], *, root: Path = Path()) -> dict[str, dict[str, str]]:
     """Looks up which of the wanted digests are of folders that DVC tracks: digest -> path and DVC's own digest."""
     found = {}
-    for path, md5 in (_locked_outs(root / "dvc.lock") or {}).items():
+    for path, md5 in (locked_outs(root / "dvc.lock") or {}).items():
         if (root / path / MANIFEST).is_file() and (digest := read_manifest(root / path).digest) in wanted:
             found[digest] = {"dvc": md5, "dvc_path": path}
     return found
 
 
-def _locked_outs(lock: Path) -> dict[str, str] | None:
+def locked_outs(lock: Path) -> dict[str, str] | None:
     """Path -> DVC's digest of all outputs in a dvc.lock; None where there is no such file, or none that can be read.
 
     It is read for the lineage alone, so one that a merge left in pieces stops no stage.
@@ -165,7 +165,7 @@ def find_folder(digest: str, stage: str) -> Path | None:
 
 def check_dvc(summary: dict) -> tuple[str, str]:
     """Checks whether dvc.lock still holds the digest that the lineage names for a stage."""
-    outs = _locked_outs(Path("dvc.lock"))
+    outs = locked_outs(Path("dvc.lock"))
     if outs is None:
         return UNREACHED, "no dvc.lock here that can be read"
     now = outs.get(summary["dvc_path"])

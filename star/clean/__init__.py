@@ -1,0 +1,1 @@
+"""Removes what nothing needs any more: old results, unfinished work, downloads, sent spools, logs, and copies in S3."""

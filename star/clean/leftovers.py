@@ -1,0 +1,184 @@
+"""Finds what work, downloads and tracking left in the home and in $STAR_WORK, and says of each whether it goes.
+
+Only what has a mark of STAR goes: a workspace its fingerprint, a spool its events, a download its lineage. What has none is
+named as not made by STAR, and stays.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from star.clean.entry import (
+    DAY,
+    IN_USE,
+    NOT_OURS,
+    REGISTRY,
+    UNREAD,
+    UNSENT,
+    YOUNG,
+    Entry,
+    newest_change,
+    owner_problem,
+)
+from star.clean.removal import is_renamed
+from star.folders.manifest import MANIFEST
+from star.folders.owners import file_mode, is_own
+from star.folders.reuse import NO_RESULTS, shown
+from star.folders.working_paths import lock_file, work_root
+from star.folders.workspace import FINGERPRINT_FILE
+from star.home import home, spools_folder
+from star.registry.lineage import LINEAGE_FILE
+from star.tracking.spool import Spool
+
+BESIDE = re.compile(r"\..+\.(partial|incoming|outgoing)")  # working_paths.py
+IN_WORK = re.compile(r"[a-z-]+-[0-9a-f]{16}(\.done)?")
+LOG = re.compile(r"\d{8}-\d{6}\.(log|events\.jsonl)")
+
+
+def find_leftovers(days: float, *, aliased: Mapping[str, str] | None) -> Iterator[Entry]:
+    """Unfinished work, interrupted removals, downloads, spools and logs.
+
+    Args:
+        days: that they stay.
+        aliased: digests of the models with an alias; None if the registry cannot be read.
+    """
+    for path in sorted(_work_places()):
+        yield _judge_work(path, days)
+    for path in sorted(_failed_tasks()):
+        yield _judge(path, days, kind="task without result")
+    for path in sorted(_children(home() / "models")):
+        yield _judge_download(path, days, aliased)
+    for path in sorted(_children(spools_folder())):
+        yield _judge_spool(path, days)
+    for path in sorted(_children(home() / "logs")):
+        if LOG.fullmatch(path.name):
+            yield _judge(path, days, kind="log")
+
+
+def find_unknown() -> Iterator[Path]:
+    """The folders of the home with files that no part of STAR is known to have written. They stay."""
+    for place, folders, files in os.walk(home()):
+        folder = Path(place)
+        if MANIFEST in files:
+            folders.clear()
+        elif files and folder != home() and not _is_of_kfp(folder):
+            yield folder
+            folders.clear()
+        left_out = NO_RESULTS if folder == home() else frozenset()
+        folders[:] = [name for name in folders if name not in left_out and not BESIDE.fullmatch(name)]
+        folders[:] = [name for name in folders if not is_renamed(folder / name)]
+
+
+def _is_of_kfp(folder: Path) -> bool:
+    pipeline = home() / "pipeline"
+    return folder.is_relative_to(pipeline) and len(folder.relative_to(pipeline).parts) == 2
+
+
+def _work_places() -> Iterator[Path]:
+    roots = {root for root in (work_root(), home() / "work") if root and root.is_dir()}
+    for root in roots:
+        yield from (path for path in _children(root) if IN_WORK.fullmatch(path.name) or is_renamed(path))
+    for place, folders, files in os.walk(home()):
+        for name in folders:
+            path = Path(place) / name
+            if BESIDE.fullmatch(name) or is_renamed(path):
+                yield path
+        if MANIFEST in files:
+            folders.clear()
+        # What lies in a hidden folder goes with it.
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(place) / name not in roots]
+
+
+def _failed_tasks() -> Iterator[Path]:
+    """Finds kfp's folders of tasks that ended without a result: pipeline/RUN/TASK."""
+    for run in _children(home() / "pipeline"):
+        for task in _children(run):
+            if task.is_dir() and not any(
+                (path / MANIFEST).is_file() or path.name[0] == "." for path in _children(task)
+            ):
+                yield task
+
+
+def _judge_work(path: Path, days: float) -> Entry:
+    if is_renamed(path):
+        problem = owner_problem(path)
+        return _entry("interrupted removal", path, (NOT_OURS, problem) if problem else None, "a killed clean left it")
+    # A result on its way to or from its place is guarded by the lock of the work that made it.
+    name = re.sub(r"\.(incoming|outgoing)$", ".partial", path.name)
+    lock = lock_file(path.with_name(name))
+    has_mark = path.suffix == ".done" or any((path / name).is_file() for name in (FINGERPRINT_FILE, MANIFEST))
+    if path.is_symlink() or not has_mark:
+        return _entry("unfinished work", path, (NOT_OURS, f"{shown(path)} has neither fingerprint nor manifest"))
+    if _is_held(lock):
+        return _entry("unfinished work", path, (IN_USE, "its process"))
+    return _judge(path, days, kind="unfinished work", lock=lock)
+
+
+def _judge_download(path: Path, days: float, aliased: Mapping[str, str] | None) -> Entry:
+    if path.name.startswith(".download-"):
+        return _judge(path, days, kind="download")
+    try:
+        model = json.loads((path / LINEAGE_FILE).read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        model = None
+    if model != path.name or path.is_symlink():
+        return _entry("download", path, (NOT_OURS, f"{shown(path)} has no {LINEAGE_FILE} of this model"))
+    if aliased is None:
+        return _entry("download", path, (UNREAD, ""))
+    if model in aliased:
+        return _entry("download", path, (REGISTRY, aliased[model]))
+    # A model is used without being written. Linux notes reads once a day.
+    read = max((file.stat().st_atime for file in path.glob("*.safetensors")), default=0.0)
+    return _judge(path, days, kind="download", used=read)
+
+
+def _judge_spool(path: Path, days: float) -> Entry:
+    spool = Spool(path)
+    if path.is_symlink() or not path.is_dir():
+        return _entry("spool", path, (NOT_OURS, shown(path)))
+    # Without run.json it was being removed, after the server had everything, or is just being created.
+    if spool.exists() and (spool.unsent_events() or not spool.has_end_event()):
+        return _entry("spool", path, (UNSENT, ""))
+    return _judge(path, days, kind="spool", lock=path / "owner.lock")
+
+
+def _judge(path: Path, days: float, *, kind: str, lock: Path | None = None, used: float = 0.0) -> Entry:
+    age = time.time() - max(newest_change(path), used)
+    problem = owner_problem(path)
+    stays = (NOT_OURS, problem) if problem else (YOUNG, "") if age < days * DAY else None
+    return _entry(kind, path, stays, f"{age / DAY:.0f} days old", age=age, lock=lock)
+
+
+def _entry(
+    kind: str,
+    path: Path,
+    stays: tuple[str, str] | None,
+    goes: str = "",
+    *,
+    age: float | None = None,
+    lock: Path | None = None,
+) -> Entry:
+    known = time.time() - path.lstat().st_mtime if age is None else age
+    why, detail = stays or (goes, "")
+    return Entry(kind, shown(path), known, stays is None, why, detail, path=path, lock=lock)
+
+
+def _is_held(lock: Path) -> bool:
+    if not os.path.lexists(lock):
+        return False
+    if not is_own(lock):
+        return True
+    try:
+        with FileLock(lock, mode=file_mode()).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []

@@ -1,0 +1,149 @@
+"""Says which folders the registry needs: by content digest, those that versions, their lineage and the ledger name.
+
+The lineage of a version is the file lineage.json among its files. It is downloaded once, compared with the sha256 that was
+registered, and kept in the home's `lineages/` under that sha256, because `star clean` may run each night.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from star.errors import InputError
+from star.folders.owners import create_in_home
+from star.hashing import sha256_of
+from star.registry.download import download_file
+from star.registry.lineage import LINEAGE_FILE
+from star.registry.promotion.ledger import Ledger, entry_name
+from star.registry.promotion.open_ledger import find_ledger, reaches_ledgers
+from star.registry.promotion.records import Registration, VersionContent
+from star.registry.promotion.version_records import REGISTRATIONS, VERSIONS, recorded_versions, with_registration
+from star.registry.versions import Version, list_versions
+from star.tracking.server import connect, reason_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+NAMES_PER_PAGE = 1000
+
+
+@dataclass
+class Needed:
+    """What the registry needs.
+
+    Attributes:
+        folders: content digest of a folder -> who names it.
+        aliased: digests of the models that have an alias -> the alias; their downloads stay.
+        models: names of the registered models.
+    """
+
+    folders: dict[str, str] = field(default_factory=dict)
+    aliased: dict[str, str] = field(default_factory=dict)
+    models: set[str] = field(default_factory=set)
+
+    def add(self, digests: Iterator[str], by: str) -> None:
+        """Adds digests; the first one that names a digest is shown."""
+        for digest in digests:
+            self.folders.setdefault(digest, by)
+
+
+def read_needs() -> Needed:
+    """Reads all registered models, versions, ledgers and lineages.
+
+    Raises:
+        InputError: something of it cannot be read, so nobody can know what is needed.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = connect()
+    needed = Needed()
+    try:
+        needed.models = set(_model_names(client))
+        for name in sorted(needed.models):
+            _add_model(needed, name, client)
+    except MlflowException as error:
+        raise InputError(f"the registry cannot be read: {reason_of(error)}") from error
+    return needed
+
+
+def _model_names(client: "MlflowClient") -> Iterator[str]:
+    token = None
+    while token != "":
+        page = client.search_registered_models(max_results=NAMES_PER_PAGE, page_token=token)
+        yield from (model.name for model in page)
+        token = page.token or ""
+
+
+def _add_model(needed: Needed, name: str, client: "MlflowClient") -> None:
+    versions = list_versions(name)
+    ledger = find_ledger(name, client)
+    if ledger is None and any(version.files for version in versions) and not reaches_ledgers(name, client):
+        raise InputError(f"the ledger of {name} cannot be reached from here: set STAR_REGISTRY (see docs/mlflow.md)")
+    recorded, newest = _read_ledger(ledger, needed) if ledger else ({}, {})
+    for version in versions:
+        # MLflow's tags are claims of whoever can write to MLflow. What they name stays too, which does no harm.
+        needed.add(_digests_in(version.lineage), f"{version} in MLflow")
+        registered = recorded.get(version.version)
+        for known in (version, *([with_registration(version, registered)] if registered else [])):
+            if known.model_digest:
+                needed.add(iter([known.model_digest]), str(version))
+            if LINEAGE_FILE in known.files:
+                needed.add(_digests_of_lineage(known), f"lineage of {version}")
+        aliases = {*version.aliases, *(alias for alias, number in newest.items() if number == version.version)}
+        for alias in sorted(aliases):
+            needed.aliased[version.model_digest] = f"{name}@{alias}"
+
+
+def _read_ledger(ledger: Ledger, needed: Needed) -> tuple[dict[int, Registration], dict[str, int]]:
+    """Adds what the registrations beside the ledger name; returns those of the versions, and the newest decision's aliases."""
+    names = ledger.store.names(ledger.folder_of(REGISTRATIONS))
+    registrations = ledger.read_notes(REGISTRATIONS, names, Registration)
+    for registration in registrations:
+        # Also of versions that were deleted since: the ledger's decisions are about them.
+        named = iter([registration.model_digest])
+        needed.add(named, f"ledger of {ledger.name}")
+        needed.add(_digests_in(registration.lineage), f"ledger of {ledger.name}")
+    by_content = {(entry.content, entry.model_digest): entry for entry in sorted(registrations, key=lambda it: it.at)}
+    numbers = [entry_name(number) for number in sorted(recorded_versions(ledger))]
+    contents = ledger.read_notes(VERSIONS, numbers, VersionContent)
+    found = {entry.version: by_content.get((entry.content, entry.model_digest)) for entry in contents}
+    recorded = {number: registration for number, registration in found.items() if registration}
+    return recorded, dict(ledger.newest().aliases)
+
+
+def _digests_in(lineage: Mapping[str, str]) -> Iterator[str]:
+    return (value for value in lineage.values() if DIGEST.fullmatch(value))
+
+
+def _digests_of_lineage(version: Version) -> Iterator[str]:
+    """Every digest in the version's lineage.json: stages, the evaluation, and what each of them read.
+
+    Raises:
+        InputError: the file cannot be downloaded, or is not what was registered.
+    """
+    file = _lineage_file(version)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        stages = dict(content["stages"])
+        evaluation = content["evaluation"]
+        inputs = [digest for summary in (*stages.values(), evaluation) for digest in summary["inputs"].values()]
+        return iter([content["model"], *stages, evaluation["digest"], *inputs])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"the lineage of {version} is not what `star register` writes ({type(error).__name__}), so nobody can know which "
+            f"folders it needs: `star models delete {version.version} --name {version.name}`, or register it again"
+        ) from error
+
+
+def _lineage_file(version: Version) -> Path:
+    kept = create_in_home("lineages")
+    digest = version.files[LINEAGE_FILE]
+    file = kept / (digest if DIGEST.fullmatch(digest) else "unknown")
+    if file.is_file() and not file.is_symlink() and sha256_of(file) == digest:
+        return file
+    with TemporaryDirectory(dir=kept, prefix=".download-") as scratch:
+        return download_file(version, LINEAGE_FILE, Path(scratch) / "files").replace(file)
