@@ -133,7 +133,7 @@ def test_a_changed_setting_touches_only_the_stages_that_read_it() -> None:
 
 
 def test_every_section_is_read_by_a_stage() -> None:
-    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster", "safety"} == set(
+    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster", "keep", "safety"} == set(
         Config.model_fields
     )
 

@@ -13,7 +13,7 @@ from star.config.load import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = "1.31"
-FOLDERS = ("base", "multinode", "serving")
+FOLDERS = ("base", "clean", "multinode", "serving")
 FILES = [
     *(file for folder in FOLDERS for file in sorted(DEPLOY.glob(f"{folder}/*.yaml"))),
     DEPLOY / "secrets.example.yaml",
@@ -34,6 +34,9 @@ def pod_of(document: dict) -> dict | None:
     labels = document["metadata"].get("labels", {})
     if document["kind"] in ("Deployment", "StatefulSet", "Job"):
         template = document["spec"]["template"]
+        spec, labels = template["spec"], template["metadata"]["labels"]
+    elif document["kind"] == "CronJob":
+        template = document["spec"]["jobTemplate"]["spec"]["template"]
         spec, labels = template["spec"], template["metadata"]["labels"]
     elif document["kind"] == "TrainingRuntime":
         [job] = document["spec"]["template"]["spec"]["replicatedJobs"]
@@ -187,7 +190,8 @@ def test_the_configuration_has_the_files_that_the_manifests_mount() -> None:
         for volume in pod["spec"].get("volumes", [])
         if "configMap" in volume
     }
-    assert mounted == {generated["name"]}
+    written = {document["metadata"]["name"] for _, document in MANIFESTS if document["kind"] == "ConfigMap"}
+    assert mounted == {generated["name"], *written}
     server = next(pod for pod in PODS if pod["metadata"]["name"] == "mlflow")["spec"]["containers"][0]
     given = {entry["name"]: entry.get("value") for entry in server["env"]}
     assert given["MLFLOW_AUTH_CONFIG_PATH"] == "/etc/mlflow/auth.ini" and "auth.ini" in generated["files"]
@@ -387,3 +391,11 @@ def test_mlflow_connects_to_its_database_with_any_password(
             engine.connect().close()
             engine.dispose()
     admin.close()
+
+
+def test_the_profile_of_the_recurring_clean_is_valid(tmp_path: Path) -> None:
+    profile = next(document for _, document in MANIFESTS if document["metadata"]["name"] == "star-clean")
+    (tmp_path / "profile.yaml").write_text(profile["data"]["profile.yaml"])
+    config = load_config(tmp_path / "profile.yaml")
+    assert config.keep.s3 == ("s3://star/results",)
+    assert config.cluster.checkpoints == load_config(DEPLOY / "profiles" / "h100.yaml").cluster.checkpoints
