@@ -70,8 +70,8 @@ def find_unknown() -> Iterator[Path]:
             yield folder
             folders.clear()
         left_out = NO_RESULTS if folder == home() else frozenset()
-        folders[:] = [name for name in folders if name not in left_out and not BESIDE.fullmatch(name)]
-        folders[:] = [name for name in folders if not is_renamed(folder / name)]
+        # Hidden folders are work, results on their way, and STAR's notes.
+        folders[:] = [name for name in folders if name not in left_out and not name.startswith(".")]
 
 
 def _is_of_kfp(folder: Path) -> bool:

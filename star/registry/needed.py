@@ -6,7 +6,7 @@ registered, and kept in the home's `lineages/` under that sha256, because `star 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -83,7 +83,7 @@ def _add_model(needed: Needed, name: str, client: "MlflowClient") -> None:
     ledger = find_ledger(name, client)
     if ledger is None and any(version.files for version in versions) and not reaches_ledgers(name, client):
         raise InputError(f"the ledger of {name} cannot be reached from here: set STAR_REGISTRY (see docs/mlflow.md)")
-    recorded, newest = _read_ledger(ledger, needed) if ledger else ({}, {})
+    recorded, newest = _read_ledger(ledger, needed, versions) if ledger else ({}, {})
     for version in versions:
         # MLflow's tags are claims of whoever can write to MLflow. What they name stays too, which does no harm.
         needed.add(_digests_in(version.lineage), f"{version} in MLflow")
@@ -98,7 +98,9 @@ def _add_model(needed: Needed, name: str, client: "MlflowClient") -> None:
             needed.aliased[version.model_digest] = f"{name}@{alias}"
 
 
-def _read_ledger(ledger: Ledger, needed: Needed) -> tuple[dict[int, Registration], dict[str, int]]:
+def _read_ledger(
+    ledger: Ledger, needed: Needed, versions: Sequence[Version]
+) -> tuple[dict[int, Registration], dict[str, int]]:
     """Adds what the registrations beside the ledger name; returns those of the versions, and the newest decision's aliases."""
     names = ledger.store.names(ledger.folder_of(REGISTRATIONS))
     registrations = ledger.read_notes(REGISTRATIONS, names, Registration)
@@ -108,7 +110,9 @@ def _read_ledger(ledger: Ledger, needed: Needed) -> tuple[dict[int, Registration
         needed.add(named, f"ledger of {ledger.name}")
         needed.add(_digests_in(registration.lineage), f"ledger of {ledger.name}")
     by_content = {(entry.content, entry.model_digest): entry for entry in sorted(registrations, key=lambda it: it.at)}
-    numbers = [entry_name(number) for number in sorted(recorded_versions(ledger))]
+    all_numbers = [version.version for version in versions] or [0]
+    with_record = recorded_versions(ledger, lowest=min(all_numbers), highest=max(all_numbers))
+    numbers = [entry_name(number) for number in sorted(with_record)]
     contents = ledger.read_notes(VERSIONS, numbers, VersionContent)
     found = {entry.version: by_content.get((entry.content, entry.model_digest)) for entry in contents}
     recorded = {number: registration for number, registration in found.items() if registration}
