@@ -13,8 +13,7 @@ from star.config.training import SimRL, Training
 from star.topk.disk_space import max_bytes_per_token
 
 # Measured with benchmarks/scale.py: seconds of one core, and bytes.
-SECONDS_TO_MAKE_A_ROW = 0.0007  # with cleaning, as an imported one
-SECONDS_TO_IMPORT_A_ROW = 0.0008
+SECONDS_TO_MAKE_A_ROW = 0.0007  # generated or imported, and cleaned
 SECONDS_TO_SCORE_AN_ANSWER = 0.00009
 SECONDS_TO_COMPARE_A_ROW = 0.0001  # three models: intervals, differences, reports
 SECONDS_TO_STORE_A_TOKEN = 1.45e-5  # at top_k = 100; in proportion to it
