@@ -63,8 +63,8 @@ def digests_of(files: Iterable[Path], *, trust: Trust = "all", algorithm: str = 
             status = _status_at(place, file)
             identity = identity_of(status)
             is_trusted = trust == "all" or (trust == "own" and _is_own(status))
-            known = _known(place, identity, notes if is_trusted else None)
-            if known and algorithm in known.digests:
+            known = _known(place, identity, notes if is_trusted else None, algorithm)
+            if known:
                 found[file] = known.digests[algorithm]
             else:
                 missing[file] = identity
@@ -86,7 +86,7 @@ def digest_of_file(file: Path, *, trust: Trust = "all") -> str:
 class HashingFile:
     """Writes a new file and hashes what it writes, so that nobody needs to read it again.
 
-    The file must be out of the reach of others until `remember` is called.
+    The file must be out of the reach of others until `remember_written` is called.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -103,10 +103,14 @@ class HashingFile:
         return self._sha256.hexdigest()
 
 
-def remember_written(digests: Mapping[Path, str]) -> None:
-    """Remembers the sha256 of files that this process has written and hashed, and that nobody else can write to.
+def remember_written(digests: Mapping[Path, str], *, for_others: bool = True) -> None:
+    """Remembers the sha256 of files that this process has just written and hashed, and that nobody else can write to.
 
     They are in their places, and closed.
+
+    Args:
+        for_others: also for other processes; otherwise until `remember_moved`. A note on disk has all files of a folder, so
+            many calls for one folder would write much.
     """
     written = {file.resolve(): digest for file, digest in digests.items()}
     with open_notes() as notes:
@@ -114,7 +118,8 @@ def remember_written(digests: Mapping[Path, str]) -> None:
         # Whoever writes after this pause changes ctime.
         is_settled = _wait_until_settled(identities.values(), notes)
         kept = {place: identity for place, identity in identities.items() if is_settled(identity)}
-        _remember({place: Known(kept[place], {"sha256": written[place]}) for place in kept}, notes)
+        known = {place: Known(kept[place], {"sha256": written[place]}) for place in kept}
+        _remember(known, notes if for_others else None)
 
 
 def remember_moved(old: Path, new: Path) -> None:
@@ -125,7 +130,7 @@ def remember_moved(old: Path, new: Path) -> None:
         known = _read_here.pop(place)
         target = new / place.relative_to(old)
         # On another file system it is a copy, and nobody has read that.
-        if _status(target) == known.identity:
+        if _identity(target) == known.identity:
             moved[target] = known
     with open_notes() as notes:
         _remember(moved, notes)
@@ -140,15 +145,17 @@ def links_change(links: Mapping[Path, Path | None]) -> Iterator[None]:
     """
     places = {file.resolve(): link for file, link in links.items()}
     with open_notes() as notes:
-        before = {place: known for place in places if (known := _known(place, _status(place), notes))}
+        # Of others' files nothing is kept: they may write in the block, and set mtime back.
+        own = [place for place in places if place.is_file() and _is_own(place.lstat())]
+        before = {place: known for place in own if (known := _known(place, _identity(place), notes, "sha256"))}
         here = {place for place, known in before.items() if _read_here.get(place) == known}
         yield
         kept: dict[Path, Known] = {}
         read: dict[Path, Known] = {}
         for place, known in before.items():
             for one in (place, (places[place] or place).resolve()):
-                identity = _status(one)
-                # Everything but ctime: whoever writes changes mtime too, and the block is over before anybody sets it back.
+                identity = _identity(one)
+                # Everything but ctime.
                 if identity and identity[:4] == known.identity[:4]:
                     (read if place in here else kept)[one] = Known(identity, known.digests)
         is_settled = _wait_until_settled([known.identity for known in (kept | read).values()], notes)
@@ -156,10 +163,10 @@ def links_change(links: Mapping[Path, Path | None]) -> Iterator[None]:
         _remember({place: known for place, known in read.items() if is_settled(known.identity)}, notes)
 
 
-def _known(place: Path, identity: Identity | None, notes: Notes | None) -> Known | None:
+def _known(place: Path, identity: Identity | None, notes: Notes | None, algorithm: str) -> Known | None:
     """What is remembered of a file with this identity: what this process has read, else what is in the notes."""
     for known in (_read_here.get(place), notes and notes.read(place.parent).get(place.name)):
-        if known and known.identity == identity:
+        if known and known.identity == identity and algorithm in known.digests:
             return known
     return None
 
@@ -229,7 +236,7 @@ def _is_own(status: os.stat_result) -> bool:
     return status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o022
 
 
-def _status(place: Path) -> Identity | None:
+def _identity(place: Path) -> Identity | None:
     try:
         return identity_of(place.lstat())
     except OSError:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from star.digest_cache import digest_of_file, links_change, remember_written
+from star.digest_cache import digests_of, links_change, remember_written
 from star.errors import InputError
 from star.folders.link import link_or_copy
 from star.topk.codec import decode, encode
@@ -149,8 +149,6 @@ class TopKWriter:
         if self._pending:
             self._write_file()
         _write_index(self.folder, self._header, self._files)
-        # All at once, because each call writes a note of the whole folder.
-        remember_written({self.folder / entry["file"]: entry["sha256"] for entry in self._files})
 
     def _write_file(self) -> None:
         (self.folder / INDEX).unlink(missing_ok=True)  # outdated from here until close()
@@ -158,6 +156,7 @@ class TopKWriter:
         path = self.folder / SHARD_FILE.format(len(self._files))
         write_atomically(path, content)
         self._files.append(index_entry(path.name, content, sequences=len(self._pending), tokens=self._pending_tokens))
+        remember_written({path: self._files[-1]["sha256"]}, for_others=False)
         self._sequences.update(self._pending)
         self._pending, self._pending_tokens = {}, 0
 
@@ -188,8 +187,10 @@ class TopKStore:
         self._header = make_header(self.top_k, self.vocab_size, self.provenance)
         self._open_files: OrderedDict[int, ShardFile] = OrderedDict()
         if verify:
-            for entry in [*self._index["shards"], self._index["lookup"]]:
-                _verify_file(self.folder / entry["file"], entry, header=self._header)
+            entries = {self.folder / entry["file"]: entry for entry in [*self._index["shards"], self._index["lookup"]]}
+            digests = digests_of([file for file in entries if file.is_file()], trust="own")
+            for file, entry in entries.items():
+                _verify_file(file, entry, digest=digests.get(file), header=self._header)
         self._hashes, self._places = map_lookup(self.folder / LOOKUP)
 
     def __len__(self) -> int:
@@ -313,12 +314,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     raise InputError(f"{path} is damaged or of another format version: extract the top-k again")
 
 
-def _verify_file(path: Path, entry: dict[str, Any], *, header: dict[str, Any]) -> None:
+def _verify_file(path: Path, entry: dict[str, Any], *, digest: str | None, header: dict[str, Any]) -> None:
     """Compares a file with its entry in the index. The error says whether a different file belongs to another run."""
     if not path.is_file():
         raise file_error(path, "missing")
     size = path.stat().st_size
-    if size == entry["size"] and digest_of_file(path, trust="own") == entry["sha256"]:
+    if size == entry["size"] and digest == entry["sha256"]:
         return
     # The lookup has no header to compare.
     found = header if path.name == LOOKUP else _header_or(path, header)
