@@ -1,27 +1,22 @@
 """Measures what commands cost as a ledger grows: requests, bytes, statements and CPU time, and the growth exponents.
 
-    python benchmarks/ledger.py s3 --sizes 10 100 1000 10000           # starts moto's server, which speaks S3 over HTTP
-    python benchmarks/ledger.py sql --sizes 10 100 1000 10000          # SQLite in a temporary home
-    MLFLOW_TRACKING_URI=postgresql+psycopg2://... python benchmarks/ledger.py sql --sizes 10 100 1000 10000
+    python benchmarks/ledger.py s3 --sizes 10 100 1000 10000           # moto's server, which speaks S3 over HTTP
+    python benchmarks/ledger.py sqlite --sizes 10 100 1000 10000
+    python benchmarks/ledger.py postgresql --sizes 10 100 1000 10000   # a cluster of its own
 
-Every size is a model of its own with three versions, so that all growth is the ledger's. MLflow's tables are in the same
-database and are not counted: the statements are those about the ledger's table. CPU time is this process's alone, of one
-call after a first one that loads all modules.
-
-`fill_ledger` is also used by other scripts: it adds decisions in bulk, as valid as those of promotions.
+Every size is a model of its own with three versions, so that all growth is the ledger's; benchmarks/registry.py lets
+versions and decisions grow together. MLflow's tables are in the same database and are not counted: the statements are
+those about the ledger's table. CPU time is this process's alone, of one call after a first one that loads all modules.
 """
 
 import argparse
 import math
 import os
 import resource
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +25,6 @@ from star.registry.location import registry_s3_client
 from star.registry.promotion.audit import read_history
 from star.registry.promotion.find import find_by_reference
 from star.registry.promotion.ledger import Ledger, entry_name
-from star.registry.promotion.ledger_store import SqlLedgerStore
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.overview import look_at_versions
 from star.registry.promotion.promote_and_rollback import promote, rollback, write_aliases
@@ -40,12 +34,12 @@ from star.registry.promotion.register_model import register_model
 from star.tracking.server import connect
 
 VERSIONS = 3
-WRITERS = 16
-BUCKET = "models"
 
 
 def fill_ledger(name: str, decisions: int, *, versions: Sequence[int] = (1, 2, 3)) -> None:
     """Adds promotions of these versions in turn to the ledger of a registered model, and shows the newest in MLflow."""
+    from registry import write_entries
+
     client = connect()
     ledger = open_ledger(name, client)
     before, made = ledger.newest(), []
@@ -56,27 +50,12 @@ def fill_ledger(name: str, decisions: int, *, versions: Sequence[int] = (1, 2, 3
         before = _signed(Decision(before.seq + 1, aliases, attempt, before.digest, ledger.registry), ledger)
         made.append((ledger.folder_of("attempts"), f"{attempt.at}-{attempt.attempt}", record_text(attempt)))
         made.append((ledger.folder_of("decisions"), entry_name(before.seq), record_text(before)))
-    _create(ledger, made)
+    write_entries(ledger.store, made)
     write_aliases(name, client=client, ledger=open_ledger(name, client), writer="fill")
 
 
 def _signed(record, ledger: Ledger):
     return replace(record, signature=ledger.keys.sign(signed_digest(record))) if ledger.keys else record
-
-
-def _create(ledger: Ledger, entries: Sequence[tuple[str, str, str]]) -> None:
-    store = ledger.store
-    if isinstance(store, SqlLedgerStore):
-        from sqlalchemy import text
-
-        rows = [{"folder": folder, "name": name, "content": content} for folder, name, content in entries]
-        with store.engine.begin() as connection:
-            connection.execute(
-                text("INSERT INTO star_records (folder, name, content) VALUES (:folder, :name, :content)"), rows
-            )
-        return
-    with ThreadPoolExecutor(WRITERS) as threads:
-        assert all(threads.map(lambda entry: store.create(*entry), entries))
 
 
 # Counting
@@ -207,46 +186,40 @@ def print_table(sizes: Sequence[int], found: dict[str, list[Cost]]) -> None:
 
 
 @contextmanager
-def s3_server() -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        os.environ |= {
-            "AWS_ACCESS_KEY_ID": "loopback",
-            "AWS_SECRET_ACCESS_KEY": "loopback-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "STAR_REGISTRY": f"s3://{BUCKET}/ledgers",
-        }
-        registry_s3_client().create_bucket(Bucket=BUCKET)  # tries again until the server answers
+def server(store: str, folder: Path) -> Iterator[None]:
+    """Starts a server of the tests, and leads the environment to it."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    from conftest import BUCKET, postgres, s3
+
+    os.environ.pop("STAR_REGISTRY", None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if store == "s3":
+        with s3(folder) as variables:
+            os.environ.update(variables, STAR_REGISTRY=f"s3://{BUCKET}/ledgers")
+            count_s3()
+            yield
+    elif store == "postgresql":
+        with postgres() as uri:
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+            count_sql()
+            yield
+    else:
+        count_sql()
         yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("store", choices=["s3", "sql"])
+    parser.add_argument("store", choices=["s3", "sqlite", "postgresql"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["STAR_HOME"] = scratch
-        folder = Path(scratch) / "model"
+        home, folder = Path(scratch) / "home", Path(scratch) / "model"
+        os.environ["STAR_HOME"] = str(home)
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(bytes(range(256)))
         (folder / "tokenizer.json").write_text("{}")
-        if given.store == "s3":
-            with s3_server():
-                count_s3()
-                print_table(given.sizes, measure(given.sizes, folder))
-        else:
-            os.environ.pop("STAR_REGISTRY", None)
-            count_sql()
+        with server(given.store, Path(scratch)):
             print_table(given.sizes, measure(given.sizes, folder))
 
 

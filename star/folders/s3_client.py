@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
+CONNECTIONS = 16  # kept open, at least as many as threads that use one client: else a part of them connects anew each time
 CHUNK = 8 << 20  # bytes read at a time
 
 
@@ -77,6 +78,7 @@ def _client_of(endpoint: str | None, attempts: int, process: int) -> "BaseClient
         retries={"mode": "adaptive", "max_attempts": attempts},
         request_checksum_calculation="when_required",  # newer defaults have corrupted objects on some stores
         response_checksum_validation="when_required",
+        max_pool_connections=CONNECTIONS,
         connect_timeout=10,
         read_timeout=60,
     )

@@ -22,7 +22,7 @@ from functools import lru_cache
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Protocol
 
-from star.folders.s3_client import s3_errors
+from star.folders.s3_client import CONNECTIONS, s3_errors
 from star.registry.location import registry_s3_client, split_s3
 from star.registry.promotion.records import RECORD_CHARACTERS
 from star.tracking.server import shown_uri
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from botocore.exceptions import ClientError
     from sqlalchemy import Engine
 
-READERS = 16  # requests at a time
+READERS = CONNECTIONS  # requests at a time
 LONGEST = RECORD_CHARACTERS + 1  # characters that are read of an entry: enough to see that a longer one is no record
 RANGE_PAGE = 200  # names that S3 is asked for at a time where the range has an end: those behind it are for nothing
 # Dialect -> the column `name` in the order of its bytes, which is that of S3 and of Python.

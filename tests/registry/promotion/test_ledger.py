@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from star.registry.promotion.audit import read_history
 from star.registry.promotion.ledger import HEAD_TAG, Ledger, entry_name
 from star.registry.promotion.ledger_store import S3LedgerStore, SqlLedgerStore
 from star.registry.promotion.open_ledger import LOCATION_TAG, open_ledger, require_ledger
+from star.registry.promotion.overview import look_at_versions
 from star.registry.promotion.promote_and_rollback import champion, promote, rollback
 from star.registry.promotion.promote_by_reference import promote_model
 from star.registry.promotion.reconcile import reconcile
@@ -31,13 +34,28 @@ from star.tracking.server import connect, tracking_uri, use_tracking_uri
 PRIVATE = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
 
 
+@pytest.fixture(scope="module")
+def decided_database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database with three versions, promoted one after the other."""
+    home, model = tmp_path_factory.mktemp("decided"), tmp_path_factory.mktemp("model")
+    shutil.copy(empty_database, home / "mlflow.db")
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("MLFLOW_TRACKING_URI", "STAR_REGISTRY", "STAR_LEDGER_KEY"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("STAR_HOME", str(home))
+        for digest in ("d1", "d2", "d3"):
+            register_model(model, name="tiny", scores={}, lineage={}, model_digest=digest)
+        for version in (1, 2, 3):
+            promote("tiny", version)
+    return home / "mlflow.db"
+
+
 @pytest.fixture
-def decided(home: Path, model: Path) -> Ledger:
-    """Three versions, promoted one after the other."""
-    for digest in ("d1", "d2", "d3"):
-        register_model(model, name="tiny", scores={}, lineage={}, model_digest=digest)
-    for version in (1, 2, 3):
-        promote("tiny", version)
+def decided(decided_database: Path, home: Path) -> Ledger:
+    """The ledger of three versions, promoted one after the other."""
+    shutil.copy(decided_database, home / "mlflow.db")
     return open_ledger("tiny", connect())
 
 
@@ -241,6 +259,13 @@ def test_two_registries_with_one_place_have_a_ledger_each(shared: S3LedgerStore,
         put(there, "00000002", stored(open_ledger_of(home), 1))
         with pytest.raises(InputError, match="decision 2 holds number 1"):
             champion("tiny")
+        # With MLflow's tag naming it too, so that the chain would be read from there on.
+        copied = stored(open_ledger_of(home), 1)
+        put(there, "00000001", copied)
+        noted = f"{there.registry} 1 {parse_record(copied, Decision).digest}"
+        connect().set_registered_model_tag("tiny", HEAD_TAG, noted)
+        with pytest.raises(InputError, match="decision 1 was made in another registry"):
+            champion("tiny")
     assert len(shared.names("tiny/registries")) == 2
 
 
@@ -415,3 +440,96 @@ def test_a_store_that_does_not_answer_is_named(decided: Ledger, environment: pyt
     for command in (lambda: store.read("a", "b"), lambda: store.names("a"), lambda: store.read_many("a", ["b", "c"])):
         with pytest.raises(InputError, match=r"s3://models/star at .* cannot be used"):
             command()
+
+
+def fill(ledger: Ledger, up_to: int) -> None:
+    """Adds decisions in one transaction: promotions of the three versions in turn."""
+    before, rows = ledger.newest(), []
+    for seq in range(before.seq + 1, up_to + 1):
+        attempt = Attempt("promote", seq % 3 + 1, seq - 1, "", registry=ledger.registry)
+        aliases = {"champion": seq % 3 + 1, "previous-champion": before.aliases["champion"]}
+        before = Decision(seq, aliases, attempt, before.digest, ledger.registry)
+        rows.append((ledger.folder_of("attempts"), f"{attempt.at}-{attempt.attempt}", record_text(attempt)))
+        rows.append((ledger.folder_of("decisions"), entry_name(seq), record_text(before)))
+    with ledger.store.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO star_records (folder, name, content) VALUES (?, ?, ?)", rows)
+    assert reconcile("tiny")[1] == []
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Counts the names and the entries that a SqlLedgerStore returns: (folder, name, what) -> times."""
+    found, names, read_many = Counter(), SqlLedgerStore.names, SqlLedgerStore.read_many
+
+    def counted_names(self: SqlLedgerStore, folder: str, **bounds: str) -> list[str]:
+        answer = names(self, folder, **bounds)
+        found.update((folder, name, "listed") for name in answer)
+        return answer
+
+    def counted_read(self: SqlLedgerStore, folder: str, wanted: list[str]) -> list[str | None]:
+        found.update((folder, name, "read") for name in wanted)
+        return read_many(self, folder, wanted)
+
+    monkeypatch.setattr(SqlLedgerStore, "names", counted_names)
+    monkeypatch.setattr(SqlLedgerStore, "read_many", counted_read)
+    return found
+
+
+def test_the_length_of_a_ledger_costs_its_audit_alone(decided: Ledger, seen: Counter) -> None:
+    def costs() -> list[int]:
+        totals = []
+        for command in (
+            lambda: look_at_versions("tiny"),
+            lambda: promote("tiny", champion("tiny").version % 3 + 1),
+            lambda: rollback("tiny"),
+            lambda: require_ledger("tiny", connect()),
+        ):
+            seen.clear()
+            command()
+            totals.append(seen.total())
+        return totals
+
+    assert reconcile("tiny") == ([], [])
+    short = costs()
+    fill(decided, 300)
+    assert costs() == short
+    attempts, decisions = decided.folder_of("attempts"), decided.folder_of("decisions")
+    for audit in (lambda: reconcile("tiny"), lambda: read_history(open_ledger("tiny", connect()))):
+        seen.clear()
+        audit()
+        for folder in (attempts, decisions):
+            read = [times for (place, _, what), times in seen.items() if (place, what) == (folder, "read")]
+            assert len(read) == 302 and sum(read) <= 304  # the newest decision may be read again
+    # Whoever finds the tag far behind notes it anew, and the next command reads on from there.
+    connect().delete_registered_model_tag("tiny", HEAD_TAG)
+    assert champion("tiny").version == promote("tiny", 1).version == 1
+    assert costs() == short
+
+
+@pytest.mark.parametrize("store", ["database", "bucket"])
+def test_names_of_a_range(store: str, home: Path, s3_store: dict[str, str], environment: pytest.MonkeyPatch) -> None:
+    for name, value in s3_store.items():
+        environment.setenv(name, value)
+    environment.setattr("star.registry.promotion.ledger_store.RANGE_PAGE", 2)
+    made = SqlLedgerStore(tracking_uri()) if store == "database" else S3LedgerStore(f"s3://models/range-{home.name}")
+    names = [
+        "!",
+        "00000001",
+        "00000002",
+        "00000002 copy",
+        "00000003",
+        "0000001",
+        "aa-1",
+        "aa-2",
+        "aa.",
+        "ab-1",
+        "B",
+        "ä",
+    ]
+    for name in names:
+        made.create("tiny/decisions", name, "x")
+        made.create("tiny/decisions2", name, "x")
+    for after in ("", "00000001", "00000002", "aa-", "zz"):
+        for until in ("", "00000002", "00000009", "aa.", "ä"):
+            expected = sorted(name for name in names if name > after and (not until or name <= until))
+            assert made.names("tiny/decisions", after=after, until=until) == expected
