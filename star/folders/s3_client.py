@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
-CONNECTIONS = 16  # kept open, at least as many as threads that use one client: else a part of them connects anew each time
+CONNECTIONS = 16  # kept open: at least as many as threads that share a client, or some of them connect anew each time
 CHUNK = 8 << 20  # bytes read at a time
 
 
