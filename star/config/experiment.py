@@ -59,6 +59,17 @@ class Config(Section):
             raise ValueError("a base to build from scratch needs the section `scratch`: give `vocab_size` and `warmup`")
         return self
 
+    def vllm_stages(self) -> dict[str, int]:
+        """The stages that run vLLM in their own processes -> the number of accelerators that each splits the model over."""
+        settings = {
+            "refine-teacher": self.teacher.refine.vllm if self.teacher.refine else None,
+            "rollout": self.rollout.vllm,
+            "extract-topk": self.topk.vllm,
+            "refine": self.refine.vllm,
+            "evaluate": self.evaluate.vllm,
+        }
+        return {stage: vllm.tensor_parallel_size for stage, vllm in settings.items() if vllm}
+
     def slice(self, sections: tuple[str, ...]) -> str:
         """Returns the named sections as canonical JSON. A stage gets this text, and its config digest is the digest of this text."""
         content = self.model_dump(mode="json", include=set(sections))

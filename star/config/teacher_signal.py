@@ -19,12 +19,14 @@ class Engine(Section):
     """vLLM in the stage's own process."""
 
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of each GPU's memory that vLLM may use")
-    tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that the teacher is split over")
+    tensor_parallel_size: int = Field(1, ge=1, description="Number of GPUs that the model is split over")
 
 
 def _require_one_back_end(server: str | None, vllm: Engine | None) -> None:
     if server and vllm:
-        raise ValueError("`server` and `vllm` are two back ends: give one of them, or none for transformers")
+        raise ValueError(
+            "`server` and `vllm` are two back ends: give one of them, or none for transformers (`vllm: null` undoes that of `extends`)"
+        )
 
 
 class Rollout(Section):

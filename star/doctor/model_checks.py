@@ -3,6 +3,7 @@
 Each check returns what it found, as one phrase, or raises InputError with what is wrong and what to do. The estimates are in estimates.py.
 """
 
+import importlib.util
 from pathlib import Path
 
 from star.config.experiment import Config
@@ -31,3 +32,14 @@ def check_accelerator_memory(config: Config, stage: str) -> str:
     if needed > node.accelerator_memory:
         raise InputError(f"{text}: place {stage} on a larger node, or train adapters (`lora`)")
     return text
+
+
+def check_vllm(stages: list[str]) -> str:
+    """Looks for the package vllm, which these stages run in their own processes."""
+    # Found and not imported: vLLM looks for CUDA, which the node of this check need not have.
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            f"{', '.join(stages)} run vLLM, which is not installed here: use the image of target `vllm`, install "
+            "star-distill[vllm], or remove `vllm` from the profile"
+        )
+    return f"installed, for {', '.join(stages)}"

@@ -5,7 +5,7 @@ writes an MLflow run, an S3 object, a file. A new check is one more entry in `pr
 
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
 - hub.py: the Hugging Face hub, asked once for all checks of models
-- model_checks.py: disk space for the top-k store, memory of the accelerators
+- model_checks.py: disk space for the top-k store, memory of the accelerators, vLLM
 - rehearsal.py: the models and the data together, from a rendered row to one distillation step
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
@@ -16,7 +16,7 @@ from functools import partial
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
 from star.doctor.hub import ask_hub
-from star.doctor.model_checks import check_accelerator_memory, check_volume_space
+from star.doctor.model_checks import check_accelerator_memory, check_vllm, check_volume_space
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
 from star.doctor.service_checks import (
@@ -47,6 +47,8 @@ def preflight_checks(config: Config) -> Iterator[Check]:
     if work_folder:
         yield run_check("volume", partial(check_volume, work_folder))
         yield run_check("space", partial(check_volume_space, config, work_folder))
+    if stages := config.vllm_stages():
+        yield run_check("vLLM", partial(check_vllm, list(stages)))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
         yield run_check("Kubeflow Trainer", partial(check_training_runtime, runtime))
     if hub := ask_hub(config):

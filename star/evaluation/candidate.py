@@ -1,6 +1,7 @@
 """A model as the suites see it: prompts in, texts out, every batch kept in a journal and its time counted."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ class Candidate:
     Attributes:
         seed: random seed of the evaluation.
         shard: which of the suites' batches and categories the model is asked.
+        sampler: what generates in place of the model in this process, with the arguments of star.modeling.generation.generate.
         tokens: tokens that this process generated. What the journal recalled is not counted.
         seconds: time that this process generated for.
         first_prompts: a few of the prompts that this process generated from.
@@ -37,6 +39,7 @@ class Candidate:
     seed: int
     journal: Journal
     shard: Shard = WHOLE
+    sampler: Callable[..., list[list["Sample"]]] | None = None
     tokens: int = 0
     seconds: float = 0.0
     first_prompts: list[str] = field(default_factory=list)
@@ -44,23 +47,22 @@ class Candidate:
     def generate(
         self, prompts: list[str], *, samples: int, temperature: float, seed: int, max_new_tokens: int
     ) -> list[list["Sample"]]:
-        """Calls star.modeling.generation.generate and counts its tokens and seconds."""
-        from star.modeling.generation import generate
-
+        """Generates as star.modeling.generation.generate, and counts tokens and seconds."""
         began = time.monotonic()
-        groups = generate(
-            self.model,
-            self.tokenizer,
-            prompts,
-            samples=samples,
-            temperature=temperature,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
+        groups = self._generate(
+            prompts, samples=samples, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens
         )
         self.seconds += time.monotonic() - began
         self.first_prompts = self.first_prompts or prompts[:LATENCY_PROMPTS]
         self.tokens += sum(len(sample.token_ids) for group in groups for sample in group)
         return groups
+
+    def _generate(self, prompts: list[str], **settings: float) -> list[list["Sample"]]:
+        if self.sampler:
+            return self.sampler(self.tokenizer, prompts, **settings)
+        from star.modeling.generation import generate
+
+        return generate(self.model, self.tokenizer, prompts, **settings)  # type: ignore[arg-type]  # samples, seed: int
 
     def reply(self, suite: str, prompts: list[str]) -> list[dict[str, str]]:
         """Answers each prompt greedily.
@@ -99,19 +101,11 @@ class Candidate:
 
     def measure_latency(self, *, repeats: int = 5) -> float:
         """Median seconds from a prompt to its whole greedy answer, asked alone, over some of `first_prompts`."""
-        from star.modeling.generation import generate
-
         seconds = []
         for prompt in (self.first_prompts * (repeats + 1))[: repeats + 1]:
             began = time.monotonic()
-            generate(
-                self.model,
-                self.tokenizer,
-                [prompt],
-                samples=1,
-                temperature=0.0,
-                max_new_tokens=self.settings.max_new_tokens,
-                seed=self.seed,
+            self._generate(
+                [prompt], samples=1, temperature=0.0, max_new_tokens=self.settings.max_new_tokens, seed=self.seed
             )
             seconds.append(time.monotonic() - began)
         # The first answer warms up caches and is not counted.

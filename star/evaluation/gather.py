@@ -67,10 +67,21 @@ def _gather_model(
     name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard
 ) -> GatheredModel:
     from star.modeling.models import count_parameters, load_model, load_tokenizer
+    from star.teacher.vllm_engine import TeacherEngine
 
     tokenizer, loaded = load_tokenizer(model), load_model(model)
     journal = Journal(state / f"{name}.jsonl")
-    candidate = Candidate(name, loaded, tokenizer, config.evaluate, config.seed, journal, shard)
+    engine = TeacherEngine(model, config.evaluate.vllm) if config.evaluate.vllm else None
+    candidate = Candidate(
+        name,
+        loaded,
+        tokenizer,
+        config.evaluate,
+        config.seed,
+        journal,
+        shard,
+        sampler=engine.generate if engine else None,
+    )
     suites: dict[str, Any] = {suite: SUITES[suite].ask(candidate, data) for suite in config.evaluate.suites}
     # Measured after the suites, on prompts that the model was asked. With all answers in the journal there are none.
     latency = candidate.measure_latency() if candidate.seconds else None
@@ -83,6 +94,8 @@ def _gather_model(
     )
     # The next model must fit into the memory that this one leaves.
     del loaded, candidate
+    if engine:
+        engine.close()
     gc.collect()
     return gathered
 

@@ -103,14 +103,24 @@ def build_trainer(
         prompts,
         settings,
         model=model,
-        args=grpo_config(settings, folder=folder, seed=seed),
+        args=grpo_config(settings, folder=folder, seed=seed, longest_prompt=_longest(prompts, tokenizer, settings)),
         train_dataset=rows,
         processing_class=tokenizer,
     )
 
 
-def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
+def _longest(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings: SimRL) -> int:
+    """Tokens of the longest prompt; 0 where nobody asks."""
+    if settings.vllm is None:
+        return 0
+    return max(len(tokenizer(prompt.text, add_special_tokens=False)["input_ids"]) for prompt in prompts)
+
+
+def grpo_config(settings: SimRL, *, folder: Path, seed: int, longest_prompt: int) -> GRPOConfig:
     """TRL's arguments for this process, one of `WORLD_SIZE` ranks. A group is never split between processes.
+
+    Args:
+        longest_prompt: its tokens; vLLM reserves memory for one sequence of this length with a completion.
 
     Raises:
         InputError: prompts_per_step is not a multiple of the processes, or vLLM is set but not installed.
@@ -123,7 +133,7 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
     batch_size = settings.prompts_per_step * settings.num_generations
     return GRPOConfig(
         **common_arguments(settings, folder=folder, seed=seed, batch_size=batch_size),
-        **_vllm_arguments(settings),
+        **_vllm_arguments(settings, longest_prompt=longest_prompt),
         num_generations=settings.num_generations,
         beta=settings.beta,
         temperature=settings.temperature,
@@ -142,17 +152,22 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int) -> GRPOConfig:
     )
 
 
-def _vllm_arguments(settings: SimRL) -> dict[str, Any]:
+def _vllm_arguments(settings: SimRL, *, longest_prompt: int) -> dict[str, Any]:
     if settings.vllm is None:
         return {}
     if importlib.util.find_spec("vllm") is None:
-        raise InputError("the setting vllm needs the package vllm, which is not installed: pip install 'trl[vllm]'")
+        raise InputError(
+            "the setting vllm needs the package vllm, which is not installed: use the image of target `vllm`, install "
+            "star-distill[vllm], or remove `vllm` from the profile"
+        )
     return {
         "use_vllm": True,
         "vllm_mode": settings.vllm.mode,
         "vllm_server_base_url": settings.vllm.server_url,
         "vllm_gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
         "vllm_tensor_parallel_size": settings.vllm.tensor_parallel_size,
+        # By default the model's whole context, 40,960 tokens for Qwen3: 6 GB of an 8B model's cache for each GPU.
+        "vllm_max_model_length": longest_prompt + settings.max_new_tokens,
     }
 
 

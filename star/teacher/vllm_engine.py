@@ -1,4 +1,6 @@
-"""Runs the teacher with vLLM in this process, on a GPU node that has it, for samples and for top-k log-probs.
+"""Runs a model with vLLM in this process, on a GPU node that has it.
+
+The teacher gives samples and top-k log-probs, each model of an evaluation its answers.
 
 Shapes: T completion tokens, K teacher ids per token.
 """
@@ -18,7 +20,7 @@ from star.teacher.openai_server import completion_top_k, sample_with_end_token
 
 
 class TeacherEngine:
-    """vLLM with the model of a folder.
+    """vLLM with the model of a folder, or of the hub.
 
     Args:
         max_logprobs: the largest k that `top_k` may be called with.
@@ -27,17 +29,17 @@ class TeacherEngine:
         InputError: vLLM is not installed.
     """
 
-    def __init__(self, teacher: Path, settings: Engine, *, max_logprobs: int = 1) -> None:
+    def __init__(self, model: Path | str, settings: Engine, *, max_logprobs: int = 1) -> None:
         try:
             import vllm
         except ImportError as error:
             raise InputError(
-                f"`vllm` is set and vLLM cannot be imported ({error}): install it on this GPU node, "
-                "or name a `server` that runs it"
+                f"`vllm` is set and vLLM cannot be imported ({error}): use the image of target `vllm`, "
+                "install star-distill[vllm] on this GPU node, or remove `vllm` from the profile"
             ) from error
         self._sampling = vllm.SamplingParams
         self._engine = vllm.LLM(
-            model=str(teacher), max_logprobs=max_logprobs, trust_remote_code=False, **settings.model_dump()
+            model=str(model), max_logprobs=max_logprobs, trust_remote_code=False, **settings.model_dump()
         )
 
     def generate(
@@ -94,6 +96,10 @@ class TeacherEngine:
             ]
             results.append(completion_top_k(positions, sequence, k=k, source="vLLM", excluded_ids=excluded_ids))
         return results
+
+    def close(self) -> None:
+        """Ends vLLM's process, so that its memory is free for the next model."""
+        self._engine.llm_engine.engine_core.shutdown()
 
     def _run(self, prompts: list[list[int]], settings: Any) -> list[Any]:
         return self._engine.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)

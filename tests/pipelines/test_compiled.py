@@ -232,8 +232,9 @@ def test_a_stage_without_placement_runs_on_the_cpu_node() -> None:
 @pytest.mark.parametrize(
     ("setting", "cure"),
     [
-        ("rollout: {server: 'http://teacher:8000/v1'}", "cluster.placement.rollout: cpu"),
+        ("rollout: {server: 'http://teacher:8000/v1', vllm: null}", "cluster.placement.rollout: cpu"),
         ("topk: {vllm: {tensor_parallel_size: 4}}", "`accelerators` of the node"),
+        ("evaluate: {vllm: {tensor_parallel_size: 2}}", "`accelerators` of the node"),
     ],
 )
 def test_a_node_that_cannot_run_its_teacher_is_refused(setting: str, cure: str, tmp_path: Path) -> None:
