@@ -63,7 +63,8 @@ VARIABLES = {
     "STAR_PROCESSES": "Processes of [each training](distillation.md#several-gpus) of `star run`",
     "STAR_REGISTRY": "Bucket where [promotions are decided](mlflow.md#a-server-on-postgresql-and-s3) and weights are published: `s3://BUCKET/PREFIX`",
     "STAR_LEDGER_KEY": "Key that [signs the ledger](mlflow.md#a-signed-ledger): the path of a file, or `env:NAME`",
-    "STAR_API_KEY": "Key of the endpoint of [`star data synthesize`](data.md#generated-rows) and of [`star call`](kubernetes.md#5-serve-the-champion)",
+    "STAR_API_KEY": "Key of the endpoint of [`star data synthesize`](data.md#generated-rows) and "
+    "of [`star call`](kubernetes.md#5-serve-the-champion)",
     "STAR_TEACHER_KEY": "Key of [a teacher's server](teacher.md#a-served-teacher)",
     "STAR_PLAIN_HTTP": "Servers that get their key over `http://`, separated by spaces, such as `http://vllm.models:8000`",
     "STAR_WEBHOOK": "Address that the exit handler of a pipeline on a cluster posts its summary to",

@@ -297,9 +297,7 @@ def test_vllm_in_the_process_is_rolled_out(
 
 def test_a_machine_without_vllm_is_refused(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(
-        InputError, match=r"vLLM cannot be imported .*: install it on this GPU node, or name a `server`"
-    ):
+    with pytest.raises(InputError, match=r"vLLM cannot be imported .*: use the image of target `vllm`"):
         TeacherEngine(finished["refine-teacher"], Engine())
 
 
