@@ -60,7 +60,7 @@ PER_RUN = {
     "evaluate": ("synthesize", "refine-teacher", "distill", "refine"),
 }
 SIZES = {"extract-topk": 400_000, "rollout": 100_000, "refine-teacher": 100_000}  # bytes; 20,000 for others
-DISTILL = "{steps: 1500, save_steps: 25}"
+DISTILL = "{steps: 2000, save_steps: 50}"
 # Moments of the kills, after the plan was shown, and how much of it must have happened: folders renamed, folders deleted of
 # those that were renamed, objects in S3 deleted.
 KILLS = (
@@ -85,8 +85,8 @@ make_server("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_ba
 """
 
 
-def make_result(stage: str, out: Path, *, content: str, inputs: Mapping[str, Path], day: float) -> Path:
-    """A folder as its stage publishes it, `day` days old, with random bytes in place of weights."""
+def make_result(stage: str, out: Path, *, content: str, inputs: Mapping[str, Path]) -> Path:
+    """A folder as its stage publishes it, with random bytes in place of weights."""
 
     def describe() -> Manifest:
         manifests = {name: read_manifest(folder) for name, folder in inputs.items()}
@@ -101,7 +101,6 @@ def make_result(stage: str, out: Path, *, content: str, inputs: Mapping[str, Pat
         return Result({"rows": 1.0})
 
     run_once(describe, work, out=out, resume=False, sources=inputs.values())
-    make_old(out, day)
     return out
 
 
@@ -124,9 +123,12 @@ def make_year(home: Path, runs: int) -> list[dict[str, Path]]:
         for stage, sources in stages.items():
             inputs = {source: folders[source] for source in sources}
             out = home / f"night-{number:04}" / stage if named else root / stage / "out"
-            folders[stage] = make_result(stage, out, content=str(number), inputs=inputs, day=day)
+            folders[stage] = make_result(stage, out, content=str(number), inputs=inputs)
             if not named:
                 (root / stage / "executor_output.json").write_text("{}")
+        # After all of the run, because a stage gives its inputs the time of their use.
+        for folder in folders.values():
+            make_old(folder, day)
         monthly = {stage: folders[stage] for stage in MONTHLY}
         made.append(folders)
         log = home / "logs" / f"{time.strftime('%Y%m%d', time.localtime(time.time() - day * DAY))}-{number:06}.log"
@@ -293,7 +295,8 @@ def wait_for(process: subprocess.Popen, what: str, number: int, *, home: Path) -
 
 def renamed(home: Path) -> int:
     """The number of folders that a clean has renamed away and not deleted."""
-    return sum(1 for _ in home.rglob(".*.removed"))
+    # Not with rglob, which fails when a folder vanishes while it looks.
+    return sum(name.endswith(".removed") for _, folders, files in os.walk(home) for name in (*folders, *files))
 
 
 def state_of(home: Path) -> str:

@@ -6,7 +6,7 @@ registered, and kept in the home's `lineages/` under that sha256, because `star 
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +45,7 @@ class Needed:
     aliased: dict[str, str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
 
-    def add(self, digests: Iterator[str], by: str) -> None:
+    def add(self, digests: Iterable[str], by: str) -> None:
         """Adds digests; the first one that names a digest is shown."""
         for digest in digests:
             self.folders.setdefault(digest, by)
@@ -83,44 +83,44 @@ def _add_model(needed: Needed, name: str, client: "MlflowClient") -> None:
     ledger = find_ledger(name, client)
     if ledger is None and any(version.files for version in versions) and not reaches_ledgers(name, client):
         raise InputError(f"the ledger of {name} cannot be reached from here: set STAR_REGISTRY (see docs/mlflow.md)")
-    recorded, newest = _read_ledger(ledger, needed, versions) if ledger else ({}, {})
+    registrations = _read_registrations(ledger) if ledger else []
+    recorded = _by_version(ledger, registrations, versions) if ledger else {}
+    decided = ledger.newest().aliases if ledger else {}
     for version in versions:
-        # MLflow's tags are claims of whoever can write to MLflow. What they name stays too, which does no harm.
-        needed.add(_digests_in(version.lineage), f"{version} in MLflow")
         registered = recorded.get(version.version)
-        for known in (version, *([with_registration(version, registered)] if registered else [])):
-            if known.model_digest:
-                needed.add(iter([known.model_digest]), str(version))
-            if LINEAGE_FILE in known.files:
-                needed.add(_digests_of_lineage(known), f"lineage of {version}")
-        aliases = {*version.aliases, *(alias for alias, number in newest.items() if number == version.version)}
+        known = with_registration(version, registered) if registered else version
+        if LINEAGE_FILE in known.files:
+            needed.add(_digests_of_lineage(known), f"lineage of {version}")
+        # MLflow's tags are claims of whoever can write to MLflow. What they name stays too, which does no harm.
+        needed.add(filter(DIGEST.fullmatch, (known.model_digest, version.model_digest)), str(version))
+        needed.add(filter(DIGEST.fullmatch, version.lineage.values()), f"{version} in MLflow")
+        aliases = {*version.aliases, *(alias for alias, number in decided.items() if number == version.version)}
         for alias in sorted(aliases):
-            needed.aliased[version.model_digest] = f"{name}@{alias}"
-
-
-def _read_ledger(
-    ledger: Ledger, needed: Needed, versions: Sequence[Version]
-) -> tuple[dict[int, Registration], dict[str, int]]:
-    """Adds what the registrations beside the ledger name; returns those of the versions, and the newest decision's aliases."""
-    names = ledger.store.names(ledger.folder_of(REGISTRATIONS))
-    registrations = ledger.read_notes(REGISTRATIONS, names, Registration)
+            needed.aliased |= dict.fromkeys((known.model_digest, version.model_digest), f"{name}@{alias}")
     for registration in registrations:
         # Also of versions that were deleted since: the ledger's decisions are about them.
-        named = iter([registration.model_digest])
-        needed.add(named, f"ledger of {ledger.name}")
-        needed.add(_digests_in(registration.lineage), f"ledger of {ledger.name}")
-    by_content = {(entry.content, entry.model_digest): entry for entry in sorted(registrations, key=lambda it: it.at)}
-    all_numbers = [version.version for version in versions] or [0]
-    with_record = recorded_versions(ledger, lowest=min(all_numbers), highest=max(all_numbers))
-    numbers = [entry_name(number) for number in sorted(with_record)]
-    contents = ledger.read_notes(VERSIONS, numbers, VersionContent)
-    found = {entry.version: by_content.get((entry.content, entry.model_digest)) for entry in contents}
-    recorded = {number: registration for number, registration in found.items() if registration}
-    return recorded, dict(ledger.newest().aliases)
+        named = (registration.model_digest, *registration.lineage.values())
+        needed.add(filter(DIGEST.fullmatch, named), f"ledger of {name}")
 
 
-def _digests_in(lineage: Mapping[str, str]) -> Iterator[str]:
-    return (value for value in lineage.values() if DIGEST.fullmatch(value))
+def _read_registrations(ledger: Ledger) -> list[Registration]:
+    """The registrations beside the ledger, the oldest first."""
+    names = ledger.store.names(ledger.folder_of(REGISTRATIONS))
+    return sorted(ledger.read_notes(REGISTRATIONS, names, Registration), key=lambda registration: registration.at)
+
+
+def _by_version(
+    ledger: Ledger, registrations: Sequence[Registration], versions: Sequence[Version]
+) -> dict[int, Registration]:
+    """The registration of each version that was recorded to have its files."""
+    if not versions:
+        return {}
+    numbers = [version.version for version in versions]
+    with_record = recorded_versions(ledger, lowest=min(numbers), highest=max(numbers))
+    contents = ledger.read_notes(VERSIONS, [entry_name(number) for number in sorted(with_record)], VersionContent)
+    newest = {(registration.content, registration.model_digest): registration for registration in registrations}
+    found = {entry.version: newest.get((entry.content, entry.model_digest)) for entry in contents}
+    return {number: registration for number, registration in found.items() if registration}
 
 
 def _digests_of_lineage(version: Version) -> Iterator[str]:
