@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from star import digest_cache
 from star.errors import InputError
 from star.folders.manifest import Manifest, open_input
 from star.folders.run_once import Outcome, Result, draft_manifest, run_once
@@ -98,6 +99,30 @@ def test_a_damaged_result_is_made_again(tmp_path: Path) -> None:
     again = Work()
     again.run(tmp_path / "out")
     assert again.steps == ["one", "two"]
+
+
+def test_a_finished_result_is_not_read_again(tmp_path: Path, own_home: Path, read_files: list[str]) -> None:
+    own_home.mkdir()
+    Work().run(tmp_path / "out")
+    digest_cache._read_here.clear()  # as in another process
+    read_files.clear()
+    assert Work().run(tmp_path / "out").cached
+    open_input(tmp_path / "out", stage="counting", trust="own")
+    assert read_files == []
+    open_input(tmp_path / "out", stage="counting", trust="none")
+    assert sorted(read_files) == ["metrics.json", "rows.jsonl"]
+
+
+def test_other_content_of_the_same_size_and_time_is_found(tmp_path: Path, own_home: Path) -> None:
+    own_home.mkdir()
+    Work().run(tmp_path / "out")
+    rows = tmp_path / "out" / "rows.jsonl"
+    before = rows.stat()
+    rows.write_text("{}\n[]\n")
+    os.utime(rows, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(InputError, match="was changed"):
+        open_input(tmp_path / "out", stage="counting")
+    assert not Work().run(tmp_path / "out").cached
 
 
 def test_a_folder_of_others_is_refused_before_any_work(tmp_path: Path) -> None:
