@@ -76,10 +76,11 @@ class Sizes:
     def table(self, rows: list[int]) -> pa.Table:
         """All samples of a batch. One in 16 rows has a further sample, which was truncated."""
         pairs = [(row, sample) for row in rows for sample in range(self.samples + (row % 16 == 0))]
+        prompts = {row: self.prompt(row) for row in rows}
         columns = [
             pa.array([f"{row_id(row)}#{sample}" for row, sample in pairs]),
             pa.array([row_id(row) for row, _ in pairs]),
-            list_array([self.prompt(row) for row, _ in pairs]),
+            list_array([prompts[row] for row, _ in pairs]),
             list_array([self.completion(row, sample) for row, sample in pairs]),
             pa.array([f"completion {sample} of row {row}" for row, sample in pairs]),
             pa.array(np.full(len(pairs), 0.5), pa.float32()),

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from star.topk.row_files import ROWS_PER_GROUP, Rows, RowWriter, drop_repeated_prompts, read_groups
+from star.topk.row_files import ROWS_PER_GROUP, Rows, RowWriter, read_groups
 
 RUN_BYTES = 96 * 2**20
 FAN_IN = 32
@@ -108,10 +107,10 @@ class _Input:
         return self._ids[-1]
 
     def take_until(self, last_id: str) -> pa.Table:
-        """The rows of the current group up to this id; the first of them has its prompt."""
+        """The rows of the current group up to this id, as a group."""
         start = self._merged
         self._merged = bisect_right(self._ids, last_id, lo=start)
-        return drop_repeated_prompts(self._rows.take(np.arange(start, self._merged)))
+        return self._rows.slice(start, self._merged)
 
 
 def _merge(files: list[Path], file: Path, schema: pa.Schema, *, rows_per_group: int) -> None:

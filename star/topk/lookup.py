@@ -8,32 +8,42 @@ Shapes: S sequences.
 
 import hashlib
 import io
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from star.errors import InputError
-from star.topk.shard_file import file_error, index_entry, write_atomically
+from star.topk.shard_file import ShardFile, file_error, index_entry, write_atomically
 
 
-def make_lookup(names_by_file: list[list[str]], folder: Path) -> np.ndarray:
-    """Makes the lookup [2, S]: the sorted hashes of all ids, and the place of each sequence.
+def make_lookup(files: list[Path]) -> np.ndarray:
+    """Makes the lookup [2, S] of the shard files of a store: the sorted hashes of all ids, and the place of each sequence.
+
+    The names of one file at a time are in memory.
 
     Raises:
-        InputError: an id occurs twice.
+        InputError: an id occurs twice, or a file is damaged.
     """
-    found = [
-        (hash_of(name), number << 32 | row, name)
-        for number, names in enumerate(names_by_file)
-        for row, name in enumerate(names)
-    ]
-    found.sort()
-    for (key, _, name), (next_key, _, next_name) in pairwise(found):
-        if key == next_key and name == next_name:
-            raise InputError(f"sequence {name!r} is in {folder} twice: merge only parts of one extraction, each once")
-    return np.array([[key for key, _, _ in found], [place for _, place, _ in found]], np.uint64)
+    lookup = np.concatenate([np.zeros((2, 0), np.uint64), *(_entries(file, n) for n, file in enumerate(files))], axis=1)
+    lookup = lookup[:, np.lexsort(lookup[::-1])]
+    # Different ids can have the same hash, so the ids themselves are compared.
+    for index in np.flatnonzero(lookup[0, 1:] == lookup[0, :-1]):
+        name, other = (
+            ShardFile(files[place >> 32]).name(place & 0xFFFFFFFF) for place in lookup[1, index : index + 2].tolist()
+        )
+        if name == other:
+            raise InputError(
+                f"sequence {name!r} is in {files[0].parent} twice: merge only parts of one extraction, each once"
+            )
+    return lookup
+
+
+def _entries(file: Path, number: int) -> np.ndarray:
+    """The hashes and places of the sequences of one file."""
+    names = ShardFile(file).names
+    places = np.arange(len(names), dtype=np.uint64) | np.uint64(number << 32)
+    return np.array([np.fromiter(map(hash_of, names), np.uint64, len(names)), places])
 
 
 def write_lookup(path: Path, lookup: np.ndarray) -> dict[str, Any]:

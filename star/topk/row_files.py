@@ -88,7 +88,7 @@ def read_groups(file: Path, *, columns: list[str] | None = None) -> Iterator[pa.
 
 
 class Rows:
-    """The rows of one or more groups, from which `take` makes tables whose rows have their prompts.
+    """The rows of one or more groups.
 
     Raises:
         InputError: the first row has no prompt.
@@ -104,8 +104,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.table)
 
+    def slice(self, start: int, stop: int) -> pa.Table:
+        """The rows from `start` to before `stop`, as a group: only the first row is sure to have its prompt."""
+        table = self.table.slice(start, stop - start)
+        if self._place is None or start == stop:
+            return table
+        first = self._prompts.slice(self._prompt_rows[start], 1)
+        prompts = pa.chunked_array([first, self._prompts.slice(start + 1, stop - start - 1)])
+        return table.set_column(self._place, self.table.schema.field(PROMPT), prompts)
+
     def take(self, rows: np.ndarray) -> pa.Table:
-        """The rows with these indices, in their order."""
+        """The rows with these indices, in their order, each with its prompt."""
         indices = pa.array(rows, pa.int64())
         if self._place is None or not len(self.table):
             return self.table.take(indices)

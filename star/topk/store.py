@@ -289,7 +289,7 @@ def merge_stores(folders: Iterable[Path], out: Path) -> None:
 
 
 def _write_index(folder: Path, header: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-    lookup = make_lookup([ShardFile(folder / entry["file"]).names for entry in entries], folder)
+    lookup = make_lookup([folder / entry["file"] for entry in entries])
     counts = {name: sum(entry[name] for entry in entries) for name in ("sequences", "tokens")}
     index = header | counts | {"lookup": write_lookup(folder / LOOKUP, lookup), "shards": entries}
     write_atomically(folder / INDEX, json.dumps(index, indent=1).encode())
