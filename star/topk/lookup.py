@@ -26,7 +26,8 @@ def make_lookup(files: list[Path]) -> np.ndarray:
         InputError: an id occurs twice, or a file is damaged.
     """
     lookup = np.concatenate([np.zeros((2, 0), np.uint64), *(_entries(file, n) for n, file in enumerate(files))], axis=1)
-    lookup = lookup[:, np.lexsort(lookup[::-1])]
+    # Row by row in memory, as in the file.
+    lookup = np.ascontiguousarray(lookup[:, np.lexsort(lookup[::-1])])
     # Different ids can have the same hash, so the ids themselves are compared.
     for index in np.flatnonzero(lookup[0, 1:] == lookup[0, :-1]):
         name, other = (
