@@ -7,9 +7,10 @@ import typer
 
 from star.cli.fail import fail
 from star.cli.options import NameOption
+from star.tracking.light_import import import_mlflow_without_pandas
 
 models_app = typer.Typer(invoke_without_command=True)
-registry_app = typer.Typer(help="Read and repair the ledger of promotions.", no_args_is_help=True)
+registry_app = typer.Typer(no_args_is_help=True)
 tracking_app = typer.Typer(help="Repair runs in MLflow.", no_args_is_help=True)
 
 MODEL_HELP = "A version or an alias of the registered model, or NAME/VERSION, or NAME@ALIAS."
@@ -36,6 +37,7 @@ def models(
 
     `star models diff champion previous-champion`
     """
+    import_mlflow_without_pandas()
     if context.invoked_subcommand is None:
         from star.registry.tables import print_versions
 
@@ -124,6 +126,7 @@ def promote(
     """
     from star.registry.promotion.promote_by_reference import promote_model
 
+    import_mlflow_without_pandas()
     promoted = promote_model(model, name=name, to=to, reason=reason, to_registry=to_registry)
     typer.echo(f"{promoted} is the {to}{' there' if to_registry is not None else ''}")
 
@@ -135,6 +138,7 @@ def rollback(reason: ReasonOption = "", name: NameOption = "star") -> None:
     """
     from star.registry.promotion.promote_and_rollback import rollback as roll_back
 
+    import_mlflow_without_pandas()
     typer.echo(f"{roll_back(name, reason=reason)} is the champion again")
 
 
@@ -154,8 +158,15 @@ def lineage(
     """
     from star.registry.lineage_tree import print_lineage
 
+    import_mlflow_without_pandas()
     if mismatches := print_lineage(model, name=name):
         fail(f"{len(mismatches)} of the lineage does not match: {'; '.join(mismatches)}", status=1)
+
+
+@registry_app.callback()
+def registry() -> None:
+    """Read and repair the ledger of promotions."""
+    import_mlflow_without_pandas()
 
 
 @registry_app.command("reconcile")

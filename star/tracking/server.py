@@ -46,10 +46,15 @@ def mlflow_key(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_\-. :/]", "_", name)
 
 
-def configure_mlflow() -> None:
-    """Makes MLflow use the tracking URI of the environment. It sends no request yet."""
+def set_mlflow_defaults() -> None:
+    """Sets the variables in which STAR differs from MLflow, before anything imports it. The user's own values stay."""
     for key, value in MLFLOW_DEFAULTS.items():
         os.environ.setdefault(key, value)
+
+
+def configure_mlflow() -> None:
+    """Makes MLflow use the tracking URI of the environment. It sends no request yet."""
+    set_mlflow_defaults()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # MLflow would print tracebacks; our callers print the reason in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
