@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
 from star.config.models import Architecture
-from star.doctor.rehearsal_record import rehearsal_checks
+from star.doctor.rehearsal_record import passed_before, rehearsal_checks
 from star.errors import PipelineError
 from star.folders.in_use import using
 from star.folders.manifest import METRICS
@@ -122,6 +122,9 @@ def _require_rehearsal(config: Config, root: Path) -> None:
         PipelineError: a step of the rehearsal failed; the message says what to do.
     """
     if all(isinstance(base, Architecture) for base in (config.teacher.base, config.student.base)):
+        return
+    if passed_before(config, root):
+        print_line("rehearsal: passed before with the same settings, models and code")
         return
     print_line("rehearsal: the models are loaded, and a few rows go through all stages")
     # In a process of its own, because torch would stay in this one for as long as the run takes.

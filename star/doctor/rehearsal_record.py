@@ -10,7 +10,7 @@ from pathlib import Path
 
 from star.config.experiment import Config
 from star.doctor.check import Check
-from star.doctor.hub import ask_hub
+from star.doctor.hub import ask_hub, hub_models
 from star.doctor.rehearsal import rehearse
 from star.folders.owners import create_private, is_own
 from star.hashing import digest_of
@@ -20,9 +20,7 @@ SECTIONS = ("seed", "max_prompt_tokens", "data", "scratch", "teacher", "student"
 
 def rehearse_once(config: Config, folder: Path) -> Iterator[Check]:
     """Yields the results of a rehearsal, or one result if `folder` says that the same rehearsal passed before."""
-    from star.folders.code_digest import code_digest
-
-    record = folder / "rehearsed" / digest_of([config.slice(SECTIONS), code_digest(_rehearsed_code)])
+    record = _record_of(config, folder)
     # Whoever can write to a volume can put a record there.
     if is_own(record):
         yield Check("rehearsal", True, "passed before with the same settings, models and code")
@@ -38,6 +36,11 @@ def rehearse_once(config: Config, folder: Path) -> Iterator[Check]:
             record.touch()
 
 
+def passed_before(config: Config, folder: Path) -> bool:
+    """Whether nothing is left to rehearse or to ask the hub, which this process can say without torch."""
+    return not hub_models(config) and is_own(_record_of(config, folder))
+
+
 def rehearsal_checks(config: Config, folder: Path) -> list[Check]:
     """The results of `rehearse_once` as a list, which one process can send to another.
 
@@ -47,6 +50,12 @@ def rehearsal_checks(config: Config, folder: Path) -> list[Check]:
     if hub and not hub.passed:
         return [hub]
     return list(rehearse_once(config, folder))
+
+
+def _record_of(config: Config, folder: Path) -> Path:
+    from star.folders.code_digest import code_digest
+
+    return folder / "rehearsed" / digest_of([config.slice(SECTIONS), code_digest(_rehearsed_code)])
 
 
 def _rehearsed_code() -> None:

@@ -17,7 +17,7 @@ from star.config.training import Lora
 from star.doctor import actors, machine
 from star.doctor.check import Check
 from star.doctor.rehearsal import rehearse
-from star.doctor.rehearsal_record import rehearse_once
+from star.doctor.rehearsal_record import passed_before, rehearse_once
 from star.errors import InputError
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
@@ -304,7 +304,10 @@ def test_rows_that_cannot_be_used_are_named(models: Path, tmp_path: Path) -> Non
 def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -> None:
     settings = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
     config = Config.model_validate(settings)
+    assert not passed_before(config, tmp_path)
     assert [check.name for check in rehearse_once(config, tmp_path)] == STEPS
+    assert passed_before(config, tmp_path)
+    assert not passed_before(config.model_copy(update={"seed": 5}), tmp_path)
     [again] = rehearse_once(config, tmp_path)
     assert again.passed and "passed before" in again.detail
     # Other settings of the rehearsed stages, and other weights under the same path, are another rehearsal.
