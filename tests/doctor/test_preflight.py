@@ -19,6 +19,7 @@ from star.config.experiment import Config
 from star.config.load import load_config
 from star.doctor.check import Check
 from star.doctor.estimates import GIB, memory_needed
+from star.doctor.model_checks import check_vllm
 from star.doctor.preflight import preflight_checks, require_all
 from star.errors import InputError
 from star.modeling.scratch import scratch_model
@@ -292,6 +293,16 @@ def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
     assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB > 80
     settings["teacher"]["refine"]["lora"] = {}
     assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB < 40
+
+
+def test_a_profile_with_vllm_needs_an_image_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = list(load_config("qwen3-0.6b").vllm_stages())
+    assert stages == ["refine-teacher", "rollout", "extract-topk", "refine", "evaluate"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"refine-teacher, .*evaluate run vLLM, .*: use the image of target `vllm`"):
+        check_vllm(stages)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert check_vllm(["rollout"]) == "installed, for rollout"
 
 
 def test_the_doctor_exits_with_status_2_and_prints_the_fault(healthy: dict, tmp_path: Path) -> None:

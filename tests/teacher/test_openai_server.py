@@ -17,6 +17,7 @@ from star import stages
 from star.config.experiment import Config
 from star.config.teacher_signal import Engine, TopK
 from star.errors import InputError
+from star.evaluation.gather import gather
 from star.folders.manifest import open_input
 from star.modeling.models import load_model, load_tokenizer
 from star.teacher import openai_server as server_module
@@ -219,6 +220,9 @@ class SamplingParams:
     stop_token_ids: list[int] = field(default_factory=list)
 
 
+ENDED: list[str] = []  # the models whose engine was shut down
+
+
 class LLM:
     """The used part of vLLM's engine, with the fields of its output. A real model answers."""
 
@@ -233,6 +237,7 @@ class LLM:
     ) -> None:
         assert not trust_remote_code
         self.teacher = Teacher(Path(model), max_logprobs=max_logprobs)
+        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: ENDED.append(model)))
 
     def generate(self, prompts: list[dict], sampling_params, *, use_tqdm: bool) -> list[SimpleNamespace]:
         settings = sampling_params if isinstance(sampling_params, list) else [sampling_params] * len(prompts)
@@ -293,6 +298,20 @@ def test_vllm_in_the_process_is_rolled_out(
         assert sample.finished == (sample.token_ids[-1] == tokenizer.eos_token_id)
     [[opened]] = engine.generate(tokenizer, ["<|im_start|>assistant\n<think>\n"], samples=1, **sampling)
     assert opened.text == "<think>\n" + tokenizer.decode(opened.token_ids).removesuffix(tokenizer.eos_token)
+
+
+def test_vllm_answers_an_evaluation(vllm: None, micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    ENDED.clear()
+    model = finished["refine-teacher"]
+    answers = {}
+    for name, engine in (("vllm", Engine()), ("here", None)):
+        settings = micro.evaluate.model_copy(update={"samples": 1, "vllm": engine})
+        config = micro.model_copy(update={"evaluate": settings})
+        (tmp_path / name).mkdir()
+        [made] = gather({"m": model}, finished["synthesize"], config=config, state=tmp_path / name, title="t").models
+        answers[name] = [outcome["predicted"] for outcome in made.suites["heldout"]]
+    # Greedy answers are the same. The engine ends with the model, so that the next one has its memory.
+    assert answers["vllm"] == answers["here"] and [str(model)] == ENDED
 
 
 def test_a_machine_without_vllm_is_refused(finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
