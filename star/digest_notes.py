@@ -94,8 +94,12 @@ class Notes:
 
     def add(self, folder: Path, files: Mapping[str, Known]) -> None:
         """Adds files to a folder's note. A disk that is full, or a home that cannot be written to, is passed over."""
+        earlier = self.read(folder)
         # The new ones last, so that of too many the oldest ones go.
-        merged = {name: known for name, known in self.read(folder).items() if name not in files} | dict(files)
+        merged = {name: known for name, known in earlier.items() if name not in files}
+        for name, known in files.items():
+            same = name in earlier and earlier[name].identity == known.identity
+            merged[name] = Known(known.identity, {**earlier[name].digests, **known.digests}) if same else known
         content = {name: {"identity": known.identity, **known.digests} for name, known in merged.items()}
         while len(body := json.dumps({"folder": str(folder), "files": content}).encode()) + 65 > NOTE_BYTES:
             content = dict(list(content.items())[len(content) // 2 + 1 :])

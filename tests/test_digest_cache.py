@@ -75,6 +75,14 @@ def test_an_unchanged_file_is_read_once_by_all_processes(file: Path, home: Path,
     assert stat.S_IMODE(notes(home).stat().st_mode) == 0o700 and stat.S_IMODE(note(home).stat().st_mode) == 0o600
 
 
+def test_two_algorithms_do_not_drive_each_other_out(file: Path, read_files: list[str]) -> None:
+    md5 = hashlib.md5(b"one", usedforsecurity=False).hexdigest()
+    assert digests_of([file], algorithm="md5") == {file: md5}
+    forget()
+    assert digests_of([file]) == {file: sha256(b"one")} and digests_of([file], algorithm="md5") == {file: md5}
+    assert read_files == [file.name]
+
+
 def test_the_order_is_that_of_the_files(file: Path) -> None:
     others = [file.with_name(name) for name in ("a", "z")]
     for other in others:
