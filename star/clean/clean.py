@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from star.clean.entry import DAY, Entry, count_bytes
+from star.clean.entry import DAY, REGISTRY, Entry, count_bytes
 from star.clean.leftovers import find_leftovers, find_unknown
 from star.clean.removal import delete, is_renamed, remove_empty_parents, rename_away
 from star.clean.results import (
@@ -84,10 +84,7 @@ def make_plan(config: Config) -> Plan:
         pass  # only to read what is in use now
     results, entries = _judge_local(config, needed, uses)
     plan = Plan(entries, unknown=[shown(folder) for folder in find_unknown()], problems=problems)
-    needed_in_s3 = None
-    if needed is not None:
-        needed_in_s3 = {**digests_that_stay(results, entries[: len(results)]), **needed.folders}
-    _add_s3(config, plan, needed_in_s3, models=needed.models if needed else None)
+    _add_s3(config, plan, _needed_copies(needed, results, entries), models=needed.models if needed else None)
     _add_sizes(plan)
     return plan
 
@@ -96,10 +93,11 @@ def carry_out(plan: Plan, config: Config) -> Done:
     """Removes what the plan says goes, unless something needs it by now."""
     done = Done()
     renamed: list[tuple[Entry, Path]] = []
-    needed, _ = _needs()
+    needed, done.failed = _needs()
     going = {entry.path: entry for entry in plan.going if entry.path}
     with no_work_starts() as uses:
-        for entry in _judge_local(config, needed, uses)[1]:
+        results, entries = _judge_local(config, needed, uses)
+        for entry in entries:
             if entry.path is None or entry.path not in going:
                 continue
             shown_entry = going.pop(entry.path)
@@ -117,9 +115,12 @@ def carry_out(plan: Plan, config: Config) -> Done:
         if entry.path and entry.path.is_relative_to(home() / "pipeline"):
             remove_empty_parents(entry.path, below=home())
         done.removed.append(entry)
+    copies = _needed_copies(needed, results, entries)
     for entry in (entry for entry in plan.going if entry.keys):
         try:
-            if delete_shown(entry):
+            if entry.digest and (copies is None or entry.digest in copies):
+                done.left.append(f"{entry.place} stays: {REGISTRY}")
+            elif delete_shown(entry):
                 done.removed.append(entry)
             else:
                 done.left.append(f"{entry.place} stays: it has changed since")
@@ -146,6 +147,15 @@ def _needs() -> tuple[Needed | None, list[str]]:
     except InputError as error:
         return None, [f"{error}; no result, copy or download that the registry might need is removed"]
     return needed, []
+
+
+def _needed_copies(
+    needed: Needed | None, results: Sequence[FoundResult], entries: Sequence[Entry]
+) -> dict[str, str] | None:
+    """Content digest -> why its copies in S3 stay; None if the registry cannot be read."""
+    if needed is None:
+        return None
+    return {**digests_that_stay(results, entries[: len(results)]), **needed.folders}
 
 
 def _judge_local(config: Config, needed: Needed | None, uses: Sequence[Use]) -> tuple[list[FoundResult], list[Entry]]:

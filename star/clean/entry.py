@@ -36,6 +36,7 @@ class Entry:
         size: bytes in S3; on this machine they are counted per file (`count_bytes`).
         keys: the objects in S3, in the order in which they go: first the one that makes the others readable.
         etag: of the first of them.
+        digest: content digest of a result in S3.
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Entry:
     size: int = 0
     keys: tuple[str, ...] = ()
     etag: str = ""
+    digest: str = ""
 
 
 def entries_below(path: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from star.clean.entry import DAY, IN_USE, NOT_OURS, REGISTRY, UNREAD, YOUNG, Entry
@@ -150,7 +150,8 @@ def _judge_result(
         stays = UNREAD, ""
     elif manifest.digest in digests:
         stays = REGISTRY, digests[manifest.digest]
-    return _entry("result in S3", folder, objects, first=[folder.key(MANIFEST)], stays=stays, days=days)
+    found = _entry("result in S3", folder, objects, first=[folder.key(MANIFEST)], stays=stays, days=days)
+    return replace(found, digest=manifest.digest)
 
 
 def _entry(

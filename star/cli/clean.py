@@ -45,4 +45,4 @@ def clean(
     else:
         typer.echo("nothing was removed: `star clean --yes` removes what goes")
     if failed:
-        fail("; ".join(failed), status=1)
+        fail("; ".join(dict.fromkeys(failed)), status=1)

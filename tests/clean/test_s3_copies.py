@@ -13,6 +13,7 @@ from star.config.experiment import Config
 from star.config.keep import Keep
 from star.folders.s3 import upload_folder
 from star.folders.s3_client import s3_client
+from star.registry.needed import Needed
 from tests.clean.conftest import make_old, make_result, make_run, register_run
 from tests.conftest import BUCKET
 
@@ -56,6 +57,13 @@ def test_old_copies_go_by_their_keys_and_those_of_a_version_stay(
     later(registry, days=60)
     before = keys(place)
     plan = make_plan(config)
+    # Another result that goes is registered after the plan was shown, in the home of somebody else.
+    with registry.context() as patch:
+        patch.setattr(
+            "star.clean.clean.read_needs", lambda: Needed({entry.digest: "a new version" for entry in plan.going})
+        )
+        assert carry_out(plan, config).removed == []
+    assert keys(place) == before
     assert {entry.place for entry in plan.going} == {f"{place}/results/old", f"{place}/results/old/many"}
     assert all(entry.keys[0].endswith("/manifest.json") for entry in plan.going)
     # Somebody uploads another result to the place meanwhile.
