@@ -61,6 +61,7 @@ def test_the_stored_signal_is_the_teachers(finished: dict[str, Path]) -> None:
     store = TopKStore(folder)
     ids, sequences = read_sequences(folder)
     assert sorted(store) == sorted(ids) and len(ids) > 3
+    assert {entry.path: entry.rows for entry in read_manifest(folder).files}["sequences.arrow"] == len(ids)
     for sequence_id, sequence in zip(list(ids)[:4], sequences, strict=False):
         with torch.inference_mode():
             logits = model(torch.tensor([sequence.prompt_ids + sequence.completion_ids])).logits[0]
