@@ -390,16 +390,23 @@ class HostileLedger(RuleBasedStateMachine):
     def forge_decision_and_head(self, registry: str, where: int, replay: bool) -> None:
         """The other registry's decision, with MLflow's tag naming it; where records are signed, also one without a parent."""
         folder, names, registry_id = self.found(registry)
-        origin, others, _ = self.found(REGISTRIES[registry == "dev"])
+        other = REGISTRIES[registry == "dev"]
+        origin = self.found(other)[0]
+        # Without signatures, a forged decision that comes back from there would be one that looks right.
+        store = self.world.store.content() if self.key else self.honest[other]
+        others = sorted(text for (place, _), text in store.items() if place == origin)
         self.world.at = registry
         with suppress(DamagedRecordError):
             if replay or self.key is None:
-                text = self.world.store.read(origin, others[where % len(others)]) if others else ""
+                text = others[where % len(others)] if others else ""
             else:
                 seq = where % (len(names) + 2) + 1
                 attempt = Attempt("promote", 6, seq - 1, "", registry=registry_id)
                 text = record_text(Decision(seq, {"champion": 6}, attempt, "f" * 64, registry_id))
             made = parse_record(text, Decision)
+            for name in names:
+                if name > entry_name(made.seq):  # it is to be the newest
+                    self.world.store.remove(folder, name)
             self.world.store.put(folder, entry_name(made.seq), text)
             self.world.client().tags[HEAD_TAG] = f"{registry_id} {made.seq} {made.digest}"
 
