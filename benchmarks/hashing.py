@@ -38,7 +38,8 @@ def _note(digest, size, name):
 
 def file_digest(file, digest, /, **options):
     made = _file_digest(file, digest, **options)
-    _note(made, file.tell(), getattr(file, "name", "?"))
+    name = getattr(file, "name", "?")
+    _note(made, file.tell(), os.readlink(f"/proc/self/fd/{name}") if isinstance(name, int) else name)
     return made
 
 class Hash:
@@ -87,7 +88,7 @@ def trace(folder: Path, config: Path) -> None:
     """Runs the pipeline once with the hook, and prints how often each file's bytes were hashed."""
     hook = folder / "hook"
     hook.mkdir(parents=True)
-    (hook / "sitecustomize.py").write_text(HOOK.replace("{small}", str(SMALL)))
+    (hook / "sitecustomize.py").write_text(HOOK.replace("{small}", str(SMALL), 1))
     log = folder / "hashes.jsonl"
     star(
         folder, "run", "--config", config.resolve(),
