@@ -181,6 +181,8 @@ def read_randomly(sizes: Sizes, folder: Path) -> None:
             raise SystemExit(f"sequence {index} has not the prompt that was made")
         if sequence.completion_ids != sizes.completion(row, sample).tolist():
             raise SystemExit(f"sequence {index} has not the completion that was made")
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    print(f"  without the mapped file, which the system can drop: {int(own.split()[1]) / 2**10:,.0f} MiB")
 
 
 def count_ids(folder: Path) -> int:
