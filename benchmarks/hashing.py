@@ -34,7 +34,7 @@ _file_digest, _log = hashlib.file_digest, os.environ["STAR_HASH_LOG"]
 def _note(digest, size, name):
     if size >= {small}:
         with open(_log, "a") as log:
-            log.write(json.dumps([digest.name, digest.hexdigest(), size, str(name), os.environ.get("STAR_HASH_STAGE", "")]) + "\\n")
+            log.write(json.dumps([digest.name, digest.hexdigest(), size, str(name)]) + "\\n")
 
 def file_digest(file, digest, /, **options):
     made = _file_digest(file, digest, **options)
@@ -104,7 +104,7 @@ def print_trace(log: Path, folder: Path) -> None:
     sizes: dict[str, int] = {}
     names: dict[str, str] = {}
     for line in log.read_text().splitlines():
-        kind, digest, size, name, _ = json.loads(line)
+        kind, digest, size, name = json.loads(line)
         (times if kind == "sha256" else md5)[digest] += 1
         if kind == "sha256":
             sizes[digest] = size
