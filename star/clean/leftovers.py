@@ -52,9 +52,11 @@ def find_leftovers(days: float, *, aliased: Mapping[str, str] | None) -> Iterato
     for path in sorted(_failed_tasks()):
         yield _judge(path, days, kind="task without result")
     for path in sorted(_children(home() / "models")):
-        yield _judge_download(path, days, aliased)
+        if not is_renamed(path):
+            yield _judge_download(path, days, aliased)
     for path in sorted(_children(spools_folder())):
-        yield _judge_spool(path, days)
+        if not is_renamed(path):
+            yield _judge_spool(path, days)
     for path in sorted(_children(home() / "logs")):
         if LOG.fullmatch(path.name):
             yield _judge(path, days, kind="log")
@@ -84,7 +86,8 @@ def _work_places() -> Iterator[Path]:
     for root in roots:
         yield from (path for path in _children(root) if IN_WORK.fullmatch(path.name) or is_renamed(path))
     for place, folders, files in os.walk(home()):
-        for name in folders:
+        # A file too can have been renamed away, such as a log.
+        for name in (*folders, *(name for name in files if is_renamed(Path(name)))):
             path = Path(place) / name
             if BESIDE.fullmatch(name) or is_renamed(path):
                 yield path

@@ -205,6 +205,9 @@ def test_bytes_of_hard_links_are_freed_with_the_last_name(runs: Path) -> None:
 def test_a_killed_clean_is_gone_on_with(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_result("synthesize", runs / "hand" / "data", content="x")
     make_old(data, days=60)
+    (runs / "logs").mkdir()
+    (runs / "logs" / "20260101-120000.log").write_text("old")
+    make_old(runs / "logs", days=60)
 
     def killed(path: Path) -> None:
         raise KeyboardInterrupt
@@ -216,6 +219,7 @@ def test_a_killed_clean_is_gone_on_with(runs: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in (runs / "hand").iterdir()] == [".data.removed"]
     # The name is free again meanwhile.
     make_result("synthesize", data, content="new")
-    assert clean()[0] == {"runs/hand/.data.removed"}
+    assert clean()[0] == {"runs/hand/.data.removed", "runs/logs/.20260101-120000.log.removed"}
+    assert not list((runs / "logs").iterdir())
     assert [path.name for path in (runs / "hand").iterdir()] == ["data"]
     assert time.time() - (data / MANIFEST).stat().st_mtime < 60
