@@ -53,7 +53,7 @@ def _set_node(task: PipelineTask, node: Node) -> None:
         kubernetes.add_node_selector(task, label, value)
     for taint in node.tolerations:
         kubernetes.add_toleration(task, **taint.model_dump(exclude_none=True))
-    # A container has 64 MB of /dev/shm, which data loaders can fill; the pod is then killed with exit code 137.
+    # A container has 64 MB of /dev/shm, which is too little for NCCL and vLLM: they pass data of several GPUs through it.
     if node.shm:
         path = "/dev/shm"  # noqa: S108 - a mount of the pod, no temporary file
         kubernetes.empty_dir_mount(task, "shm", path, medium="Memory", size_limit=node.shm)

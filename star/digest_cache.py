@@ -200,11 +200,12 @@ def _wait_until_settled(found: Iterable[Identity], notes: Notes | None) -> Calla
     near = [identity.ctime_ns for identity in identities if identity.device == device]
     far = len(identities) > len(near)
     paused = far and sum(identity.size for identity in identities) >= WORTH_A_PAUSE
-    now = notes.now_ns() if notes and near else 0
-    start = time.monotonic()
     if paused:
         time.sleep(PAUSE)
-    while notes and near and max(near) >= now and time.monotonic() < start + PAUSE:
+    now = notes.now_ns() if notes and near else 0
+    end = time.monotonic() + PAUSE
+    # A clock of 0 is that of a home that cannot be written: nothing can be noted there.
+    while notes and near and max(near) >= now > 0 and time.monotonic() < end:
         time.sleep(PAUSE / 10)
         now = notes.now_ns()
 

@@ -72,8 +72,11 @@ class Notes:
         self.device = os.fstat(descriptor).st_dev
 
     def now_ns(self) -> int:
-        """The time by the clock that the folder's file system stamps its files with."""
-        os.utime(self._folder)
+        """The time by the clock that the folder's file system stamps its files with; 0 if it takes no changes."""
+        try:
+            os.utime(self._folder)
+        except OSError:
+            return 0
         return os.fstat(self._folder).st_ctime_ns
 
     def read(self, folder: Path) -> dict[str, Known]:
@@ -107,9 +110,12 @@ class Notes:
         with contextlib.suppress(OSError):
             self._make_room(name)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=self._folder), "wb") as file:
-                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            os.replace(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            try:
+                with os.fdopen(os.open(temporary, flags, 0o600, dir_fd=self._folder), "wb") as file:
+                    file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                os.replace(temporary, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            except OSError:
+                os.unlink(temporary, dir_fd=self._folder)
 
     def _make_room(self, name: str) -> None:
         """Before a note that is new: removes the older half, and what killed writers left, if there are too many."""

@@ -1,5 +1,6 @@
 """Bytes that have not changed are read once, and any change is found: also one that keeps size and mtime."""
 
+import errno
 import hashlib
 import json
 import os
@@ -273,6 +274,22 @@ def test_without_a_home_nothing_is_made(own_home: Path, tmp_path: Path, read_fil
     assert read_files == ["file"] * 2 and not own_home.exists()
     own_home.touch()
     assert digest_of_file(tmp_path / "file") == sha256(b"one")
+
+
+@pytest.mark.parametrize("call", ["utime", "replace"])
+def test_a_home_that_cannot_be_written_is_only_read(
+    file: Path, home: Path, call: str, read_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(digest_notes.os, call, refuse)
+    assert digest_of_file(file) == sha256(b"one") and read_files == []
+    file.with_name("other").write_bytes(b"two")
+    assert digest_of_file(file.with_name("other")) == sha256(b"two")
+    assert digest_of_file(file.with_name("other"), trust="none") == sha256(b"two")
+    # Nothing half written is left.
+    assert note(home).stat().st_size > 0
 
 
 def test_what_is_no_file_is_named(home: Path, tmp_path: Path) -> None:

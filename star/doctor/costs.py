@@ -1,4 +1,4 @@
-"""Estimates what each stage costs: time of a core and of a card, memory of the host, disk. docs/scale.md says what they rest on.
+"""Estimates what each stage costs: time of a core and of a card, disk. docs/scale.md says what they rest on.
 
     work = workload_of(load_config("qwen3-0.6b"), teacher=ModelSize(8.19e9, 147_456), student=ModelSize(596e6, 114_688))
     stage_costs(work)["rollout"].card_seconds / 3600          # hours of one card, H100 with 80 GB
@@ -20,7 +20,6 @@ SECONDS_TO_STORE_A_TOKEN = 1.45e-5  # at top_k = 100; in proportion to it
 SECONDS_TO_HASH_A_BYTE = 7e-10
 BYTES_OF_A_ROW = 1000
 BYTES_OF_AN_ID = 1.5  # in sequences.parquet, compressed
-BASE_MEMORY = 0.6e9  # Python, torch and the model classes
 
 # From the data sheet of the card; the shares of it that software reaches are assumed, no card was at hand to measure them.
 CARD = "H100 80 GB"
@@ -77,12 +76,11 @@ class Cost:
     Attributes:
         core_seconds: time of one core, for what no card does.
         card_seconds: time of one card, without the time to load models.
-        memory, disk: bytes of the host's memory, and bytes that the result takes.
+        disk: bytes that the result takes.
     """
 
     core_seconds: float
     card_seconds: float
-    memory: float
     disk: float
 
 
@@ -119,36 +117,31 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
         for model in (teacher, student, student)
     )
     return {
-        "synthesize": Cost(work.made_rows * SECONDS_TO_MAKE_A_ROW, 0, 0.2e9, work.made_rows * BYTES_OF_A_ROW),
+        "synthesize": Cost(work.made_rows * SECONDS_TO_MAKE_A_ROW, 0, work.made_rows * BYTES_OF_A_ROW),
         "refine-teacher": Cost(
             0,
             training_seconds(teacher, work.warm_sequences * length) + simrl_seconds(teacher, work, work.teacher_refine),
-            BASE_MEMORY,
             4 * teacher.parameters,
         ),
         "rollout": Cost(
             answers * SECONDS_TO_SCORE_AN_ANSWER,
             generation_seconds(teacher, work, prompts=work.rows, answers=answers),
-            BASE_MEMORY,
             BYTES_OF_AN_ID * (work.rows * work.prompt_tokens + answers * work.completion_tokens),
         ),
         "extract-topk": Cost(
             answers * work.completion_tokens * SECONDS_TO_STORE_A_TOKEN * work.top_k / 100,
             2 * teacher.parameters * answers * length / (FLOPS * PREFILL_UTILISATION),
-            BASE_MEMORY,
             stored_bytes,
         ),
         "distill": Cost(
             stored_bytes * SECONDS_TO_HASH_A_BYTE,
             training_seconds(student, work.distilled_sequences * length),
-            BASE_MEMORY,
             4 * student.parameters,
         ),
-        "refine": Cost(0, simrl_seconds(student, work, work.student_refine), BASE_MEMORY, 4 * student.parameters),
+        "refine": Cost(0, simrl_seconds(student, work, work.student_refine), 4 * student.parameters),
         "evaluate": Cost(
             3 * evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW,
             asked,
-            BASE_MEMORY,
             3 * work.heldout_rows * BYTES_OF_A_ROW,
         ),
     }

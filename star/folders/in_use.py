@@ -94,13 +94,13 @@ def _folder_of_notes() -> Path | None:
 def _write_note(folder: Path, paths: list[str], by: str) -> tuple[Path, int] | None:
     """Writes and locks the note; returns it with the descriptor that holds the lock. None where the disk refuses."""
     work = digest_of([by, paths])[:16]
-    with _gate(folder):
-        for older in folder.glob(f"{work}-*.json"):
-            # Of a killed attempt at the same work, which this one takes up.
-            if not _is_locked(older):
-                older.unlink(missing_ok=True)
-        file = folder / f"{work}-{uuid.uuid4().hex[:8]}.json"
-        try:
+    file, descriptor = folder / f"{work}-{uuid.uuid4().hex[:8]}.json", None
+    try:
+        with _gate(folder):
+            for older in folder.glob(f"{work}-*.json"):
+                # Of a killed attempt at the same work, which this one takes up.
+                if not _is_locked(older):
+                    older.unlink(missing_ok=True)
             descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, file_mode())
             os.write(descriptor, json.dumps({"by": by, "paths": paths}).encode())
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,9 +108,12 @@ def _write_note(folder: Path, paths: list[str], by: str) -> tuple[Path, int] | N
                 # It may be missing, read-only, or belong to another user.
                 with contextlib.suppress(OSError):
                     os.utime(Path(path) / MANIFEST)
-        except OSError:  # a full disk stops the work elsewhere, with a better message
+    # A full disk stops the work elsewhere, with a better message. A home that cannot be written is not cleaned from here.
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
             file.unlink(missing_ok=True)
-            return None
+        return None
     return file, descriptor
 
 
@@ -126,7 +129,8 @@ def _read_note(file: Path) -> Use | None:
 
 
 def _is_locked(file: Path) -> bool:
-    with file.open("rb") as content:
+    # Work that ends removes its note without passing the gate.
+    with contextlib.suppress(FileNotFoundError), file.open("rb") as content:
         try:
             fcntl.flock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -43,8 +43,9 @@ class RowWriter:
 
     def __init__(self, file: Path, schema: pa.Schema, *, rows_per_group: int = ROWS_PER_GROUP) -> None:
         self._schema, self._rows_per_group = schema, rows_per_group
+        self._file = pa.OSFile(str(file), "wb")
         is_parquet = file.suffix == ".parquet"
-        self._writer = pq.ParquetWriter(file, schema) if is_parquet else pa.ipc.new_file(str(file), schema)
+        self._writer = pq.ParquetWriter(self._file, schema) if is_parquet else pa.ipc.new_file(self._file, schema)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
 
@@ -52,9 +53,13 @@ class RowWriter:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None and self._pending_rows:
-            self._write_groups(self._pending_rows)
-        self._writer.close()
+        # Closed here: on a network's file system a full disk may show only then.
+        with self._file:
+            try:
+                if failure is None and self._pending_rows:
+                    self._write_groups(self._pending_rows)
+            finally:
+                self._writer.close()
 
     def write(self, table: pa.Table) -> None:
         """Adds rows, each with its prompt."""

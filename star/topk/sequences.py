@@ -52,13 +52,8 @@ class StoredSequences(AbstractSequence[Sequence]):
     """
 
     def __init__(self, file: Path) -> None:
-        self._file = file
         self._groups = [_columns(group) for group in _map_or_read(file)]
         self._starts = np.cumsum([0, *(len(ids) for ids, _, _ in self._groups)])
-
-    # Worker processes open the file themselves.
-    def __reduce__(self) -> tuple[type["StoredSequences"], tuple[Path]]:
-        return type(self), (self._file,)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -126,6 +126,13 @@ def test_work_waits_for_the_gate_and_then_finds_its_input_missing(runs: Path, mo
         pass
 
 
+def test_work_runs_in_a_home_that_cannot_be_written(own_home: Path) -> None:
+    # Opening the gate fails, as on a read-only file system.
+    (own_home / "in-use" / "gate.lock").mkdir(parents=True)
+    with using([own_home], by="a training"):
+        assert [path.name for path in (own_home / "in-use").iterdir()] == ["gate.lock"]
+
+
 def fail_halfway(runs: Path) -> None:
     with open_workspace(runs / "a", stage="distill", fingerprint="a" * 64, resume=True) as workspace:
         (workspace.state / "checkpoint").write_text("half")

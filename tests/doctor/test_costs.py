@@ -27,7 +27,6 @@ def test_no_stage_grows_faster_than_the_rows() -> None:
         before = small[stage]
         assert cost.core_seconds <= 10 * before.core_seconds * 1.0001
         assert before.card_seconds <= cost.card_seconds <= 10 * before.card_seconds * 1.0001
-        assert cost.memory == before.memory
 
 
 def test_a_larger_teacher_costs_more_wherever_it_is_asked() -> None:
@@ -46,9 +45,8 @@ def test_the_size_of_a_store_is_known_before(tokens: int, k: int, vocab_size: in
     ids_TK = np.stack([draw.permutation(vocab_size)[:k] for _ in range(tokens)])
     with TopKWriter(tmp_path, k, vocab_size=vocab_size) as writer:
         writer.add("row#0", ids_TK, logprobs_TK)
-    shard_bytes = sum(file.stat().st_size for file in tmp_path.glob("*.topk")) or TopKStore(tmp_path).size
     work = replace(paper_workload(1), samples=1, completion_tokens=tokens, top_k=k, vocab_size=vocab_size)
-    assert shard_bytes == pytest.approx(store_bytes(work), rel=0.2)
+    assert TopKStore(tmp_path).size == pytest.approx(store_bytes(work), rel=0.2)
 
 
 def test_the_doctor_names_what_each_stage_costs(micro: Config) -> None:
