@@ -14,6 +14,7 @@ the bit, and whether a training killed after a checkpoint ends with the same fil
 """
 
 import argparse
+import atexit
 import io
 import json
 import shutil
@@ -64,6 +65,7 @@ def load_former(revision: str) -> SimpleNamespace:
     command = [git, "-C", str(repository), "archive", revision, "star"]
     archive = subprocess.run(command, check=True, capture_output=True).stdout
     folder = tempfile.mkdtemp(prefix="former-star-")
+    atexit.register(shutil.rmtree, folder)
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
     current = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "star"}

@@ -50,7 +50,7 @@ from star.chat import prompt_opening
 from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.prompts import Prompt
-from star.modeling.tokenizer import ids_without_token
+from star.modeling.tokenizer import ids_without_token, tokenize
 from star.modeling.training import common_arguments
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
@@ -113,7 +113,8 @@ def _longest(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings
     """Tokens of the longest prompt; 0 where nobody asks."""
     if settings.vllm is None:
         return 0
-    return max(len(tokenizer(prompt.text, add_special_tokens=False)["input_ids"]) for prompt in prompts)
+    texts = [prompt.text for prompt in prompts]
+    return max(len(ids) for batch in tokenize(texts, tokenizer) for ids in batch)
 
 
 def grpo_config(settings: SimRL, *, folder: Path, seed: int, longest_prompt: int) -> GRPOConfig:
