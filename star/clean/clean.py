@@ -6,7 +6,7 @@ goes is what both say. Under the gate folders are only renamed; they are deleted
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,13 @@ from star.clean.results import (
     judge_results,
     require_this_registry,
 )
-from star.clean.s3_copies import delete_shown, find_checkpoints_in_s3, find_results_in_s3, keeps_versions
+from star.clean.s3_copies import (
+    delete_shown,
+    find_checkpoints_in_s3,
+    find_results_in_s3,
+    keep_sources,
+    keeps_versions,
+)
 from star.config.experiment import Config
 from star.config.files import paths_in
 from star.errors import InputError
@@ -84,7 +90,7 @@ def make_plan(config: Config) -> Plan:
         pass  # only to read what is in use now
     results, entries = _judge_local(config, needed, uses)
     plan = Plan(entries, unknown=[shown(folder) for folder in find_unknown()], problems=problems)
-    _add_s3(config, plan, _needed_copies(needed, results, entries), models=needed.models if needed else None)
+    _add_s3(config, plan, _needed_copies(needed, results, entries), needed=needed)
     _add_sizes(plan)
     return plan
 
@@ -143,7 +149,7 @@ def _needs() -> tuple[Needed | None, list[str]]:
             # MLflow would create an empty registry, which needs nothing.
             raise InputError(f"{home()} has no registry: set MLFLOW_TRACKING_URI")
         needed = read_needs()
-        require_this_registry(list(find_results()), needed.models)
+        require_this_registry(list(find_results()), needed)
     except InputError as error:
         return None, [f"{error}; no result, copy or download that the registry might need is removed"]
     return needed, []
@@ -164,15 +170,15 @@ def _judge_local(config: Config, needed: Needed | None, uses: Sequence[Use]) -> 
     folders = needed.folders if needed else None
     protection = Protection(config.keep.days, folders, uses, paths_in(config.model_dump_json()))
     entries = judge_results(results, protection)
-    return results, [*entries, *find_leftovers(config.keep.days, aliased=needed.aliased if needed else None)]
+    return results, [*entries, *find_leftovers(protection, aliased=needed.aliased if needed else None)]
 
 
-def _add_s3(config: Config, plan: Plan, digests: dict[str, str] | None, *, models: Collection[str] | None) -> None:
+def _add_s3(config: Config, plan: Plan, digests: dict[str, str] | None, *, needed: Needed | None) -> None:
     """Adds the entries of S3. A place that cannot be read is a problem, and nothing of it goes."""
     days, checkpoints = config.keep.days, os.environ.get(CHECKPOINTS) or config.cluster.checkpoints
     unfinished = set(_unfinished_fingerprints(plan.entries))
     places: list[tuple[str, Callable[[], list[Entry]]]] = [
-        (url, partial(find_results_in_s3, url, days, digests=digests, models=models)) for url in config.keep.s3
+        (url, partial(find_results_in_s3, url, days, digests=digests, needed=needed)) for url in config.keep.s3
     ]
     if checkpoints:
         places.append((checkpoints, partial(find_checkpoints_in_s3, checkpoints, days, unfinished=unfinished)))
@@ -184,6 +190,7 @@ def _add_s3(config: Config, plan: Plan, digests: dict[str, str] | None, *, model
             continue
         if keeps_versions(url):
             plan.remarks.append(f"the bucket of {url} keeps versions: its lifecycle rules free the space")
+    plan.entries = keep_sources(plan.entries)
 
 
 def _unfinished_fingerprints(entries: Sequence[Entry]) -> Iterator[str]:

@@ -37,6 +37,7 @@ class Entry:
         keys: the objects in S3, in the order in which they go: first the one that makes the others readable.
         etag: of the first of them.
         digest: content digest of a result in S3.
+        made_from: content digests of all that a result in S3 was made from.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Entry:
     keys: tuple[str, ...] = ()
     etag: str = ""
     digest: str = ""
+    made_from: tuple[str, ...] = ()
 
 
 def entries_below(path: Path) -> Iterator[Path]:

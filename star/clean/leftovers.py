@@ -26,6 +26,7 @@ from star.clean.entry import (
     owner_problem,
 )
 from star.clean.removal import is_renamed
+from star.clean.results import Protection, why_in_use
 from star.folders.manifest import MANIFEST
 from star.folders.owners import file_mode, is_own
 from star.folders.reuse import NO_RESULTS, shown
@@ -35,25 +36,26 @@ from star.home import home, spools_folder
 from star.registry.lineage import LINEAGE_FILE
 from star.tracking.spool import Spool
 
-BESIDE = re.compile(r"\..+\.(partial|incoming|outgoing)")  # working_paths.py
+BESIDE = re.compile(r"\.(?P<out>.+)\.(partial|incoming|outgoing)")  # working_paths.py
 IN_WORK = re.compile(r"[a-z-]+-[0-9a-f]{16}(\.done)?")
 LOG = re.compile(r"\d{8}-\d{6}\.(log|events\.jsonl)")
 
 
-def find_leftovers(days: float, *, aliased: Mapping[str, str] | None) -> Iterator[Entry]:
+def find_leftovers(protection: Protection, *, aliased: Mapping[str, str] | None) -> Iterator[Entry]:
     """Unfinished work, interrupted removals, downloads, spools and logs.
 
     Args:
-        days: that they stay.
+        protection: for how many days they stay, and what is in use or named.
         aliased: digests of the models with an alias; None if the registry cannot be read.
     """
+    days = protection.days
     for path in sorted(_work_places()):
-        yield _judge_work(path, days)
+        yield _judge_work(path, protection)
     for path in sorted(_failed_tasks()):
-        yield _judge(path, days, kind="task without result")
+        yield _judge(path, days, kind="task without result", in_use=why_in_use(path, protection))
     for path in sorted(_children(home() / "models")):
         if not is_renamed(path):
-            yield _judge_download(path, days, aliased)
+            yield _judge_download(path, protection, aliased)
     for path in sorted(_children(spools_folder())):
         if not is_renamed(path):
             yield _judge_spool(path, days)
@@ -107,7 +109,7 @@ def _failed_tasks() -> Iterator[Path]:
                 yield task
 
 
-def _judge_work(path: Path, days: float) -> Entry:
+def _judge_work(path: Path, protection: Protection) -> Entry:
     if is_renamed(path):
         problem = owner_problem(path)
         return _entry("interrupted removal", path, (NOT_OURS, problem) if problem else None, "a killed clean left it")
@@ -119,12 +121,14 @@ def _judge_work(path: Path, days: float) -> Entry:
         return _entry("unfinished work", path, (NOT_OURS, f"{shown(path)} has neither fingerprint nor manifest"))
     if _is_held(lock):
         return _entry("unfinished work", path, (IN_USE, "its process"))
-    return _judge(path, days, kind="unfinished work", lock=lock)
+    # Work that has just started reads its inputs before it takes the lock.
+    out = path.with_name(beside["out"]) if (beside := BESIDE.fullmatch(path.name)) else path
+    return _judge(path, protection.days, kind="unfinished work", lock=lock, in_use=why_in_use(out, protection))
 
 
-def _judge_download(path: Path, days: float, aliased: Mapping[str, str] | None) -> Entry:
+def _judge_download(path: Path, protection: Protection, aliased: Mapping[str, str] | None) -> Entry:
     if path.name.startswith(".download-"):
-        return _judge(path, days, kind="download")
+        return _judge(path, protection.days, kind="download")
     try:
         model = json.loads((path / LINEAGE_FILE).read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -137,7 +141,7 @@ def _judge_download(path: Path, days: float, aliased: Mapping[str, str] | None) 
         return _entry("download", path, (REGISTRY, aliased[model]))
     # A model is used without being written. Linux notes reads once a day.
     read = max((file.stat().st_atime for file in path.glob("*.safetensors")), default=0.0)
-    return _judge(path, days, kind="download", used=read)
+    return _judge(path, protection.days, kind="download", used=read, in_use=why_in_use(path, protection))
 
 
 def _judge_spool(path: Path, days: float) -> Entry:
@@ -150,10 +154,18 @@ def _judge_spool(path: Path, days: float) -> Entry:
     return _judge(path, days, kind="spool", lock=path / "owner.lock")
 
 
-def _judge(path: Path, days: float, *, kind: str, lock: Path | None = None, used: float = 0.0) -> Entry:
+def _judge(
+    path: Path,
+    days: float,
+    *,
+    kind: str,
+    lock: Path | None = None,
+    used: float = 0.0,
+    in_use: tuple[str, str] | None = None,
+) -> Entry:
     age = time.time() - max(newest_change(path), used)
     problem = owner_problem(path)
-    stays = (NOT_OURS, problem) if problem else (YOUNG, "") if age < days * DAY else None
+    stays = (NOT_OURS, problem) if problem else in_use or ((YOUNG, "") if age < days * DAY else None)
     return _entry(kind, path, stays, f"{age / DAY:.0f} days old", age=age, lock=lock)
 
 

@@ -19,6 +19,7 @@ from star.folders.manifest import MANIFEST, Manifest, read_manifest, unlisted_pa
 from star.folders.reuse import finished_folders, shown
 from star.home import home
 from star.registry.lineage import locked_outs
+from star.registry.needed import Needed
 
 REGISTRATION = "registration.json"
 
@@ -70,7 +71,7 @@ def judge_results(results: Sequence[FoundResult], protection: Protection) -> lis
     # A manifest names all ancestors, so one pass is enough.
     made_from: dict[str, str] = {}
     for result, reason in zip(results, stays, strict=True):
-        for digest in _ancestors(result.manifest) if reason else ():
+        for digest in ancestors(result.manifest) if reason else ():
             made_from.setdefault(digest, shown(result.folder))
     entries = []
     for result, reason in zip(results, stays, strict=True):
@@ -86,58 +87,69 @@ def digests_that_stay(results: Sequence[FoundResult], entries: Sequence[Entry]) 
     """The digests of all results that stay, with those that they were made from: their copies in S3 stay too."""
     found: dict[str, str] = {}
     for result, entry in zip(results, entries, strict=True):
-        for digest in () if entry.goes else (result.manifest.digest, *_ancestors(result.manifest)):
+        for digest in () if entry.goes else (result.manifest.digest, *ancestors(result.manifest)):
             found.setdefault(digest, entry.place)
     return found
 
 
-def require_this_registry(results: Sequence[FoundResult], models: Collection[str]) -> None:
+def require_this_registry(results: Sequence[FoundResult], needed: Needed) -> None:
     """`require_registered` for every registration of the home."""
     for result in results:
         if result.manifest.stage == "register":
             with suppress(OSError):
                 content = (result.folder / REGISTRATION).read_bytes()
-                require_registered(content, models, folder=shown(result.folder))
+                require_registered(content, needed, folder=shown(result.folder))
 
 
-def require_registered(registration: bytes, models: Collection[str], *, folder: str) -> None:
-    """Checks that the registry has the model that a registration names. An empty one, or another one, would need nothing.
+def require_registered(registration: bytes, needed: Needed, *, folder: str) -> None:
+    """Checks that the registry knows what a registration names. An empty one, or another one, would need nothing of it.
 
     Raises:
-        InputError: it has no model of that name.
+        InputError: it has no model of that name, or nothing in it names that version's content.
     """
     try:
-        name = json.loads(registration)["model"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads(registration)
+        name, digest = said["model"], said.get("model_digest", "")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return
-    if name not in models:
+    # The name alone says little, because most registries have a model `star`. The ledger knows deleted versions too.
+    if name not in needed.models or (digest and digest not in needed.folders):
         raise InputError(
-            f"{folder} registered a model {name!r}, which this registry does not have: set MLFLOW_TRACKING_URI to the one that "
-            "has it, or remove that folder by hand if the model is gone"
+            f"{folder} registered a version of the model {name!r} that this registry does not know: set MLFLOW_TRACKING_URI to "
+            "the one that has it, or remove that folder by hand if the version is gone"
         )
 
 
+def why_in_use(path: Path, protection: Protection) -> tuple[str, str] | None:
+    """Why a path stays: work reads it, or all that lies around it, or the profile names it. None for neither."""
+    for use in protection.uses:
+        if (use.runs or time.time() - use.started < protection.days * DAY) and _overlaps(path, use.paths):
+            return IN_USE, use.by
+    return (NAMED, "the profile") if _overlaps(path, protection.paths) else None
+
+
+def ancestors(manifest: Manifest) -> tuple[str, ...]:
+    """The content digests of all that a result was made from."""
+    return (*manifest.ancestors, *manifest.inputs.values())
+
+
 def _why_it_stays(result: FoundResult, protection: Protection, *, named: Mapping[Path, str]) -> tuple[str, str] | None:
-    folder, kept_seconds = result.folder, protection.days * DAY
+    folder = result.folder
     if problem := owner_problem(result.whole):
         return NOT_OURS, problem
     if unlisted := unlisted_paths(folder, result.manifest):
         return NOT_OURS, f"{shown(folder)} has {unlisted[0]!r}"
-    for use in protection.uses:
-        if (use.runs or time.time() - use.started < kept_seconds) and _overlaps(result.whole, use.paths):
-            return IN_USE, use.by
-    if folder in named or _overlaps(folder, protection.paths):
-        return NAMED, named.get(folder, "the profile")
-    if time.time() - result.changed < kept_seconds:
+    if in_use := why_in_use(result.whole, protection):
+        return in_use
+    for path, by in named.items():
+        if _overlaps(folder, [path]):
+            return NAMED, by
+    if time.time() - result.changed < protection.days * DAY:
         return YOUNG, ""
     if protection.digests is None:
         return UNREAD, ""
     by = protection.digests.get(result.manifest.digest)
     return (REGISTRY, by) if by else None
-
-
-def _ancestors(manifest: Manifest) -> tuple[str, ...]:
-    return (*manifest.ancestors, *manifest.inputs.values())
 
 
 def _overlaps(folder: Path, paths: Collection[Path]) -> bool:

@@ -10,18 +10,19 @@ rules say when its space is free.
 import re
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from star.clean.entry import DAY, IN_USE, NOT_OURS, REGISTRY, UNREAD, YOUNG, Entry
-from star.clean.results import REGISTRATION, require_registered
+from star.clean.entry import DAY, IN_USE, MADE_FROM, NOT_OURS, REGISTRY, UNREAD, YOUNG, Entry
+from star.clean.results import REGISTRATION, ancestors, require_registered
 from star.errors import InputError
 from star.folders.checkpoints_s3 import INDEX
 from star.folders.manifest import MANIFEST, Manifest
 from star.folders.s3 import DamagedManifestError, parse_manifest
 from star.folders.s3_client import S3Folder, open_s3
+from star.registry.needed import Needed
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -37,14 +38,14 @@ class _Object:
 
 
 def find_results_in_s3(
-    url: str, days: float, *, digests: Mapping[str, str] | None, models: Collection[str] | None
+    url: str, days: float, *, digests: Mapping[str, str] | None, needed: Needed | None
 ) -> list[Entry]:
     """Every result below a folder in S3.
 
     Args:
         days: that a result stays.
         digests: content digest -> why a result with it stays; None if the registry cannot be read.
-        models: names of the registered models.
+        needed: what the registry needs; None if it cannot be read.
 
     Raises:
         InputError: S3 does not answer, or refuses; or a registration there is of another registry.
@@ -59,15 +60,30 @@ def find_results_in_s3(
             try:
                 content = client.get_object(Bucket=folder.bucket, Key=folder.key(MANIFEST))["Body"].read()
                 manifest = parse_manifest(content, folder)
-                if manifest.stage == "register" and models is not None:
+                if manifest.stage == "register" and needed is not None:
                     answer = client.get_object(Bucket=folder.bucket, Key=folder.key(REGISTRATION))
-                    require_registered(answer["Body"].read(), models, folder=str(folder))
+                    require_registered(answer["Body"].read(), needed, folder=str(folder))
             except client.exceptions.NoSuchKey:  # it is replaced at this moment
                 continue
             except DamagedManifestError:  # another program's, which stays
                 continue
         entries.append(_judge_result(folder, manifest, inside, days=days, digests=digests))
     return entries
+
+
+def keep_sources(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, of which none goes that a result in S3 that stays was made from."""
+    made_from: dict[str, str] = {}
+    # The sources of a result are all that it was made from, so one pass is enough.
+    for entry in (entry for entry in entries if not entry.goes):
+        for digest in entry.made_from:
+            made_from.setdefault(digest, entry.place)
+    return [
+        replace(entry, goes=False, why=MADE_FROM, detail=made_from[entry.digest])
+        if entry.goes and entry.digest in made_from
+        else entry
+        for entry in entries
+    ]
 
 
 def find_checkpoints_in_s3(url: str, days: float, *, unfinished: Collection[str]) -> list[Entry]:
@@ -151,7 +167,7 @@ def _judge_result(
     elif manifest.digest in digests:
         stays = REGISTRY, digests[manifest.digest]
     found = _entry("result in S3", folder, objects, first=[folder.key(MANIFEST)], stays=stays, days=days)
-    return replace(found, digest=manifest.digest)
+    return replace(found, digest=manifest.digest, made_from=ancestors(manifest))
 
 
 def _entry(

@@ -22,7 +22,9 @@ from star.registry.promotion.open_ledger import find_ledger, reaches_ledgers
 from star.registry.promotion.records import Registration, VersionContent
 from star.registry.promotion.version_records import REGISTRATIONS, VERSIONS, recorded_versions, with_registration
 from star.registry.versions import Version, list_versions
-from star.tracking.server import connect, reason_of
+from star.tracking.reason import reason_of
+from star.tracking.searches import read_pages
+from star.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,6 +65,9 @@ def read_needs() -> Needed:
     needed = Needed()
     try:
         needed.models = set(_model_names(client))
+        if len(needed.models) >= NAMES_PER_PAGE:
+            # A model that is deleted meanwhile moves another one over the edge of a page, where it would be missed.
+            needed.models |= set(_model_names(client))
         for name in sorted(needed.models):
             _add_model(needed, name, client)
     except MlflowException as error:
@@ -71,11 +76,8 @@ def read_needs() -> Needed:
 
 
 def _model_names(client: "MlflowClient") -> Iterator[str]:
-    token = None
-    while token != "":
-        page = client.search_registered_models(max_results=NAMES_PER_PAGE, page_token=token)
-        yield from (model.name for model in page)
-        token = page.token or ""
+    for model in read_pages(client.search_registered_models, max_results=NAMES_PER_PAGE):
+        yield model.name
 
 
 def _add_model(needed: Needed, name: str, client: "MlflowClient") -> None:

@@ -13,7 +13,7 @@ from star.clean.clean import carry_out, make_plan
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.in_use import no_work_starts, using
-from star.folders.manifest import MANIFEST, open_input
+from star.folders.manifest import MANIFEST, open_input, read_manifest
 from star.folders.workspace import open_workspace
 from star.registry.lineage_tree import print_lineage
 from star.tracking.spool import Spool
@@ -80,6 +80,37 @@ def test_a_registry_that_lacks_the_homes_model_is_another_one(runs: Path) -> Non
     make_old(folder, days=60)
     plan = make_plan(Config())
     assert not going(plan) and "set MLFLOW_TRACKING_URI" in plan.problems[0]
+
+
+def test_so_is_one_that_has_another_model_of_that_name(runs: Path, tmp_path: Path) -> None:
+    made = make_run(tmp_path / "made", content="champion")
+    register_run(made, tmp_path / "publish")
+    old = make_result("synthesize", runs / "hand" / "data", content="x")
+    folder = make_result("register", runs / "hand" / "registration", content="x")
+    known = read_manifest(made["refine"]).digest
+    for digest, goes in (("e" * 64, set()), (known, {"runs/hand/data"})):
+        content = json.dumps({"model": "star", "version": 1, "model_digest": digest})
+        (folder / "registration.json").write_text(content)
+        make_old(runs / "hand", days=60)
+        plan = make_plan(Config())
+        assert going(plan) == goes and bool(plan.problems) != bool(goes)
+    assert old.exists()
+
+
+def test_a_download_that_is_named_or_in_use_stays(runs: Path) -> None:
+    download = runs / "models" / ("d" * 64)
+    download.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (download / name).write_text("{}")
+    (download / "lineage.json").write_text(json.dumps({"model": download.name}))
+    make_old(download, days=60)
+    place = f"runs/models/{download.name}"
+    assert going(make_plan(Config())) == {place}
+    named = Config.model_validate({"student": {"base": str(download)}})
+    make_old(download, days=60)  # its digest was read
+    assert why_of(make_plan(named), place).endswith("or the profile names it")
+    with using([download], by="a training"):
+        assert why_of(make_plan(Config()), place).startswith("in use")
 
 
 def test_what_work_reads_stays_while_it_runs_and_after_a_kill(runs: Path) -> None:
@@ -172,6 +203,8 @@ def test_a_result_that_dvc_tracks_stays(runs: Path, tmp_path: Path) -> None:
     lock = tmp_path / "dvc.lock"
     lock.write_text("stages:\n  synthesize:\n    outs:\n    - {path: runs/dvc/data, md5: abc.dir}\n")
     assert clean()[0] == {"runs/dvc/older"}
+    lock.write_text("stages:\n  synthesize:\n    outs:\n    - {path: runs/dvc, md5: abc.dir}\n")
+    assert clean()[0] == set()
     assert tracked.exists() and not old.exists()
     lock.write_text("<<<<<<< HEAD")
     with pytest.raises(InputError, match=r"dvc\.lock cannot be read"):

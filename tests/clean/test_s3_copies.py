@@ -52,7 +52,12 @@ def test_old_copies_go_by_their_keys_and_those_of_a_version_stay(
     odd = make_result("synthesize", tmp_path / "odd", content="odd")
     upload_folder(odd, f"{place}/results/odd")
     s3_client().put_object(Bucket=BUCKET, Key=f"{tmp_path.name}/results/odd/notes.txt", Body=b"mine")
-    config = Config(keep=Keep(s3=(f"{place}/results",)))
+    # What a result was made from stays with it, in whichever of the folders it is.
+    source = make_result("synthesize", tmp_path / "source", content="source")
+    upload_folder(source, f"{place}/results/source")
+    upload_folder(make_result("rollout", tmp_path / "kept", content="kept", inputs={"data": source}), f"{place}/kept")
+    s3_client().put_object(Bucket=BUCKET, Key=f"{tmp_path.name}/kept/notes.txt", Body=b"mine")
+    config = Config(keep=Keep(s3=(f"{place}/results", f"{place}/kept")))
     assert not [entry for entry in make_plan(config).going if entry.kind == "result in S3"]
     later(registry, days=60)
     before = keys(place)
