@@ -31,6 +31,7 @@ from star.folders.in_use import using
 from star.folders.manifest import METRICS
 from star.folders.owners import create_in_home
 from star.home import home
+from star.pipelines.nothing_to_do import finished_folders
 from star.progress import print_line, send_events_to
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
@@ -53,14 +54,14 @@ class PipelineResult:
         folders: Stage -> folder that it wrote, now or in an earlier run.
         ran: Names of the stages that ran; the others were cached.
         seconds: Duration of the run.
-        log: File with the output of the stages.
-        run_id: ID of the pipeline's MLflow run, if the tracking server answered.
+        log: File with the output of the stages; None where there was nothing to do.
+        run_id: ID of the pipeline's MLflow run, if there was something to do and the tracking server answered.
     """
 
     folders: dict[str, Path]
     ran: list[str]
     seconds: float
-    log: Path
+    log: Path | None
     run_id: str | None
 
     def metrics(self, stage: str) -> dict[str, float]:
@@ -76,7 +77,11 @@ def run_local(config: Config) -> PipelineResult:
     """
     from star.pipelines.progress_display import ProgressDisplay
 
-    root = home()
+    root, start = home(), time.monotonic()
+    if folders := finished_folders(config, root / "latest"):
+        for name in folders:
+            print_line(f"{name:<16} already done")
+        return PipelineResult(folders, [], time.monotonic() - start, log=None, run_id=None)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     log = root / "logs" / f"{stamp}.log"
     events = root / "logs" / f"{stamp}.events.jsonl"
@@ -87,7 +92,6 @@ def run_local(config: Config) -> PipelineResult:
         create_in_home(name)
     # The display opens the file before the first stage has written to it.
     events.touch()
-    start = time.monotonic()
     _require_rehearsal(config, root)
     work_before = os.environ.get("STAR_WORK")
     # kfp starts the tasks as processes that inherit this environment, which is how they find home and work folder.

@@ -46,8 +46,11 @@ def _result_lines(result: PipelineResult, registration: dict, tools: FileRef) ->
         *(f"          {reason}" for reason in registration["reasons"]),
         f"folder    {latest / 'refine'}",
         f"report    {latest / 'evaluate' / 'report.html'}",
-        f"run       {result.run_id or 'not tracked'} in {shown_uri(tracking_uri())}",
-        f"log       {result.log}",
+        *(
+            (f"run       {result.run_id or 'not tracked'} in {shown_uri(tracking_uri())}", f"log       {result.log}")
+            if result.log
+            else ()
+        ),
         f"time      {format_seconds(round(result.seconds))}, stages run: {', '.join(result.ran) or 'none'}",
     ]
     # `star call` loads the champion, so without one the example would fail.

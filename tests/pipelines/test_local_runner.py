@@ -92,7 +92,8 @@ def test_a_second_run_recomputes_nothing(place: Path) -> None:
     began = time.monotonic()
     done = star(place, "run", "--config", MICRO)
     assert ran(done) == ["none"]
-    assert "register         already done" in done.stderr
+    assert all(f"{stage.name:<16} already done" in done.stderr for stage in STAGES)
+    assert "log  " not in done.stdout  # no process was started, so none wrote one
     assert time.monotonic() - began < 60
     listed = star(place, "models")
     assert listed.returncode == 0 and "champion" in listed.stdout
