@@ -19,7 +19,12 @@ SECONDS_TO_COMPARE_A_ROW = 0.0001  # three models: intervals, differences, repor
 SECONDS_TO_STORE_A_TOKEN = 1.45e-5  # at top_k = 100; in proportion to it
 SECONDS_TO_HASH_A_BYTE = 7e-10
 BYTES_OF_A_ROW = 1000
-BYTES_OF_AN_ID = 1.5  # in sequences.parquet, compressed
+SECONDS_TO_SORT_AN_ID = 1.6e-7  # of the rollout's sequences: written, sorted, merged
+BYTES_OF_AN_OUTCOME = 130  # of one model and row, in outcomes.jsonl
+BYTES_OF_AN_ID, BYTES_OF_A_MAPPED_ID = (
+    2.3,
+    4,
+)  # in the rollout's sequences.parquet, and in the extraction's sequences.arrow
 
 # From the data sheet of the card; the shares of it that software reaches are assumed, no card was at hand to measure them.
 CARD = "H100 80 GB"
@@ -111,6 +116,7 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
     length = work.prompt_tokens + work.completion_tokens
     answers, teacher, student = work.rows * work.samples, work.teacher, work.student
     stored_bytes = store_bytes(work)
+    ids = work.rows * work.prompt_tokens + answers * work.completion_tokens
     evaluated = work.heldout_rows * work.evaluated_samples
     asked = sum(
         generation_seconds(model, work, prompts=work.heldout_rows, answers=evaluated)
@@ -124,14 +130,14 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
             4 * teacher.parameters,
         ),
         "rollout": Cost(
-            answers * SECONDS_TO_SCORE_AN_ANSWER,
+            answers * SECONDS_TO_SCORE_AN_ANSWER + ids * SECONDS_TO_SORT_AN_ID,
             generation_seconds(teacher, work, prompts=work.rows, answers=answers),
-            BYTES_OF_AN_ID * (work.rows * work.prompt_tokens + answers * work.completion_tokens),
+            BYTES_OF_AN_ID * ids,
         ),
         "extract-topk": Cost(
             answers * work.completion_tokens * SECONDS_TO_STORE_A_TOKEN * work.top_k / 100,
             2 * teacher.parameters * answers * length / (FLOPS * PREFILL_UTILISATION),
-            stored_bytes,
+            stored_bytes + BYTES_OF_A_MAPPED_ID * ids,
         ),
         "distill": Cost(
             stored_bytes * SECONDS_TO_HASH_A_BYTE,
@@ -142,7 +148,7 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
         "evaluate": Cost(
             3 * evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW,
             asked,
-            3 * work.heldout_rows * BYTES_OF_A_ROW,
+            3 * work.heldout_rows * BYTES_OF_AN_OUTCOME,
         ),
     }
 
