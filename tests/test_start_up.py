@@ -1,6 +1,7 @@
 """What commands load: those of the registry nothing but MLflow's client, finished stages no library of models."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,25 @@ def test_the_registry_and_finished_stages_load_no_library_of_models(
     # pandas and scipy are a third of MLflow's own import.
     assert not of_registry & (OF_MODELS | OF_SERVICES | {"pandas", "scipy"})
     assert not of_all & (OF_MODELS | OF_SERVICES)
+
+
+@pytest.mark.slow
+def test_plugins_of_mlflow_and_later_imports_of_pandas_work(tmp_path: Path) -> None:
+    """A store in another package that needs pandas is not lost, and without one pandas can be imported later."""
+    code = (
+        "import sys; from star.tracking.light_import import import_mlflow_without_pandas as light; light()\n"
+        "loaded = 'mlflow' in sys.modules; import pandas, mlflow.data.pandas_dataset\n"
+        "from mlflow.tracking._tracking_service.utils import _tracking_store_registry as stores\n"
+        "print(loaded, 'odd' in stores._registry, pandas.DataFrame({'a': [1]}).shape)"
+    )
+    for plugin, said in ((False, "True False (1, 1)"), (True, "False True (1, 1)")):
+        if plugin:
+            (tmp_path / "odd_store.py").write_text("import pandas\n\n\ndef make(**_): ...\n")
+            packaged = tmp_path / "odd_store-1.dist-info"
+            packaged.mkdir()
+            (packaged / "METADATA").write_text("Metadata-Version: 2.1\nName: odd-store\nVersion: 1\n")
+            (packaged / "entry_points.txt").write_text("[mlflow.tracking_store]\nodd = odd_store:make\n")
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == said, done.stderr

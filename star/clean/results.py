@@ -141,9 +141,9 @@ def _why_it_stays(result: FoundResult, protection: Protection, *, named: Mapping
         return NOT_OURS, f"{shown(folder)} has {unlisted[0]!r}"
     if in_use := why_in_use(result.whole, protection):
         return in_use
-    for path, by in named.items():
+    for path, name in named.items():
         if _overlaps(folder, [path]):
-            return NAMED, by
+            return NAMED, name
     if time.time() - result.changed < protection.days * DAY:
         return YOUNG, ""
     if protection.digests is None:

@@ -74,5 +74,5 @@ def _ask_endpoint(
 
     if found := find_secret(url):
         raise InputError(f"--endpoint holds {found}: give the address without it, and the key in STAR_API_KEY")
-    endpoint = Endpoint(url, model or "", key=os.environ.get("STAR_API_KEY"), attempts=ATTEMPTS)
+    endpoint = Endpoint(url, model or "", key=os.environ.get("STAR_API_KEY") or None, attempts=ATTEMPTS)
     return answer_request_at(endpoint if model else endpoint.found_model(), query, tools=tools, max_tokens=max_tokens)

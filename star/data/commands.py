@@ -321,7 +321,7 @@ def _write_rows_of_model(settings: SynthesizeSettings, workspace: Workspace) -> 
     # All answers come before the first row: they arrive in any order, and rows are written in that of their numbers.
     # The key is read here, so that neither the settings nor the manifest hold it.
     usage: Counts = dict(
-        collect_answers(plan, Endpoint(model.url, model.name, os.environ.get("STAR_API_KEY")), log=log)
+        collect_answers(plan, Endpoint(model.url, model.name, os.environ.get("STAR_API_KEY") or None), log=log)
     )
     cost = usage["prompt_tokens"] * model.price_in + usage["completion_tokens"] * model.price_out
     usage["cost"] = round(cost / 1e6, 6)

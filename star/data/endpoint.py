@@ -118,7 +118,7 @@ class Endpoint:
         served = self._retried(lambda: self._request("GET", "models"), read=lambda content, _: _names(content), seed=0)
         if len(served) != 1:
             # A hosted service has hundreds.
-            names = ", ".join(served[:10]) + (", ..." if len(served) > 10 else "")
+            names = ", ".join(name[:80] for name in served[:10]) + (", ..." if len(served) > 10 else "")
             raise InputError(f"{self.url} serves {len(served)} models ({names}): choose one with --model")
         return replace(self, model=served[0])
 

@@ -1,5 +1,7 @@
 """Prints tables for the terminal: the registered versions, the difference of two, and the ledger."""
 
+from collections.abc import Sequence
+
 from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
@@ -8,7 +10,7 @@ from star.evaluation.labels import is_same_in_both_readings
 from star.registry.promotion import audit
 from star.registry.promotion.open_ledger import open_ledger
 from star.registry.promotion.overview import look_at_versions
-from star.registry.versions import Version, require_versions
+from star.registry.versions import PAGE, Version, require_versions
 from star.terminal import console
 from star.tracking.server import connect
 
@@ -30,34 +32,44 @@ def print_versions(name: str, *, page: int | None = 1) -> None:
         InputError: nothing is registered under that name, or it has no such page.
     """
     overview = look_at_versions(name, page=page)
-    versions = [*overview.versions, *overview.elsewhere]
+    versions, elsewhere = overview.versions, overview.elsewhere
     caption = "Rewards are by the official reading."
-    if any(version.older_reading and "format_errors" in version.scores for version in versions):
+    if any(version.older_reading and "format_errors" in version.scores for version in (*versions, *elsewhere)):
         caption += f"\n{OLDER_MARK} By the official reading too: an older STAR counted these format errors."
-    table = Table(title=f"Registered versions of {name}", box=SIMPLE, caption=caption)
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("alias", style="green", no_wrap=True)
-    for heading in SCORE_HEADINGS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("lineage", no_wrap=True)
-    for version in versions:
-        scores = [_shown_score(version, key) for key in SCORE_HEADINGS]
-        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
-        made = f"{'made':<8}{version.created:%y-%m-%d}"
-        is_last = version is overview.versions[-1]
-        table.add_row(
-            str(version.version),
-            "\n".join(version.aliases),
-            *scores,
-            "\n".join([*lineage, made]),
-            end_section=is_last and bool(overview.elsewhere),
-        )
-    console().print(table)
+    # A table per page, because rich lays out a whole table before it prints the first line.
+    for start in range(0, len(versions), PAGE):
+        is_last = start + PAGE >= len(versions)
+        table = _table_of_versions(versions[start : start + PAGE], elsewhere=elsewhere if is_last else ())
+        table.title = f"Registered versions of {name}" if start == 0 else None
+        table.caption = caption if is_last else None
+        console().print(table)
     if overview.older and page:
         older = f"`star models --page {page + 1} --name {name}` shows older versions, and --all shows all."
         console().print(Text(older))
     for remark in overview.remarks:
         console().print(Text(f"{remark[:1].upper()}{remark[1:]}."))
+
+
+def _table_of_versions(versions: Sequence[Version], *, elsewhere: Sequence[Version]) -> Table:
+    table = Table(box=SIMPLE)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("alias", style="green", no_wrap=True)
+    for heading in SCORE_HEADINGS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("lineage", no_wrap=True)
+    for version in (*versions, *elsewhere):
+        scores = [_shown_score(version, key) for key in SCORE_HEADINGS]
+        lineage = [f"{label:<8}{version.lineage.get(key, '?')[:6]}" for key, label in LINEAGE_LABELS.items()]
+        made = f"{'made':<8}{version.created:%y-%m-%d}"
+        is_last = version is versions[-1]
+        table.add_row(
+            str(version.version),
+            "\n".join(version.aliases),
+            *scores,
+            "\n".join([*lineage, made]),
+            end_section=is_last and bool(elsewhere),
+        )
+    return table
 
 
 def _shown_score(version: Version, key: str) -> str:

@@ -1,6 +1,7 @@
 """Imports MLflow without pandas, for commands that only ask its registry."""
 
 import sys
+from importlib.metadata import entry_points
 
 from star.tracking.server import set_mlflow_defaults
 
@@ -10,9 +11,9 @@ def import_mlflow_without_pandas() -> None:
 
     Their import takes a third of the time of MLflow's own. No command that reads or promotes versions needs them. Call
     it before anything else imports mlflow, and from the main thread only: for the time of the import, pandas cannot be
-    imported. Does nothing if mlflow or pandas is loaded already.
+    imported. Does nothing if mlflow or pandas is loaded already, or if MLflow has plugins.
     """
-    if "mlflow" in sys.modules or "pandas" in sys.modules:
+    if "mlflow" in sys.modules or "pandas" in sys.modules or _has_plugins():
         return
     set_mlflow_defaults()
     sys.modules["pandas"] = None  # type: ignore[assignment]  # how Python marks a module that cannot be imported
@@ -23,3 +24,14 @@ def import_mlflow_without_pandas() -> None:
             del sys.modules[name]
     finally:
         del sys.modules["pandas"]
+
+
+def _has_plugins() -> bool:
+    """Whether another package adds to MLflow, such as a store or headers. MLflow imports it, and drops it if it needs pandas."""
+    found = entry_points()
+    return any(
+        not entry.value.startswith("mlflow.")
+        for group in found.groups
+        if group.startswith("mlflow.")
+        for entry in found.select(group=group)
+    )

@@ -47,10 +47,10 @@ def server(environment: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server() as running:
         Thread(target=running.serve_forever, args=[0.05], daemon=True).start()
         environment.setenv("MLFLOW_TRACKING_URI", running.uri)
-        environment.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         environment.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
         environment.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-        connect()
+        connect()  # without the short timeout, which a busy machine would miss
+        environment.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         yield running
         running.shutdown()
 
