@@ -22,6 +22,7 @@ from star.clean.entry import (
     UNSENT,
     YOUNG,
     Entry,
+    entries_below,
     newest_change,
     owner_problem,
 )
@@ -103,8 +104,9 @@ def _failed_tasks() -> Iterator[Path]:
     """Finds kfp's folders of tasks that ended without a result: pipeline/RUN/TASK."""
     for run in _children(home() / "pipeline"):
         for task in _children(run):
+            # A manifest at any depth, because a loop's tasks have a folder per round.
             if task.is_dir() and not any(
-                (path / MANIFEST).is_file() or path.name[0] == "." for path in _children(task)
+                path.name == MANIFEST or path.name[0] == "." for path in entries_below(task) if path != task
             ):
                 yield task
 

@@ -35,14 +35,14 @@ def clean(
     failed = list(plan.problems)
     if not plan.going:
         typer.echo("nothing to remove")
-    elif yes or (sys.stdin.isatty() and typer.confirm(f"Remove these {len(plan.going)}?")):
+    if yes or (plan.going and sys.stdin.isatty() and typer.confirm(f"Remove these {len(plan.going)}?")):
         done = carry_out(plan, loaded)
         freed = sum(plan.sizes[entry.place] for entry in done.removed)
         for line in done.left:
             typer.echo(line)
         failed += done.failed
         typer.echo(json.dumps({"removed": len(done.removed), "bytes": freed, "left": len(done.left)}))
-    else:
+    elif plan.going:
         typer.echo("nothing was removed: `star clean --yes` removes what goes")
     if failed:
         fail("; ".join(dict.fromkeys(failed)), status=1)

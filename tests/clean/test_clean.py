@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from star.clean.clean import carry_out, make_plan
+from star.cli.main import app
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.in_use import no_work_starts, using
@@ -113,6 +115,25 @@ def test_a_download_that_is_named_or_in_use_stays(runs: Path) -> None:
         assert why_of(make_plan(Config()), place).startswith("in use")
 
 
+def test_the_command_asks_and_ends_each_night_with_a_line_of_json(runs: Path, registry: pytest.MonkeyPatch) -> None:
+    def star(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, ["clean", *words])
+        return done.exit_code, done.stdout.splitlines()[-1]
+
+    old = make_result("synthesize", runs / "hand" / "data", content="x")
+    make_old(old, days=60)
+    size = sum(file.stat().st_size for file in old.iterdir())
+    # Its input is no terminal.
+    assert star() == (0, "nothing was removed: `star clean --yes` removes what goes") and old.exists()
+    status, line = star("--yes")
+    assert (status, json.loads(line)) == (0, {"removed": 1, "bytes": size, "left": 0})
+    status, line = star("--yes")
+    assert (status, json.loads(line)) == (0, {"removed": 0, "bytes": 0, "left": 0})
+    registry.setenv("STAR_HOME", str(runs / "elsewhere"))
+    status, line = star("--yes")
+    assert (status, json.loads(line)["removed"]) == (1, 0)
+
+
 def test_what_work_reads_stays_while_it_runs_and_after_a_kill(runs: Path) -> None:
     data, other = (make_result("synthesize", runs / "hand" / name, content=name) for name in ("data", "other"))
     make_old(runs / "hand", days=60)
@@ -209,6 +230,20 @@ def test_a_result_that_dvc_tracks_stays(runs: Path, tmp_path: Path) -> None:
     lock.write_text("<<<<<<< HEAD")
     with pytest.raises(InputError, match=r"dvc\.lock cannot be read"):
         make_plan(Config())
+
+
+def test_tasks_without_a_result_go_but_not_while_a_pipeline_runs(runs: Path) -> None:
+    failed = runs / "pipeline" / "star-1" / "distill"
+    failed.mkdir(parents=True)
+    (failed / "executor_output.json").write_text("{}")
+    kept = make_result("synthesize", runs / "pipeline" / "star-1" / "loop" / "round-1" / "out", content="x")
+    unlisted = kept / "notes.txt"
+    unlisted.write_text("mine")
+    make_old(runs / "pipeline", days=60)
+    with using([runs / "pipeline"], by="star run"):
+        assert not going(make_plan(Config()))
+    assert clean()[0] == {"runs/pipeline/star-1/distill"}
+    assert unlisted.exists()
 
 
 def test_sent_spools_go_and_unsent_ones_stay(runs: Path) -> None:
