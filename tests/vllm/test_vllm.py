@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -100,8 +100,9 @@ def serving(model: Path, folder: Path, *options: str) -> Iterator[str]:
             time.sleep(1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        # With the processes that it has started.
-        os.killpg(server.pid, signal.SIGTERM)
+        # With the processes that it has started. Where it ended by itself, the error must not hide why.
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 
