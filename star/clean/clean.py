@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from star.clean.entry import DAY, REGISTRY, Entry, count_bytes
+from star.clean.entry import DAY, UNREAD, Entry, count_bytes
 from star.clean.leftovers import find_leftovers, find_unknown
 from star.clean.removal import delete, is_renamed, remove_empty_parents, rename_away
 from star.clean.results import (
@@ -125,7 +125,7 @@ def carry_out(plan: Plan, config: Config) -> Done:
     for entry in (entry for entry in plan.going if entry.keys):
         try:
             if entry.digest and (copies is None or entry.digest in copies):
-                done.left.append(f"{entry.place} stays: {REGISTRY}")
+                done.left.append(f"{entry.place} stays: {UNREAD if copies is None else copies[entry.digest]}")
             elif delete_shown(entry):
                 done.removed.append(entry)
             else:

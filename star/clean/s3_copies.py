@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from star.clean.entry import DAY, IN_USE, MADE_FROM, NOT_OURS, REGISTRY, UNREAD, YOUNG, Entry
+from star.clean.entry import COPY, DAY, IN_USE, MADE_FROM, NOT_OURS, REGISTRY, UNREAD, YOUNG, Entry
 from star.clean.results import REGISTRATION, ancestors, require_registered
 from star.errors import InputError
 from star.folders.checkpoints_s3 import INDEX
@@ -67,7 +67,7 @@ def find_results_in_s3(
                 continue
             except DamagedManifestError:  # another program's, which stays
                 continue
-        entries.append(_judge_result(folder, manifest, inside, days=days, digests=digests))
+        entries.append(_judge_result(folder, manifest, inside, days=days, digests=digests, needed=needed))
     return entries
 
 
@@ -157,6 +157,7 @@ def _judge_result(
     *,
     days: float,
     digests: Mapping[str, str] | None,
+    needed: Needed | None,
 ) -> Entry:
     listed = {folder.key(name) for name in (MANIFEST, *(entry.path for entry in manifest.files))}
     stays = None
@@ -165,7 +166,8 @@ def _judge_result(
     elif digests is None:
         stays = UNREAD, ""
     elif manifest.digest in digests:
-        stays = REGISTRY, digests[manifest.digest]
+        why = REGISTRY if needed and manifest.digest in needed.folders else COPY
+        stays = why, digests[manifest.digest]
     found = _entry("result in S3", folder, objects, first=[folder.key(MANIFEST)], stays=stays, days=days)
     return replace(found, digest=manifest.digest, made_from=ancestors(manifest))
 

@@ -18,6 +18,7 @@ from star.folders.in_use import no_work_starts, using
 from star.folders.manifest import MANIFEST, open_input, read_manifest
 from star.folders.workspace import open_workspace
 from star.registry.lineage_tree import print_lineage
+from star.registry.promotion.promote_and_rollback import delete_version
 from star.tracking.spool import Spool
 from tests.clean.conftest import make_old, make_result, make_run, register_run
 
@@ -84,7 +85,18 @@ def test_a_registry_that_lacks_the_homes_model_is_another_one(runs: Path) -> Non
     assert not going(plan) and "set MLFLOW_TRACKING_URI" in plan.problems[0]
 
 
-def test_so_is_one_that_has_another_model_of_that_name(runs: Path, tmp_path: Path) -> None:
+def test_the_ledger_keeps_what_a_deleted_version_was_made_from(runs: Path, tmp_path: Path) -> None:
+    made = make_run(runs / "pipeline" / "star-1", content="deleted")
+    number = register_run(made, tmp_path / "publish")
+    make_old(runs / "pipeline", days=60)
+    delete_version("star", number)
+    plan = make_plan(Config())
+    assert not going(plan) and not plan.problems
+    assert why_of(plan, "runs/pipeline/star-1/refine") == "the registry needs it"
+    assert why_of(plan, "runs/pipeline/star-1/extract-topk") == "what stays was made from it"
+
+
+def test_a_registry_with_another_model_of_that_name_is_another_one_too(runs: Path, tmp_path: Path) -> None:
     made = make_run(tmp_path / "made", content="champion")
     register_run(made, tmp_path / "publish")
     old = make_result("synthesize", runs / "hand" / "data", content="x")

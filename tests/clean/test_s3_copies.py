@@ -52,6 +52,9 @@ def test_old_copies_go_by_their_keys_and_those_of_a_version_stay(
     odd = make_result("synthesize", tmp_path / "odd", content="odd")
     upload_folder(odd, f"{place}/results/odd")
     s3_client().put_object(Bucket=BUCKET, Key=f"{tmp_path.name}/results/odd/notes.txt", Body=b"mine")
+    own = make_result("synthesize", runs / "hand" / "own", content="own")
+    (own / "notes.txt").write_text("mine")
+    upload_folder(make_result("synthesize", tmp_path / "own", content="own"), f"{place}/results/own")
     # What a result was made from stays with it, in whichever of the folders it is.
     source = make_result("synthesize", tmp_path / "source", content="source")
     upload_folder(source, f"{place}/results/source")
@@ -70,6 +73,10 @@ def test_old_copies_go_by_their_keys_and_those_of_a_version_stay(
         assert carry_out(plan, config).removed == []
     assert keys(place) == before
     assert {entry.place for entry in plan.going} == {f"{place}/results/old", f"{place}/results/old/many"}
+    why = {entry.place.removeprefix(f"{place}/results/"): entry.why for entry in plan.entries}
+    assert why["champion"] == "the registry needs it"
+    assert why["source"] == "what stays was made from it"
+    assert why["own"] == "a copy of a result that stays, or of what that was made from"
     assert all(entry.keys[0].endswith("/manifest.json") for entry in plan.going)
     # Somebody uploads another result to the place meanwhile.
     upload_folder(make_result("synthesize", tmp_path / "newer", content="newer"), f"{place}/results/old")
