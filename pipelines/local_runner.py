@@ -31,7 +31,7 @@ from star.folders.in_use import using
 from star.folders.manifest import METRICS
 from star.folders.owners import create_in_home
 from star.home import home
-from star.pipelines.nothing_to_do import finished_folders
+from star.pipelines.nothing_to_do import find_finished_run
 from star.progress import print_line, send_events_to
 from star.sigterm import sigterm_raises_system_exit
 from star.stages import STAGES
@@ -78,7 +78,7 @@ def run_local(config: Config) -> PipelineResult:
     from star.pipelines.progress_display import ProgressDisplay
 
     root, start = home(), time.monotonic()
-    if folders := finished_folders(config, root / "latest"):
+    if folders := find_finished_run(config, root / "latest"):
         for name in folders:
             print_line(f"{name:<16} already done")
         return PipelineResult(folders, [], time.monotonic() - start, log=None, run_id=None)

@@ -11,7 +11,7 @@ from star.stages import STAGES
 from star.tracking.light_import import import_mlflow_without_pandas
 
 
-def finished_folders(config: Config, latest: Path) -> dict[str, Path] | None:
+def find_finished_run(config: Config, latest: Path) -> dict[str, Path] | None:
     """The folders of all stages, if all are finished: made with these settings and this code, whole, and still registered.
 
     The stages would find the same, each in a process of its own. What is not finished is theirs to say and to do.

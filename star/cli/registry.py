@@ -7,6 +7,7 @@ import typer
 
 from star.cli.fail import fail
 from star.cli.options import NameOption
+from star.errors import InputError
 from star.tracking.light_import import import_mlflow_without_pandas
 
 models_app = typer.Typer(invoke_without_command=True)
@@ -37,6 +38,8 @@ def models(
 
     `star models diff champion previous-champion`
     """
+    if every and page > 1:
+        raise InputError("--page and --all exclude each other: give one of them")
     import_mlflow_without_pandas()
     if context.invoked_subcommand is None:
         from star.registry.tables import print_versions
