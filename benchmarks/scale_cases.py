@@ -11,24 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "flint",
-    "grove",
-    "harbor",
-    "ivory",
-    "juniper",
-    "kestrel",
-    "lotus",
-    "maple",
-    "north",
-    "ocean",
-    "prairie",
-]
+from data_import import WORDS, made_records
+
 K, V, TOKENS = 100, 151_936, 100  # of a stored sequence
 Steps = Iterator[str | None]
 
@@ -69,8 +53,6 @@ def nothing(size: int, folder: Path) -> None:
 
 def write_records(size: int, folder: Path) -> None:
     """Rows in xLAM's form."""
-    from data_import import made_records
-
     with (folder / "rows.jsonl").open("w") as file:
         file.writelines(json.dumps(record) + "\n" for record in made_records(size))
 
@@ -126,7 +108,7 @@ def generate(size: int, folder: Path) -> Steps:
         "required": WORDS[:2],
     }
     tools = [
-        {"name": f"{WORDS[n % 16]}_{n}", "description": f"{WORDS[n % 7]} {WORDS[n % 11]} {n}", "parameters": parameters}
+        {"name": f"{WORDS[n % 15]}_{n}", "description": f"{WORDS[n % 7]} {WORDS[n % 11]} {n}", "parameters": parameters}
         for n in range(500)
     ]
     yield None
