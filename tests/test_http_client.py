@@ -151,7 +151,9 @@ def test_what_is_connected_after_the_deadline_sends_nothing(serve: Serve, monkey
 
 def test_an_interrupt_ends_the_wait_at_once(serve: Serve) -> None:
     url = serve(lambda connection, request: time.sleep(90))
-    code = f"from star.http_client import send\nimport requests\nprint(flush=True)\nsend('GET', {url!r}, name='x', seconds=90)"
+    # A program that a shell starts in the background ignores the interrupt, and so do its children.
+    restore = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{restore}\nfrom star.http_client import send\nimport requests\nprint(flush=True)\nsend('GET', {url!r}, name='x', seconds=90)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()

@@ -69,7 +69,8 @@ def cache(config: Config, folder: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached_is_named_once(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    [only] = [check for check in preflight_checks(config) if not check.passed]
+    # This machine may have no vLLM, which the profile samples with.
+    [only] = [check for check in preflight_checks(config) if not check.passed and check.name != "vLLM"]
     assert only.name == "model hub"
     assert "http://127.0.0.1:9 cannot be reached (ConnectionError)" in only.detail
     assert "Qwen/Qwen3-0.6B, Qwen/Qwen3-8B not in the cache" in only.detail
