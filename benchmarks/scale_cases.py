@@ -7,6 +7,8 @@ it is measured; what it yields at the end is shown in the table. It calls only w
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,7 +315,11 @@ def make_base(size: int, folder: Path) -> None:
 
 
 def load_configuration(size: int, folder: Path) -> Steps:
-    """Loads a configuration with a local base."""
+    """Loads a configuration with a local base that another process loaded before, as each stage does."""
+    os.environ["STAR_HOME"] = str(folder / "home")
+    (folder / "home").mkdir(exist_ok=True)
+    load = f"from star.config.load import load_config; load_config({str(folder / 'profile.yaml')!r})"
+    subprocess.run([sys.executable, "-c", load], check=True)
     from star.config.load import load_config
 
     load_config("tiny")

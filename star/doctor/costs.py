@@ -14,9 +14,9 @@ from star.topk.disk_space import max_bytes_per_token
 
 # Measured with benchmarks/scale.py: seconds of one core, and bytes.
 SECONDS_TO_MAKE_A_ROW = 0.0007  # generated or imported, and cleaned
-SECONDS_TO_SCORE_AN_ANSWER = 0.00009
+SECONDS_TO_SCORE_AN_ANSWER = 0.00004
 SECONDS_TO_COMPARE_A_ROW = 0.0001  # three models: intervals, differences, reports
-SECONDS_TO_STORE_A_TOKEN = 1.45e-5  # at top_k = 100; in proportion to it
+SECONDS_TO_STORE_A_TOKEN = 1.3e-5  # at top_k = 100; in proportion to it
 SECONDS_TO_HASH_A_BYTE = 7e-10
 BYTES_OF_A_ROW = 1000
 SECONDS_TO_SORT_AN_ID = 1.6e-7  # of the rollout's sequences: written, sorted, merged
