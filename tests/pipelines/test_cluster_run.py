@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 from kfp import local
 
@@ -20,6 +19,7 @@ from star.config.experiment import Config
 from star.folders.manifest import MANIFEST, read_manifest
 from star.folders.publish import publish
 from star.pipelines.star_pipeline import build_cluster_pipeline
+from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
 
 pytestmark = pytest.mark.slow
@@ -101,8 +101,8 @@ def results(place: Path) -> dict[tuple[str, str | None], Path]:
 def assert_same_signal(merged: Path, whole: Path) -> None:
     """The merged store has the files of the shards, and the rows of the store that one task wrote."""
     stores = TopKStore(merged), TopKStore(whole)
-    names = pq.read_table(whole / "sequences.parquet", columns=["id"])["id"].to_pylist()
-    assert pq.read_table(merged / "sequences.parquet", columns=["id"])["id"].to_pylist() == sorted(names)
+    (names, _), (merged_names, _) = read_sequences(whole), read_sequences(merged)
+    assert list(merged_names) == sorted(names)
     for name in names:
         (ids, logprobs), (whole_ids, whole_logprobs) = (store[name] for store in stores)
         assert (ids == whole_ids).all() and (logprobs == whole_logprobs).all()

@@ -294,7 +294,9 @@ def read_aliases(name: str, client: "MlflowClient") -> MlflowAliases:
 
 def _moved_by_hand(seen: MlflowAliases, newest: Decision) -> bool:
     """Whether the aliases differ from the newest decision, though they were written completely and nobody writes them."""
-    return seen.aliases != newest.aliases and seen.written == newest.seq and not seen.writers
+    # Before the first decision there is nothing to write: a number is that of one which is no longer in the ledger.
+    is_written = not newest.seq or seen.written == newest.seq
+    return seen.aliases != newest.aliases and is_written and not seen.writers
 
 
 def _record_overwritten_moves(name: str, seen: MlflowAliases, newest: Decision, *, ledger: Ledger) -> None:
