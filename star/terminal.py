@@ -89,7 +89,7 @@ class _Door:
 
     def write(self, text: str) -> int:
         # tqdm redraws its bar by a carriage return at the start of a line. It can hide nothing but that line.
-        body = text.strip("\r") if self._at_start and text.startswith("\r") else text
+        body = text.strip("\r") if self._at_start and text.startswith("\r") and "\n" not in text else text
         before, _, after = text.partition(body) if body else (text, "", "")
         redrawn = not text or (bool(before) and "\n" not in body)
         self._at_start = text.endswith("\n") or (self._at_start and redrawn)
