@@ -4,10 +4,8 @@ from pathlib import Path
 
 from star.config.experiment import Config
 from star.errors import InputError
-from star.folders.code_digest import code_digest
 from star.folders.manifest import Manifest, open_input
-from star.folders.run_once import draft_manifest
-from star.stages import STAGES
+from star.stages import STAGES, draft_of
 from star.tracking.light_import import import_mlflow_without_pandas
 
 
@@ -24,8 +22,7 @@ def find_finished_run(config: Config, latest: Path) -> dict[str, Path] | None:
     try:
         for stage in STAGES:
             inputs = {key: manifests[source] for key, source in stage.inputs.items()}
-            settings, code = config.slice(stage.sections), code_digest(stage.function)
-            wanted = draft_manifest(stage.name, settings=settings, code=code, inputs=inputs)
+            wanted = draft_of(stage, config, inputs=inputs)
             folder = (latest / stage.name).resolve()
             manifests[stage.name] = open_input(folder, stage=stage.name)
             if manifests[stage.name].fingerprint != wanted.fingerprint:

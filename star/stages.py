@@ -16,7 +16,7 @@ part of the cache key, follows exactly these imports (star/folders/code_digest.p
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -291,6 +291,12 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
+def draft_of(stage: Stage, config: Config, *, inputs: Mapping[str, Manifest], part: str | None = None) -> Manifest:
+    """The manifest of a stage's work that is about to start; a finished result of the same work has its fingerprint."""
+    settings, code = config.slice(stage.sections), code_digest(stage.function)
+    return draft_manifest(stage.name, settings=settings, code=code, inputs=inputs, part=part)
+
+
 def require_code(name: str, digest: str) -> None:
     """Checks that the code of a stage or merge is the code that the pipeline was compiled from.
 
@@ -343,10 +349,7 @@ def _run_on_rank0(
 
     def describe() -> Manifest:
         manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        part = part_of_result(stage.name, inputs, manifests, shard)
-        return draft_manifest(
-            stage.name, settings=settings, code=code_digest(stage.function), inputs=manifests, part=part
-        )
+        return draft_of(stage, config, inputs=manifests, part=part_of_result(stage.name, inputs, manifests, shard))
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
         from star.registry.lineage import collect_origin, input_datasets

@@ -1,6 +1,7 @@
 """Estimates what each stage costs: time of a core and of a card, disk. docs/scale.md says what they rest on.
 
-    work = workload_of(load_config("qwen3-0.6b"), teacher=ModelSize(8.19e9, 147_456), student=ModelSize(596e6, 114_688))
+    teacher, student = ModelSize(8.19e9, 147_456), ModelSize(0.596e9, 114_688)
+    work = workload_of(load_config("qwen3-0.6b"), teacher=teacher, student=student, vocab_size=151_936)
     stage_costs(work)["rollout"].card_seconds / 3600          # hours of one card, H100 with 80 GB
 
 cost_tables.py writes the tables of docs/scale.md with the same formulas.
@@ -21,10 +22,8 @@ SECONDS_TO_HASH_A_BYTE = 7e-10
 BYTES_OF_A_ROW = 1000
 SECONDS_TO_SORT_AN_ID = 1.6e-7  # of the rollout's sequences: written, sorted, merged
 BYTES_OF_AN_OUTCOME = 130  # of one model and row, in outcomes.jsonl
-BYTES_OF_AN_ID, BYTES_OF_A_MAPPED_ID = (
-    2.3,
-    4,
-)  # in the rollout's sequences.parquet, and in the extraction's sequences.arrow
+BYTES_OF_AN_ID = 2.3  # in the rollout's sequences.parquet
+BYTES_OF_A_MAPPED_ID = 4  # in the extraction's sequences.arrow
 
 # From the data sheet of the card; the shares of it that software reaches are assumed, no card was at hand to measure them.
 CARD = "H100 80 GB"

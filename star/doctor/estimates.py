@@ -64,30 +64,28 @@ def workload(config: Config) -> Workload:
     Raises:
         InputError: a model's configuration cannot be loaded.
     """
-    teacher, student = model_size(config.teacher), model_size(config.student)
-    described = _describe(config.teacher)[0].get_text_config()
-    vocab_size = config.scratch.vocab_size if config.scratch else described.vocab_size
-    return workload_of(config, teacher=teacher, student=student, vocab_size=vocab_size)
+    teacher, student = _describe(config.teacher), _describe(config.student)
+    vocab_size = config.scratch.vocab_size if config.scratch else teacher[0].get_text_config().vocab_size
+    return workload_of(config, teacher=_model_size(*teacher), student=_model_size(*student), vocab_size=vocab_size)
 
 
-def model_size(model: Teacher | Student) -> ModelSize:
-    """A model's parameters, and the bytes of its keys and values for one token.
-
-    Raises:
-        InputError: its configuration cannot be loaded.
-    """
-    described = _describe(model)[0].get_text_config()
-    heads = getattr(described, "num_key_value_heads", None) or described.num_attention_heads
-    width = getattr(described, "head_dim", None) or described.hidden_size // described.num_attention_heads
+def _model_size(described: "PretrainedConfig", source: str) -> ModelSize:
+    """A model's parameters, and the bytes of its keys and values for one token, by its configuration."""
+    text = described.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     # Keys and values in bf16.
-    return ModelSize(_count_parameters(model), 2 * 2 * described.num_hidden_layers * heads * width)
+    return ModelSize(_parameters_of(described, source), 2 * 2 * text.num_hidden_layers * heads * width)
 
 
 def _count_parameters(model: Teacher | Student) -> int:
+    return _parameters_of(*_describe(model))
+
+
+def _parameters_of(described: "PretrainedConfig", source: str) -> int:
     """Counts the parameters on a model without weights (meta device), for which only the model's configuration is downloaded."""
     from star.modeling.models import count_parameters, empty_model
 
-    described, source = _describe(model)
     return count_parameters(empty_model(described, source=source))
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +23,7 @@ from star.config.cluster import Cluster
 from star.config.experiment import Config
 from star.folders.manifest import open_input
 from star.stages import stage_named
+from tests.json_handler import JsonHandler
 
 TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 JOBS = f"{TRAINER}/namespaces/team/trainjobs"
@@ -149,11 +150,8 @@ class Kubernetes(ThreadingHTTPServer):
             pod.wait()
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     server: Kubernetes
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
     def do_POST(self) -> None:
         self.server.requests.append(f"POST {self.path}")
@@ -190,14 +188,6 @@ class Handler(BaseHTTPRequestHandler):
         if last == "log":
             return self.answer(200, (cluster.folder / f"{folder.rpartition('/')[2]}.log").read_text())
         return self.answer(404, {"kind": "Status", "code": 404})
-
-    def answer(self, status: int, content: object) -> None:
-        body = (content if isinstance(content, str) else json.dumps(content)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @pytest.fixture

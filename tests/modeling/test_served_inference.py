@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from star.data.endpoint import Endpoint, EndpointError, Reply
 from star.data.tools import normalize_tool
 from star.errors import InputError
 from star.modeling.served_inference import answer_request_at, completion_of
+from tests.json_handler import JsonHandler
 
 TOOL = {"name": "get_weather", "description": "Weather", "parameters": {"city": {"type": "string"}}}
 CALL = {"name": "get_weather", "arguments": {"city": "Oslo"}}
@@ -38,7 +39,7 @@ MESSAGES = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     """Sends the message of the server, and refuses what the server refuses."""
 
     def do_GET(self) -> None:
@@ -54,15 +55,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             choice = {"message": self.server.message, "finish_reason": self.server.finish_reason}
             self.answer(200, {"choices": [choice]})
-
-    def answer(self, status: int, content: dict) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None: ...
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -24,6 +24,7 @@ from star.teacher import openai_server as server_module
 from star.teacher.openai_server import TeacherServer, split_by_occurrence
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.store import TopKStore
+from tests.json_handler import JsonHandler
 
 
 class Teacher:
@@ -88,7 +89,7 @@ class Served(ThreadingHTTPServer):
         return {"text": "", "finish_reason": "length", "prompt_logprobs": positions}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(JsonHandler):
     def do_GET(self) -> None:
         self.answer(200, {"data": [{"id": "teacher"}]})
 
@@ -105,15 +106,6 @@ class Handler(BaseHTTPRequestHandler):
         else:
             made = [choice | {"index": index} for index, choice in enumerate(self.server.choices(request))]
             self.answer(200, {"choices": made[::-1]})
-
-    def answer(self, status: int, content: dict) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None: ...
 
 
 @pytest.fixture
