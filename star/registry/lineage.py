@@ -129,7 +129,12 @@ def input_datasets(folders: dict[str, Path]) -> dict[str, tuple[str, str, str]]:
 
 
 def check_stage(digest: str, summary: dict) -> tuple[str, str]:
-    """Checks whether a stage's folder, where this machine has one, still holds the content of that digest."""
+    """Checks whether a stage's folder, where this machine has one, still holds the content of that digest.
+
+    Args:
+        summary: The stage, and what its manifest must say of settings, code and inputs. Of a shard the lineage describes none of them,
+            because they are those of the result that it was merged into.
+    """
     folder = find_folder(digest, summary["stage"])
     if folder is None:
         return UNREACHED, "no folder on this machine"
@@ -140,7 +145,7 @@ def check_stage(digest: str, summary: dict) -> tuple[str, str]:
     if found.digest != digest:
         return MISMATCH, f"{folder} holds {found.digest[:12]}, not {digest[:12]}"
     # The digest covers the files only, so settings, code and inputs are compared on their own.
-    recorded = {key: summary[key] for key in ("config_digest", "code_digest", "inputs")}
+    recorded = {key: summary[key] for key in ("config_digest", "code_digest", "inputs") if key in summary}
     if {key: value for key, value in found.summary().items() if key in recorded} != recorded:
         return MISMATCH, f"the manifest of {folder} names other settings, code or inputs than the model's lineage"
     return OK, str(folder)

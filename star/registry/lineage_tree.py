@@ -9,6 +9,7 @@ Example, shortened. A file of the folder of `distill` was changed after the mode
 """
 
 import json
+import re
 from pathlib import Path
 
 from rich.text import Text
@@ -31,6 +32,7 @@ from star.registry.lineage import (
 from star.registry.versions import Version
 from star.terminal import console
 
+SHARD = re.compile(r"\d+/\d+")  # name under which a merged result has a shard as its input
 MARKS = {OK: ("ok", "green"), MISMATCH: ("MISMATCH", "red"), UNREACHED: ("not checked", "dim")}  # word, style
 
 
@@ -124,8 +126,13 @@ def _add_stage(tree: LineageTree, branch: Tree, digest: str, stages: dict[str, d
     if "dvc" in summary:
         tree.add(below, "dvc", summary["dvc"], check_dvc(summary))
     _add_origin(tree, below, "made", summary["origin"])
-    for source in summary["inputs"].values():
-        _add_stage(tree, below, source, stages, shown=shown)
+    for key, source in summary["inputs"].items():
+        if source not in stages and SHARD.fullmatch(key):
+            # What a shard wrote is in the merged result, which the lineage describes. The shard has its digest only.
+            shard = f"{summary['stage']} {key}"
+            tree.add(below, shard, source, check_stage(source, {"stage": summary["stage"]}))
+        else:
+            _add_stage(tree, below, source, stages, shown=shown)
 
 
 def _add_origin(tree: LineageTree, branch: Tree, label: str, origin: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from star.config.experiment import Config
 from star.folders.manifest import MANIFEST, read_manifest
 from star.folders.publish import publish
 from star.pipelines.star_pipeline import build_cluster_pipeline
+from star.registry.lineage_tree import print_lineage
 from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
 
@@ -127,6 +128,7 @@ def test_merged_shards_equal_the_result_of_one_task(
         assert read_manifest(folders[stage, None]).digest == read_manifest(finished[stage]).digest
     assert evaluated(folders["evaluate", None]) == evaluated(finished["evaluate"])
     assert (folders["register", None] / "registration.json").is_file()
+    assert print_lineage("champion", name="star") == []
     [summary] = webhook.received
     assert summary["state"] == "SUCCEEDED" and summary["kept"] == []
 

@@ -12,7 +12,9 @@ import yaml
 
 from star.config.experiment import Config
 from star.errors import InputError
-from star.folders.manifest import read_manifest
+from star.folders.manifest import Manifest, read_manifest
+from star.folders.publish import publish
+from star.hashing import sha256_of
 from star.registry.find_model import download_model
 from star.registry.lineage import UNREACHED, check_commit, check_dvc, dvc_digests
 from star.registry.lineage_tree import print_lineage
@@ -148,6 +150,49 @@ def test_files_elsewhere_and_damaged_folders_do_not_end_a_look_at_a_model(
     }
     (folder / "lineage.json").write_text(json.dumps({**lineage, "evaluation": {"digest": "e", **stage}}))
     assert "is outside the model's folder" in " ".join(print_lineage(str(folder), name="star"))
+
+
+def test_shards_that_the_lineage_does_not_describe_are_checked_by_their_digest(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = {"config_digest": "c", "code_digest": "d", "code_version": "1"}
+    shards = {}
+    for part in ("1/2", "2/2"):
+        folder = tmp_path / f"shard-{part[0]}"
+        folder.mkdir()
+        (folder / "samples.txt").write_text(part)
+        publish(
+            folder, out=home / folder.name, manifest=Manifest("rollout", fingerprint="f", inputs={}, part=part, **made)
+        )
+        shards[part] = read_manifest(home / folder.name).digest
+    # The second one is on another machine. A stage that is missing is none of a merged result's shards.
+    shutil.rmtree(home / "shard-2")
+    merged = {"stage": "rollout", "inputs": shards | {"teacher": "t" * 64}, "origin": {}, **made}
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_text("{}")
+    (model / "lineage.json").write_text(
+        json.dumps(
+            {
+                "model": "m",
+                "weights": {},
+                "tokenizer": sha256_of(model / "tokenizer.json"),
+                "published": {},
+                "stages": {"m": merged},
+                "evaluation": {"digest": "e", **merged},
+            }
+        )
+    )
+    assert print_lineage(str(model), name="star") == [f"stage {'t' * 12}: the lineage does not describe it"]
+    printed = capsys.readouterr().out
+    assert f"rollout 1/2 {shards['1/2'][:12]} ok" in printed
+    assert f"rollout 2/2 {shards['2/2'][:12]} not checked" in printed
+    (home / "shard-1" / "samples.txt").write_text("2/2")
+    changed = print_lineage(str(model), name="star")[0]
+    assert (
+        changed.startswith(f"rollout 1/2 {shards['1/2'][:12]}: ") and "samples.txt is missing or was changed" in changed
+    )
 
 
 def test_dvcs_own_digest_of_a_folder_is_found(finished: dict[str, Path], tmp_path: Path) -> None:
