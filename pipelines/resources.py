@@ -25,8 +25,11 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets_of(name).items():
-        # By name only, so that the compiled pipeline holds no secret.
-        kubernetes.use_secret_as_env(task, secret, {key: variable for variable, key in variables.items()})
+        # By name only, so that the compiled pipeline holds no secret. Optional, because a pod waits for a missing Secret for ever
+        # without a word. So it starts, and the pre-flight names what is missing.
+        kubernetes.use_secret_as_env(
+            task, secret, {key: variable for variable, key in variables.items()}, optional=True
+        )
     if cluster.work_claim:
         kubernetes.mount_pvc(task, cluster.work_claim, VOLUME_PATH)
         task.set_env_variable("STAR_WORK", f"{VOLUME_PATH}/work").set_env_variable("STAR_HOME", f"{VOLUME_PATH}/home")

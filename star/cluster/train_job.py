@@ -145,7 +145,7 @@ def job_manifest(
     passed = {key: environment[key] for key in PASSED_VARIABLES if key in environment}
     plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed}.items()]
     secret = [
-        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
         for secret, variables in cluster.secrets_of(stage).items()
         for variable, key in variables.items()
     ]

@@ -81,7 +81,7 @@ class Kubernetes(ThreadingHTTPServer):
         name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
         job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
         given = {
-            entry["name"]: entry.get("value") or self.secrets[tuple(entry["valueFrom"]["secretKeyRef"].values())]
+            entry["name"]: entry.get("value") or self.secrets[tuple(entry["valueFrom"]["secretKeyRef"].values())[:2]]
             for entry in trainer["env"]
         }
         with socket.socket() as probe:
@@ -371,7 +371,7 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
         "STAR_IMAGE": "star:1",
         "STAR_WORK": "/var/star/work",
         "KFP_RUN_ID": "r-1",
-        "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "star-s3", "key": "access-key"}},
+        "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "star-s3", "key": "access-key", "optional": True}},
     }
     [patch] = manifest["spec"]["runtimePatches"]
     [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
