@@ -1,0 +1,1 @@
+"""Replays runs of a Kubeflow Pipelines server: `recording` writes answers, `moments` derives the earlier ones, `server` gives them."""
