@@ -3,10 +3,10 @@
 The job `mlflow-accounts` runs it without arguments, for the accounts of the pipeline and of the champion's server. People get theirs in
 MLflow's pod. The password is made up and printed; the same command again makes another one:
 
-    kubectl -n star exec deploy/mlflow -- python /etc/mlflow/accounts.py person NAME     # reads everything
-    kubectl -n star exec deploy/mlflow -- python /etc/mlflow/accounts.py promoter NAME   # and promotes
-    kubectl -n star exec deploy/mlflow -- python /etc/mlflow/accounts.py remove NAME
-    kubectl -n star exec deploy/mlflow -- python /etc/mlflow/accounts.py administrator   # another password for MLflow's administrator
+    kubectl -n NAMESPACE exec deploy/mlflow -- python /etc/mlflow/accounts.py person NAME     # reads everything
+    kubectl -n NAMESPACE exec deploy/mlflow -- python /etc/mlflow/accounts.py promoter NAME   # and promotes
+    kubectl -n NAMESPACE exec deploy/mlflow -- python /etc/mlflow/accounts.py remove NAME
+    kubectl -n NAMESPACE exec deploy/mlflow -- python /etc/mlflow/accounts.py administrator   # another password for MLflow's administrator
 
 An account without a role reads everything, and changes only what it created itself. MLflow's administrator, whose password both containers
 have in their environment, is used for nothing else.

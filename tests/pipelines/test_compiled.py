@@ -143,7 +143,7 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     given.pop("STAR_CONFIG", None)
     assert given == {
         "STAR_IMAGE": "star-python:latest",
-        "MLFLOW_TRACKING_URI": "http://mlflow.star.svc.cluster.local:5000",
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_TRACKING_USERNAME": "star-pipeline",
         "AWS_ENDPOINT_URL": "http://seaweedfs.kubeflow.svc.cluster.local:9000",
         "STAR_REGISTRY": "s3://star/registry",

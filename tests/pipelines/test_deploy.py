@@ -2,6 +2,8 @@
 
 import configparser
 import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from star.config.load import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = "1.31"
-FOLDERS = ("base", "clean", "multinode", "serving")
+FOLDERS = ("base", "clean", "multinode", "serving", "work-owner")
 FILES = [
     *(file for folder in FOLDERS for file in sorted(DEPLOY.glob(f"{folder}/*.yaml"))),
     DEPLOY / "secrets.example.yaml",
 ]
+OVERLAYS = {"single-user": "kubeflow", "profile": "star"}  # its folder -> the namespace
 MANIFESTS = [
     (file.name, document)
     for file in FILES
@@ -26,7 +29,7 @@ MANIFESTS = [
 ]
 IDS = [f"{file}-{document['kind']}-{document['metadata']['name']}" for file, document in MANIFESTS]
 KSERVE_FIELDS = ("minReplicas",)  # fields of KServe's predictor that a pod does not have
-OWNER_JOB = "star-work-owner"
+CHOWN_JOB = "star-work-chown"
 
 
 def pod_of(document: dict) -> dict | None:
@@ -81,7 +84,7 @@ def refused_by_restricted(pod: dict) -> list[str]:
 
 @pytest.mark.parametrize("pod", PODS, ids=[pod["metadata"]["name"] for pod in PODS])
 def test_a_pod_passes_the_level_restricted(pod: dict) -> None:
-    if pod["metadata"]["name"] == OWNER_JOB:  # the exception that docs/kubernetes.md names
+    if pod["metadata"]["name"] == CHOWN_JOB:  # the exception that docs/kubernetes.md names, in no overlay
         assert refused_by_restricted(pod) == ["chown: runAsNonRoot", "chown: runAsUser", "chown: add"]
     else:
         assert refused_by_restricted(pod) == []
@@ -141,6 +144,62 @@ def test_no_container_can_gain_privileges(file: str, document: dict) -> None:
         assert not re.search(r":latest$", container["image"])
 
 
+def built(folder: Path) -> list[dict]:
+    """What `kubectl apply -k` would send: the documents of a kustomization."""
+    if not shutil.which("kubectl"):
+        pytest.skip("needs kubectl, to build the overlays")
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module", params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict]]:
+    """The namespace of an overlay and its documents, with all the lines that it offers as comments."""
+    deploy = tmp_path_factory.mktemp("overlay") / "deploy"
+    shutil.copytree(DEPLOY, deploy)
+    file = deploy / "overlays" / request.param / "kustomization.yaml"
+    text, added = re.subn(r"^  # (- \.\./\.\./[\w-]+)", r"  \1", file.read_text(), flags=re.MULTILINE)
+    assert added == len(FOLDERS) - 1
+    file.write_text(text)
+    return OVERLAYS[request.param], built(file.parent)
+
+
+def test_an_overlay_stays_in_its_namespace(overlay: tuple[str, list[dict]]) -> None:
+    """No namespace is made or labelled, and but for the services of KFP's no other one is named."""
+    namespace, documents = overlay
+    assert len(documents) > 20 and {document["metadata"]["namespace"] for document in documents} == {namespace}
+    assert not {document["kind"] for document in documents} & {"Namespace", "Profile", "ClusterRole"}
+    text = yaml.safe_dump_all(documents).replace("seaweedfs.kubeflow.svc.cluster.local", "")
+    text = text.replace("kubernetes.io/metadata.name: kubeflow", "")
+    [other] = set(OVERLAYS.values()) - {namespace}
+    assert not re.search(rf"\.{other}\b(?!\.org|/)|namespace: {other}\b", text)
+    subjects = [subject for document in documents for subject in document.get("subjects", [])]
+    assert subjects == [{"kind": "ServiceAccount", "name": "star", "namespace": namespace}] * 2
+
+
+def test_an_overlay_is_valid_and_has_your_image(overlay: tuple[str, list[dict]]) -> None:
+    for document in overlay[1]:
+        if document["kind"] not in ("InferenceService", "TrainingRuntime"):
+            kubernetes_validate.validate(document, VERSION, strict=True)
+        if pod := pod_of(document):
+            kubernetes_validate.validate(pod, VERSION, strict=True)
+            ours = {container["image"] for container in pod["spec"].get("initContainers", pod["spec"]["containers"])}
+            assert ours == {"registry.example.com/star-python:1"} or pod["metadata"]["name"] == "postgres"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_as_shipped_has_no_pod_that_restricted_refuses(name: str) -> None:
+    pods = [pod for document in built(DEPLOY / "overlays" / name) if (pod := pod_of(document))]
+    assert [pod["metadata"]["name"] for pod in pods if refused_by_restricted(pod)] == [] and len(pods) == 4
+
+
+def test_no_label_is_one_that_kfp_selects_its_own_pods_by() -> None:
+    """Both may be in one namespace, where KFP on PostgreSQL has pods with the label `app: postgres`."""
+    for pod in PODS:
+        assert pod["metadata"]["labels"].get("app", "star-").startswith("star-")
+
+
 def test_the_profile_refers_to_deployed_resources() -> None:
     cluster = load_config(DEPLOY / "profiles" / "h100.yaml").cluster
     secrets = {
@@ -158,7 +217,7 @@ def test_the_profile_refers_to_deployed_resources() -> None:
         for _, document in MANIFESTS
         if document["kind"] == "Service" and document["metadata"]["name"] == "mlflow"
     )
-    assert (host, int(port)) == ("mlflow.star.svc.cluster.local", service["spec"]["ports"][0]["port"])
+    assert (host, int(port)) == ("mlflow", service["spec"]["ports"][0]["port"])  # in any namespace
     server = next(
         pod_of(document) for file, document in MANIFESTS if file == "mlflow.yaml" and document["kind"] == "Deployment"
     )
@@ -206,6 +265,7 @@ def test_no_secret_is_in_an_argument_or_in_the_configuration_of_a_container() ->
     for pod in PODS:
         for container in (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]):
             words = [*container.get("command", []), *container.get("args", [])]
+            words = [word.replace("$(NAMESPACE)", "") for word in words]
             assert not [word for word in words if "$(" in word or ("://" in word and "@" in word)]
 
 

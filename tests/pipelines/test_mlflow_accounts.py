@@ -42,7 +42,8 @@ def tracking_server(tmp_path: Path, own_postgres: str) -> Iterator[str]:
         "MLFLOW_TRACKING_URI": server,
     }
     hosts = "--allowed-hosts="
-    words = [f"{word},127.0.0.1:{port}" if word.startswith(hosts) else word for word in container["args"]]
+    args = [word.replace("$(NAMESPACE)", "team-a") for word in container["args"]]
+    words = [f"{word},127.0.0.1:{port}" if word.startswith(hosts) else word for word in args]
     words = [f"{key}={here[key]}" if (key := word.split("=")[0]) in here else word for word in words]
     assert len([word for word in words if word.split("=")[0] in HERE]) == len(HERE)
     (tmp_path / "read-only").mkdir(mode=0o500)
@@ -125,7 +126,7 @@ def test_the_tracking_server_asks_for_an_account_and_gives_it_its_rights(trackin
             ask(who, "POST", "/users/create", username="mallory", password="a-long-password"),
         ], who
     asked = f"{tracking_server}/api/2.0/mlflow/experiments/search?max_results=1"
-    assert _status(asked, "mlflow.star.svc.cluster.local:5000") == 401
+    assert _status(asked, "mlflow.team-a.svc.cluster.local:5000") == 401
     assert _status(asked, "elsewhere.example.com") == 403
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _readable(path)]
     assert not [line for line in lines if MARK.encode() in line or SECRET.encode() in line]
