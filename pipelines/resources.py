@@ -44,6 +44,9 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     # In the namespace of a Kubeflow profile Istio would add a sidecar, which keeps a pod from completing.
     kubernetes.add_pod_label(task, "sidecar.istio.io/inject", "false")
     kubernetes.add_pod_label(task, "star/task", name)  # network policies select pods by it (deploy/base/network.yaml)
+    # A pod's own priorityClassName is not among the settings of KFP's tasks.
+    for label, value in cluster.queue_labels.items():
+        kubernetes.add_pod_label(task, label, value)
 
 
 def _set_node(task: PipelineTask, node: Node) -> None:

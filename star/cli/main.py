@@ -30,8 +30,8 @@ from star.cli.options import (
     ShardOption,
     TeacherOption,
 )
-from star.cli.pipeline import pipeline_app
 from star.cli.registry import lineage, models_app, promote, registry_app, rollback, tracking_app
+from star.cli.schedule import pipeline_app
 from star.cli.stage import run_and_print, run_stage
 from star.cli.topk import topk_app
 from star.errors import PipelineError, cure_of

@@ -27,6 +27,7 @@ HostOption = Annotated[
 NamespaceOption = Annotated[
     str | None, typer.Option(envvar="KFP_NAMESPACE", help="Namespace of the user, if the server has several.")
 ]
+ExperimentOption = Annotated[str, typer.Option(envvar="KFP_EXPERIMENT", help="KFP experiment that groups the runs.")]
 RunArgument = Annotated[str, typer.Argument(help="Id of the run, as printed by `star pipeline submit`.")]
 PollOption = Annotated[
     float, typer.Option("--poll", min=0.0, help="Seconds between two requests for the state of the run.")
@@ -56,9 +57,7 @@ def submit_command(
     image: ImageOption = "star-python:latest",
     host: HostOption = None,
     namespace: NamespaceOption = None,
-    experiment: Annotated[
-        str, typer.Option(envvar="KFP_EXPERIMENT", help="KFP experiment that groups the runs.")
-    ] = "star",
+    experiment: ExperimentOption = "star",
     wait: Annotated[
         bool,
         typer.Option(

@@ -159,7 +159,8 @@ def job_manifest(
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"labels": {"star/task": stage}},
+        # The queue is that of the whole job: its pods start together.
+        "metadata": {"labels": {"star/task": stage, **cluster.queue_labels}},
         "spec": {
             "runtimeRef": {"name": job.runtime},
             "trainer": {

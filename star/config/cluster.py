@@ -17,6 +17,7 @@ ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
 TrainingStage = Literal["refine-teacher", "distill", "refine"]
 Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
 
 
 class Toleration(Section):
@@ -142,6 +143,14 @@ class Cluster(Section):
     service_account: KubernetesName | None = Field(
         None, description="Service account of the tasks; that of the KFP installation by default"
     )
+    queue: LabelValue | None = Field(
+        None,
+        description="LocalQueue of Kueue in which the pods of tasks, and TrainJobs, wait for room; none by default",
+    )
+    priority_class: LabelValue | None = Field(
+        None,
+        description="WorkloadPriorityClass of Kueue: which of those that wait in `queue` comes first, and which is preempted",
+    )
     run_as_user: int = Field(10001, ge=1, description="User id of the tasks; the image's own user by default")
 
     @model_validator(mode="after")
@@ -165,6 +174,12 @@ class Cluster(Section):
         return self
 
     @model_validator(mode="after")
+    def _priority_is_within_a_queue(self) -> "Cluster":
+        if self.priority_class and not self.queue:
+            raise ValueError("`priority_class` is Kueue's, which looks at what waits in a queue: set `queue` too")
+        return self
+
+    @model_validator(mode="after")
     def _no_secret_in_plain_text(self) -> "Cluster":
         # The compiled pipeline holds `environment` in plain text.
         if plain := [name for name in self.environment if names_secret(name) and not self._is_reference(name)]:
@@ -179,6 +194,12 @@ class Cluster(Section):
         if unknown := sorted(set(self.secret_tasks) - named):
             raise ValueError(f"`secret_tasks` names {', '.join(unknown)}, which no Secret of `secrets` gives")
         return self
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        """Labels by which Kueue knows queue and priority of a pod or of a TrainJob."""
+        labels = {"queue-name": self.queue, "priority-class": self.priority_class}
+        return {f"kueue.x-k8s.io/{key}": value for key, value in labels.items() if value}
 
     def secrets_of(self, task: str) -> dict[str, dict[str, str]]:
         """Returns the part of `secrets` that a task gets: Secret -> variable -> key. A Secret without such a variable is left out."""

@@ -358,10 +358,13 @@ FOUR_NODES = {
 
 
 def test_the_pods_follow_the_node_of_the_stage() -> None:
-    cluster = Cluster.model_validate(FOUR_NODES)
+    cluster = Cluster.model_validate(FOUR_NODES | {"queue": "team-a", "priority_class": "nightly"})
     task = {"STAR_IMAGE": "star:1", "STAR_WORK": "/var/star/work", "KFP_RUN_ID": "r-1", "AWS_ACCESS_KEY_ID": "hidden"}
     manifest = job_manifest("distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
     assert "hidden" not in json.dumps(manifest)
+    # In the queue is the job. Its pods have no such label, or each would wait on its own.
+    queue = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "nightly"}
+    assert manifest["metadata"] == {"labels": {"star/task": "distill", **queue}}
     trainer = manifest["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "star:1")
     resources = {"cpu": "16", "memory": "256Gi", "nvidia.com/gpu": "8"}

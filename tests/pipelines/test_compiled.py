@@ -208,6 +208,7 @@ def test_another_accelerator_is_a_change_of_one_line(tmp_path: Path) -> None:
         ({"checkpoints": "/var/tmp"}, "checkpoints"),
         ({"nodes": {"mig": {"accelerator": "nvidia.com/mig-1g.10gb", "accelerators": 2}}}, "one MIG slice"),
         ({"train_jobs": {"distill": {}}}, "`train_jobs` needs `work_claim`"),
+        ({"priority_class": "high"}, "set `queue` too"),
         ({"train_jobs": {"rollout": {}}, "work_claim": "star-work"}, "train_jobs.rollout"),
     ],
 )
@@ -216,15 +217,22 @@ def test_an_invalid_cluster_section_is_an_error_that_names_the_setting(cluster: 
         Config.model_validate({"cluster": cluster})
 
 
-def test_every_task_learns_who_shares_its_unfinished_work(tmp_path: Path) -> None:
+def test_every_task_learns_who_shares_its_unfinished_work_and_waits_in_the_queue(tmp_path: Path) -> None:
     profile = tmp_path / "profile.yaml"
-    profile.write_text("extends: tiny\ncluster: {work_claim: star-work, shared_with: group}\n")
+    settings = "work_claim: star-work, shared_with: group, queue: team-a, priority_class: nightly"
+    profile.write_text(f"extends: tiny\ncluster: {{{settings}}}\n")
     compile_pipeline(load_config(profile), tmp_path / "star.yaml")
     spec = next(iter(yaml.safe_load_all((tmp_path / "star.yaml").read_text())))
     executors = spec["deploymentSpec"]["executors"].values()
     assert len(executors) == 10
     shared = {"name": "STAR_SHARED_WITH", "value": "group"}
     assert all(shared in executor["container"]["env"] for executor in executors)
+    # Kueue's labels too: where it manages every pod, one without them would never start.
+    pods = list(yaml.safe_load_all((tmp_path / "star.yaml").read_text()))[1]["platforms"]["kubernetes"][
+        "deploymentSpec"
+    ]
+    queued = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "nightly"}
+    assert all(queued.items() <= pod["podMetadata"]["labels"].items() for pod in pods["executors"].values())
 
 
 def test_a_stage_without_placement_runs_on_the_cpu_node() -> None:
