@@ -10,6 +10,7 @@ import re
 from email.parser import BytesParser
 from email.policy import HTTP
 from itertools import count
+from typing import Any
 
 import kfp_server_api
 import yaml
@@ -50,6 +51,10 @@ class PipelineStore:
             return _listed("pipelines", self.pipelines, query, LIST_PARAMETERS)
         if (method, rest) == ("POST", "/upload_version"):
             return self._upload_version(query, body, content_type)
+        if method == "GET" and (match := re.fullmatch(r"/([^/]+)(?:/versions/([^/]+))?", rest)):
+            entries, key = (self.versions, "pipeline_version_id") if match[2] else (self.pipelines, "pipeline_id")
+            found = [entry for entry in entries if entry[key] == match[match.lastindex]]
+            return (200, found[0]) if found else refusal(404, f"ResourceNotFoundError: {rest} not found", code=5)
         if match := re.fullmatch(r"/([^/]+)/versions", rest):
             of_pipeline = [entry for entry in self.versions if entry["pipeline_id"] == match[1]]
             return _listed("pipeline_versions", of_pipeline, query, LIST_PARAMETERS - {"namespace"})
@@ -79,7 +84,6 @@ class PipelineStore:
     def _upload_version(self, query: dict[str, str], body: bytes, content_type: str) -> Answer:
         assert set(query) <= {"name", "display_name", "description", "pipelineid", "tags", "code_source_url"}
         package = _part(body, content_type, name="uploadfile")
-        specification, platform = yaml.safe_load_all(package)
         if not any(entry["pipeline_id"] == query["pipelineid"] for entry in self.pipelines):
             return refusal(400, "Failed to create a pipeline version")
         of_pipeline = [entry for entry in self.versions if entry["pipeline_id"] == query["pipelineid"]]
@@ -92,7 +96,7 @@ class PipelineStore:
             "name": query["name"],
             "description": query.get("description", ""),
             "created_at": MOMENT,
-            "pipeline_spec": {"pipeline_spec": specification, "platform_spec": platform},
+            "pipeline_spec": spec_of(package),
         }
         self.versions.append(made)
         return 200, made
@@ -159,3 +163,11 @@ def _part(body: bytes, content_type: str, *, name: str) -> bytes:
     message = BytesParser(policy=HTTP).parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
     [part] = [part for part in message.iter_parts() if part.get_param("name", header="content-disposition") == name]
     return part.get_payload(decode=True)
+
+
+def spec_of(compiled: bytes | str) -> dict[str, Any]:
+    """A compiled pipeline as the server returns it: its definition, and what concerns Kubernetes beside it."""
+    documents = list(yaml.load_all(compiled, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    if len(documents) == 1:
+        return documents[0]
+    return {"pipeline_spec": documents[0], "platform_spec": documents[1]}

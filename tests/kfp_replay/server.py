@@ -18,15 +18,14 @@ import uuid
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from email.parser import BytesParser
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import yaml
-
 from tests.json_handler import JsonHandler
 from tests.kfp_replay.moments import answer_at, moments, node_names, seconds_of
+from tests.kfp_replay.pipelines import PipelineStore
+from tests.kfp_replay.pipelines import spec_of as spec_of
 from tests.kfp_replay.recording import stamp
 
 EXPERIMENT = "0f0f0f0f-0000-4000-8000-0000000000e1"
@@ -101,7 +100,7 @@ class KfpReplay(ThreadingHTTPServer):
         faults: `METHOD path` -> statuses of the next answers to it.
         arrives: Whether a request that is answered with a fault took effect nevertheless.
         requests: `METHOD path` of every request.
-        pipelines: Uploaded pipelines, by id, with their versions.
+        store: Pipelines with their versions, and recurring runs.
     """
 
     daemon_threads = True
@@ -114,7 +113,7 @@ class KfpReplay(ThreadingHTTPServer):
         self.recordings, self.speed, self.logs = list(recordings), speed, dict(logs or {})
         self.runs: dict[str, Played] = {}
         self.experiments: list[dict[str, Any]] = []
-        self.pipelines: dict[str, dict[str, Any]] = {}
+        self.store = PipelineStore()
         self.token: str | None = None
         self.faults: dict[str, list[int]] = {}
         self.arrives = True
@@ -202,8 +201,9 @@ class _Handler(JsonHandler):
             return 200, {"commit_sha": "0", "tag_name": "2.17.0", "multi_user": False}
         if path.startswith("/apis/v2beta1/experiments"):
             return self.experiments(method, path, document)
-        if path.startswith("/apis/v2beta1/pipelines"):
-            return self.pipelines(method, path, query, body)
+        named = {key: values[0] for key, values in query.items()}
+        if answer := kfp.store.answer(method, path, named, body, self.headers.get("Content-Type") or ""):
+            return answer
         if path.startswith(("/apis/v2beta1/runs", "/apis/v1alpha1/runs")):
             return self.runs(method, path, query, document)
         return 404, {"code": 5, "message": f"{path} not found"}
@@ -244,52 +244,3 @@ class _Handler(JsonHandler):
             del kfp.runs[found[1]]
             return 200, {}
         return 200, run.answer()
-
-    def pipelines(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> tuple[int, object]:
-        known = self.server.pipelines
-        named = {key: values[0] for key, values in query.items()}
-        if method == "POST" and path.endswith("/upload"):
-            pipeline_id = str(uuid.uuid4())
-            own = {
-                "pipeline_id": pipeline_id,
-                "display_name": named["name"],
-                "description": named.get("description", ""),
-            }
-            known[pipeline_id] = {"own": own, "versions": [self.version(pipeline_id, named, body)]}
-            return 200, own
-        if method == "POST" and path.endswith("/upload_version"):
-            version = self.version(named["pipelineid"], named, body)
-            known[named["pipelineid"]]["versions"].append(version)
-            return 200, version
-        found = re.fullmatch(r"/apis/v2beta1/pipelines(?:/([^/]+))?(/versions(?:/([^/]+))?)?", path)
-        if found and not found[1]:
-            every = [entry["own"] for entry in known.values()]
-            return 200, {"pipelines": every, "total_size": len(every)}
-        if not found or found[1] not in known:
-            return 404, {"code": 5, "message": "pipeline not found"}
-        versions = known[found[1]]["versions"]
-        if not found[2]:
-            return 200, known[found[1]]["own"]
-        if not found[3]:
-            return 200, {"pipeline_versions": versions[::-1], "total_size": len(versions)}
-        chosen = [version for version in versions if version["pipeline_version_id"] == found[3]]
-        return (200, chosen[0]) if chosen else (404, {"code": 5, "message": "version not found"})
-
-    def version(self, pipeline_id: str, named: dict[str, str], body: bytes) -> dict[str, Any]:
-        kind = self.headers["Content-Type"]
-        parts = BytesParser().parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + body).get_payload()
-        content = parts[0].get_payload(decode=True)
-        return {
-            "pipeline_id": pipeline_id,
-            "pipeline_version_id": str(uuid.uuid4()),
-            "display_name": named.get("name", ""),
-            "pipeline_spec": spec_of(content),
-        }
-
-
-def spec_of(compiled: bytes | str) -> dict[str, Any]:
-    """A compiled pipeline as the server returns it: its definition, and what concerns Kubernetes beside it."""
-    documents = list(yaml.load_all(compiled, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    if len(documents) == 1:
-        return documents[0]
-    return {"pipeline_spec": documents[0], "platform_spec": documents[1]}

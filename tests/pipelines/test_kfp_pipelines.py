@@ -1,11 +1,7 @@
 """`star pipeline upload` and `star pipeline schedule` against the part of a KFP server that keeps pipelines and recurring runs."""
 
-import json
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,65 +10,12 @@ from star.cli.schedule import pipeline_app
 from star.errors import InputError
 from star.pipelines import kfp_client, star_pipeline
 from star.pipelines.kfp_pipelines import six_cron_fields, version_name
-from tests.json_handler import JsonHandler
-from tests.kfp_replay.pipelines import PipelineStore, refusal
-
-HEALTH = {"commit_sha": "0", "tag_name": "2.17.0", "multi_user": False}
-
-
-class Server(ThreadingHTTPServer):
-    """A KFP server without runs. `lost` counts the answers to each request that are replaced by 503 although it took effect."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.host = f"http://127.0.0.1:{self.server_address[1]}"
-        self.store = PipelineStore()
-        self.experiments: list[dict] = []
-        self.lost: dict[str, int] = {}
-        self.faster: list[dict] = []  # pipelines that somebody else makes just before ours
-
-
-class Handler(JsonHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.handle_request("GET")
-
-    def do_POST(self) -> None:
-        self.handle_request("POST")
-
-    def do_DELETE(self) -> None:
-        self.handle_request("DELETE")
-
-    def handle_request(self, method: str) -> None:
-        server, url = self.server, urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        query = dict(parse_qsl(url.query))
-        request = f"{method} {url.path}"
-        if server.faster and request == "POST /apis/v2beta1/pipelines":
-            server.store.pipelines.append(server.faster.pop())
-        if url.path == "/apis/v2beta1/healthz":
-            answer = (200, HEALTH)
-        elif request == "GET /apis/v2beta1/experiments":
-            answer = (200, {"experiments": server.experiments, "total_size": len(server.experiments)})
-        elif request == "POST /apis/v2beta1/experiments":
-            server.experiments.append({"experiment_id": "e-1", "display_name": json.loads(body)["display_name"]})
-            answer = (200, server.experiments[-1])
-        else:
-            answer = server.store.answer(method, url.path, query, body, self.headers.get("Content-Type", "")) or (
-                404,
-                {},
-            )
-        if server.lost.get(request, 0):
-            server.lost[request] -= 1
-            answer = refusal(503, "upstream connect error", code=14)
-        self.answer(*answer)
+from tests.kfp_replay.pipelines import refusal
+from tests.kfp_replay.server import KfpReplay
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpReplay]:
     monkeypatch.setenv("HOME", str(tmp_path))  # kfp writes its context there
     monkeypatch.setattr(kfp_client, "PAUSE", 0.001)
     # What is compiled is the business of other tests, and takes seconds.
@@ -83,18 +26,15 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
             f"name: {config.name}\nimage: {image}\n---\nplatforms: {{}}\n"
         ),
     )
-    server = Server()
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with KfpReplay() as server:
+        yield server
 
 
-def star(server: Server, *arguments: str) -> Result:
+def star(server: KfpReplay, *arguments: str) -> Result:
     return CliRunner().invoke(pipeline_app, [*arguments, "--host", server.host])
 
 
-def test_the_same_upload_finds_the_version_that_is_there(server: Server) -> None:
+def test_the_same_upload_finds_the_version_that_is_there(server: KfpReplay) -> None:
     first, again = star(server, "upload", "--image", "star:1"), star(server, "upload", "--image", "star:1")
     assert first.exit_code == 0, first.output
     [pipeline], [version] = server.store.pipelines, server.store.versions
@@ -105,22 +45,26 @@ def test_the_same_upload_finds_the_version_that_is_there(server: Server) -> None
     assert version["pipeline_spec"]["pipeline_spec"] == {"name": "tiny", "image": "star:1"}
 
 
-def test_another_image_is_another_version_of_the_same_pipeline(server: Server) -> None:
+def test_another_image_is_another_version_of_the_same_pipeline(server: KfpReplay) -> None:
     ids = {star(server, "upload", "--image", image).stdout for image in ("star:1", "star:2")}
     assert len(ids) == 2 and len(server.store.pipelines) == 1 and len(server.store.versions) == 2
     assert star(server, "upload", "--image", "star:1", "--pipeline", "team-b").exit_code == 0
     assert len(server.store.pipelines) == 2
 
 
-def test_an_upload_whose_answers_are_lost_is_one_upload(server: Server) -> None:
-    server.lost = {"POST /apis/v2beta1/pipelines": 1, "POST /apis/v2beta1/pipelines/upload_version": 2}
+def test_an_upload_whose_answers_are_lost_is_one_upload(server: KfpReplay) -> None:
+    server.faults = {"POST /apis/v2beta1/pipelines": [503], "POST /apis/v2beta1/pipelines/upload_version": [503, 502]}
     done = star(server, "upload")
     assert done.exit_code == 0 and "uploaded" in done.stderr
     assert len(server.store.pipelines) == len(server.store.versions) == 1
 
 
-def test_a_pipeline_that_somebody_else_makes_meanwhile_is_used(server: Server) -> None:
-    server.faster = [{"pipeline_id": "p-theirs", "name": "star", "display_name": "star"}]
+def test_a_pipeline_that_somebody_else_makes_meanwhile_is_used(server: KfpReplay) -> None:
+    def made_before(*request: object) -> tuple[int, object]:
+        server.store.pipelines.append({"pipeline_id": "p-theirs", "name": "star", "display_name": "star"})
+        return refusal(409, "Already exist error: The name star already exist", code=6)
+
+    server.more = [("POST", "/apis/v2beta1/pipelines", made_before)]
     assert star(server, "upload").exit_code == 0
     assert [version["pipeline_id"] for version in server.store.versions] == ["p-theirs"]
 
@@ -137,7 +81,7 @@ def test_a_version_is_named_after_commit_and_content(tmp_path: Path, monkeypatch
     assert version_name(package) == "no-commit-ca978112ca1b"
 
 
-def test_a_schedule_starts_the_version_it_was_made_with(server: Server, tmp_path: Path) -> None:
+def test_a_schedule_starts_the_version_it_was_made_with(server: KfpReplay, tmp_path: Path) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text("extends: tiny\nname: nightly\ncluster: {service_account: star}\n")
     arguments = ("schedule", "create", "--config", str(profile), "--cron", "0 3 * * *")
@@ -159,7 +103,7 @@ def test_a_schedule_starts_the_version_it_was_made_with(server: Server, tmp_path
     assert len(server.store.recurring_runs) == 1
 
 
-def test_interval_bounds_catch_up_and_concurrency_arrive(server: Server) -> None:
+def test_interval_bounds_catch_up_and_concurrency_arrive(server: KfpReplay) -> None:
     bounds = ("--start", "2026-01-01T00:00:00", "--end", "2026-02-01")
     arguments = ("schedule", "create", "--every", "6h", "--catch-up", "--max-concurrency", "3", *bounds)
     assert star(server, *arguments).exit_code == 0
@@ -175,8 +119,8 @@ def test_interval_bounds_catch_up_and_concurrency_arrive(server: Server) -> None
     assert star(server, *arguments).exit_code == 0 and len(server.store.recurring_runs) == 1
 
 
-def test_a_schedule_is_disabled_enabled_and_deleted_by_its_name(server: Server) -> None:
-    server.lost = {"POST /apis/v2beta1/recurringruns": 1}
+def test_a_schedule_is_disabled_enabled_and_deleted_by_its_name(server: KfpReplay) -> None:
+    server.faults = {"POST /apis/v2beta1/recurringruns": [503]}
     star(server, "schedule", "create", "--every", "1d", "--name", "daily")
     [run] = server.store.recurring_runs
     assert star(server, "schedule", "disable", "daily").exit_code == 0 and run["status"] == "DISABLED"
@@ -188,7 +132,7 @@ def test_a_schedule_is_disabled_enabled_and_deleted_by_its_name(server: Server) 
     assert len(server.store.versions) == 1
 
 
-def test_no_experiment_has_no_schedules_and_is_not_made(server: Server) -> None:
+def test_no_experiment_has_no_schedules_and_is_not_made(server: KfpReplay) -> None:
     assert star(server, "schedule", "list").output == "" and not server.experiments
 
 
@@ -203,7 +147,7 @@ def test_no_experiment_has_no_schedules_and_is_not_made(server: Server) -> None:
     ],
 )
 def test_times_that_cannot_be_read_are_refused_before_anything_is_uploaded(
-    server: Server, options: tuple[str, ...], said: str
+    server: KfpReplay, options: tuple[str, ...], said: str
 ) -> None:
     refused = star(server, "schedule", "create", *options)
     assert isinstance(refused.exception, InputError) and said in str(refused.exception)
