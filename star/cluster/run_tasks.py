@@ -1,0 +1,200 @@
+"""Reads how a run and its tasks stand from the answer of KFP's API (GET /apis/v2beta1/runs/ID).
+
+The answer lists the nodes of the Argo workflow: each task twice, drivers, loops, groups, the workflow itself. This is what is read out of it:
+
+| the answer has | a task is |
+|---|---|
+| SUCCEEDED, and no pod | CACHED |
+| RUNNING, and a pod that is PENDING | PENDING |
+| FAILED, and it ran when the user cancelled the run | CANCELED |
+| no state | SKIPPED: an earlier task failed |
+| nothing, but the pipeline's definition has the task | WAITING, or SKIPPED once the run has ended |
+
+A cancelled run itself ends as FAILED, after CANCELING in its history.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from star.cluster.pipeline_plan import PlannedTask
+from star.cluster.workflow_nodes import INTERNAL, Node, Workflow
+
+ENDED = ("SUCCEEDED", "CACHED", "FAILED", "CANCELED", "SKIPPED")
+SAME_START_SECONDS = 2.0  # between the start of a task and of its first pod
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a run, or one shard of it.
+
+    Attributes:
+        key: Identifies it within the run.
+        name: As people know it, such as `rollout 2/4`.
+        pods: Names of the pods of its attempts, the first one first.
+        memory: Memory limit of its container, if the pipeline's definition is known.
+    """
+
+    key: str
+    name: str
+    state: str
+    started: datetime | None = None
+    ended: datetime | None = None
+    pods: tuple[str, ...] = ()
+    memory: str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds from its start to its end; None before that, and for one that did not run."""
+        is_over = self.started and self.ended and self.state not in ("SKIPPED", "WAITING")
+        return (self.ended - self.started).total_seconds() if is_over and self.ended and self.started else None
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run and of its tasks at one moment. `error` is what KFP says about the run itself."""
+
+    run_id: str
+    state: str
+    error: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is in a final state, failed or not."""
+        return self.state in ENDED
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing will change any more. The last states of the tasks arrive after that of the run."""
+        return self.ended and all(task.state in ENDED for task in self.tasks)
+
+    def named(self, name: str | None) -> list[Task]:
+        """The tasks of that name, with all shards; all tasks without a name."""
+        return [task for task in self.tasks if name in (None, task.name) or task.name.startswith(f"{name} ")]
+
+
+def read_run(document: Mapping[str, Any], *, plan: Sequence[PlannedTask], workflow: Workflow) -> RunStatus:
+    """Reads an answer.
+
+    Args:
+        document: The answer as JSON.
+        plan: The tasks of its pipeline; empty if they are not known.
+        workflow: The nodes of this run that are known from earlier answers; takes those that are new.
+    """
+    entries = [
+        entry
+        for entry in (document.get("run_details") or {}).get("task_details") or []
+        if isinstance(entry, Mapping) and entry.get("display_name")
+    ]
+    workflow.learn(entries)
+    history = document.get("state_history") or []
+    cancelled = next((_time(change.get("update_time")) for change in history if change.get("state") == "CANCELING"), None)
+    state = document.get("state") or "PENDING"
+    if cancelled and state == "FAILED":
+        state = "CANCELED"
+    reader = _Reader(entries, workflow, cancelled, is_over=state in ENDED)
+    known = {task.place for task in plan}
+    groups = {place[:length] for place in known for length in range(1, len(place))}
+    places = dict.fromkeys(node.place for node in sorted(workflow.nodes.values(), key=reader.start) if node.place)
+    others = [
+        PlannedTask(place, _plain_name(place, list(places)))
+        for place in places
+        if place not in known and place not in groups and not INTERNAL.fullmatch(place[-1]) and place[-1][0] != "#"
+    ]
+    tasks = [reader.task(planned) for planned in (*plan, *others)]
+    error = (document.get("error") or {}).get("message") or ""
+    return RunStatus(document["run_id"], state, error, tuple(tasks))
+
+
+def _plain_name(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> str:
+    """A name for a task whose pipeline is not known: its key, and the number of its turn in each loop."""
+    words = [place[-1]]
+    for depth, part in enumerate(place):
+        if part.startswith("#"):
+            turns = {other[depth] for other in places if len(other) > depth and other[:depth] == place[:depth]}
+            words.append(f"{int(part[1:]) + 1}/{sum(turn.startswith('#') for turn in turns)}")
+    return " ".join(words)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the tasks out of the entries of one answer."""
+
+    entries: Sequence[Mapping[str, Any]]
+    workflow: Workflow
+    cancelled: datetime | None
+    is_over: bool
+
+    def start(self, node: Node) -> datetime:
+        entry = self.entry(node)
+        return (entry and _time(entry.get("start_time"))) or datetime.max.replace(tzinfo=UTC)
+
+    def entry(self, node: Node) -> Mapping[str, Any] | None:
+        """The entry of a node. Shards have entries of one name, which are told apart by their children."""
+        same = [entry for entry in self.entries if entry["display_name"] == node.display]
+        if len(same) <= 1:
+            return same[0] if same else None
+        beside = {other.id for other in self.workflow.nodes.values() if other.name.startswith(node.boundary)}
+        return next((entry for entry in same if beside & _children(entry)), None)
+
+    def task(self, planned: PlannedTask) -> Task:
+        nodes = [node for node in self.workflow.nodes.values() if node.place == planned.place]
+        own = next((node for node in nodes if node.display == planned.place[-1]), None)
+        entry = self.entry(own) if own else self.unlinked(planned)
+        key = "/".join(planned.place)
+        if entry is None:
+            return Task(key, planned.name, "SKIPPED" if self.is_over else "WAITING", memory=planned.memory)
+        pods = self.pods(nodes)
+        started, ended = _time(entry.get("start_time")), _time(entry.get("end_time"))
+        state = self.state(entry, pods, started, ended)
+        return Task(key, planned.name, state, started, ended, tuple(pod.id for pod in pods), planned.memory)
+
+    def unlinked(self, planned: PlannedTask) -> Mapping[str, Any] | None:
+        """The entry of a task that no other entry names as its child."""
+        same = [entry for entry in self.entries if entry["display_name"] == planned.place[-1]]
+        return same[0] if len(same) == 1 and not any(part.startswith("#") for part in planned.place) else None
+
+    def pods(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes that are pods, by attempt. Where no node is retried, the executor itself is the pod."""
+        executors = [node for node in nodes if node.display.partition("(")[0] == "executor"]
+        attempts = [node for node in executors if node.display != "executor"]
+        if any(node.name.endswith(")") for node in nodes):
+            return sorted(attempts, key=lambda node: node.attempt)
+        return [node for node in executors if (self.entry(node) or {}).get("state") != "SKIPPED"]
+
+    def state(
+        self, entry: Mapping[str, Any], pods: Sequence[Node], started: datetime | None, ended: datetime | None
+    ) -> str:
+        state = entry.get("state") or "SKIPPED"
+        if state == "SUCCEEDED" and not pods:
+            return "CACHED"
+        if state == "RUNNING" and (not pods or self.is_pending(pods[-1], started)):
+            return "PENDING"
+        if state == "FAILED" and self.cancelled and started and started <= self.cancelled and ended and ended >= self.cancelled:
+            return "CANCELED"
+        return state
+
+    def is_pending(self, pod: Node, started: datetime | None) -> bool:
+        """Whether a pod has not started. Entries of pods have no children, so those of shards are told apart by their start only."""
+        going = [
+            entry
+            for entry in self.entries
+            if entry["display_name"] == pod.display and entry.get("state") in ("PENDING", "RUNNING") and not _children(entry)
+        ]
+        if pod.attempt[-1:] == (0,) and started:
+            times = [(_time(entry.get("start_time")), entry) for entry in going]
+            near = [entry for at, entry in times if at and abs((at - started).total_seconds()) <= SAME_START_SECONDS]
+            going = near or going
+        return bool(going) and all(entry["state"] == "PENDING" for entry in going)
+
+
+def _children(entry: Mapping[str, Any]) -> set[str]:
+    return {child.get("pod_name") for child in entry.get("child_tasks") or []}
+
+
+def _time(stamp: str | None) -> datetime | None:
+    """A moment of the answer. What has not ended has the year 1 or 1970."""
+    time = datetime.fromisoformat(stamp) if stamp else None
+    return time if time and time.year > 1970 else None
