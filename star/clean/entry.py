@@ -16,7 +16,7 @@ REGISTRY = "the registry needs it"
 UNREAD = "the registry cannot be read"
 MADE_FROM = "what stays was made from it"
 COPY = "a copy of a result that stays, or of what that was made from"
-NAMED = "`latest`, dvc.lock or the profile names it"
+NAMED = "`latest`, DVC or the profile names it"
 UNSENT = "not sent to MLflow yet: `star tracking replay`"
 NOT_OURS = "not STAR's, or not this user's alone"
 

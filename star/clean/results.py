@@ -1,7 +1,7 @@
 """Finds the finished results of the home, and says of each whether something needs it.
 
-A result stays if it is young, in use, named by the registry, by `latest`, by dvc.lock or by the profile, or if a result that
-stays was made from it. It also stays where it is not STAR's alone: files of others, or files that its manifest does not
+A result stays if it is young, in use, named by the registry, by `latest`, by dvc.lock, by a .dvc file or by the profile, or if a
+result that stays was made from it. It also stays where it is not STAR's alone: files of others, or files that its manifest does not
 list.
 """
 
@@ -144,6 +144,8 @@ def _why_it_stays(result: FoundResult, protection: Protection, *, named: Mapping
     for path, name in named.items():
         if _overlaps(folder, [path]):
             return NAMED, name
+    if dvc_file := _dvc_file_of(folder):
+        return NAMED, shown(dvc_file)
     if time.time() - result.changed < protection.days * DAY:
         return YOUNG, ""
     if protection.digests is None:
@@ -171,3 +173,9 @@ def _tracked_by_dvc() -> dict[Path, str]:
             raise InputError(f"{root / 'dvc.lock'} cannot be read, so nobody can know what DVC tracks: correct it")
         found |= {(root / path).resolve(): "dvc.lock" for path in outs or ()}
     return found
+
+
+def _dvc_file_of(folder: Path) -> Path | None:
+    """The file by which `dvc add` tracks a folder, or one around it: it may not have been pushed yet."""
+    places = (place.parent / f"{place.name}.dvc" for place in (folder, *folder.parents[:-1]))
+    return next((file for file in places if file.is_file()), None)

@@ -244,6 +244,16 @@ def test_a_result_that_dvc_tracks_stays(runs: Path, tmp_path: Path) -> None:
         make_plan(Config())
 
 
+def test_a_result_that_was_added_to_dvc_stays(runs: Path) -> None:
+    for name in ("added", "inside/added", "older"):
+        make_result("synthesize", runs / "dvc" / name, content=name)
+    make_old(runs / "dvc", days=60)
+    (runs / "dvc" / "added.dvc").touch()
+    (runs / "dvc" / "inside.dvc").touch()
+    assert clean()[0] == {"runs/dvc/older"}
+    assert why_of(make_plan(Config()), "runs/dvc/inside/added") == "`latest`, DVC or the profile names it"
+
+
 def test_tasks_without_a_result_go_but_not_while_a_pipeline_runs(runs: Path) -> None:
     failed = runs / "pipeline" / "star-1" / "distill"
     failed.mkdir(parents=True)
