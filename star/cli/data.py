@@ -177,7 +177,7 @@ def card_command(folder: Annotated[Path, typer.Argument(help="A folder of `star 
     Example: `star data card runs/latest/synthesize`
     """
     from star.data.data_card import markdown_card
-    from star.data.dvc_digest import dvc_digest
+    from star.folders.dvc_digest import dvc_digest
     from star.data.write_set import read_statistics
 
     typer.echo(markdown_card(read_statistics(folder)))

@@ -11,7 +11,7 @@ import subprocess
 from functools import lru_cache
 from pathlib import Path
 
-from star.data.dvc_digest import dvc_digest
+from star.folders.dvc_digest import dvc_digest
 from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.manifest import MANIFEST, open_input, read_manifest

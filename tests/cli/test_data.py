@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from star.data.dvc_digest import dvc_digest
+from star.folders.dvc_digest import dvc_digest
 
 OPENAPI = Path(__file__).parents[1] / "data" / "openapi.yaml"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from star.data.dvc_digest import dvc_digest
+from star.folders.dvc_digest import dvc_digest
 from star.errors import InputError
 from star.folders.manifest import Manifest
 from star.folders.publish import publish
