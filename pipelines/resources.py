@@ -50,9 +50,9 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
 
 
 def _set_node(task: PipelineTask, node: Node) -> None:
-    # Requests equal limits, so that the scheduler reserves all that the task may use.
-    task.set_cpu_request(node.cpu).set_cpu_limit(node.cpu)
-    task.set_memory_request(node.memory).set_memory_limit(node.memory)
+    # By default requests equal limits, so that the scheduler reserves all that the task may use.
+    task.set_cpu_request(node.requests["cpu"]).set_cpu_limit(node.cpu)
+    task.set_memory_request(node.requests["memory"]).set_memory_limit(node.memory)
     if node.accelerator:
         task.set_accelerator_type(node.accelerator).set_accelerator_limit(node.accelerators)
     for label, value in node.node_selector.items():

@@ -139,9 +139,11 @@ def job_manifest(
         environment: The task's environment. The variables in PASSED_VARIABLES are passed to the pods.
     """
     node, job = cluster.node_of(stage), cluster.train_jobs[stage]
-    resources = {"cpu": node.cpu, "memory": node.memory}
-    if node.accelerator:
-        resources[node.accelerator] = str(node.accelerators)
+    accelerators = {node.accelerator: str(node.accelerators)} if node.accelerator else {}
+    resources = {
+        "requests": {**node.requests, **accelerators},
+        "limits": {"cpu": node.cpu, "memory": node.memory, **accelerators},
+    }
     passed = {key: environment[key] for key in PASSED_VARIABLES if key in environment}
     plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed}.items()]
     secret = [
@@ -169,7 +171,7 @@ def job_manifest(
                 "env": [*plain, *secret],
                 "numNodes": job.nodes,
                 "numProcPerNode": node.processes,
-                "resourcesPerNode": {"requests": resources, "limits": resources},
+                "resourcesPerNode": resources,
             },
             "runtimePatches": [
                 {

@@ -3,11 +3,12 @@
 A run on one machine (`star run`, DVC) does not read this section.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from star.config.base import Section
+from star.config.base import S3Url, Section, Text, matching
 from star.config.task_secrets import PREFLIGHT, TaskName, tasks_that_use
 from star.redaction import REFERENCES, names_secret
 
@@ -15,9 +16,34 @@ CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
 TrainingStage = Literal["refine-teacher", "distill", "refine"]
-Quantity = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
-KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-LabelValue = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$")]
+_UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_QUANTITY = rf"(\d+(?:\.\d+)?)({'|'.join(_UNITS)})"
+Quantity = Annotated[Text, matching(_QUANTITY, "a quantity of Kubernetes, such as 500m or 8 cores, or 64Gi of memory")]
+KubernetesName = Annotated[
+    str,
+    matching(
+        r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?",
+        "a name as Kubernetes has them, such as star-work: lower-case letters, digits, `-` and `.`",
+    ),
+]
+LabelValue = Annotated[
+    str,
+    matching(
+        r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", "a value that a label may have, such as team-a: at most 63 characters"
+    ),
+]
+ResourceKey = Annotated[
+    str,
+    matching(
+        r"[\w.-]+/[\w.-]+",
+        "the resource key of an accelerator, such as nvidia.com/gpu, nvidia.com/mig-3g.40gb or amd.com/gpu",
+    ),
+]
+
+
+def _number_of(quantity: str) -> float:
+    number, unit = re.fullmatch(_QUANTITY, quantity).groups()  # type: ignore[union-attr]
+    return float(number) * _UNITS[unit]
 
 
 class Toleration(Section):
@@ -27,7 +53,7 @@ class Toleration(Section):
     operator: Literal["Exists", "Equal"] = Field(
         "Exists", description="`Exists` tolerates every value of the taint, `Equal` only `value`"
     )
-    value: str | None = Field(None, description="Value of the taint, for the operator `Equal`")
+    value: Text | None = Field(None, description="Value of the taint, for the operator `Equal`")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         None, description="Effect of the taint; every effect by default"
     )
@@ -36,11 +62,15 @@ class Toleration(Section):
 class Node(Section):
     """What a task requests from the node it runs on."""
 
-    cpu: Quantity = Field("2", description="CPU cores, as request and as limit")
-    memory: Quantity = Field("6Gi", description="Memory, as request and as limit")
-    accelerator: str | None = Field(
+    cpu: Quantity = Field("2", description="Most CPU cores")
+    memory: Quantity = Field("6Gi", description="Most memory; a task that takes more is killed")
+    cpu_request: Quantity | None = Field(None, description="CPU cores that are reserved; `cpu` by default")
+    memory_request: Quantity | None = Field(
         None,
-        pattern=r"^[\w.-]+/[\w.-]+$",
+        description="Memory that is reserved; `memory` by default. With less, a node can run out of memory and evict the task",
+    )
+    accelerator: ResourceKey | None = Field(
+        None,
         description="Resource key of the accelerator, such as nvidia.com/gpu, nvidia.com/mig-3g.40gb or amd.com/gpu",
     )
     accelerators: int = Field(
@@ -55,7 +85,7 @@ class Node(Section):
     shm: Quantity | None = Field(
         None, description="Size of /dev/shm, which counts as memory; the node's own 64 MB by default"
     )
-    node_selector: dict[str, str] = Field({}, description="Labels that the node must have")
+    node_selector: dict[str, Text] = Field({}, description="Labels that the node must have")
     tolerations: tuple[Toleration, ...] = Field(
         (), description="Node taints that the task tolerates, such as those of GPU nodes and spot nodes"
     )
@@ -64,6 +94,18 @@ class Node(Section):
     def processes(self) -> int:
         """Number of training processes on one such node."""
         return self.accelerators if self.accelerator else 1
+
+    @property
+    def requests(self) -> dict[str, str]:
+        """CPU and memory that are reserved."""
+        return {"cpu": self.cpu_request or self.cpu, "memory": self.memory_request or self.memory}
+
+    @model_validator(mode="after")
+    def _requests_are_within_limits(self) -> "Node":
+        for name, most in (("cpu", self.cpu), ("memory", self.memory)):
+            if _number_of(self.requests[name]) > _number_of(most):
+                raise ValueError(f"`{name}_request: {self.requests[name]}` is more than `{name}: {most}`, its limit")
+        return self
 
     @model_validator(mode="after")
     def _one_mig_slice_per_process(self) -> "Node":
@@ -115,7 +157,7 @@ class Cluster(Section):
         {}, description="Trainings that Kubeflow Trainer runs on several nodes; by default each runs in its task's pod"
     )
     retry: Retry = Field(Retry(), description="Retries of every task")
-    environment: dict[str, str] = Field(
+    environment: dict[str, Text] = Field(
         {}, description="Environment variables of every task, such as MLFLOW_TRACKING_URI"
     )
     secrets: dict[KubernetesName, dict[str, str]] = Field(
@@ -135,9 +177,8 @@ class Cluster(Section):
         description="Who else may go on with unfinished work on the volume of `work_claim`, where tasks have several user ids: "
         "users of the same group, or everyone; the variable STAR_SHARED_WITH on one machine",
     )
-    checkpoints: str | None = Field(
+    checkpoints: S3Url | None = Field(
         None,
-        pattern=r"^s3://[^/]+/.+",
         description="s3://bucket/folder to which checkpoints are copied, for nodes that can vanish with their disks",
     )
     service_account: KubernetesName | None = Field(

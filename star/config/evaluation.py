@@ -1,10 +1,10 @@
 """Defines the sections `evaluate` and `registry`: how models are scored, and what a model needs to become champion."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from star.config.base import Section
+from star.config.base import Section, matching
 from star.config.teacher_signal import Engine
 
 Suite = Literal["heldout", "bfcl", "acebench"]
@@ -71,7 +71,7 @@ class Registry(Section):
     """Where the student is registered, and what it needs to become champion."""
 
     model_name: str = Field("star", min_length=1, description="Name of the registered model in MLflow")
-    license: str = Field(
-        "apache-2.0", pattern=r"^[\w.+-]+$", description="Licence that the card of the published model states"
+    license: Annotated[str, matching(r"[\w.+-]+", "the id of a licence, such as apache-2.0")] = Field(
+        "apache-2.0", description="Licence that the card of the published model states"
     )
     gate: Gate = Field(Gate(), description="Bars that a candidate must clear to become champion")

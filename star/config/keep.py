@@ -1,12 +1,8 @@
 """Defines the section `keep`: how long `star clean` leaves what nothing needs any more."""
 
-from typing import Annotated
-
 from pydantic import Field
 
-from star.config.base import Section
-
-S3Url = Annotated[str, Field(pattern=r"^s3://[^/]+/.+")]
+from star.config.base import S3Url, Section
 
 
 class Keep(Section):

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from star.config.base import Section
+from star.config.base import HttpUrl, Section
 
 SERVER = (
     "URL of an OpenAI-compatible server with the teacher (`vllm serve`), such as http://host:8000/v1; "
@@ -44,7 +44,7 @@ class Rollout(Section):
         description="Least similarity reward (official reading) of a kept sample against the row's answer; no limit by default",
     )
     retries: int = Field(1, ge=0, description="Most times that a rejected sample is drawn again")
-    server: str | None = Field(None, pattern="^https?://", description=SERVER)
+    server: HttpUrl | None = Field(None, description=SERVER)
     vllm: Engine | None = Field(None, description=ENGINE)
 
     @model_validator(mode="after")
@@ -58,7 +58,7 @@ class TopK(Section):
 
     top_k: int = Field(100, ge=1, description="Number of most probable ids stored per token")
     batch_tokens: int = Field(16384, ge=1, description="Prompt and completion tokens per forward pass")
-    server: str | None = Field(None, pattern="^https?://", description=SERVER)
+    server: HttpUrl | None = Field(None, description=SERVER)
     vllm: Engine | None = Field(None, description=ENGINE)
 
     @model_validator(mode="after")

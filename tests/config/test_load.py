@@ -78,6 +78,34 @@ def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
     assert (config.seed, config.distill.steps, config.distill.top_m) == (3, 8, 5)
 
 
+def test_null_removes_an_inherited_entry_of_a_map(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "cluster:\n"
+        "  secrets: {star-s3: {AWS_ACCESS_KEY_ID: access-key, AWS_SESSION_TOKEN: token}, star-webhook: {STAR_WEBHOOK: url}}\n"
+        "  environment: {KEPT: a, GONE: b}\n"
+        "  nodes: {gpu: {accelerator: nvidia.com/gpu, node_selector: {pool: a, zone: b}}}\n"
+        "  placement: {distill: gpu, refine: gpu}\n"
+        "teacher: {refine: {steps: 1, learning_rate: 1.0e-5}}\n"
+    )
+    removed = "secrets: {star-s3: {AWS_SESSION_TOKEN: null}, star-webhook: null}, environment: {GONE: null}"
+    more = "nodes: {gpu: {node_selector: {zone: null}}}, placement: {refine: null}"
+    text = f"extends: base.yaml\nteacher: {{refine: null}}\ncluster: {{{removed}, {more}}}\n"
+    config = load_config(write(tmp_path, text))
+    assert config.cluster.secrets == {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}}
+    assert config.cluster.environment == {"KEPT": "a"} and config.cluster.placement == {"distill": "gpu"}
+    assert config.cluster.nodes["gpu"].node_selector == {"pool": "a"}
+    assert config.teacher.refine is None  # a section, whose absence has a meaning of its own
+
+
+def test_numbers_and_truth_values_are_texts_where_kubernetes_wants_texts(tmp_path: Path) -> None:
+    environment = "environment: {OMP_NUM_THREADS: 1, HF_HUB_OFFLINE: true, RATIO: 0.5}"
+    node = "nodes: {gpu: {cpu: 8, node_selector: {gpu: true}, tolerations: [{key: spot, value: true}]}}"
+    cluster = load_config(write(tmp_path, f"cluster: {{{environment}, {node}}}")).cluster
+    assert cluster.environment == {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "true", "RATIO": "0.5"}
+    gpu = cluster.nodes["gpu"]
+    assert (gpu.cpu, gpu.node_selector, gpu.tolerations[0].value) == ("8", {"gpu": "true"}, "true")
+
+
 @pytest.mark.parametrize(
     ("student", "revision"),
     [

@@ -204,8 +204,14 @@ def test_another_accelerator_is_a_change_of_one_line(tmp_path: Path) -> None:
         ({"placement": {"register": "cpu"}}, "placement.register"),
         ({"environment": {"MLFLOW_TRACKING_PASSWORD": "x"}}, "looks like a secret"),
         ({"shards": {"distill": 2}}, "shards.distill"),
-        ({"nodes": {"gpu": {"memory": "lots"}}}, "nodes.gpu.memory"),
-        ({"checkpoints": "/var/tmp"}, "checkpoints"),
+        (
+            {"nodes": {"gpu": {"memory": "lots"}}},
+            "a quantity of Kubernetes, such as 500m or 8 cores, or 64Gi of memory",
+        ),
+        ({"nodes": {"gpu": {"memory": "1Gi", "memory_request": "1025Mi"}}}, "is more than `memory: 1Gi`, its limit"),
+        ({"nodes": {"gpu": {"accelerator": "gpu"}}}, "resource key of an accelerator, such as nvidia.com/gpu"),
+        ({"work_claim": "Star_Work"}, "a name as Kubernetes has them, such as star-work"),
+        ({"checkpoints": "/var/tmp"}, "s3://BUCKET/FOLDER, such as s3://star/checkpoints"),
         ({"nodes": {"mig": {"accelerator": "nvidia.com/mig-1g.10gb", "accelerators": 2}}}, "one MIG slice"),
         ({"train_jobs": {"distill": {}}}, "`train_jobs` needs `work_claim`"),
         ({"priority_class": "high"}, "set `queue` too"),
@@ -233,6 +239,18 @@ def test_every_task_learns_who_shares_its_unfinished_work_and_waits_in_the_queue
     ]
     queued = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "nightly"}
     assert all(queued.items() <= pod["podMetadata"]["labels"].items() for pod in pods["executors"].values())
+
+
+def test_a_task_may_reserve_less_than_its_limit(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.yaml"
+    node = "{cpu: 4, memory: 8Gi, cpu_request: 500m, memory_request: 6Gi}"
+    profile.write_text(f"extends: tiny\ncluster: {{nodes: {{cpu: {node}}}}}\n")
+    compile_pipeline(load_config(profile), tmp_path / "star.yaml")
+    spec = next(iter(yaml.safe_load_all((tmp_path / "star.yaml").read_text())))
+    for executor in spec["deploymentSpec"]["executors"].values():
+        resources = executor["container"]["resources"]
+        assert (resources["cpuRequest"], resources["cpuLimit"]) == (0.5, 4)
+        assert round(resources["memoryRequest"] * 4 / 3) == round(resources["memoryLimit"])
 
 
 def test_a_stage_without_placement_runs_on_the_cpu_node() -> None:
