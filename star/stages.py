@@ -345,7 +345,7 @@ def _run_on_rank0(
     shard: Shard,
 ) -> Metrics:
     """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
-    settings = config.slice(stage.sections)
+    settings = config.with_places(stage.sections)
 
     def describe() -> Manifest:
         manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from star.config.experiment import Config
-from star.config.files import FileRef, ModelFolder
+from star.config.files import Input
 from star.stages import STAGES
 
 HEAD = """# Configuration
@@ -96,7 +96,7 @@ def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         yield _row(prefix + name, field)
         inner = f"{prefix}{name}.NAME." if _origin(field.annotation) is dict else f"{prefix}{name}."
         for section in _sections(field.annotation):
-            if section not in (FileRef, ModelFolder):  # written as a path; STAR adds the sha256
+            if not issubclass(section, Input):  # written as a path; STAR adds the sha256
                 yield from _rows(section, inner)
 
 
@@ -139,7 +139,7 @@ def _type_name(annotation: object) -> str:
         names = [_type_name(part) for part in arguments if part is not types.NoneType]
         return " or ".join(dict.fromkeys(names))
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "path" if annotation in (FileRef, ModelFolder) else "settings"
+        return "path" if issubclass(annotation, Input) else "settings"
     return TYPE_NAMES[origin or annotation]  # type: ignore[index]  # the types that the sections use
 
 

@@ -6,10 +6,14 @@ argument `config_digest` of the task: its result is computed again if and only i
 change.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 
+from star.config.base import canonical
 from star.config.experiment import Config
+from star.config.files import identity
 from star.errors import InputError
 
 VARIABLE = "STAR_CONFIG"
@@ -25,7 +29,13 @@ def config_for_environment(text: str) -> str:
 
 
 def digest_for_task(text: str) -> str:
-    """The digest of a configuration, for the cache key and to recognise it again."""
+    """The digest of a configuration, for the cache key and to recognise it again.
+
+    Of an input it covers the content and not the place, so that rows that have moved are not trained on again.
+    """
+    # Something else than a configuration has a digest that is no configuration's.
+    with contextlib.suppress(ValueError, RecursionError):
+        text = config_for_environment(canonical(identity(json.loads(text))))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Defines the base class of all parts of the configuration, and the types that several of them use."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
@@ -68,3 +69,8 @@ def flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
+
+
+def canonical(content: object) -> str:
+    """Settings as JSON text in the form that digests are taken of."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

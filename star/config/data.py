@@ -15,10 +15,11 @@ class Data(Section):
     tools: File = Field(
         PACKAGED + "tools.json",
         validate_default=True,
-        description="File with the tools to generate rows for; the prefix `star:` means a file of the package",
+        description="File with the tools to generate rows for: a path, `s3://bucket/file`, or `star:file` for one of the package",
     )
     seed_data: File | None = Field(
-        None, description="JSON Lines file of your own rows (`messages`, `tools`) to import, clean and add"
+        None,
+        description="JSON Lines file of your own rows (`messages`, `tools`) to import, clean and add: a path, or `s3://bucket/file`",
     )
     generated_rows: int = Field(6000, ge=0, description="Number of rows that the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="Number of rows held out for evaluation")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from star.config.base import Section, matching
+from star.config.files import CheckoutFolder
 from star.config.teacher_signal import Engine
 
 Suite = Literal["heldout", "bfcl", "acebench"]
@@ -23,8 +24,9 @@ class Evaluate(Section):
         min_length=1,
         description="Categories of bfcl to run; a selection has no overall score; all 17 by default",
     )
-    acebench: str | None = Field(None, description="Path of a checkout of ACEBench, needed by the suite `acebench`")
-
+    acebench: CheckoutFolder | None = Field(
+        None, description="Checkout of ACEBench, needed by the suite `acebench`: a folder, or `s3://bucket/folder`"
+    )
     samples: int = Field(8, ge=1, description="Samples per row, for pass@k and entropy")
     temperature: float = Field(1.0, gt=0, description="Temperature of those samples; exact match uses greedy answers")
     max_new_tokens: int = Field(512, ge=1, description="Most tokens in an answer")

@@ -5,15 +5,15 @@ it, and of no other. The defaults are the paper's values (arXiv 2602.03022, sect
 differs.
 """
 
-import json
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from star.config.base import Section
+from star.config.base import Section, canonical
 from star.config.cluster import Cluster
 from star.config.data import Data
 from star.config.evaluation import Evaluate, Registry
+from star.config.files import identity
 from star.config.keep import Keep
 from star.config.models import Architecture, Scratch, Student, Teacher
 from star.config.plain_text import refusal
@@ -71,15 +71,21 @@ class Config(Section):
         return {stage: vllm.tensor_parallel_size for stage, vllm in settings.items() if vllm}
 
     def slice(self, sections: tuple[str, ...]) -> str:
-        """Returns the named sections as canonical JSON. A stage gets this text, and its config digest is the digest of this text."""
-        content = self.model_dump(mode="json", include=set(sections))
-        return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        """Returns the named sections as canonical JSON, whose digest is a stage's config digest.
+
+        Of an input it has the content alone: where it lies changes no result.
+        """
+        return canonical(identity(self.model_dump(mode="json", include=set(sections))))
+
+    def with_places(self, sections: tuple[str, ...]) -> str:
+        """`slice`, and where the inputs are: what reads the configuration back."""
+        return canonical(self.model_dump(mode="json", include=set(sections)))
 
     def for_stage(self, sections: tuple[str, ...]) -> str:
-        """`slice`, and other limits than the default ones: what another process needs to run a stage under this configuration."""
-        return self.slice((*sections, "safety") if self.safety != Safety() else sections)
+        """`with_places`, and other limits than the default ones: what another process needs to run a stage under this configuration."""
+        return self.with_places((*sections, "safety") if self.safety != Safety() else sections)
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """Reads the configuration back from a slice. Sections that the slice lacks get their defaults; the stage does not read them."""
+        """Reads the configuration back from some of its sections. The others get their defaults; the stage does not read them."""
         return cls.model_validate_json(text)

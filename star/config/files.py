@@ -1,62 +1,106 @@
-"""Replaces the files and model folders that a configuration names by their path and sha256.
+"""Replaces the files and folders that a configuration names by where they are and their sha256.
 
-The sha256 is part of the configuration's digest, so a file whose content changes counts as a changed setting.
+    tools: team/tools.yaml                                       a file of this machine, relative to the configuration
+    tools: star:tools.json                                       a file of the package
+    tools: s3://bucket/team/tools.yaml                           an object in S3; it is read once to know its sha256
+    tools: {path: s3://bucket/team/tools.yaml, sha256: 5fec...}  the same without reading it now
+
+The content decides, and not the place: the same bytes from a disk, from S3 or under their digest in the inputs of a cluster
+(star/pipelines/upload_inputs.py) are the same setting, the same work and the same result. Whoever reads an input gets a
+local path of verified content from `read_verified`.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
-from pathlib import Path
-from typing import Annotated
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from star.config.base import Section
-from star.config.model_files import digest_of_model_folder
+from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder
 from star.digest_cache import digest_of_file
 from star.errors import InputError
+from star.folders.s3_client import is_s3_url
+from star.folders.s3_inputs import (
+    digest_of_files,
+    digest_of_object,
+    digest_of_prefix,
+    fetch_file,
+    fetch_folder,
+    fetched_place,
+    names_in,
+)
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.json`
+SHA256 = r"^([0-9a-f]{64})?$"
 
 
-class FileRef(Section):
-    """A file and its sha256 when the configuration was loaded."""
+class Input(Section):
+    """A file or a folder: where it is, and its sha256 when the configuration was loaded.
+
+    Attributes:
+        path: on this machine (absolute), s3://..., or star:... for a file of the package.
+        sha256: of its content; empty in a configuration that was loaded for a stage that does not read this base.
+    """
 
     path: str
-    sha256: str
+    sha256: str = Field(pattern=SHA256)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine only: no pod has it."""
+        return not (self.path.startswith(PACKAGED) or self.is_in_s3)
+
+    @property
+    def is_in_s3(self) -> bool:
+        """Whether it is fetched from S3 by whoever reads it."""
+        return is_s3_url(self.path)
+
+
+class FileRef(Input):
+    """A file, and its sha256 when the configuration was loaded.
+
+    Attributes:
+        name: of the file; its ending says how it is read, and ids of rejected rows have it. By default that of `path`.
+    """
+
+    name: str | None = Field(None, pattern=r"^[^/\x00-\x1f\x7f]+$")
+
+    @property
+    def file_name(self) -> str:
+        """Its name, also where `path` ends in a digest."""
+        return self.name or PurePosixPath(self.path).name
 
     def read_verified(self) -> Path:
-        """Returns the path after comparing the file with the sha256 taken at load.
+        """Returns a local path, after comparing the content with the sha256 taken at load. What is in S3 is fetched once.
 
         Raises:
             InputError: the file is missing or its content has changed.
         """
+        if self.is_in_s3:
+            return fetch_file(self.path, sha256=self.sha256, name=self.file_name)
         path = _locate(self.path)
         # The configuration's digest covers the content at load: other content must not be cached under it.
         if digest_of_file(path, trust="own") != self.sha256:
             raise InputError(f"{path} has changed since the run was configured: start the run again")
         return path
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the file is on this machine only, and not in the package."""
-        return not self.path.startswith(PACKAGED)
 
-
-class ModelFolder(Section):
+class ModelFolder(Input):
     """A model folder and one sha256 over its files, so that retrained weights count as another base model."""
 
-    path: str
-    sha256: str  # empty in a configuration that was loaded for a stage that does not read this base
-
     def read_verified(self) -> Path:
-        """Returns the path after comparing the folder with the sha256 taken when the configuration was loaded.
+        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
 
         Raises:
             InputError: the folder is missing, or a file that decides what the model does has changed.
         """
+        if self.is_in_s3:
+            return fetch_folder(self.path, sha256=self.sha256, choose=choose_deciding)
         folder = Path(self.path)
         if not folder.is_dir():
             raise InputError(f"no model folder at {folder}: check the path of the base")
@@ -65,17 +109,76 @@ class ModelFolder(Section):
         return folder
 
 
-def paths_in(settings: str) -> list[Path]:
-    """The files and model folders that settings name, as canonical JSON; not those of the package."""
+class Checkout(Input):
+    """A checkout of a benchmark and one sha256 over all its files but hidden ones and compiled code."""
 
-    def below(value: object) -> Iterator[str]:
+    def read_verified(self) -> Path:
+        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
+
+        Raises:
+            InputError: the folder is missing, or a file in it has changed.
+        """
+        if self.is_in_s3:
+            return fetch_folder(self.path, sha256=self.sha256, choose=_choose_all)
+        if _digest_of_checkout(folder := Path(self.path)) != self.sha256:
+            raise InputError(f"{folder} has changed since the run was configured: start the run again")
+        return folder
+
+
+def inputs_in(settings: Section, prefix: str = "") -> Iterator[tuple[str, Input]]:
+    """Yields the name of each setting that is an input, like `data.tools`, and the input."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Input):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Section):
+            yield from inputs_in(value, f"{prefix}{name}.")
+
+
+def files_of(source: Input) -> list[str]:
+    """The paths of the files that count in a folder of this machine, in the order of its list."""
+    folder = Path(source.path)
+    return deciding_files(folder) if isinstance(source, ModelFolder) else _choose_all(names_in(folder))
+
+
+def identity(settings: Any) -> Any:
+    """Settings, as from JSON, with only the content of each input in place of where it is.
+
+    A file of the package keeps its name: it has no other one.
+    """
+    if isinstance(settings, dict):
+        if settings.keys() >= {"path", "sha256"}:
+            return _identity_of(settings)
+        return {key: identity(value) for key, value in settings.items()}
+    return [identity(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _identity_of(source: dict[str, Any]) -> dict[str, str]:
+    path, sha256 = source["path"], source["sha256"]
+    if path.startswith(PACKAGED):
+        return {"path": path, "sha256": sha256}
+    # Only a file has a name. That of a folder changes nothing.
+    return (
+        {"name": source["name"] or PurePosixPath(path).name, "sha256": sha256}
+        if "name" in source
+        else {"sha256": sha256}
+    )
+
+
+def paths_in(settings: str) -> list[Path]:
+    """The local paths of the inputs that settings name, as JSON; of one in S3 the place of its copy. Not those of the package."""
+
+    def below(value: object) -> Iterator[Path]:
         if isinstance(value, dict):
-            if value.keys() == {"path", "sha256"}:
-                yield value["path"]
+            if value.keys() >= {"path", "sha256"}:
+                path = value["path"]
+                if not path.startswith(PACKAGED):
+                    yield fetched_place(value["sha256"]) if is_s3_url(path) else Path(path)
+                return
             for inner in value.values():
                 yield from below(inner)
 
-    return [Path(path) for path in below(json.loads(settings)) if not path.startswith(PACKAGED)]
+    return list(below(json.loads(settings)))
 
 
 def packaged_file(name: str) -> Path:
@@ -88,11 +191,13 @@ def _locate(path: str) -> Path:
 
 
 def _to_file_ref(value: object) -> object:
-    # A configuration that was loaded before holds path and sha256 already.
-    if not isinstance(value, str | Path):
+    given, path = _path_without_digest(value)
+    if path is None:
         return value
-    path = str(value) if str(value).startswith(PACKAGED) else str(Path(value).expanduser().resolve())
-    return {"path": path, "sha256": digest_of_file(_locate(path))}
+    if is_s3_url(path):
+        return {**given, "path": path, "sha256": digest_of_object(path)}
+    path = path if path.startswith(PACKAGED) else str(Path(path).expanduser().resolve())
+    return {**given, "path": path, "sha256": digest_of_file(_locate(path))}
 
 
 def to_model_folder(value: object) -> object:
@@ -101,11 +206,53 @@ def to_model_folder(value: object) -> object:
     Raises:
         InputError: it is such an id, and a folder of this name lies in the current directory.
     """
-    if not isinstance(value, str) or not Path(value).expanduser().is_dir():
+    given, path = _path_without_digest(value)
+    if path is None:
         return value
-    refuse_folder_of_name(value, Path(value))
-    folder = Path(value).expanduser().resolve()
-    return {"path": str(folder), "sha256": digest_of_model_folder(folder)}
+    if is_s3_url(path):
+        return {**given, "path": path, "sha256": digest_of_prefix(path, choose=choose_deciding)}
+    if not Path(path).expanduser().is_dir():
+        if given:
+            raise InputError(f"no model folder at {path}: check the path of the base")
+        return value
+    refuse_folder_of_name(path, Path(path))
+    folder = Path(path).expanduser().resolve()
+    return {**given, "path": str(folder), "sha256": digest_of_model_folder(folder)}
+
+
+def _to_checkout(value: object) -> object:
+    given, path = _path_without_digest(value)
+    if path is None:
+        return value
+    if is_s3_url(path):
+        return {**given, "path": path, "sha256": digest_of_prefix(path, choose=_choose_all)}
+    folder = Path(path).expanduser().resolve()
+    return {**given, "path": str(folder), "sha256": _digest_of_checkout(folder)}
+
+
+def _path_without_digest(value: object) -> tuple[dict[str, Any], str | None]:
+    """The fields that were given beside the path, and the path; None for what has a digest, or is no input."""
+    if isinstance(value, str | Path):
+        return {}, str(value)
+    if isinstance(value, dict) and isinstance(path := value.get("path"), str) and "sha256" not in value:
+        return value, path
+    # A configuration that was loaded before has a digest already.
+    return {}, None
+
+
+def _digest_of_checkout(folder: Path) -> str:
+    if not folder.is_dir():
+        raise InputError(f"no folder at {folder}: give the path of a checkout")
+    return digest_of_files(folder, _choose_all(names_in(folder)), trust="own")
+
+
+def _choose_all(names: Collection[str], read: object = None) -> list[str]:
+    """All names but those in hidden folders (`.git`), hidden files, and compiled code, which Python writes when it is run."""
+    return sorted(
+        name
+        for name in names
+        if not any(part.startswith(".") or part == "__pycache__" for part in PurePosixPath(name).parts)
+    )
 
 
 def refuse_folder_of_name(value: str, folder: Path) -> None:
@@ -122,3 +269,4 @@ def refuse_folder_of_name(value: str, folder: Path) -> None:
 
 
 File = Annotated[FileRef, BeforeValidator(_to_file_ref)]
+CheckoutFolder = Annotated[Checkout, BeforeValidator(_to_checkout)]

@@ -11,12 +11,13 @@ from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file, refuse_folder_of_name
 from star.config.plain_text import refusal
 from star.errors import InputError
+from star.folders.s3_client import is_s3_url
 from star.yaml_documents import parse_yaml
 
 PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
 # Settings that may be paths.
-PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"))
+PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"), ("evaluate", "acebench"))
 TYPE_NAMES = ("str", "Architecture", "ModelFolder")  # pydantic adds the tried type of a union to an error's location
 
 
@@ -53,7 +54,9 @@ def _leave_bases_unread(content: dict[str, Any], sections: Collection[str]) -> N
     """Names the base models of the other sections without the sha256 of their files, which can take minutes to compute."""
     for name in {"teacher", "student"}.difference(sections):
         settings = content.get(name)
-        if isinstance(settings, dict) and isinstance(base := settings.get("base"), str) and Path(base).is_dir():
+        if not isinstance(settings, dict) or not isinstance(base := settings.get("base"), str):
+            continue
+        if is_s3_url(base) or Path(base).is_dir():
             content[name] = {**settings, "base": {"path": base, "sha256": ""}}
 
 
@@ -98,11 +101,19 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
         if not isinstance(settings, dict):
             continue
         value = settings.get(key)
-        if isinstance(value, str) and key == "base":
+        if isinstance(value, dict) and isinstance(path := value.get("path"), str):
+            settings[key] = {**value, "path": path if _has_no_folder(path) else str(folder / Path(path).expanduser())}
+        if not isinstance(value, str) or _has_no_folder(value):
+            continue
+        if key == "base":
             refuse_folder_of_name(value, folder / value)
         # What is not written as a path, such as a/b/c, may be a mistake, so the folder must exist.
-        if isinstance(value, str) and not value.startswith(PACKAGED) and (key != "base" or (folder / value).is_dir()):
+        if key != "base" or (folder / value).is_dir():
             settings[key] = str(folder / Path(value).expanduser())
+
+
+def _has_no_folder(path: str) -> bool:
+    return path.startswith(PACKAGED) or is_s3_url(path)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,15 @@ A loader of Hugging Face's format reads more than config and weights: chat templ
 and shards that an index names. All of them count for the digest of a folder.
 """
 
-import hashlib
 import json
 import os
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from star.digest_cache import Trust, digests_of
+from star.digest_cache import Trust
 from star.errors import InputError
+from star.folders.s3_inputs import digest_of_files
 
 CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter_model.safetensors"
 # Keys by which transformers reads other files instead of these, which may lie anywhere and would not be tried.
@@ -27,12 +28,32 @@ def deciding_files(folder: Path) -> list[str]:
     Not among them are pictures, texts for people, code (which is never run), and vocabularies that loaders read only
     where there is no tokenizer.json (merges.txt, vocab.txt).
     """
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    top = [file.name for file in files if file.suffix in (".json", ".safetensors")]
+    names = {file.name for file in folder.iterdir() if file.is_file()}
+    names |= {f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja")}
+    shards = named_shards(folder)
+    return _deciding(names | {shard for shard in shards if (folder / shard).is_file()}, shards)
+
+
+def choose_deciding(names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """`deciding_files` of a folder that is not on this machine, of which all names are known.
+
+    Args:
+        names: all files, by relative path.
+        read: the content of one.
+    """
+    shards: set[str] = set()
+    for index in sorted(name for name in names if "/" not in name and name.endswith(INDEXES[1:])):
+        shards |= _shards_in(_json_object(read(index), by=index), by=index)
+    return _deciding(names, shards)
+
+
+def _deciding(names: Collection[str], shards: Collection[str]) -> list[str]:
+    here = sorted(name for name in names if "/" not in name)
+    top = [name for name in here if PurePosixPath(name).suffix in (".json", ".safetensors")]
     # After the others, so that a folder without these files has the digest that it always had.
-    more = [file.name for file in files if file.suffix in (".jinja", ".model", ".tiktoken")]
-    more += [f"{TEMPLATES}/{file.name}" for file in (folder / TEMPLATES).glob("*.jinja")]
-    more += [shard for shard in named_shards(folder) if "/" in shard and (folder / shard).is_file()]
+    more = [name for name in here if PurePosixPath(name).suffix in (".jinja", ".model", ".tiktoken")]
+    more += [name for name in names if PurePosixPath(name).match(f"{TEMPLATES}/*.jinja") and name.count("/") == 1]
+    more += [shard for shard in shards if "/" in shard and shard in names]
     return top + sorted(set(more))
 
 
@@ -45,10 +66,7 @@ def digest_of_model_folder(folder: Path, *, trust: Trust = "all") -> str:
     Raises:
         InputError: an index of the weights names something else than safetensors inside the folder.
     """
-    names = deciding_files(folder)
-    found = digests_of([folder / name for name in names], trust=trust)
-    content = [(name, found[folder / name]) for name in names]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return digest_of_files(folder, deciding_files(folder), trust=trust)
 
 
 def named_shards(folder: Path) -> list[str]:
@@ -59,11 +77,15 @@ def named_shards(folder: Path) -> list[str]:
     """
     shards: set[str] = set()
     for index in sorted(folder.glob(INDEXES)):
-        named = read_json_object(index).get("weight_map")
-        if not isinstance(named, dict):
-            raise InputError(f"{index} is damaged: download the model again")
-        shards |= {_safe_weights(name, by=index, suffixes=(".safetensors",)) for name in named.values()}
+        shards |= _shards_in(read_json_object(index), by=index)
     return sorted(shards)
+
+
+def _shards_in(index: dict[str, Any], *, by: Path | str) -> set[str]:
+    named = index.get("weight_map")
+    if not isinstance(named, dict):
+        raise InputError(f"{by} is damaged: download the model again")
+    return {_safe_weights(name, by=by, suffixes=(".safetensors",)) for name in named.values()}
 
 
 def refuse_unsafe_weights(folder: Path) -> None:
@@ -101,7 +123,7 @@ def _refuse_code(config: dict[str, Any], *, by: Path) -> None:
                 )
 
 
-def _safe_weights(name: object, *, by: Path, suffixes: tuple[str, ...], in_folders: bool = True) -> str:
+def _safe_weights(name: object, *, by: Path | str, suffixes: tuple[str, ...], in_folders: bool = True) -> str:
     """Returns the name of a weight file that has one of the suffixes and lies in the folder, else raises InputError.
 
     Args:
@@ -123,14 +145,19 @@ def read_json_object(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it holds something else, nests too deeply, or is larger than 64 MiB.
     """
-    if file.stat().st_size > JSON_BYTES:
+    with file.open("rb") as content:
+        return _json_object(content.read(JSON_BYTES + 1), by=file)
+
+
+def _json_object(text: bytes, *, by: Path | str) -> dict[str, Any]:
+    if len(text) > JSON_BYTES:
         raise InputError(
-            f"{file} has more than {JSON_BYTES // 2**20} MiB, which no model needs: download the model again"
+            f"{by} has more than {JSON_BYTES // 2**20} MiB, which no model needs: download the model again"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged ({type(error).__name__}): download the model again") from error
+        raise InputError(f"{by} is damaged ({type(error).__name__}): download the model again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{file} is damaged (no object): download the model again")
+        raise InputError(f"{by} is damaged (no object): download the model again")
     return content

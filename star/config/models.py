@@ -32,8 +32,8 @@ Base = Annotated[
     ModelFolder | Architecture | str,
     BeforeValidator(to_model_folder),
     Field(
-        description="Base model: a Hugging Face id, a model folder written as a path (`./NAME`), or the sizes of a model to "
-        "build from scratch"
+        description="Base model: a Hugging Face id, a model folder written as a path (`./NAME`) or as `s3://bucket/folder`, or the "
+        "sizes of a model to build from scratch"
     ),
 ]
 

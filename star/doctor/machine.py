@@ -55,8 +55,10 @@ def machine_checks(config: Config) -> Iterator[Check]:
 
 
 def _is_large(base: ModelFolder | Architecture | str) -> bool:
-    """Whether a base is too large for a laptop. One of the hub counts as large, because nothing of it is here yet."""
+    """Whether a base is too large for a laptop. One of the hub or in S3 counts as large, because nothing of it is here yet."""
     if isinstance(base, ModelFolder):
+        if base.is_in_s3:
+            return True
         # 4 bytes for a parameter in fp32.
         return sum(file.stat().st_size for file in Path(base.path).glob("*.safetensors")) > 4 * SMALL_PARAMETERS
     return isinstance(base, str)

@@ -60,7 +60,7 @@ def ask_suite(candidate: Candidate, data: Path | None) -> AceBenchAnswers | None
     if checkout is None:
         raise InputError("the suite acebench needs `acebench`: the path of a checkout of ACEBench")
     categories = candidate.shard.select(list(CATEGORIES))
-    return ask_acebench(candidate, Path(checkout), categories=categories) if categories else None
+    return ask_acebench(candidate, checkout.read_verified(), categories=categories) if categories else None
 
 
 def score_suite(shards: list[AceBenchAnswers], settings: ScoringSettings) -> SuiteScores:

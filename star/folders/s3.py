@@ -11,13 +11,12 @@ Any store with the S3 API works: boto3 reads AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID
 AWS_DEFAULT_REGION.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from star.digest_cache import HashingFile, digest_of_file, remember_written
+from star.digest_cache import digest_of_file, remember_written
 from star.errors import InputError
 from star.folders.manifest import (
     MANIFEST,
@@ -29,14 +28,12 @@ from star.folders.manifest import (
     unlisted_paths,
 )
 from star.folders.owners import create_folder
-from star.folders.s3_client import ATTEMPTS, S3Folder, check_key, holds_object, open_s3
+from star.folders.s3_client import S3Folder, check_key, holds_object, open_s3
+from star.folders.s3_transfer import download_object, upload_object
 from star.progress import Bar, print_line
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
-
-PART_BYTES = 16 * 2**20  # of a multipart upload: at most this much is sent again after a cut connection
-MAX_PARTS = 10_000  # per object, S3's limit
 
 
 class DamagedManifestError(InputError):
@@ -65,7 +62,7 @@ def upload_folder(folder: Path, url: str | Path) -> None:
                         # An older result's manifest would vouch for files that are being replaced.
                         client.delete_object(Bucket=s3_folder.bucket, Key=s3_folder.key(MANIFEST))
                         was_changed = True
-                    _upload(client, s3_folder, folder / entry.path, entry)
+                    upload_object(client, s3_folder.bucket, key, folder / entry.path, sha256=entry.sha256)
                 bar.advance()
         if is_listed and not was_changed:
             return
@@ -153,83 +150,16 @@ def parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
 
 def _download(client: "BaseClient", s3_folder: S3Folder, folder: Path, entry: FileEntry) -> bool:
     """Downloads and verifies one file; False if it was there already."""
-    from boto3.s3.transfer import TransferConfig
-
     file = folder / entry.path
     if file.is_file() and file.stat().st_size == entry.size and digest_of_file(file) == entry.sha256:
         return False
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.tmp")
-    transfer = TransferConfig(num_download_attempts=ATTEMPTS, multipart_threshold=PART_BYTES, use_threads=False)
-    with temporary.open("wb") as content:
-        arriving = HashingFile(content)
-        # It has no `seek`, so the parts are written in their order.
-        client.download_fileobj(s3_folder.bucket, s3_folder.key(entry.path), arriving, Config=transfer)
-    if arriving.digest != entry.sha256:
+    if download_object(client, s3_folder.bucket, s3_folder.key(entry.path), temporary) != entry.sha256:
         temporary.unlink()
         raise InputError(f"{s3_folder}/{entry.path} is not what its manifest says (sha256): upload the folder again")
     temporary.replace(file)
     return True
-
-
-def _uploaded_digest(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry) -> str | None:
-    """Returns the sha256 in the metadata of the uploaded object; None if there is no object of the right size."""
-    from botocore.exceptions import ClientError
-
-    try:
-        head = client.head_object(Bucket=s3_folder.bucket, Key=s3_folder.key(entry.path))
-    except ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-            return None
-        raise
-    return head["Metadata"].get("sha256") if head["ContentLength"] == entry.size else None
-
-
-def _upload(client: "BaseClient", s3_folder: S3Folder, file: Path, entry: FileEntry) -> None:
-    key = {"Bucket": s3_folder.bucket, "Key": s3_folder.key(entry.path)}
-    # The ETag of a multipart upload is not the md5 of its file, so the object carries its sha256.
-    metadata = {"Metadata": {"sha256": entry.sha256}}
-    if entry.size <= PART_BYTES:
-        client.put_object(**key, **metadata, Body=file.read_bytes())
-        return
-    unfinished_ids = _unfinished_uploads(client, s3_folder, entry)
-    upload_id = unfinished_ids[-1] if unfinished_ids else client.create_multipart_upload(**key, **metadata)["UploadId"]
-    _send_parts(client, key, upload_id, file)
-    # The metadata was fixed when the upload was created.
-    # An upload that another content began therefore still has that content's sha256.
-    if _uploaded_digest(client, s3_folder, entry) != entry.sha256:  # the unfinished upload was of another content
-        _send_parts(client, key, client.create_multipart_upload(**key, **metadata)["UploadId"], file)
-    # S3 keeps the parts of an unfinished upload until it is aborted.
-    for upload_id in unfinished_ids[:-1]:
-        client.abort_multipart_upload(**key, UploadId=upload_id)
-
-
-def _unfinished_uploads(client: "BaseClient", s3_folder: S3Folder, entry: FileEntry) -> list[str]:
-    """IDs of the file's unfinished multipart uploads, the latest last."""
-    key = s3_folder.key(entry.path)
-    uploads = client.list_multipart_uploads(Bucket=s3_folder.bucket, Prefix=key).get("Uploads", [])
-    return [found["UploadId"] for found in sorted(uploads, key=lambda u: u["Initiated"]) if found["Key"] == key]
-
-
-def _send_parts(client: "BaseClient", key: dict[str, str], upload_id: str, file: Path) -> None:
-    """Sends the missing parts and completes the upload. A part is already there if its ETag is the md5 of its content."""
-    pages = client.get_paginator("list_parts").paginate(**key, UploadId=upload_id)
-    uploaded = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", [])}
-    # It depends on the file's size only, so a continued upload is cut at the same places as the first one.
-    size = max(PART_BYTES, -(-file.stat().st_size // MAX_PARTS))
-    parts = []
-    for number, content in enumerate(_read_parts(file, size), start=1):
-        tag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
-        if uploaded.get(number) != tag:
-            tag = client.upload_part(**key, UploadId=upload_id, PartNumber=number, Body=content)["ETag"]
-        parts.append({"PartNumber": number, "ETag": tag})
-    client.complete_multipart_upload(**key, UploadId=upload_id, MultipartUpload={"Parts": parts})
-
-
-def _read_parts(file: Path, size: int) -> Iterator[bytes]:
-    with file.open("rb") as content:
-        while part := content.read(size):
-            yield part
 
 
 def _read_object(client: "BaseClient", s3_folder: S3Folder, name: str) -> bytes | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from star.config.evaluation import Evaluate
 from star.errors import InputError
 from star.evaluation.acebench import CATEGORIES, check_calls, read_category
 
@@ -67,9 +68,8 @@ def test_a_model_is_scored_by_conversation(checkout: Path, finished: dict[str, P
     from star.folders.shard import Shard
     from star.modeling.models import load_model, load_tokenizer
 
-    settings = micro.evaluate.model_copy(
-        update={"limit": 1, "max_new_tokens": 2, "suites": ("acebench",), "acebench": str(checkout)}
-    )
+    changed = {"limit": 1, "max_new_tokens": 2, "suites": ("acebench",), "acebench": str(checkout)}
+    settings = Evaluate.model_validate({**micro.evaluate.model_dump(), **changed})
     folder, file = finished["refine"], tmp_path / "answers.jsonl"
     candidate = Candidate("small", load_model(folder), load_tokenizer(folder), settings, 7, Journal(file))
     found = score_acebench([ask_acebench(candidate, checkout)])

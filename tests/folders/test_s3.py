@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from star.errors import InputError
-from star.folders import s3, s3_client
+from star.folders import s3_client, s3_transfer
 from star.folders.manifest import Manifest, open_input
 from star.folders.publish import publish
 from star.folders.s3 import download_folder, manifests_below, upload_folder
@@ -99,7 +99,7 @@ def proxy(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    for module in (s3, s3_client):
+    for module in (s3_transfer, s3_client):
         monkeypatch.setattr(module, "ATTEMPTS", 2)  # what eight attempts do, in seconds
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
@@ -208,7 +208,7 @@ def test_a_newer_result_is_never_mixed_with_an_older_one(proxy: Proxy, tmp_path:
 
 
 def test_a_cut_upload_of_a_large_file_goes_on(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3_transfer, "PART_BYTES", 5 * 2**20)
     folder = make_folder(tmp_path / "topk", size=12 * 2**20)
     proxy.fault = failing(1000, "cut", "PUT", "partNumber=3")
     with pytest.raises(InputError):
@@ -224,7 +224,7 @@ def test_a_cut_upload_of_a_large_file_goes_on(proxy: Proxy, tmp_path: Path, monk
 def test_a_begun_upload_of_another_content_is_not_continued(
     proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(s3_transfer, "PART_BYTES", 5 * 2**20)
     proxy.fault = failing(1000, "500", "PUT", "partNumber=2")
     with pytest.raises(InputError):
         upload_folder(make_folder(tmp_path / "old", size=6 * 2**20), URL)

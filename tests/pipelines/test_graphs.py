@@ -57,7 +57,7 @@ def test_kfp_passes_every_stage_its_own_sections_and_code_digest(tasks: dict, co
         executor = compiled["components"][tasks[stage.name]["componentRef"]["name"]]["executorLabel"]
         variables = compiled["deploymentSpec"]["executors"][executor]["container"]["env"]
         [sections] = [entry["value"] for entry in variables if entry["name"] == VARIABLE]
-        assert json.loads(sections) == json.loads(config.slice(stage.sections))
+        assert json.loads(sections) == json.loads(config.with_places(stage.sections))
         assert set(json.loads(sections)) == set(stage.sections)
         assert given == {"config_digest": digest_for_task(sections), "code": code_digest(stage.function)}
 
