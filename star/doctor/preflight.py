@@ -4,6 +4,7 @@ The first task of a compiled pipeline (components/preflight.py) and `star doctor
 writes an MLflow run, an S3 object, a file. A new check is one more entry in `preflight_checks`:
 
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
+- registry_rehearsal.py: the end of the run: publishing, deciding, fetching
 - hub.py: the Hugging Face hub, asked once for all checks of models
 - model_checks.py: disk space for the top-k store, memory of the accelerators, vLLM
 - rehearsal.py: the models and the data together, from a rendered row to one distillation step
@@ -17,6 +18,7 @@ from star.config.experiment import Config
 from star.doctor.check import Check, run_check
 from star.doctor.hub import ask_hub
 from star.doctor.model_checks import check_accelerator_memory, check_vllm, check_volume_space
+from star.doctor.registry_rehearsal import rehearse_registration
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
 from star.doctor.service_checks import (
@@ -40,7 +42,10 @@ def preflight_checks(config: Config) -> Iterator[Check]:
         yield run_check("secrets", partial(check_secrets, cluster.secrets))
     yield run_check("MLflow", check_tracking_server)
     yield run_check("registry", partial(check_model_registry, config.registry.model_name))
-    yield run_check("promotions", partial(check_promotions, config.registry.model_name))
+    decided = run_check("promotions", partial(check_promotions, config.registry.model_name))
+    yield decided
+    if decided.passed:  # it would only say the same again
+        yield run_check("registration", partial(rehearse_registration, config.registry.model_name))
     if cluster.checkpoints:
         yield run_check("checkpoints", partial(check_object_store, cluster.checkpoints))
     work_folder = work_root()

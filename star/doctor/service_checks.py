@@ -61,19 +61,33 @@ def check_model_registry(model_name: str) -> str:
 
 def check_promotions(model_name: str) -> str:
     """Checks that a promotion can be decided: a place for the ledger, in which one of two writers wins. Nothing stays there."""
+    from star.folders.s3_client import require_bucket, s3_errors
+    from star.registry.location import registry_location, registry_s3_client, split_s3
     from star.registry.promotion.open_ledger import require_ledger
-    from star.tracking.server import connect
+    from star.tracking.server import connect, shown_uri, tracking_uri
 
+    location = registry_location()
+    # Also where MLflow names the ledger's place: without the variable, weights would be published elsewhere.
+    if location is None:
+        raise InputError(
+            f"STAR_REGISTRY is not set, and the MLflow server at {shown_uri(tracking_uri())} can neither decide promotions nor "
+            "keep published weights from its users: set STAR_REGISTRY=s3://BUCKET/PREFIX, in a cluster under "
+            "`cluster.environment` of the profile (see docs/mlflow.md)"
+        )
+    if location.startswith("s3://"):
+        with s3_errors(location):
+            require_bucket(split_s3(location)[0], registry_s3_client())
     return f"are decided in {require_ledger(model_name, connect())}"
 
 
 def check_object_store(url: str) -> str:
     """Writes an S3 object, reads it back and deletes it."""
-    from star.folders.s3_client import S3Folder, open_s3
+    from star.folders.s3_client import S3Folder, open_s3, require_bucket
 
     # A random name, so that two checks at the same time do not delete each other's object.
     place, name = S3Folder.parse(url), f".preflight-{uuid.uuid4().hex}"
     with open_s3(place) as client:
+        require_bucket(place.bucket, client)
         client.put_object(Bucket=place.bucket, Key=place.key(name), Body=PROBE)
         read = client.get_object(Bucket=place.bucket, Key=place.key(name))["Body"].read()
         client.delete_object(Bucket=place.bucket, Key=place.key(name))

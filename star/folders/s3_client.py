@@ -85,6 +85,24 @@ def _client_of(endpoint: str | None, attempts: int, process: int) -> "BaseClient
     return boto3.client("s3", endpoint_url=endpoint, config=config)
 
 
+def require_bucket(bucket: str, client: "BaseClient") -> None:
+    """Checks that a bucket exists. Some stores make one at the first write, so a mistyped name would go unseen.
+
+    Raises:
+        InputError: it does not.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        # Who may not ask for the bucket can still write below a prefix of it.
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+            raise InputError(
+                f"{client.meta.endpoint_url} has no bucket {bucket}: make it, or correct the URL"
+            ) from error
+
+
 def is_s3_url(path: str | Path) -> bool:
     """Whether the path is s3://..., also as a Path, which turns the two slashes into one."""
     return str(path).startswith("s3:/")

@@ -203,6 +203,21 @@ def remove_unfinished_publications(name: str) -> list[str]:
     return [f"{model.name} ({model.model_id})" for model in found]
 
 
+def delete_logged_models(name: str) -> None:
+    """Deletes all LoggedModels that were made for the registered model `name`, with their artifacts."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client = connect()
+    wanted = f"tags.`{MODEL_TAG}` = {quoted_text(name)}"
+    found: Iterator[LoggedModel] = read_pages(
+        client.search_logged_models, [experiment_id(client)], filter_string=wanted, max_results=AUDIT_PAGE
+    )
+    for model in list(found):
+        # First, because MLflow keeps those of a deleted one.
+        get_artifact_repository(model.artifact_location).delete_artifacts()
+        client.delete_logged_model(model.model_id)
+
+
 @contextmanager
 def transfer_timeout() -> Iterator[None]:
     """Gives calls to MLflow more time: the few seconds that `connect` allows are meant for metrics, not for weights."""

@@ -84,6 +84,15 @@ def find_ledger(name: str, client: "MlflowClient") -> Ledger | None:
     return _open_at(place, model, client=client) if noted is not None else None
 
 
+def store_of_new_ledgers(name: str) -> LedgerStore:
+    """The store in which the ledger of a new model of this name would be begun.
+
+    Raises:
+        InputError: this environment has none.
+    """
+    return _store_at(name, _place_of_ledger(name, None))
+
+
 def reaches_ledgers(name: str, client: "MlflowClient") -> bool:
     """Whether a ledger of this model would be found from here, if there were one."""
     try:

@@ -72,6 +72,13 @@ def find_registry_id(model: "RegisteredModel", *, store: LedgerStore) -> Registr
     return found
 
 
+def registries_of(name: str, *, store: LedgerStore) -> list[tuple[str, RegistryId]]:
+    """Every registry that has a ledger under a model's name in this store: the entry that says so, and the id."""
+    entries = store.names(_registries(name))
+    found = [(entry, _read(store, _registries(name), entry)) for entry in entries]
+    return [(entry, registry) for entry, registry in found if registry]
+
+
 def create_registry_id(
     model: "RegisteredModel", *, store: LedgerStore, client: "MlflowClient", had_ledger: bool
 ) -> RegistryId:
