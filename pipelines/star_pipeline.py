@@ -36,7 +36,7 @@ from star.folders.code_digest import code_digest
 from star.pipelines.resources import apply_cluster_settings
 from star.stages import STAGES, stage_named
 
-IMAGE = "star-python:latest"
+IMAGE = "star-python:latest"  # a placeholder, in the snapshots and in a pipeline that is compiled for a look
 ConfigureTask = Callable[[dsl.PipelineTask, str], dsl.PipelineTask]  # (task, its name) -> the same task
 
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 pipeline_app = typer.Typer(help="Compile, start and follow the pipeline on Kubeflow Pipelines.", no_args_is_help=True)
 
-ImageOption = Annotated[str, typer.Option(help="Container image of the tasks.")]
+IMAGE_HELP = "Container image of the tasks, built from this checkout, under the name by which the nodes pull it."
+ImageOption = Annotated[str, typer.Option(help=IMAGE_HELP)]
 HostOption = Annotated[
     str | None,
     typer.Option(
@@ -38,23 +39,29 @@ PollOption = Annotated[
 def compile_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")],
     config: ConfigOption = "tiny",
-    image: ImageOption = "star-python:latest",
+    image: Annotated[str | None, typer.Option(help=f"{IMAGE_HELP} Without it a placeholder, for a look.")] = None,
 ) -> None:
     """Compile the pipeline of a configuration for Kubeflow Pipelines.
 
-    Example: `star pipeline compile --config configs/qwen3-0.6b.yaml --output star.yaml`
+    Example: `star pipeline compile --config my.yaml --image registry.example.com/star-python:1 --output star.yaml`
     """
     from star.config.load import load_config
-    from star.pipelines.star_pipeline import compile_pipeline
+    from star.pipelines.star_pipeline import IMAGE, compile_pipeline
 
-    compile_pipeline(load_config(config), output, image=image)
+    profile = load_config(config)
+    compile_pipeline(profile, output, image=image or IMAGE)
     typer.echo(f"wrote {output}")
+    if image is None:
+        typer.echo(f"without --image the tasks have the image {IMAGE}, a placeholder that no node can pull", err=True)
+    if account := profile.cluster.service_account:
+        # A compiled pipeline cannot name it.
+        typer.echo(f"who starts a run of it chooses the service account: give {account}, as the profile says", err=True)
 
 
 @pipeline_app.command("submit")
 def submit_command(
+    image: ImageOption,
     config: ConfigOption = "tiny",
-    image: ImageOption = "star-python:latest",
     host: HostOption = None,
     namespace: NamespaceOption = None,
     experiment: ExperimentOption = "star",

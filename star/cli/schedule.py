@@ -28,8 +28,8 @@ ScheduleArgument = Annotated[str, typer.Argument(help="Name of the schedule, or 
 
 @pipeline_app.command("upload")
 def upload_command(
+    image: ImageOption,
     config: ConfigOption = "tiny",
-    image: ImageOption = "star-python:latest",
     pipeline: PipelineNameOption = "star",
     host: HostOption = None,
     namespace: NamespaceOption = None,
@@ -51,8 +51,8 @@ def upload_command(
 
 @schedule_app.command("create")
 def create_command(
+    image: ImageOption,
     config: ConfigOption = "tiny",
-    image: ImageOption = "star-python:latest",
     cron: Annotated[
         str | None,
         typer.Option(

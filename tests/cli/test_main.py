@@ -111,3 +111,17 @@ def test_profiles_compile(profile: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "star.yaml").read_text()
     assert ("nvidia.com/gpu" in text) == (profile != "tiny")
+
+
+def test_a_compiled_pipeline_says_what_it_cannot_hold(tmp_path: Path) -> None:
+    """The account of its runs, and an image where none was named. A submitted one needs its image."""
+    from typer.testing import CliRunner
+
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("extends: tiny\ncluster: {service_account: team}\n")
+    output = str(tmp_path / "star.yaml")
+    done = CliRunner().invoke(app, ["pipeline", "compile", "--config", str(profile), "--output", output])
+    assert "star-python:latest, a placeholder that no node can pull" in done.stderr
+    assert "chooses the service account: give team" in done.stderr
+    refused = CliRunner().invoke(app, ["pipeline", "submit", "--config", str(profile)])
+    assert refused.exit_code == 2 and "Missing option '--image'" in refused.stderr

@@ -129,6 +129,8 @@ def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KFP]:
 
 
 def star(kfp: KFP, *arguments: str, token: str = "good"):
+    if arguments[0] == "submit" and "--image" not in arguments:
+        arguments = (*arguments, "--image", "example/star:1")
     return CliRunner().invoke(pipeline_app, [*arguments, "--host", kfp.host], env={"KFP_TOKEN": token})
 
 

@@ -31,6 +31,8 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpRepla
 
 
 def star(server: KfpReplay, *arguments: str) -> Result:
+    if arguments[0] == "upload" or arguments[:2] == ("schedule", "create"):
+        arguments = (*arguments, *(() if "--image" in arguments else ("--image", "star:1")))
     return CliRunner().invoke(pipeline_app, [*arguments, "--host", server.host])
 
 
