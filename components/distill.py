@@ -23,12 +23,15 @@ def distill(
     import json
     from pathlib import Path
 
-    from star import stages
     from star.cluster import launch
-    from star.cluster.task_config import config_of_task
 
-    stages.require_code("distill", code)
-    values = launch.train("distill", config_of_task(config_digest), topk=Path(topk.path), out=Path(distilled.path))
+    values = launch.run_stage(
+        "distill",
+        config_digest=config_digest,
+        code=code,
+        topk=Path(topk.path),
+        out=Path(distilled.path),
+    )
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

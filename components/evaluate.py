@@ -35,18 +35,18 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from star import stages
-    from star.cluster.task_config import config_of_task
+    from star.cluster import launch
 
-    stages.require_code("evaluate", code)
-    values = stages.evaluate(
-        config_of_task(config_digest),
+    values = launch.run_stage(
+        "evaluate",
+        config_digest=config_digest,
+        code=code,
         data=Path(data.path),
         teacher=Path(teacher.path),
         distilled=Path(distilled.path),
         refined=Path(refined.path),
-        out=Path(evaluation.path),
         shard=shard,
+        out=Path(evaluation.path),
     )
     for file, shown in (("report.html", report), ("report.md", summary)):
         made = Path(evaluation.path) / file

@@ -27,16 +27,16 @@ def extract_topk(
     import json
     from pathlib import Path
 
-    from star import stages
-    from star.cluster.task_config import config_of_task
+    from star.cluster import launch
 
-    stages.require_code("extract-topk", code)
-    values = stages.extract_topk(
-        config_of_task(config_digest),
+    values = launch.run_stage(
+        "extract-topk",
+        config_digest=config_digest,
+        code=code,
         rollouts=Path(rollouts.path),
         teacher=Path(teacher.path),
-        out=Path(topk.path),
         shard=shard,
+        out=Path(topk.path),
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

@@ -21,10 +21,9 @@ def merge(
     import json
     from pathlib import Path
 
-    from star import stages
+    from star.cluster import launch
 
-    stages.require_code("merge", code)
-    values = stages.merge([Path(part.path) for part in parts], out=Path(merged.path))
+    values = launch.run_merge("merge", [Path(part.path) for part in parts], code=code, out=Path(merged.path))
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

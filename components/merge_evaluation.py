@@ -26,10 +26,9 @@ def merge_evaluation(
     import shutil
     from pathlib import Path
 
-    from star import stages
+    from star.cluster import launch
 
-    stages.require_code("merge-evaluation", code)
-    values = stages.merge_evaluation([Path(part.path) for part in parts], out=Path(merged.path))
+    values = launch.run_merge("merge-evaluation", [Path(part.path) for part in parts], code=code, out=Path(merged.path))
     for file, shown in (("report.html", report), ("report.md", summary)):
         Path(shown.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(merged.path) / file, shown.path)

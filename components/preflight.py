@@ -10,7 +10,9 @@ def preflight(config_digest: str):
     Args:
         config_digest: Digest of STAR_CONFIG, which has the whole configuration.
     """
+    from star.cluster.failure import ends_in_a_sentence
     from star.cluster.task_config import config_of_task
     from star.doctor.preflight import require_all
 
-    require_all(config_of_task(config_digest))
+    with ends_in_a_sentence():
+        require_all(config_of_task(config_digest))

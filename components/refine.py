@@ -25,14 +25,12 @@ def refine(
     import json
     from pathlib import Path
 
-    from star import stages
     from star.cluster import launch
-    from star.cluster.task_config import config_of_task
 
-    stages.require_code("refine", code)
-    values = launch.train(
+    values = launch.run_stage(
         "refine",
-        config_of_task(config_digest),
+        config_digest=config_digest,
+        code=code,
         student=Path(student.path),
         data=Path(data.path),
         out=Path(refined.path),

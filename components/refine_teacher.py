@@ -23,12 +23,15 @@ def refine_teacher(
     import json
     from pathlib import Path
 
-    from star import stages
     from star.cluster import launch
-    from star.cluster.task_config import config_of_task
 
-    stages.require_code("refine-teacher", code)
-    values = launch.train("refine-teacher", config_of_task(config_digest), data=Path(data.path), out=Path(teacher.path))
+    values = launch.run_stage(
+        "refine-teacher",
+        config_digest=config_digest,
+        code=code,
+        data=Path(data.path),
+        out=Path(teacher.path),
+    )
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

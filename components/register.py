@@ -28,12 +28,12 @@ def register(
     import shutil
     from pathlib import Path
 
-    from star import stages
-    from star.cluster.task_config import config_of_task
+    from star.cluster import launch
 
-    stages.require_code("register", code)
-    values = stages.register(
-        config_of_task(config_digest),
+    values = launch.run_stage(
+        "register",
+        config_digest=config_digest,
+        code=code,
         refined=Path(refined.path),
         evaluation=Path(evaluation.path),
         out=Path(registration.path),

@@ -27,16 +27,16 @@ def rollout(
     import json
     from pathlib import Path
 
-    from star import stages
-    from star.cluster.task_config import config_of_task
+    from star.cluster import launch
 
-    stages.require_code("rollout", code)
-    values = stages.rollout(
-        config_of_task(config_digest),
+    values = launch.run_stage(
+        "rollout",
+        config_digest=config_digest,
+        code=code,
         data=Path(data.path),
         teacher=Path(teacher.path),
-        out=Path(rollouts.path),
         shard=shard,
+        out=Path(rollouts.path),
     )
     for key, value in values.items():
         metrics.log_metric(key, value)

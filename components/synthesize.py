@@ -21,11 +21,14 @@ def synthesize(
     import json
     from pathlib import Path
 
-    from star import stages
-    from star.cluster.task_config import config_of_task
+    from star.cluster import launch
 
-    stages.require_code("synthesize", code)
-    values = stages.synthesize(config_of_task(config_digest), out=Path(data.path))
+    values = launch.run_stage(
+        "synthesize",
+        config_digest=config_digest,
+        code=code,
+        out=Path(data.path),
+    )
     for key, value in values.items():
         metrics.log_metric(key, value)
     # A cached result counts only while there is a file for each of its artifacts.

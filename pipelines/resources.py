@@ -3,13 +3,15 @@
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from star.cluster.launch import PROCESSES_VARIABLE, TRAIN_JOB_VARIABLE
-from star.config.cluster import CPU, Cluster, Node
+from star.cluster.launch import PROCESSES_VARIABLE, RETRY_VARIABLE, TRAIN_JOB_VARIABLE
+from star.config.cluster import CPU, Cluster, Node, Retry
+from star.config.task_secrets import EXIT_HANDLER, PREFLIGHT
 from star.stages import STAGES
 
 TRAINING_STAGES = {stage.name for stage in STAGES if stage.trains}
 # Where the volume of `work_claim` is mounted. Unfinished work and undelivered MLflow data outlive the pod there.
 VOLUME_PATH = "/var/star"
+LONGEST_TASK_SECONDS = 365 * 24 * 3600  # longer than any training
 
 
 def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> None:
@@ -21,7 +23,11 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
         _set_node(task, cluster.node_of(name))
         if name in TRAINING_STAGES and (processes := cluster.processes_of(name)) > 1:
             task.set_env_variable(PROCESSES_VARIABLE, str(processes))
-    _set_retry(task, cluster)
+        if name not in (PREFLIGHT, EXIT_HANDLER):
+            task.set_env_variable(RETRY_VARIABLE, cluster.retry.model_dump_json())
+    # The answer of the pre-flight is certain. A lost exit handler is started again, because nobody else closes the runs.
+    if name != PREFLIGHT:
+        _start_lost_pods_again(task, cluster.retry)
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets_of(name).items():
@@ -65,12 +71,17 @@ def _set_node(task: PipelineTask, node: Node) -> None:
         kubernetes.empty_dir_mount(task, "shm", path, medium="Memory", size_limit=node.shm)
 
 
-def _set_retry(task: PipelineTask, cluster: Cluster) -> None:
-    retry = cluster.retry
+def _start_lost_pods_again(task: PipelineTask, retry: Retry) -> None:
+    """Has KFP start a pod again that was deleted or evicted, or whose node was lost.
+
+    A failure of the work itself is tried again in the pod (star/cluster/supervisor.py), because KFP's shipped settings do not.
+    """
     if retry.attempts:
         task.set_retry(
             retry.attempts,
             backoff_duration=f"{retry.backoff_seconds}s",
             backoff_factor=retry.factor,
-            backoff_max_duration=f"{retry.max_seconds}s",
+            # No longest pause: KFP makes it Argo's maxDuration, which counts from the first attempt's start. A failure after
+            # it is final, and an attempt that runs when it is over is killed.
+            backoff_max_duration=f"{LONGEST_TASK_SECONDS}s",
         )

@@ -13,6 +13,18 @@ class InputError(Exception):
     """The user's input is at fault. The message is one line that names it and says what to do."""
 
 
+class UnavailableError(InputError):
+    """A service did not answer, or not with what was asked for. The same work can succeed later without a change."""
+
+
+class GpuMemoryError(InputError):
+    """A training step did not fit into the accelerator's memory with `micro_batch_size` sequences per forward pass."""
+
+    def __init__(self, message: str, *, micro_batch_size: int) -> None:
+        super().__init__(message)
+        self.micro_batch_size = micro_batch_size
+
+
 class PipelineError(Exception):
     """A stage of a pipeline failed. `input_fault` is true if the user's input was at fault."""
 

@@ -34,6 +34,7 @@ from star.cli.registry import lineage, models_app, promote, registry_app, rollba
 from star.cli.schedule import pipeline_app
 from star.cli.stage import run_and_print, run_stage
 from star.cli.topk import topk_app
+from star.cluster.failure import report_error
 from star.errors import PipelineError, cure_of
 from star.redaction import redacted
 from star.terminal import guard_terminal
@@ -217,9 +218,12 @@ def main() -> None:
     except PipelineError as error:
         fail(str(error), status=2 if error.input_fault else 1)
     except Exception as error:
+        has_supervisor = report_error(error)  # of a task in a pod: it prints the line
         if (cure := cure_of(error)) is None:
             typer.echo(redacted("".join(traceback.format_exception(error))), err=True, nl=False)
             sys.exit(1)
+        if has_supervisor:
+            sys.exit(2)
         fail(cure, status=2)
 
 

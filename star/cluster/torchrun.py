@@ -1,6 +1,7 @@
 """Builds the torchrun command that every process of a training runs."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from star.config.experiment import Config
@@ -24,7 +25,7 @@ def torchrun_command(*flags: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", *flags]
 
 
-def stage_command(stage: str, *, settings: Path, inputs: dict[str, Path], out: Path) -> list[str]:
-    """The module and its arguments that torchrun starts in every process: `star <stage>` with these folders."""
-    folders = [f"--{key}={folder}" for key, folder in inputs.items()]
-    return ["-m", "star.cli", stage, f"--config={settings}", *folders, f"--out={out}"]
+def stage_command(stage: str, *, settings: Path, inputs: Mapping[str, Path | str], out: Path) -> list[str]:
+    """The module and its arguments that Python or torchrun starts: `star <stage>` with these folders, and the shard."""
+    options = [f"--{key}={value}" for key, value in inputs.items()]
+    return ["-m", "star.cli", stage, f"--config={settings}", *options, f"--out={out}"]

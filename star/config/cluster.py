@@ -117,13 +117,25 @@ class Node(Section):
         return self
 
 
+def _whole_number(factor: object) -> object:
+    if isinstance(factor, float) and not factor.is_integer():
+        raise ValueError(f"{factor} is not a whole number, and Kubeflow Pipelines takes no other: write 1, 2 or more")
+    return factor
+
+
 class Retry(Section):
-    """How often, and after which pauses, a failed task is retried."""
+    """How often, and after which pauses, a task is tried again after a lost service, process or pod."""
 
     attempts: int = Field(2, ge=0, description="Number of retries after the first attempt")
     backoff_seconds: int = Field(60, ge=0, description="Seconds before the first retry")
-    factor: float = Field(2.0, ge=1, description="Factor by which the pause grows with each retry")
+    factor: Annotated[int, BeforeValidator(_whole_number)] = Field(
+        2, ge=1, description="Whole number by which the pause grows with each retry"
+    )
     max_seconds: int = Field(3600, ge=0, description="Longest pause in seconds")
+
+    def pause(self, retry: int) -> int:
+        """Seconds before the retry of this number, from 1 on."""
+        return min(self.backoff_seconds * self.factor ** (retry - 1), self.max_seconds)
 
 
 class TrainJob(Section):
@@ -156,7 +168,7 @@ class Cluster(Section):
     train_jobs: dict[TrainingStage, TrainJob] = Field(
         {}, description="Trainings that Kubeflow Trainer runs on several nodes; by default each runs in its task's pod"
     )
-    retry: Retry = Field(Retry(), description="Retries of every task")
+    retry: Retry = Field(Retry(), description="Retries of every task but the pre-flight")
     environment: dict[str, Text] = Field(
         {}, description="Environment variables of every task, such as MLFLOW_TRACKING_URI"
     )

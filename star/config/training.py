@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from star.config.base import Section
 
+# Variable that halves every micro batch of a process. No setting: it changes no result but by rounding, so the fingerprint stays, and
+# a training goes on from its checkpoint. The supervisor of a task sets it (star/cluster/supervisor.py).
+HALF_MICRO_BATCH = "STAR_HALF_MICRO_BATCH"
+
 
 def _require_whole_micro_batches(micro_batch_size: int | None, batch_size: int) -> None:
     if micro_batch_size and batch_size % micro_batch_size:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 8  # per request, with growing pauses; botocore retries by itself
 CONNECTIONS = 16  # kept open: at least as many as threads that share a client, or some of them connect anew each time
 CHUNK = 8 << 20  # bytes read at a time
+BUSY_CODES = ("SlowDown", "RequestTimeout", "TooManyRequests", "Throttling", "ThrottlingException")
 
 
 def check_key(key: str, *, source: str) -> None:
@@ -117,7 +118,10 @@ def open_s3(folder: S3Folder) -> Iterator["BaseClient"]:
 
 @contextmanager
 def s3_errors(place: str) -> Iterator[None]:
-    """Turns the errors of boto3's clients inside the block into an InputError that names the place and the cure."""
+    """Turns the errors of boto3's clients inside the block into an InputError that names the place and the cure.
+
+    It is an UnavailableError where the store is down, cannot be reached, or answers that it is busy.
+    """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -125,12 +129,38 @@ def s3_errors(place: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error.response["Error"].get("Code", "?")
-        raise InputError(f"{place}: the store answered {code}, {_cure(code)}") from error
+        kind = UnavailableError if is_outage(error) else InputError
+        raise kind(f"{place}: the store answered {code}, {_cure(code)}") from error
     except (BotoCoreError, Boto3Error, ConnectionError) as error:
-        raise InputError(
+        kind = UnavailableError if is_outage(error) else InputError
+        raise kind(
             f"{place} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
             "run again to go on"
         ) from error
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of boto3's clients, or one behind it, says that the store is down, out of reach or too busy."""
+    from boto3.exceptions import RetriesExceededError
+    from botocore import exceptions as botocore
+
+    match error:
+        case botocore.ClientError():
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return (status >= 500 and status != 501) or error.response["Error"].get("Code") in BUSY_CODES
+        case botocore.SSLError():  # a certificate that is not trusted is none tomorrow either
+            return False
+        case (
+            botocore.ConnectionError()
+            | botocore.HTTPClientError()
+            | botocore.IncompleteReadError()
+            | RetriesExceededError()
+            | ConnectionError()
+        ):
+            return True
+    # boto3's transfers raise an error of their own about it.
+    behind = error.__cause__ or error.__context__
+    return behind is not None and is_outage(behind)
 
 
 def holds_object(client: "BaseClient", bucket: str, key: str, *, size: int, digest: str) -> bool:

@@ -25,8 +25,8 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star import distributed
-from star.config.training import SimRL, Training
-from star.errors import InputError
+from star.config.training import HALF_MICRO_BATCH, SimRL, Training
+from star.errors import GpuMemoryError, InputError
 from star.folders import checkpoints_s3
 from star.progress import Bar, print_line
 from star.sigterm import EXIT_STATUS, SigtermFlag
@@ -84,6 +84,9 @@ def common_arguments(
         raise InputError(
             f"micro_batch_size {micro_batch_size} must divide the {share} sequences of each of {ranks} processes"
         )
+    if os.environ.get(HALF_MICRO_BATCH):
+        half = max(1, micro_batch_size // 2)
+        micro_batch_size = next(size for size in range(half, 0, -1) if share % size == 0)
     return {
         "output_dir": str(folder),
         "max_steps": settings.steps,
@@ -177,6 +180,7 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         log_metrics: called on rank 0 whenever the trainer logs.
 
     Raises:
+        GpuMemoryError: a step did not fit into the GPU's memory.
         RuntimeError: the trainer stopped before its last step.
         SystemExit: the process received SIGTERM; a checkpoint of its last step is on disk.
     """
@@ -203,7 +207,10 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
         with sigterm:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint)
+            except torch.OutOfMemoryError as error:
+                raise _with_smaller_batch(label, trainer.args) from error
     # If SIGTERM came during the last step, the training is complete and goes on to write its result.
     if sigterm.received and trainer.state.global_step < trainer.args.max_steps:
         sys.exit(EXIT_STATUS)
@@ -218,6 +225,17 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         (state / f"{phase}_curve.json").write_text(curve, encoding="utf-8")
     # The caller copies the curve to its output, so no rank goes on before it is written.
     distributed.barrier()
+
+
+def _with_smaller_batch(label: str, arguments: TrainingArguments) -> GpuMemoryError:
+    """The error of a step that did not fit into the GPU's memory, with the setting that makes it smaller."""
+    size = arguments.per_device_train_batch_size
+    cure = f"set its micro_batch_size to {size // 2}, which changes no batch" if size > 1 else "shorten its sequences"
+    return GpuMemoryError(
+        f"{label}: the memory of the GPU is too small for {size} sequences at a time: {cure}, or take a larger GPU; "
+        "the last checkpoint is kept",
+        micro_batch_size=size,
+    )
 
 
 def copy_learning_curves(state: Path, *, out: Path, metrics: tuple[str, ...]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 from star.folders.owners import create_folder, refuse_others
+from star.folders.s3_client import is_outage
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
 from star.tracking.reason import reason_of
@@ -120,7 +121,8 @@ def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
     except (
         Exception
     ) as error:  # whoever registers a version names its store, and MLflow's clients have errors of their own
-        raise InputError(f"the files of {version} could not be downloaded: {reason_of(error)}") from error
+        kind = UnavailableError if is_outage(error) else InputError
+        raise kind(f"the files of {version} could not be downloaded: {reason_of(error)}") from error
     return to / path
 
 

@@ -20,7 +20,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from transformers import PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 from star.http_client import UNAVAILABLE_STATUSES, RedirectError, retry_pause, send
 from star.http_exchange import Answer, BadStatusError, NoAnswerError, TooLargeError
 from star.modeling.generation import Sample, Sequence
@@ -153,7 +153,7 @@ class TeacherServer:
         try:
             document = retrying(ask).document()
         except NoAnswerError as error:
-            raise InputError(
+            raise UnavailableError(
                 f"the teacher's server at {self.url} does not answer ({error}): start it, or correct the URL; finished batches are kept"
             ) from error
         except BadStatusError as error:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from star.errors import InputError
+from star.errors import UnavailableError
 from star.redaction import redacted
 from star.tracking.reason import reason_of
 from star.tracking.searches import quoted_text
@@ -22,10 +22,6 @@ from star.tracking.searches import quoted_text
 NOT_ANSWERED = "API request to "  # how MLflow's client begins the message of a request that had no usable answer
 BUSY = "TEMPORARILY_UNAVAILABLE"  # error code of a database that is locked or does not answer
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-
-
-class UnavailableError(InputError):
-    """MLflow did not answer. The message names the server, and says what to do."""
 
 
 class Client(MlflowClient):

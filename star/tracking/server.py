@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 from star.folders.owners import create_home, create_in_home, create_private_file
 from star.home import home
 from star.redaction import redacted
@@ -81,7 +81,7 @@ def connect() -> "MlflowClient":
         InputError: the server does not answer.
     """
     configure_mlflow()
-    from star.tracking.client import Client, UnavailableError
+    from star.tracking.client import Client
 
     uri = tracking_uri()
     try:
@@ -108,8 +108,6 @@ def retry_write(write: Callable[[], object]) -> None:
     """
     from mlflow.exceptions import MlflowException
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
-
-    from star.tracking.client import UnavailableError
 
     retrying = Retrying(
         retry=retry_if_exception_type((MlflowException, UnavailableError)),

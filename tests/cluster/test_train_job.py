@@ -36,13 +36,15 @@ RUNTIME = next(
 )
 # What KFP's executor does with the component of a training, in a process that can receive SIGTERM.
 CALL = """
-import json, sys
+import json, os, sys
 from pathlib import Path
-from star.cluster import launch, train_job
+from star.cluster import train_job
+from star.config.cluster import Cluster
 from star.config.experiment import Config
 train_job.POLL_SECONDS = 0.2
 stage, config, out, inputs = sys.argv[1], Config.from_json(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-print(json.dumps(launch.train(stage, config, out=out, **{key: Path(path) for key, path in inputs.items()})))
+cluster, inputs = Cluster.model_validate_json(os.environ["STAR_TRAIN_JOB"]), {key: Path(path) for key, path in inputs.items()}
+print(json.dumps(train_job.run_train_job(stage, config, cluster=cluster, inputs=inputs, out=out)))
 """
 
 

@@ -17,6 +17,7 @@ from star.pipelines.compile_snapshots import FOLDER, PROFILES, snapshot
 from star.pipelines.star_pipeline import compile_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
+H100 = str(ROOT / "deploy" / "profiles" / "h100.yaml")
 SMALL = {"cpu": 2, "memory": 6, "accelerator": None, "shm": None}
 TEACHER = {"cpu": 8, "memory": 128, "accelerator": ("nvidia.com/gpu", "1"), "shm": "16Gi"}
 STUDENT = {**TEACHER, "memory": 64}
@@ -141,6 +142,8 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     assert ("STAR_CONFIG" in given) == (not name.startswith("merge-") and name != "finish")
     given.pop("STAR_CONFIG", None)
+    retry = given.pop("STAR_RETRY", None)
+    assert retry == (None if name in ("preflight", "finish") else load_config(H100).cluster.retry.model_dump_json())
     assert given == {
         "STAR_IMAGE": "star-python:latest",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
@@ -151,16 +154,24 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
         "STAR_HOME": "/var/star/home",
         **({"STAR_CHECKPOINTS": "s3://star/checkpoints"} if name in TRAININGS else {}),
     }
-    assert task["task"]["retryPolicy"] == {
-        "maxRetryCount": 5,
-        "backoffDuration": "30s",
-        "backoffFactor": 2.0,
-        "backoffMaxDuration": "900s",
-    }
     assert task["task"]["cachingOptions"].get("enableCache", False) == cached
     assert pod["securityContext"] == {"runAsNonRoot": True, "runAsUser": "10001"}
     assert pod["podMetadata"]["labels"] == {"star/task": name, "sidecar.istio.io/inject": "false"}
     assert pod["fieldPathAsEnv"] == [{"name": "KFP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kfp_starts_lost_pods_again_whenever_that_is(profile: str) -> None:
+    """Argo ends a workflow at a factor like 1.5, and gives up once `backoffMaxDuration` has passed since the first attempt's start."""
+    tasks = tasks_of(profile)
+    policies = {name: task["task"].get("retryPolicy") for name, task in tasks.items()}
+    assert policies.pop("preflight") is None, "its answer is certain"
+    retry = load_config(PROFILES[profile]).cluster.retry
+    for policy in policies.values():
+        assert policy["maxRetryCount"] == retry.attempts
+        assert policy["backoffDuration"] == f"{retry.backoff_seconds}s"
+        assert policy["backoffFactor"] == retry.factor and float(policy["backoffFactor"]).is_integer()
+        assert int(policy["backoffMaxDuration"].removesuffix("s")) >= 90 * 24 * 3600, "longer than any training"
 
 
 def test_the_loops_have_the_configured_shards_and_parallelism() -> None:
@@ -216,6 +227,7 @@ def test_another_accelerator_is_a_change_of_one_line(tmp_path: Path) -> None:
         ({"train_jobs": {"distill": {}}}, "`train_jobs` needs `work_claim`"),
         ({"priority_class": "high"}, "set `queue` too"),
         ({"train_jobs": {"rollout": {}}, "work_claim": "star-work"}, "train_jobs.rollout"),
+        ({"retry": {"factor": 1.5}}, "1.5 is not a whole number"),
     ],
 )
 def test_an_invalid_cluster_section_is_an_error_that_names_the_setting(cluster: dict, said: str) -> None:
