@@ -7,6 +7,8 @@ from star.cluster.launch import PROCESSES_VARIABLE, RETRY_VARIABLE, TRAIN_JOB_VA
 from star.config.cluster import CPU, Cluster, Node, Retry
 from star.config.task_secrets import EXIT_HANDLER, PREFLIGHT
 from star.stages import STAGES
+from star.tracking.accelerators import VARIABLE as ACCELERATORS_VARIABLE
+from star.tracking.accelerators import Accelerators
 
 TRAINING_STAGES = {stage.name for stage in STAGES if stage.trains}
 # Where the volume of `work_claim` is mounted. Unfinished work and undelivered MLflow data outlive the pod there.
@@ -28,6 +30,10 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
     # The answer of the pre-flight is certain. A lost exit handler is started again, because nobody else closes the runs.
     if name != PREFLIGHT:
         _start_lost_pods_again(task, cluster.retry)
+    if count := cluster.accelerators_of(name):
+        price = cluster.node_of(name).accelerator_price
+        held = Accelerators(count, price, cluster.currency if price else "")
+        task.set_env_variable(ACCELERATORS_VARIABLE, held.to_json())
     for variable, value in cluster.environment.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets_of(name).items():

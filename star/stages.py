@@ -353,6 +353,7 @@ def _run_on_rank0(
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
         from star.registry.lineage import collect_origin, input_datasets
+        from star.tracking.accelerators import held_accelerators
         from star.tracking.runs import stage_run
         from star.tracking.system_metrics import log_system_metrics
 
@@ -375,6 +376,9 @@ def _run_on_rank0(
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
+        # In MLflow the run has logged it already.
+        if held := held_accelerators():
+            metrics |= held.metrics(metrics["seconds"])
         return Result(metrics, origin)
 
     sources = [*map(Path, inputs.values()), *paths_in(settings)]

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 
+from star.cluster.accelerator_costs import in_words, log_accelerator_costs
 from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError
@@ -33,7 +34,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
 
     Returns:
         The summary that is printed and sent to the webhook: run, state, task, error, the MLflow runs that were closed, the unfinished work
-        that is kept for a retry, and all of it as one line of text.
+        that is kept for a retry, how long each stage held accelerators and what that costs, and all of it as one line of text.
     """
     guard_terminal()
     if work_root():
@@ -41,6 +42,7 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
     _send_waiting_events()  # before MLflow is asked for states, or given any
     state = final_state(run_id, state)
+    costs = log_accelerator_costs(run_id)  # before runs are closed, whose end nobody knows
     closed = _close_mlflow_runs(run_id, MLFLOW_STATUS[state])
     summary: dict[str, object] = {
         "run": run_id,
@@ -49,10 +51,12 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         "error": redacted(error or "")[:MAX_ERROR_CHARACTERS],
         "closed_runs": closed,
         "kept": _unfinished_folders(),
+        **({"accelerators": costs} if costs else {}),
     }
     summary["text"] = f"STAR pipeline {run_id}: {state}" + (
         f" in {failed_task}" if state in (FAILED, CANCELLED) else ""
     )
+    summary["text"] = f"{summary['text']}{in_words(costs)}"
     summary = redacted_values(summary)
     print(json.dumps(summary, indent=1), flush=True)
     if url := os.environ.get("STAR_WEBHOOK"):

@@ -77,7 +77,7 @@ TORCHRUN_FLAGS = ("--rdzv-conf=timeout=3600", "--shutdown-timeout=90")
 NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 # Variables of the task that its pods need too. Secrets are not among them: the manifest refers to them by name.
 PASSED_VARIABLES = (
-    "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_SHARED_WITH", "STAR_CHECKPOINTS", "KFP_RUN_ID",
+    "STAR_IMAGE", "STAR_WORK", "STAR_HOME", "STAR_SHARED_WITH", "STAR_CHECKPOINTS", "STAR_ACCELERATORS", "KFP_RUN_ID",
     "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID",
 )  # fmt: skip
 

@@ -82,6 +82,9 @@ class Node(Section):
     accelerator_memory: float | None = Field(
         None, gt=0, description="Memory of one accelerator in GiB, with which the pre-flight compares its estimates"
     )
+    accelerator_price: float | None = Field(
+        None, gt=0, description="Price of one accelerator for an hour, in `cluster.currency`"
+    )
     shm: Quantity | None = Field(
         None, description="Size of /dev/shm, which counts as memory; the node's own 64 MB by default"
     )
@@ -196,6 +199,7 @@ class Cluster(Section):
     service_account: KubernetesName | None = Field(
         None, description="Service account of the tasks; that of the KFP installation by default"
     )
+    currency: str = Field("USD", pattern=r"^\S{1,8}$", description="Currency of `accelerator_price`, as it is shown")
     queue: LabelValue | None = Field(
         None,
         description="LocalQueue of Kueue in which the pods of tasks, and TrainJobs, wait for room; none by default",
@@ -276,8 +280,15 @@ class Cluster(Section):
         placed: dict[str, str] = dict(self.placement.items())
         return self.nodes[placed.get(stage, CPU)]
 
+    def accelerators_of(self, stage: str) -> int:
+        """Returns how many accelerators a stage or another task holds: those of all its nodes."""
+        node = self.node_of(stage)
+        return self._nodes_of(stage) * node.accelerators if node.accelerator else 0
+
     def processes_of(self, stage: str) -> int:
         """Returns how many processes train a stage together: one per accelerator of each of its nodes."""
+        return self._nodes_of(stage) * self.node_of(stage).processes
+
+    def _nodes_of(self, stage: str) -> int:
         jobs: dict[str, TrainJob] = dict(self.train_jobs.items())
-        nodes = jobs[stage].nodes if stage in jobs else 1
-        return nodes * self.node_of(stage).processes
+        return jobs[stage].nodes if stage in jobs else 1

@@ -25,6 +25,8 @@ def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
         distilled_sequences=rows * 8,
         teacher_refine=500 * 128 * 8,
         student_refine=500 * 128 * 8,
+        teacher_group=8,
+        student_group=8,
     )
 
 

@@ -54,6 +54,7 @@ class Workload:
         samples, evaluated_samples: answers drawn for each row.
         warm_sequences, distilled_sequences: sequences that the teacher's supervised training and the distillation see.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
+        teacher_group, student_group: completions that Sim-RL draws of one prompt.
     """
 
     teacher: ModelSize
@@ -69,6 +70,8 @@ class Workload:
     distilled_sequences: int
     teacher_refine: int
     student_refine: int
+    teacher_group: int
+    student_group: int
     prompt_tokens: float = PROMPT_TOKENS
     completion_tokens: float = COMPLETION_TOKENS
 
@@ -105,6 +108,8 @@ def workload_of(config: Config, *, teacher: ModelSize, student: ModelSize, vocab
         distilled_sequences=_sequences(config.distill),
         teacher_refine=_completions(config.teacher.refine),
         student_refine=_completions(config.refine),
+        teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
+        student_group=config.refine.num_generations,
         prompt_tokens=min(PROMPT_TOKENS, config.max_prompt_tokens),
         completion_tokens=min(COMPLETION_TOKENS, config.rollout.max_new_tokens),
     )
@@ -125,7 +130,8 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
         "synthesize": Cost(work.made_rows * SECONDS_TO_MAKE_A_ROW, 0, work.made_rows * BYTES_OF_A_ROW),
         "refine-teacher": Cost(
             0,
-            training_seconds(teacher, work.warm_sequences * length) + simrl_seconds(teacher, work, work.teacher_refine),
+            training_seconds(teacher, work.warm_sequences * length)
+            + simrl_seconds(teacher, work, completions=work.teacher_refine, per_prompt=work.teacher_group),
             4 * teacher.parameters,
         ),
         "rollout": Cost(
@@ -143,7 +149,11 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
             training_seconds(student, work.distilled_sequences * length),
             4 * student.parameters,
         ),
-        "refine": Cost(0, simrl_seconds(student, work, work.student_refine), 4 * student.parameters),
+        "refine": Cost(
+            0,
+            simrl_seconds(student, work, completions=work.student_refine, per_prompt=work.student_group),
+            4 * student.parameters,
+        ),
         "evaluate": Cost(
             3 * evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW,
             asked,
@@ -174,9 +184,9 @@ def generation_seconds(model: ModelSize, work: Workload, *, prompts: float, answ
     return read + answers * work.completion_tokens * per_token
 
 
-def simrl_seconds(model: ModelSize, work: Workload, completions: float) -> float:
+def simrl_seconds(model: ModelSize, work: Workload, *, completions: float, per_prompt: int) -> float:
     """Card seconds of Sim-RL: sampling, the training on what was sampled, and the log-probabilities of the starting model."""
-    sampled = generation_seconds(model, work, prompts=completions / 8, answers=completions)
+    sampled = generation_seconds(model, work, prompts=completions / per_prompt, answers=completions)
     tokens = completions * (work.prompt_tokens + work.completion_tokens)
     reference = 2 * model.parameters * tokens / (FLOPS * PREFILL_UTILISATION)
     return sampled + training_seconds(model, tokens) + reference

@@ -15,7 +15,7 @@ from star.doctor.estimates import GIB
 from star.doctor.preflight import preflight_checks
 from star.errors import InputError
 from star.terminal import console
-from star.units import format_bytes, format_seconds
+from star.units import format_bytes, format_number, format_seconds
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
 LARGE_NEEDS = (200, 64)  # GiB of disk and of memory
@@ -82,7 +82,7 @@ def print_checks(config: Config) -> bool:
 
 def cost_lines(config: Config) -> Iterator[str]:
     """Yields what each stage will cost, by the formulas of docs/scale.md."""
-    from star.doctor.costs import CARD, stage_costs
+    from star.doctor.costs import stage_costs
     from star.doctor.estimates import workload
 
     try:
@@ -95,10 +95,25 @@ def cost_lines(config: Config) -> Iterator[str]:
         f"and answers of {work.completion_tokens:,.0f} tokens (docs/scale.md):"
     )
     on_cards = _is_large(config.teacher.base)
-    for stage, cost in stage_costs(work).items():
+    costs, prices = stage_costs(work), {}
+    for stage, cost in costs.items():
         parts = [f"{format_bytes(cost.disk)} on disk"]
         if on_cards and cost.card_seconds:
-            parts.insert(0, f"{format_seconds(round(cost.card_seconds))} of one {CARD}")
+            price = config.cluster.node_of(stage).accelerator_price
+            prices[stage] = None if price is None else cost.card_seconds / 3600 * price
+            parts.insert(0, f"{_of_cards(cost.card_seconds, prices[stage], config)}")
         if cost.core_seconds >= 1:
             parts.insert(0, f"{format_seconds(round(cost.core_seconds))} of one core")
         yield f"     {stage:<22} {', '.join(parts)}"
+    if on_cards:
+        known = [price for price in prices.values() if price is not None]
+        total = sum(known) if len(known) == len(prices) else None
+        yield f"     {'all of them':<22} {_of_cards(sum(cost.card_seconds for cost in costs.values()), total, config)}"
+
+
+def _of_cards(seconds: float, price: float | None, config: Config) -> str:
+    """A time of one card, and what it costs if the profile says what an hour does."""
+    from star.doctor.costs import CARD
+
+    money = f" ({format_number(price)} {config.cluster.currency})" if price is not None else ""
+    return f"{format_seconds(round(seconds))} of one {CARD}{money}"

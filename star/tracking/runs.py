@@ -26,6 +26,8 @@ from pathlib import Path
 from star import distributed
 from star.home import spools_folder
 from star.sigterm import sigterm_raises_system_exit_by_default
+from star.tracking.accelerators import TAG as ACCELERATORS_TAG
+from star.tracking.accelerators import held_accelerators
 from star.tracking.parent_run import PARENT_VARIABLE, SharedRun, shared_parent_run
 from star.tracking.reason import reason_of
 from star.tracking.sender import Sender, replay, send_events
@@ -136,14 +138,30 @@ def stage_run(
     # A runner that named a run owns the hierarchy. A shared run beside it would be a second one.
     shared = shared_parent_run() if parent is None and "MLFLOW_RUN_ID" not in os.environ else None
     if shared is None:
-        with _open_run(stage, parent=parent, params=params or {}, tags=tags) as run:
+        with _open_run(stage, parent=parent, params=params or {}, tags=tags) as run, _accelerator_time(run):
             yield run
         return
     with (
         _open_shared_run(shared) as parent,
         _open_run(stage, parent=parent, params=params or {}, tags={**shared.tags, **tags}) as run,
+        _accelerator_time(run),
     ):
         yield run
+
+
+@contextmanager
+def _accelerator_time(run: Run) -> Iterator[None]:
+    """Logs how long the block held the accelerators of its task, also when it fails."""
+    held = held_accelerators()
+    if held is None:
+        yield
+        return
+    run.set_tags({ACCELERATORS_TAG: held.to_json()})
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        run.log_metrics(held.metrics(time.monotonic() - start))
 
 
 @contextmanager

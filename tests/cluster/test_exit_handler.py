@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from star.cluster.exit_handler import close_pipeline
 from star.cluster.pipeline_state import final_state
+from star.tracking.accelerators import Accelerators
 from star.tracking.server import connect, experiment_id
 
 STAGE = """
@@ -36,7 +37,8 @@ def runs() -> dict[str, str]:
 
 
 def test_the_mlflow_runs_of_a_killed_pod_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {**os.environ, "KFP_RUN_ID": "0123456789"}
+    held = Accelerators(1000).to_json()
+    environment = {**os.environ, "KFP_RUN_ID": "0123456789", "STAR_ACCELERATORS": held}
     pod = subprocess.Popen([sys.executable, "-c", STAGE], env=environment, stdout=subprocess.PIPE, text=True)
     assert pod.stdout.readline() == "open\n"
     pod.send_signal(signal.SIGKILL)
@@ -45,6 +47,8 @@ def test_the_mlflow_runs_of_a_killed_pod_are_closed(monkeypatch: pytest.MonkeyPa
     summary = close_pipeline("0123456789", state="CANCELLED", failed_task="stages", error=None)
     assert "distill" in summary["closed_runs"] or runs()["distill"] != "RUNNING"
     assert set(runs().values()) == {"KILLED"}
+    # Up to the last event that it has left.
+    assert 0 < summary["accelerators"]["seconds"]["distill"] < 60_000
 
 
 class Kfp(ThreadingHTTPServer):

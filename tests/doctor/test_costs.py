@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from star.config.cluster import Cluster, Node
 from star.config.experiment import Config
 from star.doctor.cost_tables import paper_workload, size_table, stage_table
 from star.doctor.costs import stage_costs, store_bytes
@@ -54,3 +55,26 @@ def test_the_doctor_names_what_each_stage_costs(micro: Config) -> None:
     assert f"{micro.rollout.prompts or micro.data.generated_rows:,} rows" in heading
     assert [line.split()[0] for line in lines] == list(stage_costs(paper_workload(1)))
     assert all("on disk" in line and "card" not in line for line in lines)
+
+
+def test_a_price_of_the_node_makes_money_of_card_time(micro: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("star.doctor.machine._is_large", lambda base: True)
+    # So large a price that a tiny model costs whole euros.
+    gpu = Node(accelerator="nvidia.com/gpu", accelerator_price=1e9)
+    stages = ("refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate")
+    for priced in (stages, stages[:-1]):
+        placement = {"nodes": {"gpu": gpu, "free": Node(accelerator="nvidia.com/gpu")}, "currency": "EUR"}
+        placement["placement"] = {stage: "gpu" if stage in priced else "free" for stage in stages}
+        config = micro.model_copy(update={"cluster": Cluster.model_validate(placement)})
+        lines = {line.split()[0]: line for line in cost_lines(config)}
+        assert [stage for stage in stages if "H100 80 GB (" in lines[stage] and "EUR)" in lines[stage]] == list(priced)
+        # A sum in which a price is missing would be too small.
+        assert ("EUR)" in lines["all"]) == (priced == stages)
+
+
+def test_simrl_reads_a_prompt_once_for_each_group() -> None:
+    work = paper_workload(1000)
+    larger_groups = replace(work, student_group=16)
+    costs, cheaper = stage_costs(work), stage_costs(larger_groups)
+    assert cheaper["refine"].card_seconds < costs["refine"].card_seconds
+    assert cheaper["refine-teacher"] == costs["refine-teacher"]

@@ -144,6 +144,8 @@ def test_every_task_has_the_settings_of_the_h100_profile(name: str) -> None:
     given.pop("STAR_CONFIG", None)
     retry = given.pop("STAR_RETRY", None)
     assert retry == (None if name in ("preflight", "finish") else load_config(H100).cluster.retry.model_dump_json())
+    held = {"count": 1, "price_per_hour": None, "currency": ""}
+    assert json.loads(given.pop("STAR_ACCELERATORS", "null")) == (held if on_gpu else None)
     assert given == {
         "STAR_IMAGE": "star-python:latest",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
@@ -309,6 +311,11 @@ def test_trainings_use_all_accelerators_of_their_nodes() -> None:
     }
     eight = {"cpu": 64, "memory": 900, "accelerator": ("nvidia.com/gpu", "8"), "shm": "64Gi"}
     assert node_of(tasks["refine"]) == eight and given["refine"]["STAR_PROCESSES"] == "8"
+    # What the pods of a TrainJob hold is what its task's time costs.
+    counts = {
+        name: json.loads(env["STAR_ACCELERATORS"])["count"] for name, env in given.items() if "STAR_ACCELERATORS" in env
+    }
+    assert counts == {"refine-teacher": 16, "distill": 16, "refine": 8, "rollout": 1, "extract-topk": 1, "evaluate": 1}
     # A task that waits for a TrainJob requests no accelerator itself.
     for name in ("refine-teacher", "distill"):
         assert node_of(tasks[name]) == SMALL and "nodeSelector" not in tasks[name]["pod"]
