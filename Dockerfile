@@ -5,6 +5,9 @@
 #   docker build --target bfcl -t star-python:bfcl ...   (vllm plus the environment of the BFCL harness, for `evaluate.suites`)
 # BASE may be any image that has Python 3.11 to 3.14 as python3, with its venv module and pip. Name it with its digest, as here: a tag alone
 # can be moved. The digest of a tag: docker buildx imagetools inspect python:3.11-slim
+#
+# Behind a company's network (docs/kubernetes.md#behind-a-companys-network): index, certificate and proxy are secrets of the build, which no
+# layer keeps: --secret id=pip.conf,src=pip.conf, and likewise netrc, ca.pem, apt.conf, sources.list. All may be missing.
 ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736ce522c1bca08fd521731aafc0d76
 
 # Every file that is installed is compared with its sha256 in a lock (`make lock`), and each step asks one index only. Two extras are part
@@ -13,22 +16,26 @@ ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736c
 FROM ${BASE} AS build
 WORKDIR /build
 RUN python3 -m venv /opt/star
-ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1
+ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_CONFIG_FILE=/run/secrets/pip.conf NETRC=/run/secrets/netrc
 COPY requirements requirements
-RUN pip install --require-hashes --no-deps --requirement requirements/build.lock
-RUN pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/image.lock
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps --requirement requirements/build.lock
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/image.lock
 
 FROM build AS build-cpu
 # CPU builds of torch are a tenth of the size and have their own index. Another index needs a lock with the sha256 of its files; an empty
 # TORCH_INDEX is the default index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH_LOCK=requirements/torch-cpu.lock
-RUN pip install --require-hashes --no-deps ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} --requirement ${TORCH_LOCK}
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} --requirement ${TORCH_LOCK}
 COPY . .
 RUN pip install --no-deps --no-build-isolation .
 
 FROM build AS build-cuda
-RUN pip install --require-hashes --no-deps --requirement requirements/torch-pypi.lock
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps --requirement requirements/torch-pypi.lock
 COPY . .
 RUN pip install --no-deps --no-build-isolation .
 
@@ -36,10 +43,12 @@ RUN pip install --no-deps --no-build-isolation .
 FROM ${BASE} AS build-vllm
 WORKDIR /build
 RUN python3 -m venv /opt/star
-ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1
+ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_CONFIG_FILE=/run/secrets/pip.conf NETRC=/run/secrets/netrc
 COPY requirements requirements
-RUN pip install --require-hashes --no-deps --requirement requirements/build.lock
-RUN pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/vllm.lock
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps --requirement requirements/build.lock
+RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
+    pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/vllm.lock
 COPY . .
 RUN pip install --no-deps --no-build-isolation .
 
@@ -59,13 +68,16 @@ COPY --from=build-cuda /opt/star /opt/star
 # Triton compiles vLLM's kernels when it starts, for which it needs a C compiler. `spawn`, because a stage has used CUDA before vLLM starts.
 FROM runtime AS vllm
 USER root
-RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=sources.list --mount=type=secret,id=ca.pem \
+    if [ -f /run/secrets/apt.conf ]; then export APT_CONFIG=/run/secrets/apt.conf; fi; apt-get update && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 USER 10001
 ENV VLLM_WORKER_MULTIPROC_METHOD=spawn VLLM_NO_USAGE_STATS=1
 COPY --from=build-vllm /opt/star /opt/star
 
 FROM vllm AS bfcl
-RUN python3 -m star.evaluation.bfcl.environment
+RUN --mount=type=secret,id=pip.conf,uid=10001 --mount=type=secret,id=netrc,uid=10001 --mount=type=secret,id=ca.pem,uid=10001 \
+    PIP_CONFIG_FILE=/run/secrets/pip.conf NETRC=/run/secrets/netrc python3 -m star.evaluation.bfcl.environment
 
 FROM runtime AS cpu
 COPY --from=build-cpu /opt/star /opt/star

@@ -46,6 +46,28 @@ def constraints() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in split}
 
 
+def test_the_image_is_built_with_a_companys_index_and_keeps_nothing_of_it() -> None:
+    """Each step that downloads gets the secrets, and neither these nor a proxy are arguments, copies or variables of a final image."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", text, re.DOTALL | re.MULTILINE))
+    steps = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    python = [
+        step for step in steps if ("pip install" in step and not step.endswith(" .")) or "bfcl.environment" in step
+    ]
+    assert len(python) == 7
+    for step in python:
+        assert {"pip.conf", "netrc", "ca.pem"} <= set(re.findall(r"--mount=type=secret,id=([\w.]+)", step)), step
+    [compiler] = [step for step in steps if "apt-get" in step]
+    assert {"apt.conf", "sources.list", "ca.pem"} == set(re.findall(r"--mount=type=secret,id=([\w.]+)", compiler))
+    for name in {"runtime", "cpu", "cuda", "vllm", "bfcl"}:
+        assert not re.search(r"^ENV.*(PIP_|NETRC|PROXY)|^ARG (?!COMMIT)", stages[name], re.MULTILINE | re.IGNORECASE), (
+            name
+        )
+        assert set(re.findall(r"^COPY (.*)$", stages[name], re.MULTILINE)) <= {
+            f"--from=build-{kind} /opt/star /opt/star" for kind in ("cpu", "cuda", "vllm")
+        }
+
+
 @pytest.mark.parametrize("lock", [*LOCKS, *VLLM_LOCKS, BFCL], ids=lambda lock: lock.stem)
 def test_every_entry_has_one_version_and_hashes(lock: Path) -> None:
     found = entries(lock)
