@@ -85,14 +85,21 @@ class KfpClient:
     namespace: str | None = None
 
     def submit(self, config: Config, *, image: str, experiment: str) -> str:
-        """Compiles the configuration's pipeline for an image, starts a run in an experiment (a group of runs) and returns its ID."""
-        from star.pipelines.star_pipeline import compile_pipeline
+        """Uploads the inputs of this machine, compiles the configuration's pipeline for an image, and starts a run.
+
+        Args:
+            experiment: The group of runs that it belongs to.
+
+        Returns:
+            The run's ID.
+        """
+        from star.pipelines.star_pipeline import upload_and_compile
 
         client = self._client
         name = f"{config.name}-{uuid.uuid4().hex[:8]}"
         with TemporaryDirectory() as folder:
             package = Path(folder) / "star.yaml"
-            compile_pipeline(config, package, image=image)
+            upload_and_compile(config, package, image=image)
             group = self._ask(lambda: client.create_experiment(experiment, namespace=self.namespace))
 
             def find_or_create() -> str:

@@ -95,15 +95,16 @@ class KfpPipelines(KfpClient):
     """A client of one KFP server for its named pipelines and its schedules."""
 
     def upload(self, config: Config, *, image: str, pipeline: str) -> Version:
-        """Compiles the configuration's pipeline and makes it a version of a named pipeline, which is made if there is none.
+        """Uploads the inputs of this machine, compiles the configuration's pipeline and makes it a version of a named pipeline.
 
+        A pipeline of that name is made if there is none.
         What is there already, under the same name of pipeline and version, is found and not uploaded again.
         """
-        from star.pipelines.star_pipeline import compile_pipeline
+        from star.pipelines.star_pipeline import upload_and_compile
 
         with TemporaryDirectory() as folder:
             package = Path(folder) / "star.yaml"
-            compile_pipeline(config, package, image=image)
+            upload_and_compile(config, package, image=image)
             name = version_name(package)
             pipeline_id = self._ask(lambda: self._find_or_create_pipeline(pipeline))
             made = []

@@ -31,9 +31,11 @@ from star.components.rollout import rollout
 from star.components.synthesize import synthesize
 from star.config.cluster import ShardedStage
 from star.config.experiment import Config
+from star.config.files import inputs_in
 from star.errors import InputError
 from star.folders.code_digest import code_digest
 from star.pipelines.resources import apply_cluster_settings
+from star.pipelines.upload_inputs import upload_inputs
 from star.stages import STAGES, stage_named
 
 IMAGE = "star-python:latest"  # a placeholder, in the snapshots and in a pipeline that is compiled for a look
@@ -68,11 +70,12 @@ def build_pipeline(config: Config) -> BaseComponent:
 
 def build_cluster_pipeline(config: Config, *, image: str) -> BaseComponent:
     """The pipeline for a cluster, with tasks on the nodes that the section `cluster` of the configuration names."""
+    cluster = config.cluster_of_tasks
 
     def configure(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
         task.set_display_name(name).set_container_image(image).set_caching_options(_is_cached(name))
         task.set_env_variable("STAR_IMAGE", image)  # for the lineage, and for the pods of TrainJobs
-        apply_cluster_settings(task, name, config.cluster)
+        apply_cluster_settings(task, name, cluster)
         return task
 
     @dsl.pipeline(name="star", description="Distils a large function-calling model into a small one.")
@@ -154,15 +157,23 @@ def compile_pipeline(config: Config, output: Path, *, image: str = IMAGE) -> Non
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output} must end in .yaml: give another --output")
-    for file in (config.data.tools, config.data.seed_data):
-        if file is not None and file.is_local:
+    for name, source in inputs_in(config):
+        if source.is_local:
             raise InputError(
-                f"{file.path} is on this machine, where no pod can read it: run this profile with `star run`"
+                f"`{name}` is {source.path} on this machine, where no pod can read it: `star pipeline submit` uploads it, or "
+                "name a copy in S3 (s3://bucket/...)"
             )
     # On the cluster such a mistake would show up only after the stages before it, hours later.
     _check_nodes(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(build_cluster_pipeline(config, image=image), str(output))
+
+
+def upload_and_compile(config: Config, output: Path, *, image: str = IMAGE) -> None:
+    """`compile_pipeline`, after the inputs that only this machine has were uploaded for the pods (upload_inputs.py)."""
+    # Before an upload that may take an hour.
+    _check_nodes(config)
+    compile_pipeline(upload_inputs(config), output, image=image)
 
 
 def _check_nodes(config: Config) -> None:

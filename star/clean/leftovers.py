@@ -31,6 +31,8 @@ from star.clean.results import Protection, why_in_use
 from star.folders.manifest import MANIFEST
 from star.folders.owners import file_mode, is_own
 from star.folders.reuse import NO_RESULTS, shown
+from star.folders.s3_inputs import FOLDER as INPUTS
+from star.folders.s3_inputs import SEEN, fetched_place_of
 from star.folders.working_paths import lock_file, work_root
 from star.folders.workspace import FINGERPRINT_FILE
 from star.home import home, spools_folder
@@ -43,7 +45,7 @@ LOG = re.compile(r"\d{8}-\d{6}\.(log|events\.jsonl)")
 
 
 def find_leftovers(protection: Protection, *, aliased: Mapping[str, str] | None) -> Iterator[Entry]:
-    """Unfinished work, interrupted removals, downloads, spools and logs.
+    """Unfinished work, interrupted removals, downloads, fetched inputs, spools and logs.
 
     Args:
         protection: for how many days they stay, and what is in use or named.
@@ -57,6 +59,9 @@ def find_leftovers(protection: Protection, *, aliased: Mapping[str, str] | None)
     for path in sorted(_children(home() / "models")):
         if not is_renamed(path):
             yield _judge_download(path, protection, aliased)
+    for path in sorted(_children(home() / INPUTS)):
+        if path.is_dir() and path.name != SEEN and not is_renamed(path):
+            yield _judge(path, days, kind="input from S3", in_use=why_in_use(fetched_place_of(path), protection))
     for path in sorted(_children(spools_folder())):
         if not is_renamed(path):
             yield _judge_spool(path, days)

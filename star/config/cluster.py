@@ -4,12 +4,13 @@ A run on one machine (`star run`, DVC) does not read this section.
 """
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from star.config.base import S3Url, Section, Text, matching
-from star.config.task_secrets import PREFLIGHT, TaskName, tasks_that_use
+from star.config.task_secrets import PREFLIGHT, TASKS, TaskName, tasks_that_use
 from star.redaction import REFERENCES, names_secret
 
 CPU = "cpu"  # the node of every task that runs no model
@@ -196,6 +197,11 @@ class Cluster(Section):
         None,
         description="s3://bucket/folder to which checkpoints are copied, for nodes that can vanish with their disks",
     )
+    inputs: S3Url | None = Field(
+        None,
+        description="s3://bucket/folder to which `star pipeline submit` uploads tools, rows and bases of your machine; by default the "
+        "folder `inputs` beside `checkpoints` or STAR_REGISTRY",
+    )
     service_account: KubernetesName | None = Field(
         None, description="Service account of the tasks; that of the KFP installation by default"
     )
@@ -265,6 +271,14 @@ class Cluster(Section):
             for secret, variables in self.secrets.items()
         }
         return {secret: variables for secret, variables in of_task.items() if variables}
+
+    def with_keys_of_s3(self, tasks: Collection[TaskName]) -> "Cluster":
+        """The section with further tasks that get the variables `AWS_...`, unless `secret_tasks` says who does."""
+        named = {variable for variables in self.secrets.values() for variable in variables}
+        keys = [variable for variable in named if variable.startswith("AWS_") and variable not in self.secret_tasks]
+        given = {key: tuple(name for name in TASKS if name in {*self._tasks_with(key), *tasks}) for key in sorted(keys)}
+        # Without an input in S3 nothing is written down that the table says anyway.
+        return self.model_copy(update={"secret_tasks": {**self.secret_tasks, **given}}) if tasks else self
 
     def _tasks_with(self, variable: str) -> tuple[str, ...]:
         if variable in self.secret_tasks:

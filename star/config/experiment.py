@@ -13,13 +13,22 @@ from star.config.base import Section, canonical
 from star.config.cluster import Cluster
 from star.config.data import Data
 from star.config.evaluation import Evaluate, Registry
-from star.config.files import identity
+from star.config.files import identity, inputs_in
 from star.config.keep import Keep
 from star.config.models import Architecture, Scratch, Student, Teacher
 from star.config.plain_text import refusal
 from star.config.safety import Safety
+from star.config.task_secrets import TaskName
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, SimRL
+
+# Section with an input -> the task that reads it, besides the pre-flight.
+READERS: dict[str, TaskName] = {
+    "data": "synthesize",
+    "teacher": "refine-teacher",
+    "student": "distill",
+    "evaluate": "evaluate",
+}
 
 
 class Config(Section):
@@ -69,6 +78,12 @@ class Config(Section):
             "evaluate": self.evaluate.vllm,
         }
         return {stage: vllm.tensor_parallel_size for stage, vllm in settings.items() if vllm}
+
+    @property
+    def cluster_of_tasks(self) -> Cluster:
+        """The section `cluster`, in which the tasks that fetch an input from S3 are among those that get its keys."""
+        readers = {READERS[name.partition(".")[0]] for name, source in inputs_in(self) if source.is_in_s3}
+        return self.cluster.with_keys_of_s3(readers)
 
     def slice(self, sections: tuple[str, ...]) -> str:
         """Returns the named sections as canonical JSON, whose digest is a stage's config digest.

@@ -10,7 +10,8 @@
 | `MLFLOW_...` | every task that is tracked: all but the merges of rollout and top-k store |
 | any other | every task, since nothing is known of it |
 
-The pre-flight gets all, because it checks that they are there.
+A task that reads an input from S3 gets `AWS_...` too (`Cluster.with_keys_of_s3`). The pre-flight gets all, because it checks that they are
+there.
 """
 
 from collections.abc import Mapping

@@ -40,7 +40,9 @@ from star.home import home
 
 VARIABLE = "STAR_REUSE"
 # Of the home: links to results, unfinished work, and files of kfp and MLflow.
-NO_RESULTS = frozenset({"latest", "work", "cache", "in-use", "lineages", "logs", "mlartifacts", "models", "spool"})
+NO_RESULTS = frozenset(
+    {"latest", "work", "cache", "in-use", "inputs", "lineages", "logs", "mlartifacts", "models", "spool"}
+)
 LINKED_BYTES = 16 * 2**20  # from this size on a file is linked: nobody edits such a file by hand
 
 _upload_place: ContextVar[str | None] = ContextVar("_upload_place", default=None)

@@ -187,7 +187,7 @@ def holds_object(client: "BaseClient", bucket: str, key: str, *, size: int, dige
 
 
 def _cure(code: str) -> str:
-    if code in ("NoSuchBucket", "404"):
+    if code in ("NoSuchBucket", "NoSuchKey", "404"):
         return "the bucket or a file is missing: make it, or correct the URL"
     if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
         return "it refuses these credentials: check AWS_ACCESS_KEY_ID and the bucket's policy"

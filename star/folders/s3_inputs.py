@@ -11,7 +11,7 @@ A file is one object. A folder is one of two things:
 The sha256 of that list is the digest of the folder in both cases, and of the same folder on a disk.
 
     <home>/inputs/0b6dd34c.../                      a fetched folder, or a fetched file under its name
-    <home>/inputs/.0b6dd34c....partial/             one that is on its way; a killed fetch keeps the files that arrived whole
+    <home>/inputs/.0b6dd34c....arriving/           one that is on its way; a killed fetch keeps the files that arrived whole
     <home>/inputs/seen/91b1....json                 the sha256 of an object, with size and ETag of when it was read
 """
 
@@ -37,7 +37,7 @@ from star.progress import Bar
 if TYPE_CHECKING:
     from botocore.client import BaseClient
 
-FOLDER, SEEN = "inputs", "seen"
+FOLDER, SEEN, ARRIVING = "inputs", "seen", ".arriving"
 LIST_BYTES = 64 * 2**20  # of the list of a folder's files
 Choose = Callable[[Collection[str], Callable[[str], bytes]], list[str]]
 """Of all names in a folder, those that count, in the order of its list. The second argument reads one of them."""
@@ -48,10 +48,15 @@ def list_of_files(digests: Collection[tuple[str, str]]) -> bytes:
     return json.dumps([[name, digest] for name, digest in digests]).encode()
 
 
+def digest_of_list(listed: bytes) -> str:
+    """The digest of the folder that has this list."""
+    return hashlib.sha256(listed).hexdigest()
+
+
 def digest_of_files(folder: Path, names: Collection[str], *, trust: Trust) -> str:
     """The digest of a folder of which these files count, in the order of its list."""
     found = digests_of([folder / name for name in names], trust=trust)
-    return hashlib.sha256(list_of_files([(name, found[folder / name]) for name in names])).hexdigest()
+    return digest_of_list(list_of_files([(name, found[folder / name]) for name in names]))
 
 
 def names_in(folder: Path) -> list[str]:
@@ -66,6 +71,11 @@ def names_in(folder: Path) -> list[str]:
 def fetched_place(sha256: str) -> Path:
     """Where an input with this digest is kept after it was fetched: a folder, also for a file."""
     return home() / FOLDER / sha256
+
+
+def fetched_place_of(path: Path) -> Path:
+    """The place of an input of which this is the copy, or the part of one that is on its way."""
+    return path.with_name(path.name.removeprefix(".").removesuffix(ARRIVING))
 
 
 def digest_of_object(url: str) -> str:
@@ -95,7 +105,7 @@ def digest_of_prefix(url: str, *, choose: Choose) -> str:
             for name in names:
                 found.append((name, _digest_of(client, place.bucket, place.key(name))))
                 bar.advance()
-    return hashlib.sha256(list_of_files(found)).hexdigest()
+    return digest_of_list(list_of_files(found))
 
 
 def fetch_file(url: str, *, sha256: str, name: str) -> Path:
@@ -107,9 +117,9 @@ def fetch_file(url: str, *, sha256: str, name: str) -> Path:
     place, target = S3Folder.parse(url), fetched_place(sha256) / name
     with _only_one(sha256):
         if not (target.is_file() and digest_of_file(target, trust="own") == sha256):
-            partial = target.with_name(f".{name}.partial")
+            partial = target.with_name(f".{name}{ARRIVING}")
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            with open_s3(place) as client, Bar(f"fetch {place}", 1) as bar:
+            with open_s3(place) as client, Bar(f"fetch {name}", 1) as bar:
                 if download_object(client, place.bucket, place.prefix, partial) != sha256:
                     partial.unlink()
                     raise InputError(_changed(str(place)))
@@ -130,7 +140,7 @@ def fetch_folder(url: str, *, sha256: str, choose: Choose) -> Path:
         if target.is_dir() and _digest_of_local(target, choose) != sha256:
             shutil.rmtree(target)
         if not target.is_dir():
-            partial = target.with_name(f".{sha256}.partial")
+            partial = target.with_name(f".{sha256}{ARRIVING}")
             partial.mkdir(mode=0o700, exist_ok=True)
             with open_s3(place) as client:
                 _fetch_files(client, place, partial, sha256=sha256, choose=choose)
@@ -149,12 +159,13 @@ def _fetch_files(client: "BaseClient", place: S3Folder, partial: Path, *, sha256
         wanted = [(name, f"{bucket_folder}/{digest}", digest) for name, digest in _read_list(client, place, sha256)]
     else:
         wanted = [(name, place.key(name), "") for name in _chosen(client, place, choose)]
-    with Bar(f"fetch {place}", len(wanted)) as bar:
+    # Of an uploaded folder this is a part of its digest.
+    with Bar(f"fetch {place.prefix.rpartition('/')[2][:16]}", len(wanted)) as bar:
         for name, key, digest in wanted:
             file = partial / name
             if not file.is_file():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                arriving = file.with_name(f".{file.name}.arriving")
+                arriving = file.with_name(f".{file.name}{ARRIVING}")
                 found = download_object(client, place.bucket, key, arriving)
                 if digest and found != digest:
                     arriving.unlink()
@@ -170,7 +181,7 @@ def is_named_by(place: S3Folder, sha256: str) -> bool:
 
 def _read_list(client: "BaseClient", place: S3Folder, sha256: str) -> list[tuple[str, str]]:
     content = client.get_object(Bucket=place.bucket, Key=place.prefix)["Body"].read(LIST_BYTES)
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if digest_of_list(content) != sha256:
         raise InputError(_changed(str(place)))
     # It is what was uploaded. Whoever wrote the configuration may still not write outside the folder.
     found = [(str(name), str(digest)) for name, digest in json.loads(content)]

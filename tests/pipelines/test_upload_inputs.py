@@ -1,0 +1,253 @@
+"""Inputs by content: on a disk, in S3 under any name, and uploaded for the pods, they are the same work; on a real S3 server."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from star.cluster.task_config import config_for_environment, digest_for_task
+from star.config.experiment import Config
+from star.config.files import inputs_in, paths_in
+from star.config.load import load_config
+from star.errors import InputError
+from star.folders import s3_transfer
+from star.folders.s3_client import s3_client
+from star.hashing import sha256_of
+from star.pipelines.star_pipeline import compile_pipeline, upload_and_compile
+from star.pipelines.upload_inputs import upload_inputs
+from tests.conftest import BUCKET
+
+TOOLS = [{"name": "lamp", "description": "Switch a lamp", "parameters": {"type": "object", "properties": {}}}]
+ROW = {"messages": [{"role": "user", "content": "on"}, {"role": "assistant", "content": "ok"}], "tools": TOOLS}
+# A process that ends like a node that loses power, at its fourth part.
+KILLED = """
+import os, signal, sys
+from star.config.load import load_config
+from star.folders import s3_transfer
+from star.folders.s3_client import s3_client
+from star.pipelines.upload_inputs import upload_inputs
+
+s3_transfer.PART_BYTES, sent = 5 * 2**20, []
+def count(**request):
+    sent.append(request)
+    if len(sent) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+s3_client().meta.events.register("before-call.s3.UploadPart", count)
+upload_inputs(load_config(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def store(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A folder of its own in a real store, which the environment leads to."""
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{request.node.originalname}"
+
+
+@pytest.fixture
+def requests(store: str) -> Iterator[Counter]:
+    """The number of requests of each kind that this process sends."""
+    seen, events = Counter(), s3_client().meta.events
+
+    def count(model: object, **others: object) -> None:
+        seen[model.name] += 1
+
+    events.register("before-call.s3", count)
+    yield seen
+    events.unregister("before-call.s3", count)
+
+
+@pytest.fixture
+def profile(tmp_path: Path, store: str) -> Callable[..., Path]:
+    """Writes a profile with tools, rows and a base of this machine, or with what is given in their place."""
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    make_base(tmp_path / "base")
+
+    def write(name: str, **given: str) -> Path:
+        inputs = {"tools": "tools.json", "rows": "rows.jsonl", "base": "./base", **given}
+        text = f"""
+extends: tiny
+data: {{tools: "{inputs["tools"]}", seed_data: "{inputs["rows"]}"}}
+teacher: {{base: "{inputs["base"]}"}}
+cluster:
+  inputs: {store}/inputs
+  secrets: {{star-s3: {{AWS_ACCESS_KEY_ID: access-key}}}}
+"""
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def make_base(folder: Path, *, size: int = 10) -> None:
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").write_bytes(os.urandom(size))
+    (folder / "README.md").write_text("for people")
+    (folder / "pytorch_model.bin").write_bytes(b"not loaded")
+
+
+def put(url: str, file: Path) -> str:
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    s3_client().put_object(Bucket=bucket, Key=key, Body=file.read_bytes())
+    return url
+
+
+def places(config: Config) -> dict[str, str]:
+    return {name: source.path for name, source in inputs_in(config)}
+
+
+def works(config: Config) -> list[str]:
+    """What the caches of all runners look at."""
+    sections = [("data",), ("teacher",), ("student",)]
+    return [config.slice(of) for of in sections] + [
+        digest_for_task(config_for_environment(config.for_stage(of))) for of in sections
+    ]
+
+
+def test_the_same_bytes_are_the_same_work(
+    tmp_path: Path, profile: Callable[..., Path], store: str, own_home: Path, requests: Counter
+) -> None:
+    local = load_config(profile("local"))
+    for file in (tmp_path / "base").iterdir():
+        put(f"{store}/team/base/{file.name}", file)
+    given = {
+        "tools": put(f"{store}/team/tools.json", tmp_path / "tools.json"),
+        "rows": put(f"{store}/team/rows.jsonl", tmp_path / "rows.jsonl"),
+        "base": f"{store}/team/base",
+    }
+    requests.clear()
+    in_s3 = load_config(profile("in-s3", **given))
+    assert requests["GetObject"] == 6  # tools, rows and the four files of the base that count
+    requests.clear()
+    assert load_config(tmp_path / "in-s3.yaml") == in_s3 and not requests["GetObject"]
+    uploaded = upload_inputs(local)
+    assert works(local) == works(in_s3) == works(uploaded)
+    assert places(uploaded) == {
+        name: f"{store}/inputs/{source.sha256}" for name, source in inputs_in(local) if name != "evaluate.acebench"
+    }
+    for config in (in_s3, uploaded):
+        config = Config.from_json(config.model_dump_json())  # as a pod reads it
+        shutil.rmtree(own_home / "inputs", ignore_errors=True)
+        assert config.data.tools.read_verified().read_bytes() == (tmp_path / "tools.json").read_bytes()
+        assert config.data.seed_data.read_verified().name == "rows.jsonl"
+        folder = config.teacher.base.read_verified()
+        assert sorted(file.name for file in folder.iterdir()) == [
+            "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        ]  # fmt: skip
+        assert set(paths_in(config.with_places(("data", "teacher")))) == {
+            own_home / "inputs" / source.sha256 for _, source in inputs_in(config)
+        }
+        requests.clear()
+        assert config.teacher.base.read_verified() == folder and not requests
+        (folder / "config.json").write_text("[]")  # a damaged copy is fetched again
+        assert (config.teacher.base.read_verified() / "config.json").read_text() == "{}"
+
+
+def test_what_is_there_is_not_uploaded_again(profile: Callable[..., Path], requests: Counter) -> None:
+    config = load_config(profile("local"))
+    upload_inputs(config)
+    # Three files of the base have the same two bytes, and are one object.
+    assert requests["PutObject"] == 2 + 2 + 1
+    requests.clear()
+    upload_inputs(config)
+    assert requests == {"HeadObject": 7}
+
+
+def test_an_upload_that_was_killed_goes_on_within_the_file(
+    tmp_path: Path, profile: Callable[..., Path], requests: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_base(tmp_path / "large", size=24 * 2**20)
+    file = profile("local", base="./large")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(file)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    monkeypatch.setattr(s3_transfer, "PART_BYTES", 5 * 2**20)
+    config = load_config(file)
+    with pytest.raises(
+        InputError, match="NoSuchKey, the bucket or a file is missing"
+    ):  # the list of the files is the last to be written
+        upload_inputs_of_pod(config).teacher.base.read_verified()
+    requests.clear()
+    uploaded = upload_inputs(config)
+    # The first three parts are there, and so are tools, rows and the small files.
+    assert (requests["UploadPart"], requests["PutObject"]) == (2, 1)
+    assert uploaded.teacher.base.read_verified().is_dir()
+
+
+def upload_inputs_of_pod(config: Config) -> Config:
+    """The configuration as it would be after an upload."""
+    base = config.teacher.base
+    uploaded = base.model_copy(update={"path": f"{config.cluster.inputs}/{base.sha256}"})
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"base": uploaded})})
+
+
+def test_two_may_upload_the_same_at_once(
+    tmp_path: Path, profile: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_transfer, "PART_BYTES", 5 * 2**20)
+    make_base(tmp_path / "large", size=24 * 2**20)
+    config = load_config(profile("local", base="./large"))
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(upload_inputs, config) for _ in range(3)]:
+            assert done.result().teacher.base.read_verified().is_dir()
+
+
+def test_a_changed_byte_is_refused(tmp_path: Path, profile: Callable[..., Path], store: str) -> None:
+    uploaded = upload_inputs(load_config(profile("local")))
+    weights = tmp_path / "base" / "model.safetensors"
+    digest = sha256_of(weights)
+    for url, read in (
+        (f"{store}/inputs/{digest}", uploaded.teacher.base.read_verified),
+        (uploaded.teacher.base.path, uploaded.teacher.base.read_verified),
+        (uploaded.data.seed_data.path, uploaded.data.seed_data.read_verified),
+    ):
+        weights.write_bytes(b"another one")
+        put(url, weights)
+        with pytest.raises(InputError, match=f"{url} is not what the run was configured with"):
+            read()
+    tools = put(f"{store}/team/tools.json", tmp_path / "tools.json")
+    config = load_config(profile("in-s3", tools=tools))
+    put(tools, weights)
+    with pytest.raises(InputError, match=f"{tools} is not what the run was configured with"):
+        config.data.tools.read_verified()
+    given = f"{{path: {tools}, sha256: {'a' * 64}}}"
+    text = profile("given").read_text().replace('"tools.json"', given)
+    (tmp_path / "given.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"{tools} is not what the run was configured with"):
+        load_config(tmp_path / "given.yaml").data.tools.read_verified()
+
+
+def test_a_file_that_changes_before_its_upload_is_refused(tmp_path: Path, profile: Callable[..., Path]) -> None:
+    config = load_config(profile("local"))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=r"rows\.jsonl has changed while it was read"):
+        upload_inputs(config)
+
+
+def test_a_compiled_pipeline_names_what_pods_can_read(tmp_path: Path, profile: Callable[..., Path], store: str) -> None:
+    config = load_config(profile("local"))
+    with pytest.raises(InputError, match=r"`data.tools` is /.*tools\.json on this machine.*star pipeline submit"):
+        compile_pipeline(config, tmp_path / "star.yaml")
+    upload_and_compile(config, tmp_path / "star.yaml")
+    text = (tmp_path / "star.yaml").read_text()
+    assert str(tmp_path) not in text and f"{store}/inputs/{config.teacher.base.sha256}" in text
+    [_, platforms] = yaml.load_all(text, Loader=yaml.CSafeLoader)
+    executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    with_keys = {name.removeprefix("exec-") for name, given in executors.items() if "secretAsEnv" in given}
+    assert with_keys == {"preflight", "synthesize", "refine-teacher", "register"}
+    nowhere = config.model_copy(update={"cluster": config.cluster.model_copy(update={"inputs": None})})
+    with pytest.raises(InputError, match=r"`data.tools` is on this machine.*set `cluster.inputs: s3://BUCKET/inputs`"):
+        upload_and_compile(nowhere, tmp_path / "star.yaml")
