@@ -24,14 +24,19 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
+from star.cluster.pipeline_plan import PlannedTask, planned_tasks
+from star.cluster.run_pods import RunPods
+from star.cluster.run_tasks import RunStatus, read_run
+from star.cluster.workflow_nodes import Workflow
 from star.config.experiment import Config
 from star.errors import InputError, PipelineError
 from star.http_client import RedirectError, check_address, send, within
 from star.http_exchange import BadStatusError, NoAnswerError
+from star.progress import print_line
 
 if TYPE_CHECKING:
     import kfp
-    from kfp_server_api.models import GoogleRpcStatus, V2beta1PipelineTaskDetail, V2beta1Run
+    from kfp_server_api.models import V2beta1Run
 
 Answer = TypeVar("Answer")
 ATTEMPTS = 6  # of one request
@@ -41,33 +46,15 @@ LOG_TIMEOUT, MAX_LOG_BYTES = 240.0, 256 * 2**20
 MAX_BYTES = 64 * 2**20  # of any other answer, such as the description of a run with all its tasks
 CLIENT_TIMEOUT = 300.0  # of one step of kfp's client, which has no deadline of its own
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
-ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+NO_LOG_STATUSES = (404, 500)  # KFP answers 500 for a pod that has no log, because it has not started or its log is gone
+PATIENCE = 300.0  # seconds for which a run is followed although the server does not answer
+END_PAUSE, END_READINGS = 3.0, 5  # after the end of a run, until the last states of its tasks have arrived
+DEFAULT_NAMESPACE = "kubeflow"  # of a server for a single user
 NEW_TOKEN = "get a new token and give it in KFP_TOKEN"  # noqa: S105 - a hint, no token
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task of a run. Each shard is a task of its own, and each attempt of a task has its own pod."""
-
-    name: str
-    state: str
-    error: str
-    pods: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """The state of a run and of its tasks at one moment."""
-
-    run_id: str
-    state: str
-    error: str
-    tasks: tuple[Task, ...]
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is in a final state, failed or not."""
-        return self.state in ENDED
+class NoSuchRunError(InputError):
+    """The server has no run of this ID."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +70,9 @@ class KfpClient:
     host: str | None
     token: str | None = field(default=None, repr=False)
     namespace: str | None = None
+    # What is known of runs from earlier answers, by id.
+    _plans: dict[str, list[PlannedTask]] = field(default_factory=dict, repr=False, compare=False)
+    _workflows: dict[str, Workflow] = field(default_factory=dict, repr=False, compare=False)
 
     def submit(self, config: Config, *, image: str, experiment: str) -> str:
         """Uploads the inputs of this machine, compiles the configuration's pipeline for an image, and starts a run.
@@ -113,48 +103,80 @@ class KfpClient:
             return self._ask(find_or_create)
 
     def status(self, run_id: str) -> RunStatus:
-        """The state of a run and of its tasks, in the order of their creation."""
-        run = self._ask(lambda: self._client.get_run(run_id), run_id=run_id)
-        if run is None or run.run_id is None:  # such as a login page
-            raise InputError(f"{self.host} answers with something else than a run: check --host; {NEW_TOKEN}")
-        details = sorted(
-            (run.run_details and run.run_details.task_details) or [], key=lambda task: str(task.create_time)
-        )
-        by_node = {detail.pod_name: detail for detail in details}
-        # The API lists the nodes of the Argo workflow. Root, drivers and executors belong to the tasks and are not shown on their own.
-        tasks = [
-            Task(_name(detail), detail.state or "PENDING", _message(detail.error), tuple(_pods(detail, by_node)))
-            for detail in details
-            if not _name(detail).startswith(("root", "executor")) and not _name(detail).endswith("-driver")
-        ]
-        return RunStatus(run.run_id, run.state or "PENDING", _message(run.error), tuple(tasks))
+        """The state of a run and of its tasks, in the order in which they run."""
+        client = self._client
+
+        def read() -> RunStatus:
+            run = client.get_run(run_id)
+            if run is None or run.run_id is None:  # such as a login page
+                raise InputError(f"{self.host} answers with something else than a run: check --host; {NEW_TOKEN}")
+            if run_id not in self._plans:
+                self._plans[run_id] = planned_tasks(self._definition(run))
+            run.pipeline_spec = None  # which is most of the answer
+            document = client._run_api.api_client.sanitize_for_serialization(run)
+            workflow = self._workflows.setdefault(run_id, Workflow())
+            return read_run(document, plan=self._plans[run_id], workflow=workflow)
+
+        return self._ask(read, run_id=run_id)
+
+    def _definition(self, run: V2beta1Run) -> dict[str, Any] | None:
+        """The definition of a run's pipeline: the run has it, or names the version that has it. None where it may not be read."""
+        import kfp_server_api
+
+        version = run.pipeline_version_reference
+        if run.pipeline_spec or not (version and version.pipeline_version_id):
+            return run.pipeline_spec
+        try:
+            return self._client.get_pipeline_version(version.pipeline_id, version.pipeline_version_id).pipeline_spec
+        except kfp_server_api.ApiException as error:
+            if error.status in UNAVAILABLE_STATUSES:
+                raise
+            return None
 
     def follow(self, run_id: str, *, poll_seconds: float) -> Iterator[RunStatus]:
-        """Yields the status of a run whenever it has changed, until the run has ended."""
-        last = None
-        while last is None or not last.ended:
-            if last is not None:
-                time.sleep(poll_seconds)
-            status = self.status(run_id)
-            if status != last:
-                yield status
-            last = status
-
-    def logs(self, run_id: str, *, task: str | None = None) -> Iterator[tuple[str, str]]:
-        """Yields (task name, log) for every pod of a run, or of the tasks with the given name.
+        """Yields the status of a run at each poll, until the run and all of its tasks have ended.
 
         Raises:
-            InputError: the run has no such task, or the server no longer has the log.
+            PipelineError: the run was deleted, or the server has not answered for PATIENCE seconds.
         """
-        status = self.status(run_id)
-        selected = [entry for entry in status.tasks if task in (None, entry.name)]
-        if not selected:
-            raise InputError(
-                f"run {run_id} has no task {task}: it has {', '.join(sorted({t.name for t in status.tasks}))}"
-            )
-        for entry in selected:
-            for pod in entry.pods:
-                yield entry.name, self._pod_log(run_id, pod)
+        status, readings, silent_since = None, 0, None
+        while status is None or not status.is_complete:
+            if status is not None:
+                time.sleep(min(poll_seconds, END_PAUSE) if status.ended else poll_seconds)
+            try:
+                status, silent_since = self.status(run_id), None
+            except NoSuchRunError as error:
+                if status is None:
+                    raise
+                raise PipelineError(f"run {run_id} was deleted on {self.host}", input_fault=False) from error
+            except PipelineError as error:
+                silent_since = silent_since or time.monotonic()
+                if status is None or time.monotonic() - silent_since > PATIENCE:
+                    raise
+                print_line(f"{error}; asking again")
+                continue
+            yield status
+            readings += status.ended
+            if readings >= END_READINGS:
+                return
+
+    def pod_log(self, run_id: str, pod: str) -> str | None:
+        """What a pod has printed by now. None if it has not started, or if its log is gone."""
+        # The API has logs in v1alpha1 only, and kfp.Client has no method for them.
+        host = self.host or self._client._run_api.api_client.configuration.host
+        url = f"{host.rstrip('/')}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
+
+        def get() -> str | None:
+            answer = send("GET", url, name="--host", token=self.token, seconds=LOG_TIMEOUT, max_bytes=MAX_LOG_BYTES)
+            if answer.status in NO_LOG_STATUSES:
+                return None
+            return answer.checked().content.decode("utf-8", "replace")
+
+        return self._ask(get, run_id=run_id)
+
+    def pods_of(self, run_id: str) -> RunPods:
+        """The pods of a run, as a kubeconfig shows them."""
+        return RunPods(run_id, self.namespace or DEFAULT_NAMESPACE)
 
     def cancel(self, run_id: str) -> None:
         """Stops a run. Finished tasks stay cached."""
@@ -163,21 +185,6 @@ class KfpClient:
     def run_url(self, run_id: str) -> str:
         """The address of a run in KFP's user interface."""
         return f"{(self.host or '').rstrip('/')}/#/runs/details/{run_id}"
-
-    def _pod_log(self, run_id: str, pod: str) -> str:
-        # The API has logs in v1alpha1 only, and kfp.Client has no method for them.
-        url = f"{(self.host or '').rstrip('/')}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
-
-        def get() -> str:
-            answer = send("GET", url, name="--host", token=self.token, seconds=LOG_TIMEOUT, max_bytes=MAX_LOG_BYTES)
-            # The run exists, because `status` has found it. So it is the pod that was deleted, and its log with it.
-            if answer.status == 404:
-                raise InputError(
-                    f"the log of {pod} no longer exists: kubectl logs, or the cluster's log archive, may have it"
-                )
-            return answer.checked().content.decode("utf-8", "replace")
-
-        return self._ask(get, run_id=run_id)
 
     @cached_property
     def _client(self) -> kfp.Client:
@@ -193,7 +200,9 @@ class KfpClient:
             if self.host:
                 self._ask(self._request_health)
             with contextlib.redirect_stdout(io.StringIO()):
-                client = kfp.Client(host=self.host, existing_token=self.token, namespace=self.namespace or "kubeflow")
+                client = kfp.Client(
+                    host=self.host, existing_token=self.token, namespace=self.namespace or DEFAULT_NAMESPACE
+                )
         for pool in {api.api_client.rest_client.pool_manager for api in (client._experiment_api, client._run_api)}:
             # A redirect is then an answer that is no success. By default it is followed, also to another server.
             pool.connection_pool_kw["retries"] = Retry(3, redirect=0, raise_on_redirect=False)
@@ -229,13 +238,15 @@ class KfpClient:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
                 return retrying(lambda: within(CLIENT_TIMEOUT, request))
-        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
             # kfp's client expects every field to be of its type.
             raise InputError(
                 f"{self.host} sent an answer that cannot be read ({type(error).__name__}: {str(error)[:200]}): check --host"
             ) from error
         except request_errors as error:
             status = _http_status(error)
+            if status == 404 and run_id:
+                raise NoSuchRunError(f"{self.host} has no run {run_id}: check the ID and the host") from error
             if is_refusal(error):
                 raise InputError(self._refusal(status, error, run_id)) from error
             reason = (
@@ -258,8 +269,6 @@ class KfpClient:
             return (
                 f"{self.host}: this account may not do this in namespace {self.namespace or 'of its own'}; {NEW_TOKEN}"
             )
-        if status == 404 and run_id:
-            return f"{self.host} has no run {run_id}: check the ID and the host"
         if status == 404:
             return f"{self.host} is not a KFP server: check --host"
         reason = (getattr(error, "body", None) or str(error)).strip().partition("\n")[0][:300]
@@ -296,24 +305,6 @@ def _runs_named(client: kfp.Client, name: str, *, experiment_id: str) -> Iterato
         page = client.list_runs(page_token=token, page_size=100, experiment_id=experiment_id, filter=named)
         yield from (run for run in page.runs or [] if run.display_name == name)
         token = page.next_page_token or None
-
-
-def _name(detail: V2beta1PipelineTaskDetail) -> str:
-    return detail.display_name or ""
-
-
-def _pods(detail: V2beta1PipelineTaskDetail, by_node: dict[str, V2beta1PipelineTaskDetail]) -> Iterator[str]:
-    """Yields the pods that ran a task: the executors below its node, one per attempt."""
-    children = [by_node[child.pod_name] for child in detail.child_tasks or [] if child.pod_name in by_node]
-    executors = [child for child in children if _name(child).startswith("executor")]
-    for child in executors:
-        yield from _pods(child, by_node)
-    if not executors and _name(detail).startswith("executor"):
-        yield detail.pod_name
-
-
-def _message(error: GoogleRpcStatus | None) -> str:
-    return (error.message or "") if error else ""
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -30,6 +30,14 @@ NamespaceOption = Annotated[
 ]
 ExperimentOption = Annotated[str, typer.Option(envvar="KFP_EXPERIMENT", help="KFP experiment that groups the runs.")]
 RunArgument = Annotated[str, typer.Argument(help="Id of the run, as printed by `star pipeline submit`.")]
+WaitOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait",
+        help="Wait until the run ends and print every change, the progress of the tasks, and why one fails or waits. "
+        "Exit with 1 if the run fails or is cancelled, with 2 if the input of a task is at fault.",
+    ),
+]
 PollOption = Annotated[
     float, typer.Option("--poll", min=0.0, help="Seconds between two requests for the state of the run.")
 ]
@@ -65,12 +73,7 @@ def submit_command(
     host: HostOption = None,
     namespace: NamespaceOption = None,
     experiment: ExperimentOption = "star",
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait", help="Wait until the run ends, print every change of state, and exit with 1 unless it succeeded."
-        ),
-    ] = False,
+    wait: WaitOption = False,
     poll: PollOption = 10.0,
 ) -> None:
     """Compile the pipeline of a configuration and start a run on a server. Prints the id of the run.
@@ -92,15 +95,10 @@ def status_command(
     run_id: RunArgument,
     host: HostOption = None,
     namespace: NamespaceOption = None,
-    wait: Annotated[
-        bool,
-        typer.Option(
-            "--wait", help="Wait until the run ends, print every change of state, and exit with 1 unless it succeeded."
-        ),
-    ] = False,
+    wait: WaitOption = False,
     poll: PollOption = 10.0,
 ) -> None:
-    """Print the state of a run and of its tasks.
+    """Print the state of a run and of its tasks, and why one failed or waits.
 
     Example: `star pipeline status 5a1c... --wait`
     """
@@ -108,10 +106,10 @@ def status_command(
     if wait:
         _follow(client, run_id, poll)
         return
-    status = client.status(run_id)
-    for task in status.tasks:
-        typer.echo(continued(redacted(f"{task.state:<10} {task.name}  {task.error}".rstrip())))
-    typer.echo(continued(redacted(f"{status.state:<10} run {status.run_id}  {status.error}".rstrip())))
+    from star.pipelines.run_status import status_lines
+
+    for line in status_lines(client, client.status(run_id)):
+        typer.echo(continued(redacted(line)))
 
 
 @pipeline_app.command("logs")
@@ -120,16 +118,28 @@ def logs_command(
     task: Annotated[
         str | None, typer.Option(help="Name of the tasks whose logs to print, such as rollout. Default: all.")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print what the tasks print as they do, until they have ended.")
+    ] = False,
     host: HostOption = None,
     namespace: NamespaceOption = None,
+    poll: PollOption = 10.0,
 ) -> None:
-    """Print the logs of the tasks of a run.
+    """Print the logs of the tasks of a run: of all shards and attempts, also after their pods are gone.
 
-    Example: `star pipeline logs 5a1c... --task rollout`
+    Example: `star pipeline logs 5a1c... --task rollout --follow`
     """
-    for name, log in _client(host, namespace).logs(run_id, task=task):
-        for line in log.splitlines():
-            typer.echo(redacted(f"{name}: {line}"))
+    from star.pipelines.run_logs import follow_logs, log_lines
+
+    client = _client(host, namespace)
+    lines = (
+        follow_logs(client, run_id, task=task, poll_seconds=poll) if follow else log_lines(client, run_id, task=task)
+    )
+    name = None
+    for name, line in lines:
+        typer.echo(continued(redacted(f"{name}: {line}")))
+    if name is None:
+        typer.echo(f"no task of run {run_id} has a log: `star pipeline status {run_id}` says how they stand", err=True)
 
 
 @pipeline_app.command("cancel")
@@ -138,8 +148,9 @@ def cancel_command(run_id: RunArgument, host: HostOption = None, namespace: Name
 
     Example: `star pipeline cancel 5a1c...`
     """
-    _client(host, namespace).cancel(run_id)
-    typer.echo(f"run {run_id} is being cancelled")
+    from star.pipelines.run_status import cancel
+
+    typer.echo(continued(redacted(cancel(_client(host, namespace), run_id))))
 
 
 def _client(host: str | None, namespace: str | None) -> "KfpClient":
@@ -150,14 +161,19 @@ def _client(host: str | None, namespace: str | None) -> "KfpClient":
 
 
 def _follow(client: "KfpClient", run_id: str, poll: float) -> None:
-    """Prints every change of a run's state and of its tasks' states; raises Exit(1) unless the run succeeds."""
-    seen: dict[int, str] = {}
-    for status in client.follow(run_id, poll_seconds=poll):
-        for number, task in enumerate(status.tasks):
-            if seen.get(number) != task.state:
-                seen[number] = task.state
-                typer.echo(continued(f"{task.state:<10} {task.name}  {task.error}".rstrip()), err=True)
-    typer.echo(continued(f"{status.state:<10} run {run_id}  {status.error}".rstrip()), err=True)
+    """Prints every change of a run until its end; raises Exit unless the run succeeds: 1, or 2 if the input of a task is at fault."""
+    from star.pipelines.run_display import RunDisplay
+
+    try:
+        with RunDisplay(client, run_id) as display:
+            for status in client.follow(run_id, poll_seconds=poll):
+                display.show(status)
+            display.show_end(status)
+    except KeyboardInterrupt:
+        typer.echo(f"run {run_id} goes on: `star pipeline status {run_id} --wait` follows it again", err=True)
+        raise typer.Exit(130) from None
     typer.echo(client.run_url(run_id), err=True)
     if status.state != "SUCCEEDED":
-        raise typer.Exit(1)
+        # What failed first is the cause. A cancelled run fails in the middle of its tasks, whose errors are none.
+        first = next(iter(display.failures.values()), None)
+        raise typer.Exit(2 if status.state == "FAILED" and first and first.input_fault else 1)

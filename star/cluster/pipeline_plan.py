@@ -49,9 +49,11 @@ def _tasks(
         task = tasks[key]
         inner = definition["components"][task["componentRef"]["name"]]
         items = _items(task)
-        turns = [(place + (key,), behind)] if items is None else [
-            ((*place, key, f"#{number}"), f"{behind} {item}") for number, item in enumerate(items)
-        ]
+        turns = (
+            [((*place, key), behind)]
+            if items is None
+            else [((*place, key, f"#{number}"), f"{behind} {item}") for number, item in enumerate(items)]
+        )
         for own, suffix in turns:
             if "dag" in inner:
                 yield from _tasks(definition, inner, own, suffix)

@@ -1,6 +1,6 @@
 """Reads how a run and its tasks stand from the answer of KFP's API (GET /apis/v2beta1/runs/ID).
 
-The answer lists the nodes of the Argo workflow: each task twice, drivers, loops, groups, the workflow itself. This is what is read out of it:
+The answer lists the nodes of the Argo workflow: each task twice, drivers, loops, groups, the workflow itself. What is read out of it:
 
 | the answer has | a task is |
 |---|---|
@@ -8,7 +8,7 @@ The answer lists the nodes of the Argo workflow: each task twice, drivers, loops
 | RUNNING, and a pod that is PENDING | PENDING |
 | FAILED, and it ran when the user cancelled the run | CANCELED |
 | no state | SKIPPED: an earlier task failed |
-| nothing, but the pipeline's definition has the task | WAITING, or SKIPPED once the run has ended |
+| nothing, but the pipeline's definition has the task | UNSTARTED, or SKIPPED once the run has ended |
 
 A cancelled run itself ends as FAILED, after CANCELING in its history.
 """
@@ -47,7 +47,7 @@ class Task:
     @property
     def seconds(self) -> float | None:
         """Seconds from its start to its end; None before that, and for one that did not run."""
-        is_over = self.started and self.ended and self.state not in ("SKIPPED", "WAITING")
+        is_over = self.started and self.ended and self.state not in ("SKIPPED", "UNSTARTED")
         return (self.ended - self.started).total_seconds() if is_over and self.ended and self.started else None
 
 
@@ -90,18 +90,24 @@ def read_run(document: Mapping[str, Any], *, plan: Sequence[PlannedTask], workfl
     ]
     workflow.learn(entries)
     history = document.get("state_history") or []
-    cancelled = next((_time(change.get("update_time")) for change in history if change.get("state") == "CANCELING"), None)
+    cancelled = next(
+        (_time(change.get("update_time")) for change in history if change.get("state") == "CANCELING"), None
+    )
     state = document.get("state") or "PENDING"
     if cancelled and state == "FAILED":
         state = "CANCELED"
-    reader = _Reader(entries, workflow, cancelled, is_over=state in ENDED)
+    by_display: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        by_display.setdefault(entry["display_name"], []).append(entry)
+    reader = _Reader(by_display, workflow, cancelled, is_over=state in ENDED)
     known = {task.place for task in plan}
     groups = {place[:length] for place in known for length in range(1, len(place))}
-    places = dict.fromkeys(node.place for node in sorted(workflow.nodes.values(), key=reader.start) if node.place)
+    unknown = [node for node in workflow.nodes.values() if node.place and node.place not in known | groups]
+    places = list(dict.fromkeys(node.place for node in sorted(unknown, key=reader.order)))
     others = [
-        PlannedTask(place, _plain_name(place, list(places)))
+        PlannedTask(place, _plain_name(place, places))
         for place in places
-        if place not in known and place not in groups and not INTERNAL.fullmatch(place[-1]) and place[-1][0] != "#"
+        if not INTERNAL.fullmatch(place[-1]) and place[-1][0] != "#"
     ]
     tasks = [reader.task(planned) for planned in (*plan, *others)]
     error = (document.get("error") or {}).get("message") or ""
@@ -122,18 +128,18 @@ def _plain_name(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> st
 class _Reader:
     """Reads the tasks out of the entries of one answer."""
 
-    entries: Sequence[Mapping[str, Any]]
+    entries: Mapping[str, Sequence[Mapping[str, Any]]]  # by the name that the API shows
     workflow: Workflow
     cancelled: datetime | None
     is_over: bool
 
-    def start(self, node: Node) -> datetime:
+    def order(self, node: Node) -> tuple[datetime, tuple[str, ...]]:
         entry = self.entry(node)
-        return (entry and _time(entry.get("start_time"))) or datetime.max.replace(tzinfo=UTC)
+        return (entry and _time(entry.get("start_time"))) or datetime.max.replace(tzinfo=UTC), node.place
 
     def entry(self, node: Node) -> Mapping[str, Any] | None:
         """The entry of a node. Shards have entries of one name, which are told apart by their children."""
-        same = [entry for entry in self.entries if entry["display_name"] == node.display]
+        same = self.entries.get(node.display, [])
         if len(same) <= 1:
             return same[0] if same else None
         beside = {other.id for other in self.workflow.nodes.values() if other.name.startswith(node.boundary)}
@@ -145,7 +151,7 @@ class _Reader:
         entry = self.entry(own) if own else self.unlinked(planned)
         key = "/".join(planned.place)
         if entry is None:
-            return Task(key, planned.name, "SKIPPED" if self.is_over else "WAITING", memory=planned.memory)
+            return Task(key, planned.name, "SKIPPED" if self.is_over else "UNSTARTED", memory=planned.memory)
         pods = self.pods(nodes)
         started, ended = _time(entry.get("start_time")), _time(entry.get("end_time"))
         state = self.state(entry, pods, started, ended)
@@ -153,7 +159,7 @@ class _Reader:
 
     def unlinked(self, planned: PlannedTask) -> Mapping[str, Any] | None:
         """The entry of a task that no other entry names as its child."""
-        same = [entry for entry in self.entries if entry["display_name"] == planned.place[-1]]
+        same = self.entries.get(planned.place[-1], [])
         return same[0] if len(same) == 1 and not any(part.startswith("#") for part in planned.place) else None
 
     def pods(self, nodes: Sequence[Node]) -> list[Node]:
@@ -172,7 +178,14 @@ class _Reader:
             return "CACHED"
         if state == "RUNNING" and (not pods or self.is_pending(pods[-1], started)):
             return "PENDING"
-        if state == "FAILED" and self.cancelled and started and started <= self.cancelled and ended and ended >= self.cancelled:
+        if (
+            state == "FAILED"
+            and self.cancelled
+            and started
+            and started <= self.cancelled
+            and ended
+            and ended >= self.cancelled
+        ):
             return "CANCELED"
         return state
 
@@ -180,8 +193,8 @@ class _Reader:
         """Whether a pod has not started. Entries of pods have no children, so those of shards are told apart by their start only."""
         going = [
             entry
-            for entry in self.entries
-            if entry["display_name"] == pod.display and entry.get("state") in ("PENDING", "RUNNING") and not _children(entry)
+            for entry in self.entries.get(pod.display, [])
+            if entry.get("state") in ("PENDING", "RUNNING") and not _children(entry)
         ]
         if pod.attempt[-1:] == (0,) and started:
             times = [(_time(entry.get("start_time")), entry) for entry in going]

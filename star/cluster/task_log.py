@@ -4,23 +4,37 @@ The log has what the task printed, and what KFP's executor and launcher and Argo
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
-# KFP's executor, its launcher (klog), Argo's wrapper of it, and how the launcher ends.
-NOISE = re.compile(r"\[KFP Executor |[IWEF]\d{4} \d\d:\d\d:\d\d\.|time=\"|\{\"time\"|Error: exit status \d+$|exit status \d+$")
+from star.cluster.supervisor import ATTEMPT_LINE
+
+# KFP's executor, its launcher (klog), and Argo's wrapper of it. An error of the launcher's own, such as an upload that failed, is no noise.
+KLOG = r"\d{4} \d\d:\d\d:\d\d\.\d+ .*"
+NOISE = re.compile(rf"\[KFP Executor |[IW]{KLOG}|[EF]{KLOG}failed to execute component|time=\"|Error: exit status \d+$")
+EXIT_CODE = re.compile(r"failed to execute component: exit status (\d+)")
 TRACEBACK = "Traceback (most recent call last):"
 ERROR = re.compile(r"(?P<kind>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?")
-INPUT_FAULTS = ("InputError",)
+SENTENCE = "star: "  # what the last line of a failed task of ours starts with
+INPUT_AT_FAULT = "2"  # exit code of a task
+MEMORY_WAS_FULL = re.compile(r"container's memory( of [\d.]+ GiB)? was full")
 PROGRESS = re.compile(r"(?P<label>\S.{0,80}?): (?P<done>\d+)(?:/(?P<total>\d+))?(?:, about (?P<left>\S.{0,20}) left)?")
 SHOWN_LINES, LONGEST_LINE = 5, 500  # of a failed task's log
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a task failed: one line or a few, and whether the user's input is at fault."""
+    """Why a task failed, in one line or a few.
+
+    Attributes:
+        headline: The line of it that says most.
+        is_error: Whether the task itself said it, by an exception or an exit code; else these are just the last lines of its log.
+        input_fault: Whether the user's input is at fault.
+    """
 
     text: str
+    headline: str
+    is_error: bool = True
     input_fault: bool = False
 
 
@@ -40,18 +54,50 @@ def work_lines(log: str) -> list[str]:
 
 
 def failure_reason(log: str) -> Reason | None:
-    """Why a task failed, by its log: its error without the traceback, or else its last lines. None if it printed nothing."""
+    """Why a task failed, by its log: the sentence or the error that it ended with, or else its last lines. None if it printed nothing."""
     lines = work_lines(log)
-    if TRACEBACK in lines:
-        last = len(lines) - 1 - lines[::-1].index(TRACEBACK)
-        # The error stands behind the traceback's indented lines. Its own further lines follow it.
-        told = [line for line in lines[last + 1 :] if not line.startswith(" ")]
-        found = ERROR.fullmatch(told[0]) if told else None
-        if found and found["kind"].rpartition(".")[2] in INPUT_FAULTS:
-            return Reason(_shown([found["message"] or "", *told[1:]]), input_fault=True)
-        lines = told or lines
-        return Reason(_shown(lines[:SHOWN_LINES]))
-    return Reason(_shown(lines[-SHOWN_LINES:])) if lines else None
+    code = next(iter(EXIT_CODE.findall(log)[-1:]), None)
+    if told := _last_sentence(lines):
+        kind = next((attempt["kind"] for line in reversed(lines) if (attempt := ATTEMPT_LINE.fullmatch(line))), None)
+        if MEMORY_WAS_FULL.search(told[0]):
+            told[0] = f"OOMKilled: {told[0]}"
+        return Reason(_shown(told), _shown(told[:1]), input_fault=kind == "input" or code == INPUT_AT_FAULT)
+    if told := _last_error(lines):
+        found = ERROR.fullmatch(told[0])
+        input_fault = found is not None and found["kind"].rpartition(".")[2] == "InputError"
+        if found and input_fault:
+            told[0] = found["message"] or ""
+        return Reason(_shown(told), _shown(told[:1]), input_fault=input_fault)
+    shown = [*lines[-SHOWN_LINES:], *([f"exit code {code}"] if code else [])]
+    return Reason(_shown(shown), _shown((lines or shown)[-1:]), is_error=code is not None) if shown else None
+
+
+def _last_sentence(lines: list[str]) -> list[str]:
+    """The sentence that a task of ours ends with (failure.py), with its further lines; empty without one."""
+    start = next((number for number in reversed(range(len(lines))) if lines[number].startswith(SENTENCE)), None)
+    if start is None:
+        return []
+    further = list(takewhile(lambda line: line.startswith("    "), lines[start + 1 :]))
+    # What is printed after the sentence is another attempt.
+    is_last = start + 1 + len(further) == len(lines)
+    return [lines[start].removeprefix(SENTENCE), *(line.strip() for line in further)][:SHOWN_LINES] if is_last else []
+
+
+def _last_error(lines: list[str]) -> list[str]:
+    """The error behind the last traceback, with its further lines; empty without one."""
+    if TRACEBACK not in lines:
+        return []
+    last = len(lines) - 1 - lines[::-1].index(TRACEBACK)
+    return [line for line in lines[last + 1 :] if not line.startswith(" ")][:SHOWN_LINES]
+
+
+def retries(log: str) -> list[str]:
+    """What each attempt within the pod ended with that was followed by another one (supervisor.py)."""
+    found = [match for line in work_lines(log) if (match := ATTEMPT_LINE.fullmatch(line)) and match["pause"]]
+    return [
+        f"attempt {match['attempt']} of {match['most']} failed ({match['kind']}): {match['reason']}; the next starts in {match['pause']} s"
+        for match in found
+    ]
 
 
 def progress_of(log: str) -> Progress | None:
@@ -63,9 +109,4 @@ def progress_of(log: str) -> Progress | None:
 
 
 def _shown(lines: list[str]) -> str:
-    return "\n".join(_shortened(lines))
-
-
-def _shortened(lines: list[str]) -> Iterator[str]:
-    for line in lines:
-        yield line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+    return "\n".join(line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..." for line in lines)

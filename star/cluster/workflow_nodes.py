@@ -57,12 +57,16 @@ class Workflow:
     """The nodes of one run that are known by now."""
 
     nodes: dict[str, Node] = field(default_factory=dict)  # by id
-    _tried: dict[str, tuple[int, set[str]]] = field(default_factory=dict)  # id -> hash of the name, texts tried behind it
+    _tried: dict[str, tuple[int, set[str]]] = field(
+        default_factory=dict
+    )  # id -> hash of the name, texts tried behind it
 
     def learn(self, entries: Iterable[Mapping[str, Any]]) -> None:
         """Names the nodes in an answer of the API: its `task_details`."""
         entries = list(entries)
-        ids = {child["pod_name"] for entry in entries for child in entry.get("child_tasks") or [] if child.get("pod_name")}
+        ids = {
+            child["pod_name"] for entry in entries for child in entry.get("child_tasks") or [] if child.get("pod_name")
+        }
         displays = {entry["display_name"] for entry in entries if entry.get("display_name")}
         if not self.nodes and ids:
             name = min(ids).rpartition("-")[0]

@@ -31,11 +31,12 @@ for arguments in json.loads(sys.argv[1]):
         pass
 """
 PLANTED_STATUS = """
-import star.pipelines.kfp_client as client
+from star.cluster.run_tasks import RunStatus, Task
+from star.pipelines.kfp_client import KfpClient
 text = json.loads(sys.argv[2]) + "\\nSUCCEEDED  run r"
-task = client.Task("rollout" + text, "FAILED", text, ())
-client.KfpClient.status = lambda self, run: client.RunStatus(run, "FAILED", text, (task,))
-client.KfpClient.logs = lambda self, run, task: iter([("rollout", text)])
+task = Task("rollout", "rollout" + text, "FAILED", pods=("p",))
+KfpClient.status = lambda self, run: RunStatus(run, "FAILED", text, (task,))
+KfpClient.pod_log = lambda self, run, pod: text
 """
 
 
@@ -142,7 +143,8 @@ def test_what_a_cluster_says() -> None:
         before=PLANTED_STATUS,
     )
     assert_harmless(shown)
-    assert shown.count("\\x1b]0;PWN") == 4
+    # The name and the reason, both again for the run, and the name before each line of the log.
+    assert shown.count("\\x1b]0;PWN") == 6
     # A line of the cluster's own, below a line of ours.
     assert "\r\n    SUCCEEDED  run r" in shown and "\r\nSUCCEEDED" not in shown
 

