@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -134,7 +135,7 @@ def test_merged_shards_equal_the_result_of_one_task(
 
 
 def test_a_shard_that_is_killed_twice_succeeds_on_the_third_attempt(
-    run, sharded: Config, place: Path, webhook: Webhook
+    run, sharded: Config, place: Path, webhook: Webhook, capfd: pytest.CaptureFixture
 ) -> None:
     killed: list[int] = []
     over = threading.Event()
@@ -143,12 +144,10 @@ def test_a_shard_that_is_killed_twice_succeeds_on_the_third_attempt(
         while len(killed) < 2 and not over.is_set():
             for child in psutil.Process().children(recursive=True):
                 try:
-                    name, words = child.name(), " ".join(child.cmdline())
+                    words = child.cmdline()
                 except psutil.Error:
                     continue
-                is_shard = (
-                    name.startswith("python") and '"2/2"' in words and words.endswith("--function_to_execute rollout")
-                )
+                is_shard = "star.cli" in words and "rollout" in words and "--shard=2/2" in words
                 # The partial folder shows that the shards have started.
                 if is_shard and child.pid not in killed and at_work():
                     os.kill(child.pid, signal.SIGKILL)
@@ -166,6 +165,9 @@ def test_a_shard_that_is_killed_twice_succeeds_on_the_third_attempt(
         over.set()
         killer.join()
     assert len(killed) == 2
+    log = capfd.readouterr().out
+    ends = re.findall(r"^attempt (\d) of 3 \(rollout 2/2\) ended after [\d.]+ s: (\w+)", log, re.MULTILINE)
+    assert ends == [("1", "killed"), ("2", "killed"), ("3", "done")]
     assert webhook.received[-1]["state"] == "SUCCEEDED"
 
 

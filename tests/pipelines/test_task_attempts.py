@@ -1,0 +1,248 @@
+"""Compiled tasks as a pod runs them, by their own command, while services and processes fail: attempts, pauses and weights."""
+
+import json
+import os
+import re
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from star.cluster.supervisor import ATTEMPT_LINE
+from star.config.experiment import Config
+from star.folders.manifest import read_manifest
+from star.pipelines.star_pipeline import compile_pipeline
+
+pytestmark = pytest.mark.slow
+# Put on the path of a task's processes. Plants faults in the steps of a training: a file PHASE-STEP-RANK in FAULTS says which. An object
+# store that is away is asked twice, because the pauses between eight requests add up to a minute.
+SITECUSTOMIZE = """
+import importlib.util, os, signal, sys
+from pathlib import Path
+
+def plant_faults(module):
+    step_of = module.Trainer.training_step
+    def training_step(self, *arguments, **options):
+        import torch
+        place = Path(os.environ["FAULTS"]) / f"{self.args.output_dir.split('/')[-1]}-{self.state.global_step}-{os.environ.get('RANK', '0')}"
+        if place.exists():
+            fault = place.read_text()
+            place.unlink()
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step_of(self, *arguments, **options)
+    module.Trainer.training_step = training_step
+
+changes = {"transformers.trainer": plant_faults, "star.folders.s3_client": lambda module: setattr(module, "ATTEMPTS", 2)}
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if not (change := changes.pop(name, None)):
+            return None
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+        spec.loader.exec_module = lambda module: (load(module), change(module))
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(micro: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """Display name -> task and container of the micro profile's pipeline, with short pauses."""
+    retry = micro.cluster.retry.model_copy(update={"attempts": 3, "backoff_seconds": 1})
+    config = micro.model_copy(update={"cluster": micro.cluster.model_copy(update={"retry": retry})})
+    file = tmp_path_factory.mktemp("compiled") / "micro.yaml"
+    compile_pipeline(config, file, image="unused")
+    spec = next(yaml.safe_load_all(file.read_text()))
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"].values()
+    return {
+        task["taskInfo"]["name"]: {
+            "task": task,
+            "container": spec["deploymentSpec"]["executors"][
+                spec["components"][task["componentRef"]["name"]]["executorLabel"]
+            ]["container"],
+        }
+        for task in tasks
+    }
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    """The folder of the faults that are planted."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (tmp_path / "faults").mkdir()
+    return tmp_path / "faults"
+
+
+def start(task: dict, folder: Path, *, inputs: dict[str, Path], output: str, **environment: str) -> subprocess.Popen:
+    """Runs a task's own command as KFP's launcher does, with its own environment."""
+
+    def artifact(path: Path, kind: str = "Artifact") -> dict:
+        return {"artifacts": [{"name": path.name, "uri": str(path), "type": {"schemaTitle": f"system.{kind}"}}]}
+
+    parameters = {
+        name: value["runtimeValue"]["constant"]
+        for name, value in task["task"]["inputs"]["parameters"].items()
+        if "runtimeValue" in value
+    }
+    executor_input = {
+        "inputs": {
+            "parameterValues": parameters,
+            "artifacts": {key: artifact(path) for key, path in inputs.items()},
+        },
+        "outputs": {
+            "artifacts": {output: artifact(folder / "out"), "metrics": artifact(folder / "metrics", "Metrics")},
+            "outputFile": str(folder / "outputs.json"),
+        },
+    }
+    container = task["container"]
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", str(Path(__file__).parents[2]))])
+    bins = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        [
+            *container["command"],
+            *(word.replace("{{$}}", json.dumps(executor_input)) for word in container["args"]),
+        ],
+        env={
+            **os.environ,
+            **given,
+            "PATH": bins,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "FAULTS": str(folder / "faults"),
+            "STAR_WORK": str(folder / "work"),
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def attempts(log: str) -> list[tuple[str, str | None]]:
+    """How each attempt ended, and the pause after it."""
+    found = [ATTEMPT_LINE.fullmatch(line) for line in log.splitlines()]
+    return [(match["kind"], match["pause"]) for match in found if match]
+
+
+class Gate(socketserver.ThreadingTCPServer):
+    """A door to a server that can be closed: connections are then cut at once."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passage)
+        self.port, self.is_open = port, False
+
+
+class Passage(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        if not self.server.is_open:
+            return
+        with socket.create_connection(("127.0.0.1", self.server.port)) as behind:
+            back = threading.Thread(target=pump, args=(behind, self.request), daemon=True)
+            back.start()
+            pump(self.request, behind)
+            back.join()
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+@pytest.fixture
+def gate(s3_store: dict[str, str]) -> Iterator[Gate]:
+    with Gate(urlsplit(s3_store["AWS_ENDPOINT_URL"]).port) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_training_whose_object_store_was_away_twice_ends_as_if_it_had_not_been(
+    compiled: dict[str, dict],
+    finished: dict[str, Path],
+    faults: Path,
+    gate: Gate,
+    s3_store: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    variables = {**s3_store, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{gate.server_address[1]}"}
+    task = start(
+        compiled["distill"],
+        tmp_path,
+        inputs={"topk": finished["extract-topk"]},
+        output="distilled",
+        STAR_CHECKPOINTS="s3://models/checkpoints",
+        **variables,
+    )
+    lines = []
+    for line in task.stdout:
+        lines.append(line)
+        gate.is_open = len(attempts("".join(lines))) == 2
+    assert task.wait(60) == 0, "".join(lines)[-3000:]
+    log = "".join(lines)
+    assert attempts(log) == [("unavailable", "1"), ("unavailable", "2"), ("done", None)]
+    assert re.search(
+        r"\(distill\) ended after [\d.]+ s: unavailable, next in 1 s: s3://models/checkpoints/\w+ cannot be used", log
+    )
+    assert read_manifest(tmp_path / "out").digest == read_manifest(finished["distill"]).digest
+
+
+def test_ranks_that_run_out_of_memory_and_are_killed_go_on_from_their_checkpoint(
+    compiled: dict[str, dict], finished: dict[str, Path], faults: Path, tmp_path: Path
+) -> None:
+    (faults / "ckd-3-1").write_text("memory")
+    (faults / "ckd-5-0").write_text("kill")
+    task = start(
+        compiled["distill"],
+        tmp_path,
+        inputs={"topk": finished["extract-topk"]},
+        output="distilled",
+        STAR_PROCESSES="2",
+    )
+    log, _ = task.communicate(timeout=400)
+    assert task.returncode == 0, log[-3000:]
+    assert attempts(log) == [("gpu-memory", "1"), ("killed", "2"), ("done", None)]
+    assert (
+        "distil the student (CKD): the memory of the GPU is too small for 2 sequences at a time: set its micro_batch_size to 1"
+        in log
+    )
+    assert "killed, next in 2 s: rank 0 was ended by SIGKILL" in log
+    starts = re.findall(r"distil the student \(CKD\): (\d)/6\n", log)
+    print(starts)
+    whole, halved = (
+        load_file(finished["distill"] / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    difference = max(abs(whole[name] - halved[name]).max() for name in whole)
+    print("difference", difference, max(abs(whole[name]).max() for name in whole))
+    assert 0 < difference < 1e-5
+
+
+def test_a_task_whose_input_is_at_fault_ends_with_the_sentence(
+    compiled: dict[str, dict], faults: Path, tmp_path: Path
+) -> None:
+    task = start(compiled["distill"], tmp_path, inputs={"topk": tmp_path / "none"}, output="distilled")
+    log, _ = task.communicate(timeout=200)
+    assert task.returncode == 2
+    assert attempts(log) == [("input", None)]
+    assert log.splitlines()[-1].startswith(f"star: no folder at {tmp_path / 'none'}")
+    assert "Traceback" not in log
