@@ -15,11 +15,11 @@ COMMANDS = typer.main.get_command(app)
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """The words after `star` of each line in a block of commands, and of each command in a line of text."""
+    """The words after `star` of each line in a block of commands, and of each command in a line of text; not `star version 1`, an output."""
     text = page.read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
-    lines = re.findall(r"^(?:\$ )?((?:[A-Z_]+=\S+ )*(?:\S*/)?star .*)", blocks, re.MULTILINE)
-    lines += re.findall(r"`(star (?!version \d)[^`]*)`", text)  # but a version of the model `star`
+    lines = re.findall(r"^(?:\$ )?((?:[A-Z_]+=\S+ )*(?:\S*/)?star (?!version \d).*)", blocks, re.MULTILINE)
+    lines += re.findall(r"`(star [^`]*)`", text)
     return [shlex.split(line.partition(" star ")[2] or line.partition("star ")[2], comments=True) for line in lines]
 
 
