@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -64,17 +64,24 @@ def _is_large(base: ModelFolder | Architecture | str) -> bool:
     return isinstance(base, str)
 
 
-def print_checks(config: Config) -> bool:
-    """Prints every check and returns whether all passed. The cluster's secrets are left out because this machine does not have them."""
+def checks_on_this_machine(config: Config) -> Iterator[Check]:
+    """Yields the checks of this machine and of the services. The cluster's secrets are left out because this machine does not have them."""
+    without_secrets = config.model_copy(update={"cluster": config.cluster.model_copy(update={"secrets": {}})})
+    yield from machine_checks(config)
+    yield from preflight_checks(without_secrets)
+
+
+def print_checks(checks: Iterable[Check], config: Config) -> bool:
+    """Prints every check, then the costs of the configuration. Returns whether all passed."""
     from rich.text import Text
 
-    without_secrets = config.model_copy(update={"cluster": config.cluster.model_copy(update={"secrets": {}})})
     screen = console()
     all_passed = True
-    for check in (*machine_checks(config), *preflight_checks(without_secrets)):
+    colours = {"ok  ": "green", "FAIL": "red"}
+    for check in checks:
         all_passed &= check.passed
-        colour, word = ("green", "ok  ") if check.passed else ("red", "FAIL")
-        screen.print(Text(word, style=colour), f"{check.name:<22} {check.detail}", soft_wrap=True)
+        word = Text(check.word, style=colours.get(check.word, "yellow"))
+        screen.print(word, f"{check.name:<22} {check.detail}", soft_wrap=True)
     for line in cost_lines(config):
         screen.print(line, soft_wrap=True)
     return all_passed

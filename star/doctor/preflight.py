@@ -78,7 +78,7 @@ def require_all(config: Config) -> None:
     # All checks run before the error is raised, so that one attempt shows everything that is missing.
     failed = []
     for check in preflight_checks(config):
-        print(f"{'ok  ' if check.passed else 'FAIL'} {check.name:<22} {continued(check.detail)}", flush=True)
+        print(f"{check.word} {check.name:<22} {continued(check.detail)}", flush=True)
         failed += [] if check.passed else [f"{check.name}: {check.detail}"]
     if failed:
         raise InputError("; ".join(failed))
