@@ -55,7 +55,9 @@ class RunPods:
             return within(SECONDS, self._look)
         except ApiException as error:
             self.problem = f"HTTP {error.status} {error.reason}" if error.status else str(error.reason)
-        except (ConfigException, HTTPError, NoAnswerError, OSError, ValueError, TypeError) as error:
+        except HTTPError as error:
+            self.problem = f"no answer from the cluster ({type(error).__name__})"
+        except (ConfigException, NoAnswerError, OSError, ValueError, TypeError) as error:
             self.problem = f"{type(error).__name__}: {str(error)[:200]}"
         return {}
 
@@ -116,6 +118,8 @@ def _connect() -> "CoreV1Api":
     if "KUBERNETES_SERVICE_HOST" in os.environ and not os.environ.get("KUBECONFIG"):
         config.load_incluster_config(settings := client.Configuration())
     else:
-        config.load_kube_config(client_configuration=(settings := client.Configuration()))
+        # The package itself reads the variable once, when it is imported.
+        file = os.environ.get("KUBECONFIG", "~/.kube/config")
+        config.load_kube_config(file, client_configuration=(settings := client.Configuration()))
     settings.retries = 0
     return client.CoreV1Api(client.ApiClient(settings))

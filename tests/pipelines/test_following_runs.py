@@ -1,0 +1,240 @@
+"""`star pipeline status|logs|cancel`, with --wait and --follow, against a server that replays runs from first to last."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from star.cli.pipeline import pipeline_app
+from star.pipelines import kfp_client, run_display, run_reasons
+from tests.kfp_replay.recording import Planned, recording
+from tests.kfp_replay.server import KfpReplay, spec_of
+
+ROOT = Path(__file__).parents[2]
+GROUP = "star-abcde(0).root(0).exit-handler-1(0)"
+PREFLIGHT = f"{GROUP}.preflight(0).executor(0)"
+SHARDED = [
+    Planned("preflight", 30, 60),
+    Planned("synthesize", 70, 70, state="CACHED"),
+    Planned("refine-teacher", 80, 100, attempts=(90,)),
+    *(Planned("rollout", 150, 160 + number, loop="for-loop-3", shard=number) for number in range(2)),
+    Planned("merge", 175, 180),
+    *(Planned("extract-topk", 185, state="OMITTED", loop="for-loop-5", shard=number) for number in range(2)),
+    Planned("finish", 200, 210, hook=True),
+]
+FAILED = [
+    Planned("preflight", 30, 60, state="FAILED", waits=10),
+    Planned("synthesize", 61, state="OMITTED"),
+    Planned("finish", 75, 80, hook=True),
+]
+# As KFP's executor, a task of ours, KFP's launcher and Argo print it.
+REFUSED = """[KFP Executor 2026-01-01 00:00:31,100 INFO]: Looking for component `preflight`
+FAIL MLflow                 http://mlflow:5000 answers HTTP 403
+star: MLflow: http://mlflow:5000 answers HTTP 403: its --allowed-hosts must name mlflow:5000
+I0101 00:00:59.100000      21 launcher_v2.go:151] publish success.
+F0101 00:00:59.200000      21 main.go:57] failed to execute component: exit status 2
+time="2026-01-01T00:00:59.000Z" level=info msg="sub-process exited" argo=true error="<nil>"
+Error: exit status 1
+"""
+CAUSE = "MLflow: http://mlflow:5000 answers HTTP 403: its --allowed-hosts must name mlflow:5000"
+INTERNAL = re.compile(
+    r"driver|for-loop|iteration|executor|exit-handler|\(\d+\)|\broot\b|onExit|launcher|argo|None", re.IGNORECASE
+)
+
+
+@cache
+def spec() -> dict:
+    """The definition of a pipeline with two shards."""
+    text = (ROOT / "deploy" / "pipelines" / "h100.yaml").read_text()
+    return spec_of(re.sub(r"raw: '\[.*\]'", 'raw: \'["1/2", "2/2"]\'', text))
+
+
+@pytest.fixture
+def kfp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpReplay]:
+    monkeypatch.setenv("HOME", str(tmp_path))  # without a kubeconfig
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    monkeypatch.setattr(kfp_client, "PAUSE", 0.001)
+    with KfpReplay() as server:
+        yield server
+
+
+def star(kfp: KfpReplay, *arguments: str) -> Result:
+    polled = ("--poll", "0") if "--wait" in arguments or "--follow" in arguments else ()
+    return CliRunner().invoke(pipeline_app, [*arguments, *polled, "--host", kfp.host])
+
+
+def states(text: str) -> list[str]:
+    """The lines of tasks in a text, each as `STATE name`."""
+    found = re.findall(r"^([A-Z][A-Z ]{9}) (\S+(?: \d+/\d+)?)", text, re.MULTILINE)
+    return [f"{state.strip()} {name}" for state, name in found if name != "run"]
+
+
+def test_a_run_with_shards_is_shown_under_the_names_of_the_pipeline(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(SHARDED), spec=spec())
+    kfp.logs[f"{GROUP}.refine-teacher(0).executor(1)"] = "train the teacher (SFT): 30/350, about 2 min 3 s left\n"
+    done = star(kfp, "status", run_id, "--wait")
+    shown = done.stderr
+    assert not INTERNAL.search(shown), shown
+    assert done.exit_code == 1  # what was omitted makes the run fail
+    of_teacher = [line.split()[0] for line in states(shown) if line.endswith("refine-teacher")]
+    assert of_teacher in (["RUNNING", "RETRIED", "SUCCEEDED"], ["RUNNING", "RETRIED", "RUNNING", "SUCCEEDED"]), shown
+    assert "CACHED synthesize" in states(shown)
+    finished = [line for line in states(shown) if line.startswith("SUCCEEDED rollout")]
+    assert finished == [f"SUCCEEDED rollout {number}/2" for number in (1, 2)]
+    assert "SUCCEEDED merge-rollout" in states(shown)
+    assert "refine-teacher  train the teacher (SFT): 30/350, about 2 min 3 s left" in shown
+    rows = [[cell.strip() for cell in line.strip("│ ").split("│")] for line in shown.splitlines() if "│" in line]
+    assert ["synthesize", "SUCCEEDED", "", "yes"] in [[*row, "", ""][:4] for row in rows]
+    assert ["rollout 2/2", "SUCCEEDED", "11"] in [row[:3] for row in rows]
+    assert ["register", "not run"] in [row[:2] for row in rows]
+    # Each change is shown once.
+    changes = [line for line in states(shown) if not line.endswith("refine-teacher")]
+    assert len(changes) == len(set(changes))
+
+
+def test_a_failure_is_shown_with_its_sentence_and_the_exit_status_of_its_kind(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(FAILED), spec=spec())
+    kfp.logs[PREFLIGHT] = REFUSED
+    done = star(kfp, "status", run_id, "--wait")
+    assert done.exit_code == 2
+    assert f"FAILED     preflight  30 s\n    {CAUSE}\n" in done.stderr
+    assert f"FAILED     run {run_id}  preflight: {CAUSE}\n" in done.stderr
+    assert states(done.stderr)[:3] == ["PENDING preflight", "RUNNING preflight", "FAILED preflight"]
+    told = star(kfp, "status", run_id)
+    assert told.exit_code == 0 and not INTERNAL.search(told.stdout), told.stdout
+    assert f"FAILED     preflight  30 s\n    {CAUSE}\n" in told.stdout
+    assert states(told.stdout)[1:3] == ["NOT RUN synthesize", "NOT RUN refine-teacher"]
+    assert "NOT RUN rollout 2/2" in states(told.stdout)
+
+
+def test_a_failure_without_a_sentence_shows_the_end_of_its_log(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(FAILED), spec=spec(), at=999)
+    kfp.logs[PREFLIGHT] = "".join(f"line {number}\n" for number in range(9)) + "Error: exit status 1\n"
+    shown = star(kfp, "status", run_id).stdout
+    assert (
+        "    line 4\n    line 5\n    line 6\n    line 7\n    line 8\n    no error in its log: its container may have been killed"
+        in shown
+    )
+    assert "its limit of 6Gi (OOMKilled)" in shown
+    kfp.logs[PREFLIGHT] += "F0101 00:00:59.200000      21 main.go:57] failed to execute component: exit status 3\n"
+    assert "    line 8\n    exit code 3\n" in star(kfp, "status", run_id).stdout
+
+
+def test_attempts_within_a_pod_are_shown_once_each(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(FAILED), spec=spec(), at=35)
+    attempt = "attempt 1 of 3 (preflight) ended after 9.1 s: unavailable, next in 60 s: s3://star cannot be used\n"
+    kfp.logs[PREFLIGHT] = attempt
+    shown = star(kfp, "status", run_id, "--wait").stderr
+    assert shown.count("RETRIED") == 1
+    assert (
+        "RETRIED    preflight  attempt 1 of 3 failed (unavailable): s3://star cannot be used; the next starts in 60 s"
+        in shown
+    )
+
+
+def test_a_cancelled_run_says_what_it_stops_and_ends_as_cancelled(kfp: KfpReplay) -> None:
+    going = [Planned("preflight", 30, 60), Planned("synthesize", 70)]
+    run_id = kfp.run_of(recording(going), spec=spec(), at=90)
+    done = star(kfp, "cancel", run_id)
+    assert done.exit_code == 0 and "is being cancelled: stopping synthesize." in done.stdout
+    assert f"POST /apis/v2beta1/runs/{run_id}:terminate" in kfp.requests
+    done = star(kfp, "status", run_id, "--wait")
+    assert done.exit_code == 1
+    assert f"CANCELED   run {run_id}" in done.stderr and "CANCELED synthesize" in states(done.stderr)
+    assert "SUCCEEDED preflight" in states(done.stderr)
+    done = star(kfp, "cancel", run_id)
+    assert "has ended already (CANCELED): there is nothing to cancel" in done.stdout
+
+
+def test_a_pod_that_waits_is_named_with_the_command_that_says_why(
+    kfp: KfpReplay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = recording([Planned("preflight", 30, waits=None)])
+    run_id = kfp.run_of(waiting, spec=spec(), at=99)
+    shown = star(kfp, "status", run_id).stdout
+    assert re.search(
+        r"PENDING    preflight\n    its pod has not started for .*: `kubectl -n kubeflow describe pod star-abcde-\d+`",
+        shown,
+    )
+    assert "NOT YET synthesize" in states(shown)
+    assert "no log yet: its pod has not started" in star(kfp, "logs", run_id, "--task", "preflight").stdout
+    monkeypatch.setattr(run_reasons, "WAITING_SECONDS", 0.0)
+    following = iter(kfp_client.KfpClient(kfp.host).follow(run_id, poll_seconds=0))
+    with run_display.RunDisplay(client := kfp_client.KfpClient(kfp.host), run_id) as display:
+        assert client.pods_of(run_id).findings() == {}
+        for _ in range(3):
+            display.show(next(following))
+
+
+def test_logs_have_every_shard_and_every_pod(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(SHARDED), spec=spec(), at=999)
+    for number in range(2):
+        place = f"{GROUP}.for-loop-3(0).iteration-iterations({number}:{number})(0).iteration-item(0).rollout(0)"
+        kfp.logs[f"{place}.executor(0)"] = (
+            f"shard {number}\nI0101 00:00:59.100000  21 launcher_v2.go:151] publish success.\n"
+        )
+    for number in range(2):
+        kfp.logs[f"{GROUP}.refine-teacher(0).executor({number})"] = f"pod {number}\n\x1b[31mred\n"
+    done = star(kfp, "logs", run_id, "--task", "rollout")
+    assert done.stdout.splitlines() == [f"rollout {number + 1}/2: shard {number}" for number in range(2)]
+    assert star(kfp, "logs", run_id, "--task", "rollout 2/2").stdout == "rollout 2/2: shard 1\n"
+    shown = star(kfp, "logs", run_id, "--task", "refine-teacher").stdout
+    assert "refine-teacher (pod 1): pod 0" in shown and "refine-teacher (pod 2): pod 1" in shown
+    assert "came from the cache" in star(kfp, "logs", run_id, "--task", "synthesize").stdout
+    assert "has no task rollin: it has preflight, synthesize" in str(
+        star(kfp, "logs", run_id, "--task", "rollin").exception
+    )
+
+
+def test_followed_logs_have_every_line_once(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(FAILED), spec=spec())
+    kfp.logs[PREFLIGHT] = [(45.0, "one"), (50.0, "two"), (59.0, "three")]
+    kfp.logs["star-abcde(0).root(0).exit-handler-1.onExit(0).finish(0).executor(0)"] = "the end"
+    done = star(kfp, "logs", run_id, "--follow")
+    assert done.stdout.splitlines() == ["preflight: one", "preflight: two", "preflight: three", "finish: the end"]
+
+
+def test_a_pipeline_that_is_not_ours_is_shown_by_its_own_names(kfp: KfpReplay) -> None:
+    foreign = [
+        Planned("fetch", 30, 40),
+        *(Planned("train", 90, 99, loop="for-loop-2", shard=number) for number in (0, 1)),
+    ]
+    run_id = kfp.run_of(recording(foreign, workflow="theirs-x1", handler=False), at=999)
+    assert states(star(kfp, "status", run_id).stdout) == [
+        f"SUCCEEDED {name}" for name in ("fetch", "train 1/2", "train 2/2")
+    ]
+
+
+def test_a_run_of_an_uploaded_version_has_the_names_of_that_version(kfp: KfpReplay) -> None:
+    version = {"pipeline_id": "p-1", "pipeline_version_id": "v-1"}
+    kfp.store.versions.append({**version, "display_name": "one", "pipeline_spec": spec()})
+    run_id = kfp.run_of(recording(SHARDED), at=999, pipeline_version_reference=version)
+    assert "SUCCEEDED merge-rollout" in states(star(kfp, "status", run_id).stdout)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["cancelled", "failed-exit-code-3-small", "failed-preflight", "succeeded-from-cache-small", "succeeded-small"],
+)
+def test_recorded_runs_are_followed_from_their_first_answer_to_their_last(
+    kfp: KfpReplay, shared: Path, kind: str
+) -> None:
+    recorded = json.loads((shared / "cluster" / f"run-{kind}.json").read_text())
+    run_id = kfp.run_of(recorded, spec=None if "small" in kind else spec())
+    done = star(kfp, "status", run_id, "--wait")
+    assert not INTERNAL.search(done.stderr), done.stderr
+    state = "CANCELED" if kind == "cancelled" else recorded["state"]
+    assert f"{state:<10} run {run_id}" in done.stderr
+    ends = {
+        "cancelled": ["CANCELED preflight", "FAILED finish"],
+        "failed-exit-code-3-small": ["SUCCEEDED env", "FAILED flaky", "SUCCEEDED close"],
+        "failed-preflight": ["FAILED preflight", "SUCCEEDED finish"],
+        "succeeded-from-cache-small": ["CACHED write", "CACHED read"],
+        "succeeded-small": ["SUCCEEDED write", "SUCCEEDED read"],
+    }
+    assert [line for line in states(done.stderr) if line.split()[0] not in ("PENDING", "RUNNING")] == ends[kind]
+    assert done.exit_code == (0 if state == "SUCCEEDED" else 1)
