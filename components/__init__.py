@@ -1,1 +1,1 @@
-"""KFP components, one file per task: a few lines that call star.stages, star.cluster or star.doctor."""
+"""KFP components, one file per task: a few lines that call star.cluster, and the pre-flight star.doctor."""
