@@ -22,10 +22,10 @@ from star.folders.manifest import read_manifest
 from star.pipelines.star_pipeline import compile_pipeline
 
 pytestmark = pytest.mark.slow
-# Put on the path of a task's processes. Plants faults in the steps of a training: a file PHASE-STEP-RANK in FAULTS says which. An object
+# Put on the path of a task's processes. A file PHASE-STEP-RANK in FAULTS names a step that does not fit into the GPU's memory. An object
 # store that is away is asked twice, because the pauses between eight requests add up to a minute.
 SITECUSTOMIZE = """
-import importlib.util, os, signal, sys
+import importlib.util, os, sys
 from pathlib import Path
 
 def plant_faults(module):
@@ -34,10 +34,7 @@ def plant_faults(module):
         import torch
         place = Path(os.environ["FAULTS"]) / f"{self.args.output_dir.split('/')[-1]}-{self.state.global_step}-{os.environ.get('RANK', '0')}"
         if place.exists():
-            fault = place.read_text()
             place.unlink()
-            if fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return step_of(self, *arguments, **options)
     module.Trainer.training_step = training_step
@@ -79,7 +76,7 @@ def compiled(micro: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture
 def faults(tmp_path: Path) -> Path:
-    """The folder of the faults that are planted."""
+    """The folder that names the faults."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "faults").mkdir()
@@ -206,43 +203,18 @@ def test_a_training_whose_object_store_was_away_twice_ends_as_if_it_had_not_been
     assert read_manifest(tmp_path / "out").digest == read_manifest(finished["distill"]).digest
 
 
-def test_ranks_that_run_out_of_memory_and_are_killed_go_on_from_their_checkpoint(
+def test_a_step_that_does_not_fit_is_repeated_with_half_the_micro_batch(
     compiled: dict[str, dict], finished: dict[str, Path], faults: Path, tmp_path: Path
 ) -> None:
-    (faults / "ckd-3-1").write_text("memory")
-    (faults / "ckd-5-0").write_text("kill")
-    task = start(
-        compiled["distill"],
-        tmp_path,
-        inputs={"topk": finished["extract-topk"]},
-        output="distilled",
-        STAR_PROCESSES="2",
-    )
+    (faults / "ckd-3-0").touch()
+    task = start(compiled["distill"], tmp_path, inputs={"topk": finished["extract-topk"]}, output="distilled")
     log, _ = task.communicate(timeout=400)
     assert task.returncode == 0, log[-3000:]
-    assert attempts(log) == [("gpu-memory", "1"), ("killed", "2"), ("done", None)]
-    assert (
-        "distil the student (CKD): the memory of the GPU is too small for 2 sequences at a time: set its micro_batch_size to 1"
-        in log
-    )
-    assert "killed, next in 2 s: rank 0 was ended by SIGKILL" in log
-    starts = re.findall(r"distil the student \(CKD\): (\d)/6\n", log)
-    print(starts)
-    whole, halved = (
-        load_file(finished["distill"] / "model.safetensors"),
-        load_file(tmp_path / "out" / "model.safetensors"),
-    )
-    difference = max(abs(whole[name] - halved[name]).max() for name in whole)
-    print("difference", difference, max(abs(whole[name]).max() for name in whole))
-    assert 0 < difference < 1e-5
-
-
-def test_a_task_whose_input_is_at_fault_ends_with_the_sentence(
-    compiled: dict[str, dict], faults: Path, tmp_path: Path
-) -> None:
-    task = start(compiled["distill"], tmp_path, inputs={"topk": tmp_path / "none"}, output="distilled")
-    log, _ = task.communicate(timeout=200)
-    assert task.returncode == 2
-    assert attempts(log) == [("input", None)]
-    assert log.splitlines()[-1].startswith(f"star: no folder at {tmp_path / 'none'}")
-    assert "Traceback" not in log
+    assert attempts(log) == [("gpu-memory", "1"), ("done", None)]
+    told = "the memory of the GPU is too small for 4 sequences at a time: set its micro_batch_size to 2, which changes no batch"
+    assert f"gpu-memory, next in 1 s: distil the student (CKD): {told}" in log
+    # From the checkpoint that the whole micro batch wrote.
+    assert re.findall(r"^distil the student \(CKD\): (\d)/6$", log, re.MULTILINE) == ["0", "2"]
+    whole, halved = (load_file(folder / "model.safetensors") for folder in (finished["distill"], tmp_path / "out"))
+    difference = max(float(abs(whole[name] - halved[name]).max()) for name in whole)
+    assert 0 < difference < 2e-6  # of weights up to 1: sums in another order
