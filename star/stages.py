@@ -367,7 +367,7 @@ def _run_on_rank0(
         tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
         with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
-            origin = collect_origin(seed=config.seed if "seed" in stage.sections else None)
+            origin = collect_origin(config, stage.sections)
             with log_system_metrics(run.log_metrics):
                 metrics = {key: float(value) for key, value in work(workspace, run).items()}
             # The folder is published next; no rank may still write to its state then.

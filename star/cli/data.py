@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from star.cli.options import OutOption, ResumeOption
+from star.cli.options import MODEL_HELP, NameOption, OutOption, ResumeOption
 from star.errors import InputError
 from star.redaction import find_secret
 from star.terminal import continued
+from star.tracking.light_import import import_mlflow_without_pandas
 
 data_app = typer.Typer(help="Import, make, clean and describe sets of tools and rows.", no_args_is_help=True)
 
@@ -177,11 +178,34 @@ def card_command(folder: Annotated[Path, typer.Argument(help="A folder of `star 
     Example: `star data card runs/latest/synthesize`
     """
     from star.data.data_card import markdown_card
-    from star.folders.dvc_digest import dvc_digest
     from star.data.write_set import read_statistics
+    from star.folders.dvc_digest import dvc_digest
 
     typer.echo(markdown_card(read_statistics(folder)))
     typer.echo(f"DVC digest of the folder: {dvc_digest(folder)}")
+
+
+@data_app.command("restore")
+def restore_command(
+    to: Annotated[Path, typer.Option(help="New folder for the rows and tools.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a model folder, as ./FOLDER.")] = "champion",
+    name: NameOption = "star",
+) -> None:
+    """Bring back the rows and tools that a model's data set was made of, as its lineage names them.
+
+    From DVC's remote, from S3, or from this machine; each file is compared with the sha256 in the lineage.
+
+    Examples:
+
+    `star data restore --to back`
+
+    `star data restore star/3 --to back`
+    """
+    from star.registry.restore_data import restore_data
+
+    import_mlflow_without_pandas()
+    for restored in restore_data(model, name=name, to=to):
+        typer.echo(f"{restored.setting}: {restored.place}, sha256 {restored.sha256[:12]}, from {restored.source}")
 
 
 def _parse_weights(texts: list[str] | None) -> dict[str, float]:

@@ -23,6 +23,7 @@ ResumeOption = Annotated[
 ShardOption = Annotated[
     str, typer.Option(help="Shard i of n, such as 2/4. `star merge` puts the results of all n shards together.")
 ]
+MODEL_HELP = "A version or an alias of the registered model, or NAME/VERSION, or NAME@ALIAS."
 NameOption = Annotated[str, typer.Option("--name", help="Name of the registered model.")]
 DataOption = Annotated[Path, typer.Option(help="Folder that `star synthesize` wrote.")]
 TeacherOption = Annotated[Path, typer.Option(help="Folder that `star refine-teacher` wrote.")]

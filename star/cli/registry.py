@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from star.cli.fail import fail
-from star.cli.options import NameOption
+from star.cli.options import MODEL_HELP, NameOption
 from star.errors import InputError
 from star.tracking.light_import import import_mlflow_without_pandas
 
@@ -14,7 +14,6 @@ models_app = typer.Typer(invoke_without_command=True)
 registry_app = typer.Typer(no_args_is_help=True)
 tracking_app = typer.Typer(help="Repair runs in MLflow.", no_args_is_help=True)
 
-MODEL_HELP = "A version or an alias of the registered model, or NAME/VERSION, or NAME@ALIAS."
 ReasonOption = Annotated[str, typer.Option(help="The reason, for the ledger.")]
 
 

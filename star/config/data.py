@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from star.config.base import Section
-from star.config.files import PACKAGED, File
+from star.config.files import PACKAGED, File, Rows
 from star.config.row_kinds import ROW_KIND_WEIGHTS
 
 
@@ -15,11 +15,13 @@ class Data(Section):
     tools: File = Field(
         PACKAGED + "tools.json",
         validate_default=True,
-        description="File with the tools to generate rows for: a path, `s3://bucket/file`, or `star:file` for one of the package",
+        description="File with the tools to generate rows for: a path, `s3://bucket/file`, `{dvc: PATH, repo: URL, rev: REV}`, or "
+        "`star:file` for one of the package",
     )
-    seed_data: File | None = Field(
+    seed_data: Rows | None = Field(
         None,
-        description="JSON Lines file of your own rows (`messages`, `tools`) to import, clean and add: a path, or `s3://bucket/file`",
+        description="File or folder of your own rows (`messages`, `tools`) to import, clean and add: a path, `s3://bucket/file`, or "
+        "`{dvc: PATH, repo: URL, rev: REV}`",
     )
     generated_rows: int = Field(6000, ge=0, description="Number of rows that the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="Number of rows held out for evaluation")

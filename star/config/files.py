@@ -4,6 +4,7 @@
     tools: star:tools.json                                       a file of the package
     tools: s3://bucket/team/tools.yaml                           an object in S3; it is read once to know its sha256
     tools: {path: s3://bucket/team/tools.yaml, sha256: 5fec...}  the same without reading it now
+    tools: {dvc: tools.yaml, repo: https://..., rev: v3}         what DVC tracks at a revision (star/config/dvc_source.py)
 
 The content decides, and not the place: the same bytes from a disk, from S3 or under their digest in the inputs of a cluster
 (star/pipelines/upload_inputs.py) are the same setting, the same work and the same result. Whoever reads an input gets a
@@ -17,9 +18,10 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from star.config.base import Section
+from star.config.dvc_source import DvcSource, names_dvc, resolve_dvc
 from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder
 from star.digest_cache import digest_of_file
 from star.errors import InputError
@@ -45,15 +47,22 @@ class Input(Section):
     Attributes:
         path: on this machine (absolute), s3://..., or star:... for a file of the package.
         sha256: of its content; empty in a configuration that was loaded for a stage that does not read this base.
+        dvc: where it came from, if a team tracks it with DVC.
     """
 
     path: str
     sha256: str = Field(pattern=SHA256)
+    dvc: DvcSource | None = None
+
+    @property
+    def is_packaged(self) -> bool:
+        """Whether it comes with the package, so that every machine and pod has it."""
+        return self.path.startswith(PACKAGED)
 
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine only: no pod has it."""
-        return not (self.path.startswith(PACKAGED) or self.is_in_s3)
+        return not (self.is_packaged or self.is_in_s3)
 
     @property
     def is_in_s3(self) -> bool:
@@ -125,6 +134,34 @@ class Checkout(Input):
         return folder
 
 
+class RowsFolder(Input):
+    """A folder of files of rows and one sha256 over them: all of its files, but those of a clone's `.git`.
+
+    Attributes:
+        files: number of files that count. A file of rows has no such field.
+    """
+
+    files: int
+
+    def read_verified(self) -> Path:
+        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
+
+        Raises:
+            InputError: the folder is missing, or a file in it has changed.
+        """
+        if self.is_in_s3:
+            return fetch_folder(self.path, sha256=self.sha256, choose=choose_rows)
+        folder = Path(self.path)
+        if not folder.is_dir() or digest_of_files(folder, choose_rows(names_in(folder)), trust="own") != self.sha256:
+            raise InputError(f"{folder} is missing or has changed since the run was configured: start the run again")
+        return folder
+
+
+def choose_rows(names: Collection[str], read: object = None) -> list[str]:
+    """The names in a folder of rows that count: all but those in a clone's `.git`."""
+    return sorted(name for name in names if PurePosixPath(name).parts[0] != ".git")
+
+
 def inputs_in(settings: Section, prefix: str = "") -> Iterator[tuple[str, Input]]:
     """Yields the name of each setting that is an input, like `data.tools`, and the input."""
     for name in type(settings).model_fields:
@@ -135,10 +172,22 @@ def inputs_in(settings: Section, prefix: str = "") -> Iterator[tuple[str, Input]
             yield from inputs_in(value, f"{prefix}{name}.")
 
 
+def read_input(content: object) -> FileRef | RowsFolder:
+    """A file or a folder of rows as a lineage names it.
+
+    Raises:
+        ValidationError: the content is something else.
+    """
+    adapter: TypeAdapter[FileRef | RowsFolder] = TypeAdapter(FileRef | RowsFolder)
+    return adapter.validate_python(content)
+
+
 def files_of(source: Input) -> list[str]:
     """The paths of the files that count in a folder of this machine, in the order of its list."""
     folder = Path(source.path)
-    return deciding_files(folder) if isinstance(source, ModelFolder) else _choose_all(names_in(folder))
+    if isinstance(source, ModelFolder):
+        return deciding_files(folder)
+    return (choose_rows if isinstance(source, RowsFolder) else _choose_all)(names_in(folder))
 
 
 def identity(settings: Any) -> Any:
@@ -191,6 +240,8 @@ def _locate(path: str) -> Path:
 
 
 def _to_file_ref(value: object) -> object:
+    if names_dvc(value):
+        return _of_kind("name", resolve_dvc(value, choose=_choose_all))
     given, path = _path_without_digest(value)
     if path is None:
         return value
@@ -206,6 +257,8 @@ def to_model_folder(value: object) -> object:
     Raises:
         InputError: it is such an id, and a folder of this name lies in the current directory.
     """
+    if names_dvc(value):
+        return _of_kind("files", resolve_dvc(value, choose=choose_deciding))
     given, path = _path_without_digest(value)
     if path is None:
         return value
@@ -221,6 +274,8 @@ def to_model_folder(value: object) -> object:
 
 
 def _to_checkout(value: object) -> object:
+    if names_dvc(value):
+        return _of_kind("files", resolve_dvc(value, choose=_choose_all))
     given, path = _path_without_digest(value)
     if path is None:
         return value
@@ -228,6 +283,28 @@ def _to_checkout(value: object) -> object:
         return {**given, "path": path, "sha256": digest_of_prefix(path, choose=_choose_all)}
     folder = Path(path).expanduser().resolve()
     return {**given, "path": str(folder), "sha256": _digest_of_checkout(folder)}
+
+
+def _to_rows(value: object) -> object:
+    """A file of rows, or a folder of such files on this machine or tracked by DVC."""
+    if names_dvc(value):
+        return resolve_dvc(value, choose=choose_rows)
+    _, path = _path_without_digest(value)
+    if path is None or is_s3_url(path) or not Path(path).expanduser().is_dir():
+        return _to_file_ref(value)
+    folder = Path(path).expanduser().resolve()
+    names = choose_rows(names_in(folder))
+    return {"path": str(folder), "sha256": digest_of_files(folder, names, trust="own"), "files": len(names)}
+
+
+def _of_kind(kind: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Refuses a folder where a file is read (`name`), and a file where a folder is read (`files`)."""
+    if kind not in found:
+        wanted = "a file: name one in it" if kind == "name" else "a folder"
+        raise InputError(
+            f"{found['dvc']['path']} is {'a folder' if kind == 'name' else 'a file'}, and this setting needs {wanted}"
+        )
+    return {key: value for key, value in found.items() if key != "files"}
 
 
 def _path_without_digest(value: object) -> tuple[dict[str, Any], str | None]:
@@ -269,4 +346,5 @@ def refuse_folder_of_name(value: str, folder: Path) -> None:
 
 
 File = Annotated[FileRef, BeforeValidator(_to_file_ref)]
+Rows = Annotated[FileRef | RowsFolder, BeforeValidator(_to_rows)]
 CheckoutFolder = Annotated[Checkout, BeforeValidator(_to_checkout)]

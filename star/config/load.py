@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from star.config.dvc_source import names_dvc
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file, refuse_folder_of_name
 from star.config.plain_text import refusal
@@ -18,7 +19,8 @@ PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
 # Settings that may be paths.
 PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"), ("evaluate", "acebench"))
-TYPE_NAMES = ("str", "Architecture", "ModelFolder")  # pydantic adds the tried type of a union to an error's location
+# Pydantic adds the tried type of a union to an error's location.
+TYPE_NAMES = ("str", "Architecture", "ModelFolder", "FileRef", "RowsFolder")
 
 
 def load_config(path: Path | str, *, seed_data: Path | None = None, sections: Collection[str] | None = None) -> Config:
@@ -54,10 +56,13 @@ def _leave_bases_unread(content: dict[str, Any], sections: Collection[str]) -> N
     """Names the base models of the other sections without the sha256 of their files, which can take minutes to compute."""
     for name in {"teacher", "student"}.difference(sections):
         settings = content.get(name)
-        if not isinstance(settings, dict) or not isinstance(base := settings.get("base"), str):
+        if not isinstance(settings, dict):
             continue
-        if is_s3_url(base) or Path(base).is_dir():
-            content[name] = {**settings, "base": {"path": base, "sha256": ""}}
+        if names_dvc(base := settings.get("base")):
+            base = base["dvc"]
+        elif not isinstance(base, str) or not (is_s3_url(base) or Path(base).is_dir()):
+            continue
+        content[name] = {**settings, "base": {"path": base, "sha256": ""}}
 
 
 def _find(path: Path | str, *, folder: Path = Path()) -> Path:
@@ -101,6 +106,8 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
         if not isinstance(settings, dict):
             continue
         value = settings.get(key)
+        if isinstance(value, dict) and isinstance(repo := value.get("repo"), str) and (folder / repo).is_dir():
+            settings[key] = {**value, "repo": str((folder / repo).resolve())}
         if isinstance(value, dict) and isinstance(path := value.get("path"), str):
             settings[key] = {**value, "path": path if _has_no_folder(path) else str(folder / Path(path).expanduser())}
         if not isinstance(value, str) or _has_no_folder(value):

@@ -38,7 +38,7 @@ PROVENANCE = ("source", "licence", "generator", "seed", "parents")
 
 
 def import_rows(
-    path: Path, *, source: str, licence: str | None = None, every_turn: bool = False
+    path: Path, *, source: str, licence: str | None = None, every_turn: bool = False, label: str | None = None
 ) -> Iterator[dict | Reject]:
     """Yields a row or a Reject for each record of a JSON Lines, JSON or Parquet file, or of a data set's folder.
 
@@ -52,13 +52,14 @@ def import_rows(
         source: name of the origin of all other rows.
         licence: written on every row; without it the row's own licence, that of a known source, or `unknown`.
         every_turn: one row per assistant turn instead of one per record; ids end in the turn's number.
+        label: what rejects without an id are named by, with their number; by default the name of the file or folder.
 
     Raises:
         InputError: the file is missing, or no record in it is JSON; the message names the file.
     """
     broken, read = None, False
     for number, record in read_records(path):
-        name = f"{path.name}:{number}"
+        name = f"{label or path.name}:{number}"
         if isinstance(record, ValueError):
             broken = broken or f"{path}, record {number}: {record}"
             yield Reject(name, "unreadable", str(record), None)

@@ -32,11 +32,13 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     """
     tools = load_tools(settings.tools.read_verified())
     seed_data = settings.seed_data.read_verified() if settings.seed_data else None
+    # A folder that was fetched has another name, and must make the same rejects.
+    label = "seed_data" if seed_data and seed_data.is_dir() else None
 
     def records(position: int) -> Iterator[dict | Reject]:
         imported = 0
         if seed_data:
-            given = import_rows(seed_data, source="seed")
+            given = import_rows(seed_data, source="seed", label=label)
             # A resumed run skips the imported rows that are done; the generator starts at its own position.
             imported = sum(1 for _ in islice(given, position))
             yield from given

@@ -1,4 +1,7 @@
-"""Computes the digest under which DVC tracks a file or folder, without needing DVC: a folder's is the md5 over the list of its files' sums."""
+"""Computes the digest under which DVC tracks a file or folder, without needing DVC.
+
+That of a folder is the md5 over the list of its files' md5 sums.
+"""
 
 import hashlib
 import json

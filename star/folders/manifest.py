@@ -63,7 +63,7 @@ class Manifest:
         inputs: name of the input -> its content digest.
         part: i/n in the folder of one shard, else None.
         ancestors: content digest -> summary, of every folder that this one was made from, directly or through others.
-        origin: where it was made: commit, image, runs.
+        origin: where it was made: commit, image, runs, and where the inputs of its configuration came from.
     """
 
     stage: str
@@ -75,7 +75,7 @@ class Manifest:
     files: list[FileEntry] = field(default_factory=list)
     part: str | None = None
     ancestors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """The fields that manifests of later folders repeat under `ancestors`."""

@@ -54,7 +54,7 @@ class Result:
     """What `work` returns: the metrics for metrics.json, and the origin for the manifest (commit, image, runs)."""
 
     metrics: Mapping[str, Any]
-    origin: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

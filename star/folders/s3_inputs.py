@@ -1,6 +1,6 @@
 """Reads inputs that lie in S3 under any name or under their digest: takes their sha256, and fetches them verified into the home.
 
-A file is one object. A folder is one of two things:
+A file is one object. A folder is one of three things:
 
     s3://bucket/models/base/config.json             a prefix: what a team has put there under names of its own
     s3://bucket/inputs/0b6dd34c...                  its list, which is an object named by its own sha256, as
@@ -8,7 +8,9 @@ A file is one object. A folder is one of two things:
                                                     [["config.json", "5feceb66..."], ["model.safetensors", "91b1..."]]
     s3://bucket/inputs/5feceb66...                  each file of it, beside it
 
-The sha256 of that list is the digest of the folder in both cases, and of the same folder on a disk.
+    s3://bucket/store/files/md5/14/6f2f69cf....dir  what DVC pushed (star/folders/dvc_remote.py)
+
+The sha256 of that list is the digest of the folder in each case, and of the same folder on a disk.
 
     <home>/inputs/0b6dd34c.../                      a fetched folder, or a fetched file under its name
     <home>/inputs/.0b6dd34c....arriving/           one that is on its way; a killed fetch keeps the files that arrived whole
@@ -27,6 +29,8 @@ from filelock import FileLock
 
 from star.digest_cache import Trust, digest_of_file, digests_of
 from star.errors import InputError
+from star.folders.dvc_digest import dvc_digest
+from star.folders.dvc_remote import files_in_list, md5_of_object
 from star.folders.owners import create_in_home, file_mode, refuse_others, write_own_file
 from star.folders.s3_client import S3Folder, check_key, open_s3
 from star.folders.s3_transfer import download_object
@@ -115,7 +119,7 @@ def fetch_file(url: str, *, sha256: str, name: str) -> Path:
         InputError: the object's content is not what the configuration was loaded with, or S3 does not answer.
     """
     place, target = S3Folder.parse(url), fetched_place(sha256) / name
-    with _only_one(sha256):
+    with only_one(sha256):
         if not (target.is_file() and digest_of_file(target, trust="own") == sha256):
             partial = target.with_name(f".{name}{ARRIVING}")
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -136,7 +140,7 @@ def fetch_folder(url: str, *, sha256: str, choose: Choose) -> Path:
         InputError: its content is not what the configuration was loaded with, or S3 does not answer.
     """
     place, target = S3Folder.parse(url), fetched_place(sha256)
-    with _only_one(sha256):
+    with only_one(sha256):
         if target.is_dir() and _digest_of_local(target, choose) != sha256:
             shutil.rmtree(target)
         if not target.is_dir():
@@ -144,7 +148,8 @@ def fetch_folder(url: str, *, sha256: str, choose: Choose) -> Path:
             partial.mkdir(mode=0o700, exist_ok=True)
             with open_s3(place) as client:
                 _fetch_files(client, place, partial, sha256=sha256, choose=choose)
-            if _digest_of_local(partial, choose) != sha256:
+            md5 = md5_of_object(place)
+            if _digest_of_local(partial, choose) != sha256 or (md5 and dvc_digest(partial) != md5):
                 shutil.rmtree(partial)
                 raise InputError(_changed(str(place)))
             partial.replace(target)
@@ -157,6 +162,8 @@ def _fetch_files(client: "BaseClient", place: S3Folder, partial: Path, *, sha256
     if is_named_by(place, sha256):
         bucket_folder, _, _ = place.prefix.rpartition("/")
         wanted = [(name, f"{bucket_folder}/{digest}", digest) for name, digest in _read_list(client, place, sha256)]
+    elif md5_of_object(place):
+        wanted = [(name, key, "") for name, key in files_in_list(client, place)]
     else:
         wanted = [(name, place.key(name), "") for name in _chosen(client, place, choose)]
     # Of an uploaded folder this is a part of its digest.
@@ -228,7 +235,7 @@ def _digest_of_local(folder: Path, choose: Choose) -> str:
     return digest_of_files(folder, names, trust="own")
 
 
-def _only_one(sha256: str) -> FileLock:
+def only_one(sha256: str) -> FileLock:
     """The processes of a training, and the pods that share a home, fetch an input once."""
     lock = create_in_home(FOLDER) / f"{sha256}.lock"
     refuse_others(lock)

@@ -8,34 +8,54 @@ within reach.
 import os
 import re
 import subprocess
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from star.folders.dvc_digest import dvc_digest
+from pydantic import ValidationError
+
+from star.config.experiment import Config
+from star.config.files import FileRef, RowsFolder, inputs_in, read_input
 from star.digest_cache import digest_of_file
 from star.errors import InputError
+from star.folders.dvc_digest import dvc_digest
 from star.folders.manifest import MANIFEST, open_input, read_manifest
+from star.folders.s3_inputs import fetched_place
 from star.home import home
 from star.tracking.runs import current_run
 
+Given = FileRef | RowsFolder
 LINEAGE_FILE = "lineage.json"
 OK, MISMATCH, UNREACHED = "ok", "mismatch", "not here"  # results of a check
 
 
-def collect_origin(*, seed: int | None = None) -> dict[str, str]:
-    """Collects commit, image, runs and seed of this process, for the manifest.
+def collect_origin(config: Config | None = None, sections: Collection[str] = ()) -> dict[str, Any]:
+    """Collects commit, image and runs of this process, for the manifest, and of a stage its seed and where its inputs came from.
 
     They are not part of the content digest: two identical runs may differ in them.
+
+    Args:
+        config: the configuration of the stage; None for a merge, which reads none.
+        sections: those that the stage reads.
     """
     run = current_run()
-    found = {
+    found: dict[str, Any] = {
         **git_state(),
         "image": os.environ.get("STAR_IMAGE", ""),
         "kfp_run": os.environ.get("KFP_RUN_ID", ""),
         "mlflow_run": (run.run_id if run else None) or "",
-        "seed": "" if seed is None else str(seed),
+        "seed": str(config.seed) if config and "seed" in sections else "",
+        "inputs": dict(_inputs_of(config, sections)) if config else {},
     }
     return {key: value for key, value in found.items() if value}
+
+
+def _inputs_of(config: Config, sections: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The inputs in these sections, like `data.seed_data`, and where each came from. Those of the package are in the code."""
+    for name, source in inputs_in(config):
+        if name.partition(".")[0] in sections and not source.is_packaged:
+            yield name, source.model_dump(exclude_none=True)
 
 
 @lru_cache(maxsize=1)
@@ -177,6 +197,35 @@ def check_dvc(summary: dict) -> tuple[str, str]:
     if now == summary["dvc"]:
         return OK, f"{summary['dvc_path']} in dvc.lock"
     return MISMATCH, f"dvc.lock has {now} for {summary['dvc_path']}"
+
+
+def check_input(content: dict) -> tuple[str, str]:
+    """Checks whether this machine has an input with the sha256 that the lineage names. Asks no store and no repository."""
+    try:
+        source = read_input(content)
+    except ValidationError:  # a model folder or a benchmark
+        return UNREACHED, str(content["path"])
+    where = described(source)
+    copy = Path(source.path) if source.is_local and isinstance(source, FileRef) else copy_in_home(source)
+    if not (copy.is_file() if isinstance(source, FileRef) else copy.is_dir()):
+        return UNREACHED, f"{where}; no copy here"
+    try:
+        source.model_copy(update={"path": str(copy)}).read_verified()
+    except InputError:
+        # No mismatch: rows grow, and the model was made from what they were.
+        return UNREACHED, f"{where}; the copy here has changed"
+    return OK, where
+
+
+def described(source: Given) -> str:
+    """Where an input came from, for people."""
+    return str(source.dvc) if source.dvc else source.path
+
+
+def copy_in_home(source: Given) -> Path:
+    """Where an input lies after it was fetched."""
+    place = fetched_place(source.sha256)
+    return place / source.file_name if isinstance(source, FileRef) else place
 
 
 def check_commit(commit: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from star.registry.lineage import (
     UNREACHED,
     check_commit,
     check_dvc,
+    check_input,
     check_run,
     check_stage,
 )
@@ -126,6 +127,8 @@ def _add_stage(tree: LineageTree, branch: Tree, digest: str, stages: dict[str, d
     if "dvc" in summary:
         tree.add(below, "dvc", summary["dvc"], check_dvc(summary))
     _add_origin(tree, below, "made", summary["origin"])
+    for setting, given in summary["origin"].get("inputs", {}).items():
+        tree.add(below, setting, given["sha256"], check_input(given))
     for key, source in summary["inputs"].items():
         if source not in stages and SHARD.fullmatch(key):
             # What a shard wrote is in the merged result, which the lineage describes. The shard has its digest only.
