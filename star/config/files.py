@@ -25,7 +25,7 @@ from star.config.dvc_source import DvcSource, names_dvc, resolve_dvc
 from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder
 from star.digest_cache import digest_of_file
 from star.errors import InputError
-from star.folders.s3_client import is_s3_url
+from star.folders.s3_client import S3Folder, is_s3_url
 from star.folders.s3_inputs import (
     digest_of_files,
     digest_of_object,
@@ -307,14 +307,16 @@ def _of_kind(kind: str, found: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "files"}
 
 
-def _path_without_digest(value: object) -> tuple[dict[str, Any], str | None]:
+def _path_without_digest(value: Any) -> tuple[dict[str, Any], str | None]:
     """The fields that were given beside the path, and the path; None for what has a digest, or is no input."""
-    if isinstance(value, str | Path):
-        return {}, str(value)
-    if isinstance(value, dict) and isinstance(path := value.get("path"), str) and "sha256" not in value:
-        return value, path
-    # A configuration that was loaded before has a digest already.
-    return {}, None
+    given, path = ({}, value) if isinstance(value, str | Path) else (value, None)
+    if isinstance(value, dict) and "sha256" not in value:
+        path = value.get("path")
+    if not isinstance(path, str | Path):
+        # A configuration that was loaded before has a digest already.
+        return {}, None
+    # A Path has one slash in place of two.
+    return dict(given), str(S3Folder.parse(path)) if is_s3_url(path) else str(path)
 
 
 def _digest_of_checkout(folder: Path) -> str:

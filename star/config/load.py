@@ -40,7 +40,8 @@ def load_config(path: Path | str, *, seed_data: Path | None = None, sections: Co
     content = _read_yaml(_find(path))
     if seed_data is not None:
         # Before the validation, so that the file's sha256 is part of the configuration like that of any other file.
-        content = _merge(content, {"data": {"seed_data": str(seed_data.expanduser().resolve())}})
+        rows = seed_data if is_s3_url(seed_data) else seed_data.expanduser().resolve()
+        content = _merge(content, {"data": {"seed_data": str(rows)}})
     if reason := refusal(content):
         raise InputError(f"{path}: {reason}")
     if sections is not None:

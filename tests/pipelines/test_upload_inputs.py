@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from star import stages
 from star.cluster.task_config import config_for_environment, digest_for_task
+from star.config.cluster import Cluster
 from star.config.experiment import Config
 from star.config.files import inputs_in, paths_in
 from star.config.load import load_config
 from star.errors import InputError
 from star.folders import s3_transfer
+from star.folders.manifest import read_manifest
 from star.folders.s3_client import s3_client
 from star.hashing import sha256_of
 from star.pipelines.star_pipeline import compile_pipeline, upload_and_compile
@@ -251,3 +254,43 @@ def test_a_compiled_pipeline_names_what_pods_can_read(tmp_path: Path, profile: C
     nowhere = config.model_copy(update={"cluster": config.cluster.model_copy(update={"inputs": None})})
     with pytest.raises(InputError, match=r"`data.tools` is on this machine.*set `cluster.inputs: s3://BUCKET/inputs`"):
         upload_and_compile(nowhere, tmp_path / "star.yaml")
+
+
+@pytest.mark.slow
+def test_rows_and_a_base_from_s3_give_the_same_bytes(
+    tmp_path: Path, store: str, micro: Config, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    lines = (finished["synthesize"] / "heldout.jsonl").read_text().splitlines()
+    rows.write_text("\n".join([*lines, "no JSON"]))  # its reject is named after the file
+    base = tmp_path / "base"
+    shutil.copytree(finished["distill"], base)
+    for file in base.iterdir():
+        put(f"{store}/base/{file.name}", file)
+    local = with_inputs(micro, rows=str(rows), base=str(base))
+    in_s3 = with_inputs(micro, rows=put(f"{store}/rows.jsonl", rows), base=f"{store}/base", name="in-s3")
+    uploaded = upload_inputs(local.model_copy(update={"cluster": Cluster(inputs=f"{store}/inputs")}))
+    made = [make(local, finished, tmp_path / "local", monkeypatch)]
+    shutil.rmtree(base)
+    rows.unlink()
+    made += [make(config, finished, tmp_path / config.name, monkeypatch) for config in (in_s3, uploaded)]
+    assert made[0] == made[1] == made[2]
+    assert "rows.jsonl:13" in (tmp_path / "in-s3" / "data" / "rejects.jsonl").read_text()
+
+
+def make(
+    config: Config, finished: dict[str, Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[str, str]]:
+    """The work and the content of two stages, done in a home of their own."""
+    monkeypatch.setenv("STAR_HOME", str(home))
+    home.mkdir()
+    stages.synthesize(config, out=home / "data")
+    stages.distill(config, topk=finished["extract-topk"], out=home / "model")
+    return [(found.fingerprint, found.digest) for found in map(read_manifest, (home / "data", home / "model"))]
+
+
+def with_inputs(config: Config, *, rows: str, base: str, name: str = "uploaded") -> Config:
+    content = {**json.loads(config.model_dump_json()), "name": name}
+    content["data"]["seed_data"] = rows
+    content["student"]["base"] = base
+    return Config.model_validate(content)
