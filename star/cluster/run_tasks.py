@@ -5,7 +5,7 @@ The answer lists the nodes of the Argo workflow: each task twice, drivers, loops
 | the answer has | a task is |
 |---|---|
 | SUCCEEDED, and no pod | CACHED |
-| RUNNING, and a pod that is PENDING | PENDING |
+| RUNNING, and a pod that is PENDING, or only the driver | PENDING |
 | FAILED, and it ran when the user cancelled the run | CANCELED |
 | no state | SKIPPED: an earlier task failed |
 | nothing, but the pipeline's definition has the task | UNSTARTED, or SKIPPED once the run has ended |
@@ -22,6 +22,7 @@ from star.cluster.pipeline_plan import PlannedTask
 from star.cluster.workflow_nodes import INTERNAL, Node, Workflow
 
 ENDED = ("SUCCEEDED", "CACHED", "FAILED", "CANCELED", "SKIPPED")
+DRIVER = "-driver"  # behind the name of a task, of KFP's pod that runs before it
 SAME_START_SECONDS = 2.0  # between the start of a task and of its first pod
 
 
@@ -111,6 +112,11 @@ def read_run(document: Mapping[str, Any], *, plan: Sequence[PlannedTask], workfl
     ]
     tasks = [reader.task(planned) for planned in (*plan, *others)]
     error = (document.get("error") or {}).get("message") or ""
+    if state == "FAILED" and not any(task.state == "FAILED" for task in tasks):
+        failed = sorted(
+            name for name, same in by_display.items() if name.endswith(DRIVER) and same[0].get("state") == state
+        )
+        error = error or (f"no task of it failed, but KFP's own pods: {', '.join(failed)}" if failed else "")
     return RunStatus(document["run_id"], state, error, tuple(tasks))
 
 
@@ -150,12 +156,29 @@ class _Reader:
         own = next((node for node in nodes if node.display == planned.place[-1]), None)
         entry = self.entry(own) if own else self.unlinked(planned)
         key = "/".join(planned.place)
-        if entry is None:
-            return Task(key, planned.name, "SKIPPED" if self.is_over else "UNSTARTED", memory=planned.memory)
+        if entry is None or not entry.get("state"):
+            return self.prepared(key, planned) or Task(
+                key, planned.name, "SKIPPED" if entry or self.is_over else "UNSTARTED", memory=planned.memory
+            )
         pods = self.pods(nodes)
         started, ended = _time(entry.get("start_time")), _time(entry.get("end_time"))
         state = self.state(entry, pods, started, ended)
         return Task(key, planned.name, state, started, ended, tuple(pod.id for pod in pods), planned.memory)
+
+    def prepared(self, key: str, planned: PlannedTask) -> Task | None:
+        """A task of which only the driver is there, the pod of KFP's that runs before it; None if that is not there either."""
+        place = (*planned.place[:-1], f"{planned.place[-1]}{DRIVER}")
+        nodes = [node for node in self.workflow.nodes.values() if node.place == place]
+        own = next((node for node in nodes if node.display == place[-1]), None)
+        entry = (self.entry(own) if own else None) or {}
+        if not entry.get("state") or (self.is_over and entry["state"] != "FAILED"):
+            return None
+        pods = sorted((node for node in nodes if node is not own), key=lambda node: node.attempt)
+        started, ended = _time(entry.get("start_time")), _time(entry.get("end_time"))
+        state = "FAILED" if entry["state"] == "FAILED" else "PENDING"
+        if state == "FAILED" and self.was_cancelled(started, ended):
+            state = "CANCELED"
+        return Task(key, planned.name, state, started, ended, tuple(pod.id for pod in pods or nodes), planned.memory)
 
     def unlinked(self, planned: PlannedTask) -> Mapping[str, Any] | None:
         """The entry of a task that no other entry names as its child."""
@@ -173,21 +196,18 @@ class _Reader:
     def state(
         self, entry: Mapping[str, Any], pods: Sequence[Node], started: datetime | None, ended: datetime | None
     ) -> str:
-        state = entry.get("state") or "SKIPPED"
+        state = entry["state"]
         if state == "SUCCEEDED" and not pods:
             return "CACHED"
         if state == "RUNNING" and (not pods or self.is_pending(pods[-1], started)):
             return "PENDING"
-        if (
-            state == "FAILED"
-            and self.cancelled
-            and started
-            and started <= self.cancelled
-            and ended
-            and ended >= self.cancelled
-        ):
+        if state == "FAILED" and self.was_cancelled(started, ended):
             return "CANCELED"
         return state
+
+    def was_cancelled(self, started: datetime | None, ended: datetime | None) -> bool:
+        """Whether what failed between these moments ran when the user cancelled the run."""
+        return bool(self.cancelled and started and ended and started <= self.cancelled <= ended)
 
     def is_pending(self, pod: Node, started: datetime | None) -> bool:
         """Whether a pod has not started. Entries of pods have no children, so those of shards are told apart by their start only."""
