@@ -15,7 +15,7 @@ from star.cluster.task_log import Progress as TaskProgress
 from star.cluster.task_log import Reason, progress_of, retries
 from star.errors import InputError, PipelineError
 from star.pipelines.kfp_client import KfpClient
-from star.pipelines.run_reasons import failure_of, waiting_reasons
+from star.pipelines.run_reasons import failure_of, told_by, waiting_reasons
 from star.pipelines.run_status import end_line, task_line
 from star.pipelines.run_summary import summary_table
 from star.redaction import redacted
@@ -89,6 +89,8 @@ class RunDisplay:
         if task.state == "FAILED":
             self.failures[task.name] = self._failure(task)
             line = f"{line}\n{self.failures[task.name].text}"
+        elif told := self._told_by(task):
+            line = f"{line}\n{told}"
         self._line(line)
 
     def _failure(self, task: Task) -> Reason:
@@ -96,6 +98,12 @@ class RunDisplay:
             return failure_of(self.client, self.run_id, task, pods=self.pods)
         except (InputError, PipelineError) as error:
             return Reason(text := f"its log could not be read: {error}", text)
+
+    def _told_by(self, task: Task) -> str | None:
+        try:
+            return told_by(self.client, self.run_id, task)
+        except (InputError, PipelineError):  # the run has ended as the server says, whoever read it
+            return None
 
     def _show_attempts(self, task: Task) -> None:
         before, now = self._attempts.get(task.key, 0), len(task.pods)

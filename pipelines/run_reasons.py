@@ -1,15 +1,16 @@
-"""Says why a task of a run failed or waits, from the task's log and, where there is a kubeconfig, from its pods."""
+"""Says why a task of a run failed or waits, by its log and, with a kubeconfig, by its pods; and what the exit handler said."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from star.cluster.run_pods import PodFinding, RunPods
 from star.cluster.run_tasks import RunStatus, Task
-from star.cluster.task_log import Reason, failure_reason
+from star.cluster.task_log import Reason, closing_text, failure_reason
 from star.pipelines.kfp_client import KfpClient
 from star.units import format_seconds
 
 WAITING_SECONDS = 180.0  # for which a pod may wait before that is said without a kubeconfig
+EXIT_HANDLER = "finish"  # the task's name
 KILLED = "signal: killed"  # as KFP's launcher says it
 
 
@@ -31,6 +32,13 @@ def failure_of(client: KfpClient, run_id: str, task: Task, *, pods: RunPods) -> 
         f"(OOMKilled). `kubectl -n {pods.namespace} describe pod {pod}` says so while the pod is there"
     )
     return replace(reason, text=f"{reason.text}\n{hint}", headline=hint) if reason else _plain(hint)
+
+
+def told_by(client: KfpClient, run_id: str, task: Task) -> str | None:
+    """What the exit handler said about the run's end; None for other tasks, and where it has not ended."""
+    if task.name != EXIT_HANDLER or task.state != "SUCCEEDED" or not task.pods:
+        return None
+    return closing_text(client.pod_log(run_id, task.pods[-1]) or "")
 
 
 def _plain(text: str) -> Reason:
@@ -61,7 +69,7 @@ def waiting_reasons(
             )
     known = {pod for task in status.tasks for pod in task.pods}
     for pod in sorted(set(findings) - known):
-        reasons[f"KFP's own pod {pod}"] = _of_finding(findings[pod])
+        reasons[f"pod {pod}"] = _of_finding(findings[pod])
     return reasons
 
 

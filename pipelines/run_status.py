@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from star.cluster.run_tasks import ENDED, RunStatus, Task
 from star.cluster.task_log import Reason
 from star.pipelines.kfp_client import KfpClient
-from star.pipelines.run_reasons import failure_of, waiting_reasons
+from star.pipelines.run_reasons import failure_of, told_by, waiting_reasons
 from star.units import format_seconds
 
 WORDS = {"SKIPPED": "NOT RUN", "UNSTARTED": "NOT YET"}  # other names of states here
@@ -23,8 +23,8 @@ def status_lines(client: KfpClient, status: RunStatus) -> Iterator[str]:
         if task.state == "FAILED":
             failures[task.name] = failure_of(client, status.run_id, task, pods=pods)
             line = f"{line}\n{failures[task.name].text}"
-        if reason := waits.pop(task.name, None):
-            line = f"{line}\n{reason}"
+        if more := waits.pop(task.name, None) or told_by(client, status.run_id, task):
+            line = f"{line}\n{more}"
         yield line
     for name, reason in waits.items():
         yield f"{'PENDING':<10} {name}\n{reason}"

@@ -3,6 +3,7 @@
 The log has what the task printed, and what KFP's executor and launcher and Argo print around it, which says nothing about the work.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,6 +20,7 @@ SENTENCE = "star: "  # what the last line of a failed task of ours starts with
 INPUT_AT_FAULT = "2"  # exit code of a task
 MEMORY_WAS_FULL = re.compile(r"container's memory( of [\d.]+ GiB)? was full")
 PROGRESS = re.compile(r"(?P<label>\S.{0,80}?): (?P<done>\d+)(?:/(?P<total>\d+))?(?:, about (?P<left>\S.{0,20}) left)?")
+CLOSING_TEXT = re.compile(r'^ "text": ("(?:[^"\\]|\\.)*"),?$', re.MULTILINE)
 SHOWN_LINES, LONGEST_LINE = 5, 500  # of a failed task's log
 
 
@@ -98,6 +100,12 @@ def retries(log: str) -> list[str]:
         f"attempt {match['attempt']} of {match['most']} failed ({match['kind']}): {match['reason']}; the next starts in {match['pause']} s"
         for match in found
     ]
+
+
+def closing_text(log: str) -> str | None:
+    """How the exit handler's summary puts the end of the run in words (exit_handler.py); None if the log has no summary."""
+    found = CLOSING_TEXT.findall(log)
+    return json.loads(found[-1]) if found else None
 
 
 def progress_of(log: str) -> Progress | None:

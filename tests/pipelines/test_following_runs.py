@@ -99,11 +99,14 @@ def test_a_run_with_shards_is_shown_under_the_names_of_the_pipeline(kfp: KfpRepl
 def test_a_failure_is_shown_with_its_sentence_and_the_exit_status_of_its_kind(kfp: KfpReplay) -> None:
     run_id = kfp.run_of(recording(FAILED), spec=spec())
     kfp.logs[PREFLIGHT] = REFUSED
+    summary = json.dumps({"state": "FAILED", "text": 'STAR pipeline: failed in preflight: "x"'}, indent=1)
+    kfp.logs["star-abcde(0).root(0).exit-handler-1.onExit(0).finish(0).executor(0)"] = f"closed\n{summary}\n"
     done = star(kfp, "status", run_id, "--wait")
     assert done.exit_code == 2
     assert f"FAILED     preflight  30 s\n    {CAUSE}\n" in done.stderr
     assert f"FAILED     run {run_id}  preflight: {CAUSE}\n" in done.stderr
     assert states(done.stderr)[:3] == ["PENDING preflight", "RUNNING preflight", "FAILED preflight"]
+    assert 'SUCCEEDED  finish  5 s\n    STAR pipeline: failed in preflight: "x"\n' in done.stderr
     told = star(kfp, "status", run_id)
     assert told.exit_code == 0 and not INTERNAL.search(told.stdout), told.stdout
     assert f"FAILED     preflight  30 s\n    {CAUSE}\n" in told.stdout
