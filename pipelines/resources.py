@@ -4,7 +4,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from star.cluster.launch import PROCESSES_VARIABLE, RETRY_VARIABLE, TRAIN_JOB_VARIABLE
-from star.config.cluster import CPU, Cluster, Node, Retry
+from star.config.cluster import CERTIFICATES_PATH, CPU, Cluster, Node, Retry
 from star.config.task_secrets import EXIT_HANDLER, PREFLIGHT
 from star.stages import STAGES
 from star.tracking.accelerators import VARIABLE as ACCELERATORS_VARIABLE
@@ -34,7 +34,7 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
         price = cluster.node_of(name).accelerator_price
         held = Accelerators(count, price, cluster.currency if price else "")
         task.set_env_variable(ACCELERATORS_VARIABLE, held.to_json())
-    for variable, value in cluster.environment.items():
+    for variable, value in cluster.variables.items():
         task.set_env_variable(variable, value)
     for secret, variables in cluster.secrets_of(name).items():
         # By name only, so that the compiled pipeline holds no secret. Optional, because a pod waits for a missing Secret for ever
@@ -42,6 +42,9 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
         kubernetes.use_secret_as_env(
             task, secret, {key: variable for variable, key in variables.items()}, optional=True
         )
+    if cluster.certificates:
+        # Optional like a Secret: without it the pod starts, and says which file is missing.
+        kubernetes.use_config_map_as_volume(task, cluster.certificates, CERTIFICATES_PATH, optional=True)
     if cluster.work_claim:
         kubernetes.mount_pvc(task, cluster.work_claim, VOLUME_PATH)
         task.set_env_variable("STAR_WORK", f"{VOLUME_PATH}/work").set_env_variable("STAR_HOME", f"{VOLUME_PATH}/home")

@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star.cluster.torchrun import stage_command, torchrun_command, write_settings
-from star.config.cluster import Cluster, Node, TrainingStage
+from star.config.cluster import CERTIFICATES_PATH, Cluster, Node, TrainingStage
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import METRICS, open_input, read_manifest
@@ -145,7 +145,7 @@ def job_manifest(
         "limits": {"cpu": node.cpu, "memory": node.memory, **accelerators},
     }
     passed = {key: environment[key] for key in PASSED_VARIABLES if key in environment}
-    plain = [{"name": key, "value": value} for key, value in {**cluster.environment, **passed}.items()]
+    plain = [{"name": key, "value": value} for key, value in {**cluster.variables, **passed}.items()]
     secret = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
         for secret, variables in cluster.secrets_of(stage).items()
@@ -186,7 +186,10 @@ def job_manifest(
 def _pod_spec(node: Node, cluster: Cluster, *, work_folder: str) -> dict[str, Any]:
     # The volume is mounted at the same path as in the task (STAR_WORK is a folder on it), so that paths are valid in both.
     volumes: list[dict[str, Any]] = [{"name": "work", "persistentVolumeClaim": {"claimName": cluster.work_claim}}]
-    mounts = [{"name": "work", "mountPath": str(Path(work_folder).parent)}]
+    mounts: list[dict[str, Any]] = [{"name": "work", "mountPath": str(Path(work_folder).parent)}]
+    if cluster.certificates:
+        volumes.append({"name": "certificates", "configMap": {"name": cluster.certificates, "optional": True}})
+        mounts.append({"name": "certificates", "mountPath": CERTIFICATES_PATH, "readOnly": True})
     # A container has 64 MB of /dev/shm, which data loaders can fill; the pod is then killed with exit code 137.
     if node.shm:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": node.shm}})

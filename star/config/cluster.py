@@ -13,6 +13,7 @@ from star.config.base import S3Url, Section, Text, matching
 from star.config.task_secrets import PREFLIGHT, TASKS, TaskName, tasks_that_use
 from star.redaction import REFERENCES, names_secret
 
+CERTIFICATES_PATH = "/etc/star/certificates"  # where the ConfigMap `certificates` is mounted
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -202,6 +203,11 @@ class Cluster(Section):
         description="s3://bucket/folder to which `star pipeline submit` uploads tools, rows and bases of your machine; by default the "
         "folder `inputs` beside `checkpoints` or STAR_REGISTRY",
     )
+    certificates: KubernetesName | None = Field(
+        None,
+        description="ConfigMap whose key `ca.pem` has the certificates that tasks trust, and no others, for a hub, an object store or an "
+        "MLflow with an authority of your own",
+    )
     service_account: KubernetesName | None = Field(
         None, description="Service account of the tasks; that of the KFP installation by default"
     )
@@ -263,6 +269,15 @@ class Cluster(Section):
         """Labels by which Kueue knows queue and priority of a pod or of a TrainJob."""
         labels = {"queue-name": self.queue, "priority-class": self.priority_class}
         return {f"kueue.x-k8s.io/{key}": value for key, value in labels.items() if value}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables of every task in plain text: `environment`, and where the certificates are.
+
+        The hub's client reads the first of the two, and boto3, MLflow's and STAR's the second.
+        """
+        file = f"{CERTIFICATES_PATH}/ca.pem"
+        return ({"SSL_CERT_FILE": file, "REQUESTS_CA_BUNDLE": file} if self.certificates else {}) | self.environment
 
     def secrets_of(self, task: str) -> dict[str, dict[str, str]]:
         """Returns the part of `secrets` that a task gets: Secret -> variable -> key. A Secret without such a variable is left out."""

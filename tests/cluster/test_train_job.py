@@ -354,6 +354,7 @@ FOUR_NODES = {
     "work_claim": "star-work",
     "service_account": "star",
     "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+    "certificates": "company-ca",
     "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}, "star-webhook": {"STAR_WEBHOOK": "url"}},
     "checkpoints": "s3://star/checkpoints",  # for which a training uses the keys; the webhook it does not use
 }
@@ -372,6 +373,8 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
     resources = {"cpu": "16", "memory": "256Gi", "nvidia.com/gpu": "8"}
     assert trainer["resourcesPerNode"] == {"requests": resources, "limits": resources}
     assert {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in trainer["env"]} == {
+        "SSL_CERT_FILE": "/etc/star/certificates/ca.pem",
+        "REQUESTS_CA_BUNDLE": "/etc/star/certificates/ca.pem",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "STAR_IMAGE": "star:1",
         "STAR_WORK": "/var/star/work",
@@ -393,6 +396,7 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "volumes": [
                 {"name": "work", "persistentVolumeClaim": {"claimName": "star-work"}},
+                {"name": "certificates", "configMap": {"name": "company-ca", "optional": True}},
                 {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
             ],
             "containers": [
@@ -401,6 +405,7 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [
                         {"name": "work", "mountPath": "/var/star"},
+                        {"name": "certificates", "mountPath": "/etc/star/certificates", "readOnly": True},
                         {"name": "shm", "mountPath": "/dev/shm"},
                     ],
                 }

@@ -244,13 +244,19 @@ def test_a_compiled_pipeline_names_what_pods_can_read(tmp_path: Path, profile: C
     config = load_config(profile("local"))
     with pytest.raises(InputError, match=r"`data.tools` is /.*tools\.json on this machine.*star pipeline submit"):
         compile_pipeline(config, tmp_path / "star.yaml")
-    upload_and_compile(config, tmp_path / "star.yaml")
+    trusting = config.cluster.model_copy(update={"certificates": "company-ca"})
+    upload_and_compile(config.model_copy(update={"cluster": trusting}), tmp_path / "star.yaml")
     text = (tmp_path / "star.yaml").read_text()
     assert str(tmp_path) not in text and f"{store}/inputs/{config.teacher.base.sha256}" in text
-    [_, platforms] = yaml.load_all(text, Loader=yaml.CSafeLoader)
+    [pipeline, platforms] = yaml.load_all(text, Loader=yaml.CSafeLoader)
     executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     with_keys = {name.removeprefix("exec-") for name, given in executors.items() if "secretAsEnv" in given}
     assert with_keys == {"preflight", "synthesize", "refine-teacher", "register"}
+    [mounted] = executors["exec-synthesize"]["configMapAsVolume"]
+    assert (mounted["configMapName"], mounted["optional"]) == ("company-ca", True)
+    container = pipeline["deploymentSpec"]["executors"]["exec-synthesize"]["container"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert variables["SSL_CERT_FILE"] == variables["REQUESTS_CA_BUNDLE"] == f"{mounted['mountPath']}/ca.pem"
     nowhere = config.model_copy(update={"cluster": config.cluster.model_copy(update={"inputs": None})})
     with pytest.raises(InputError, match=r"`data.tools` is on this machine.*set `cluster.inputs: s3://BUCKET/inputs`"):
         upload_and_compile(nowhere, tmp_path / "star.yaml")
