@@ -13,13 +13,15 @@ ARG BASE=python:3.11.16-slim-trixie@sha256:be1575ed968de893bd54f4c56315ff7c4736c
 # Every file that is installed is compared with its sha256 in a lock (`make lock`), and each step asks one index only. Two extras are part
 # of the image: what the MLflow server needs, which runs from it (deploy/base/mlflow.yaml), and Kubeflow Trainer's client, because tasks
 # start TrainJobs. The dependencies are layers of their own, so that an edit of the code does not install them again.
-FROM ${BASE} AS build
+FROM ${BASE} AS environment
 WORKDIR /build
 RUN python3 -m venv /opt/star
 ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_CONFIG_FILE=/run/secrets/pip.conf NETRC=/run/secrets/netrc
 COPY requirements requirements
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
     pip install --require-hashes --no-deps --requirement requirements/build.lock
+
+FROM environment AS build
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
     pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/image.lock
 
@@ -40,13 +42,7 @@ COPY . .
 RUN pip install --no-deps --no-build-isolation .
 
 # vLLM excludes some of the other images' versions, so its packages have a lock of their own, torch and CUDA's libraries among them.
-FROM ${BASE} AS build-vllm
-WORKDIR /build
-RUN python3 -m venv /opt/star
-ENV PATH=/opt/star/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_CONFIG_FILE=/run/secrets/pip.conf NETRC=/run/secrets/netrc
-COPY requirements requirements
-RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
-    pip install --require-hashes --no-deps --requirement requirements/build.lock
+FROM environment AS build-vllm
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=netrc --mount=type=secret,id=ca.pem \
     pip install --require-hashes --no-deps --no-build-isolation --requirement requirements/vllm.lock
 COPY . .

@@ -54,7 +54,7 @@ def test_the_image_is_built_with_a_companys_index_and_keeps_nothing_of_it() -> N
     python = [
         step for step in steps if ("pip install" in step and not step.endswith(" .")) or "bfcl.environment" in step
     ]
-    assert len(python) == 7
+    assert len(python) == 6
     for step in python:
         assert {"pip.conf", "netrc", "ca.pem"} <= set(re.findall(r"--mount=type=secret,id=([\w.]+)", step)), step
     [compiler] = [step for step in steps if "apt-get" in step]
