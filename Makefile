@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers test-vllm lint docs compile clean
+.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers test-cluster test-vllm lint docs compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -86,6 +86,10 @@ test-slow: install ## the slow tests: kills in the middle of trainings, whole ru
 test-containers: install ## the image built, and the tiny pipeline with every task in a container of it (as root; podman, buildah, runc)
 	tests/containers/build-image.sh cpu localhost/star-python:cpu
 	STAR_TEST_IMAGE=localhost/star-python:cpu $(BIN)/python -m pytest tests/containers
+
+# It says what it needs, and removes what it has made (docs/kubernetes-operations.md).
+test-cluster: install ## the tiny profile on your cluster, before you trust it with a large one: KUBECONFIG=... and what it then asks for
+	STAR_TEST_CLUSTER=yes $(BIN)/python -m pytest tests/on_cluster --capture=no
 
 # vLLM has an environment of its own. VLLM_PYTHON names the Python of another one, with vLLM and this package's dependencies.
 VLLM_PYTHON ?= .venv-vllm/bin/python

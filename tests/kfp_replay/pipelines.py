@@ -152,7 +152,7 @@ def _listed(key: str, entries: list[dict], query: dict[str, str], known: set[str
     assert set(query) <= known, f"unknown parameters: {set(query) - known}"
     if wanted := query.get("filter"):
         [predicate] = json.loads(wanted)["predicates"]
-        assert predicate["operation"] == "EQUALS" and predicate["key"] in ("display_name", "name")
+        assert predicate["operation"] in ("EQUALS", 1) and predicate["key"] in ("display_name", "name")
         entries = [entry for entry in entries if entry[predicate["key"]] == predicate["stringValue"]]
     page = int(query.get("page_token") or 0)
     more = {"next_page_token": str(page + 1)} if page + 1 < len(entries) else {}
