@@ -113,7 +113,10 @@ def create_command(
 def list_command(
     experiment: ExperimentOption = "star", host: HostOption = None, namespace: NamespaceOption = None
 ) -> None:
-    """Print the schedules of an experiment: state, name, version, times, id."""
+    """Print the schedules of an experiment: state, name, version, times, id.
+
+    Example: `star pipeline schedule list`
+    """
     for schedule in _client(host, namespace).schedules(experiment=experiment):
         state = "enabled" if schedule.enabled else "disabled"
         line = f"{state:<8} {schedule.name}  {schedule.description}  {schedule.recurrence}  {schedule.schedule_id}"
@@ -127,7 +130,10 @@ def disable_command(
     host: HostOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Let a schedule start no more runs until it is enabled. Runs that it has started go on."""
+    """Let a schedule start no more runs until it is enabled. Runs that it has started go on.
+
+    Example: `star pipeline schedule disable nightly`
+    """
     client = _client(host, namespace)
     client.set_enabled(_find(client, name, experiment), enabled=False)
     typer.echo(f"schedule {name} is disabled")
@@ -140,7 +146,10 @@ def enable_command(
     host: HostOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Let a disabled schedule start runs again."""
+    """Let a disabled schedule start runs again.
+
+    Example: `star pipeline schedule enable nightly`
+    """
     client = _client(host, namespace)
     client.set_enabled(_find(client, name, experiment), enabled=True)
     typer.echo(f"schedule {name} is enabled")
@@ -153,7 +162,10 @@ def delete_command(
     host: HostOption = None,
     namespace: NamespaceOption = None,
 ) -> None:
-    """Delete a schedule. Runs that it has started go on, and the pipeline's versions stay."""
+    """Delete a schedule. Runs that it has started go on, and the pipeline's versions stay.
+
+    Example: `star pipeline schedule delete nightly`
+    """
     client = _client(host, namespace)
     client.delete_schedule(_find(client, name, experiment))
     typer.echo(f"schedule {name} is deleted")

@@ -182,8 +182,8 @@ def test_the_reference_has_every_variable_that_people_set() -> None:
     from star.cli.config_reference import VARIABLES
 
     set_by_star = {
-        "STAR_ACCELERATORS", "STAR_CHECKPOINTS", "STAR_COMMIT", "STAR_CONFIG", "STAR_EVENTS", "STAR_IMAGE", "STAR_PARENT_RUN_ID", "STAR_RUNNER",
-        "STAR_FAILURES", "STAR_HALF_MICRO_BATCH", "STAR_RETRY", "STAR_TRAIN_JOB", "KFP_RUN_ID",
+        "STAR_ACCELERATORS", "STAR_CHECKPOINTS", "STAR_COMMIT", "STAR_CONFIG", "STAR_EVENTS", "STAR_IMAGE", "STAR_PARENT_RUN_ID",
+        "STAR_RUNNER", "STAR_FAILURES", "STAR_HALF_MICRO_BATCH", "STAR_RETRY", "STAR_TRAIN_JOB", "KFP_RUN_ID",
     }  # fmt: skip
     root = Path(__file__).parents[2]
     code = "".join(
