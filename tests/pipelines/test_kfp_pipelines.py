@@ -21,7 +21,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[KfpRepla
     # What is compiled is the business of other tests, and takes seconds.
     monkeypatch.setattr(
         star_pipeline,
-        "compile_pipeline",
+        "upload_and_compile",
         lambda config, output, *, image: output.write_text(
             f"name: {config.name}\nimage: {image}\n---\nplatforms: {{}}\n"
         ),
