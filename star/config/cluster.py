@@ -43,7 +43,8 @@ ResourceKey = Annotated[
 ]
 
 
-def _number_of(quantity: str) -> float:
+def amount_of(quantity: str) -> float:
+    """The number that a quantity stands for: bytes, or cores."""
     number, unit = re.fullmatch(_QUANTITY, quantity).groups()  # type: ignore[union-attr]
     return float(number) * _UNITS[unit]
 
@@ -108,7 +109,7 @@ class Node(Section):
     @model_validator(mode="after")
     def _requests_are_within_limits(self) -> "Node":
         for name, most in (("cpu", self.cpu), ("memory", self.memory)):
-            if _number_of(self.requests[name]) > _number_of(most):
+            if amount_of(self.requests[name]) > amount_of(most):
                 raise ValueError(f"`{name}_request: {self.requests[name]}` is more than `{name}: {most}`, its limit")
         return self
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from star.config.experiment import Config
 from star.doctor.check import Check, NotCheckedError, run_check
+from star.doctor.hub import ask_hub
 from star.doctor.kfp_server import NO_HOST, KfpServer, ask_server, check_experiments
 from star.doctor.kubernetes_checks import kubernetes_checks
 from star.doctor.preflight import memory_checks
@@ -41,9 +42,11 @@ def cluster_checks(config: Config, *, host: str | None, token: str | None, names
 
     yield run_check("KFP", ask)
     if servers and host:
-        yield run_check(
-            "experiments", partial(check_experiments, host, token, server=servers[0], namespace=namespace)
-        )
+        yield run_check("experiments", partial(check_experiments, host, token, server=servers[0], namespace=namespace))
     multi_user = servers[0].multi_user if servers else namespace not in (None, "kubeflow")
     yield from kubernetes_checks(config.cluster, namespace=namespace, multi_user=multi_user)
+    hub = ask_hub(config)
+    if hub and not hub.passed:
+        yield Check("memory", True, f"not checked: {hub.detail}", checked=False)
+        return
     yield from memory_checks(config)

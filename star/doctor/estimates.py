@@ -1,4 +1,4 @@
-"""Estimates the disk space and the GPU memory that a configuration needs at least.
+"""Estimates the disk space, the memory and the GPU memory that a configuration needs at least.
 
 Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term takes (16 + 4) * 8.19e9 bytes = 153 GiB. With LoRA adapters
 it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from star.config.experiment import Config
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Distill, SimRL, Training
-from star.doctor.costs import ModelSize, Workload, workload_of
+from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -21,6 +21,10 @@ TRAINED = 16  # fp32 weights and gradients, two fp32 moments of AdamW
 REFERENCE = 4  # fp32 weights that the KL term compares with
 FROZEN = 2  # bf16 weights
 ADAPTED = 2.5  # bf16 weights, and adapters of a few percent of them with their gradients and moments
+FULL = 4  # fp32 weights, as they are loaded without an accelerator, and for a training of all weights
+SAVED = 12  # of a checkpoint of all weights: fp32, with two moments
+CHECKPOINTS = 2  # the last complete one stays until the next one is
+PROCESS_BYTES = GIB / 2  # of Python with torch and transformers
 
 
 def topk_store_bytes(config: Config) -> tuple[int, float]:
@@ -51,11 +55,65 @@ def memory_needed(config: Config, stage: str) -> float:
 def _training_bytes(model: Teacher | Student, training: Training | SimRL | None) -> float:
     if training is None:
         return FROZEN * _count_parameters(model)
-    if isinstance(training, Distill | SimRL) and training.lora:
+    if _adapters_only(training):
         return ADAPTED * _count_parameters(model)
     # With a KL term Sim-RL keeps the weights it started from beside the trained ones. Adapters need no copy: they are switched off.
     reference = REFERENCE if isinstance(training, SimRL) and training.beta else 0
     return (TRAINED + reference) * _count_parameters(model)
+
+
+def _adapters_only(training: Training | SimRL) -> bool:
+    return isinstance(training, Distill | SimRL) and training.lora is not None
+
+
+def host_memory_needed(config: Config, stage: str, *, accelerator: bool, processes: int) -> float:
+    """Bytes of a node's own memory that a stage needs at the very least.
+
+    Without an accelerator that is all of the training, in fp32. With one, each process loads the weights there before they
+    move. vLLM and a teacher's server take weights elsewhere.
+
+    Args:
+        accelerator: whether the node has one.
+        processes: of the training on one node.
+    """
+    teacher = config.teacher
+    trainings: dict[str, tuple[Teacher | Student, list[Training | SimRL]]] = {
+        "refine-teacher": (teacher, [training for training in (teacher.sft, teacher.refine) if training]),
+        "distill": (config.student, [config.distill]),
+        "refine": (config.student, [config.refine]),
+    }
+    model, trained = trainings.get(stage, (teacher, []))
+    served = {"rollout": config.rollout.server, "extract-topk": config.topk.server}.get(stage)
+    if served or (stage in ("rollout", "extract-topk") and stage in config.vllm_stages()):
+        return PROCESS_BYTES
+    bytes_per_parameter: list[float] = [FROZEN if accelerator else FULL]
+    for training in trained:
+        if accelerator:
+            bytes_per_parameter.append(FROZEN if _adapters_only(training) else FULL)
+        elif _adapters_only(training):
+            bytes_per_parameter.append(FULL + ADAPTED - FROZEN)
+        else:
+            bytes_per_parameter.append(TRAINED + (REFERENCE if isinstance(training, SimRL) and training.beta else 0))
+    return processes * (PROCESS_BYTES + max(bytes_per_parameter) * _count_parameters(model))
+
+
+def disk_needed(config: Config) -> float:
+    """Bytes that a run on one machine writes: the results of all stages, the largest checkpoints, and models of the hub.
+
+    Raises:
+        InputError: a model's configuration cannot be loaded.
+    """
+    work = workload(config)
+    results = sum(cost.disk for cost in stage_costs(work).values())
+    on_the_hub = [
+        size.parameters
+        for model, size in ((config.teacher, work.teacher), (config.student, work.student))
+        if isinstance(model.base, str)
+    ]
+    trained = [work.student.parameters]
+    if any(training and not _adapters_only(training) for training in (config.teacher.sft, config.teacher.refine)):
+        trained.append(work.teacher.parameters)
+    return results + FROZEN * sum(on_the_hub) + CHECKPOINTS * SAVED * max(trained)
 
 
 def workload(config: Config) -> Workload:

@@ -15,6 +15,7 @@ from star.http_client import send
 from star.http_exchange import NoAnswerError
 
 ANSWER_SECONDS = 4.0
+HUB = "model hub"  # name of the check
 
 
 def hub_models(config: Config) -> list[Teacher | Student]:
@@ -29,7 +30,7 @@ def hub_models(config: Config) -> list[Teacher | Student]:
 def ask_hub(config: Config) -> Check | None:
     """Runs `check_hub` on the models of a configuration; None where none of them is on the hub."""
     models = hub_models(config)
-    return run_check("model hub", partial(check_hub, models)) if models else None
+    return run_check(HUB, partial(check_hub, models)) if models else None
 
 
 def check_hub(models: list[Teacher | Student]) -> str:

@@ -72,7 +72,9 @@ def _get(host: str, path: str, token: str | None) -> dict[str, Any]:
         content = answer.document()
     except BadStatusError as error:
         if error.status in (401, 403):
-            raise InputError(f"{host} answers {error.status}: this account may not do this here; {NEW_TOKEN}") from error
+            raise InputError(
+                f"{host} answers {error.status}: this account may not do this here; {NEW_TOKEN}"
+            ) from error
         raise InputError(f"{host} answers {error.status}: it is no KFP server, check --host") from error
     except NoAnswerError as error:
         raise InputError(f"{host} does not answer as KFP ({error}): is the port forwarded? Check --host") from error

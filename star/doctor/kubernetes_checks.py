@@ -90,7 +90,9 @@ def check_secret(api: KubernetesApi, name: str, variables: dict[str, str]) -> st
     from kubernetes.client import CoreV1Api
 
     keys = sorted(set(variables.values()))
-    cure = f"kubectl -n {api.namespace} create secret generic {name} " + " ".join(f"--from-literal={k}=..." for k in keys)
+    cure = f"kubectl -n {api.namespace} create secret generic {name} " + " ".join(
+        f"--from-literal={k}=..." for k in keys
+    )
     found = api.ask(f"Secret {name}", CoreV1Api(api.client).read_namespaced_secret, name, api.namespace)
     if found is None:
         raise InputError(
@@ -108,9 +110,7 @@ def check_claim(api: KubernetesApi, name: str, *, shared: bool) -> str:
     """Checks that the claim of `work_claim` exists, is or will be bound, and that pods on several nodes can use it if they must."""
     from kubernetes.client import CoreV1Api, StorageV1Api
 
-    found = api.ask(
-        f"claim {name}", CoreV1Api(api.client).read_namespaced_persistent_volume_claim, name, api.namespace
-    )
+    found = api.ask(f"claim {name}", CoreV1Api(api.client).read_namespaced_persistent_volume_claim, name, api.namespace)
     if found is None:
         raise InputError(
             f"there is no PersistentVolumeClaim {name} in namespace {api.namespace}: apply deploy/base, or correct "
@@ -169,7 +169,12 @@ def _may(api: KubernetesApi, account: str, right: Right) -> bool:
     group, resource, name, verb = right
     resource, _, subresource = resource.partition("/")
     attributes = client.V1ResourceAttributes(
-        namespace=api.namespace, group=group, resource=resource, subresource=subresource or None, name=name or None, verb=verb
+        namespace=api.namespace,
+        group=group,
+        resource=resource,
+        subresource=subresource or None,
+        name=name or None,
+        verb=verb,
     )
     review = client.V1LocalSubjectAccessReview(
         metadata=client.V1ObjectMeta(namespace=api.namespace),

@@ -3,27 +3,31 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
+from star.config.cluster import ModelStage
 from star.config.experiment import Config
 from star.config.files import ModelFolder
 from star.config.models import Architecture
 from star.doctor.actors import SMALL_PARAMETERS
-from star.doctor.check import Check
-from star.doctor.estimates import GIB
+from star.doctor.check import Check, run_check
+from star.doctor.estimates import GIB, disk_needed, host_memory_needed
+from star.doctor.hub import HUB
 from star.doctor.preflight import preflight_checks
 from star.errors import InputError
 from star.terminal import console
 from star.units import format_bytes, format_number, format_seconds
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "kfp", "mlflow")
-LARGE_NEEDS = (200, 64)  # GiB of disk and of memory
-SMALL_NEEDS = (2, 6)
+# GiB of disk and of memory that a run of the profile `tiny` takes, whose models are nothing beside all the rest.
+FEWEST_DISK, FEWEST_MEMORY = 2, 6
 
 
-def machine_checks(config: Config) -> Iterator[Check]:
-    """Yields the checks of this machine, one after another."""
+def machine_checks() -> Iterator[Check]:
+    """Yields the checks of this machine that know nothing of models, one after another."""
     from star.home import home
 
     for package in PACKAGES:
@@ -31,27 +35,51 @@ def machine_checks(config: Config) -> Iterator[Check]:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, f"not installed: pip install {package}")
-    large = _is_large(config.teacher.base) or _is_large(config.student.base)
-    disk_needed, memory_needed = LARGE_NEEDS if large else SMALL_NEEDS
-    # The folder of runs may not exist yet: its nearest existing parent is on the same disk.
-    folder = next(folder for folder in (home(), *home().parents) if folder.exists())
-    free = shutil.disk_usage(folder).free / GIB
-    yield Check(
-        "disk",
-        free >= disk_needed,
-        f"{free:.0f} GiB free at {folder}, {disk_needed} needed: free some, or set STAR_HOME elsewhere",
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    # The kernel keeps a part for itself: a machine sold with 64 GiB reports a little less.
-    enough = memory >= memory_needed * 0.95
-    yield Check("memory", enough, f"{memory:.0f} GiB, {memory_needed} needed: choose a larger machine")
+    folder = _existing_home()
     yield Check("home", os.access(folder, os.W_OK), f"{home()} must be writable: set STAR_HOME to a folder of yours")
-    if large:
-        import torch
 
-        has_gpu = torch.cuda.is_available()
+
+def room_checks(config: Config) -> Iterator[Check]:
+    """Yields the checks of disk, memory and GPU against what the models need, by their configurations."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    yield run_check("disk", partial(_check_disk, config))
+    yield run_check("memory", partial(_check_memory, config, has_gpu=has_gpu))
+    if _is_large(config.teacher.base) or _is_large(config.student.base):
         missing = "none found: this profile trains pretrained models, use a GPU node"
         yield Check("GPU", has_gpu, torch.cuda.get_device_name() if has_gpu else missing)
+
+
+def _check_disk(config: Config) -> str:
+    needed, folder = max(FEWEST_DISK, disk_needed(config) / GIB), _existing_home()
+    free = shutil.disk_usage(folder).free / GIB
+    said = f"{free:.0f} GiB free at {folder}, {needed:.0f} needed for results, checkpoints and models of the hub"
+    if free < needed:
+        raise InputError(f"{said}: free some, or set STAR_HOME elsewhere")
+    return said
+
+
+def _check_memory(config: Config, *, has_gpu: bool) -> str:
+    by_stage = {
+        stage: host_memory_needed(config, stage, accelerator=has_gpu, processes=1) / GIB
+        for stage in get_args(ModelStage)
+    }
+    stage = max(by_stage, key=lambda name: by_stage[name])
+    needed = max(FEWEST_MEMORY, by_stage[stage])
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    said = f"{memory:.0f} GiB, {needed:.0f} needed" + (f" for {stage}" if needed > FEWEST_MEMORY else "")
+    # The kernel keeps a part for itself: a machine sold with 64 GiB reports a little less.
+    if memory < needed * 0.95:
+        raise InputError(f"{said}: choose a larger machine")
+    return said
+
+
+def _existing_home() -> Path:
+    """The folder of runs may not exist yet: its nearest existing parent is on the same disk."""
+    from star.home import home
+
+    return next(folder for folder in (home(), *home().parents) if folder.exists())
 
 
 def _is_large(base: ModelFolder | Architecture | str) -> bool:
@@ -67,8 +95,14 @@ def _is_large(base: ModelFolder | Architecture | str) -> bool:
 def checks_on_this_machine(config: Config) -> Iterator[Check]:
     """Yields the checks of this machine and of the services. The cluster's secrets are left out because this machine does not have them."""
     without_secrets = config.model_copy(update={"cluster": config.cluster.model_copy(update={"secrets": {}})})
-    yield from machine_checks(config)
-    yield from preflight_checks(without_secrets)
+    yield from machine_checks()
+    hub_fails = False
+    for check in preflight_checks(without_secrets, on_cluster=False):
+        hub_fails |= check.name == HUB and not check.passed
+        yield check
+    # After the hub was asked: without it nobody knows the sizes of models.
+    if not hub_fails:
+        yield from room_checks(config)
 
 
 def print_checks(checks: Iterable[Check], config: Config) -> bool:

@@ -5,9 +5,11 @@ Each check returns what it found, as one phrase, or raises InputError with what 
 
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
+from star.config.cluster import ModelStage, TrainingStage, amount_of
 from star.config.experiment import Config
-from star.doctor.estimates import GIB, memory_needed, topk_store_bytes
+from star.doctor.estimates import GIB, host_memory_needed, memory_needed, topk_store_bytes
 from star.errors import InputError
 
 
@@ -21,6 +23,24 @@ def check_volume_space(config: Config, folder: Path) -> str:
     existing = next(place for place in (folder, *folder.parents) if place.is_dir())
     require_disk_space(existing, int(store_bytes), what=f"the teacher's signal over {samples:,} samples, at most")
     return f"{format_bytes(store_bytes)} at most for the teacher's signal"
+
+
+def check_node_memory(config: Config) -> str:
+    """Checks that each stage that runs a model has the memory on its node that its weights, or its training, take at least."""
+    cluster = config.cluster
+    found: dict[str, tuple[float, float]] = {}  # stage -> GiB that it needs and that it has
+    for stage in get_args(ModelStage):
+        node = cluster.node_of(stage)
+        processes = node.processes if stage in get_args(TrainingStage) else 1
+        needed = host_memory_needed(config, stage, accelerator=node.accelerator is not None, processes=processes)
+        found[stage] = needed / GIB, amount_of(node.memory) / GIB
+    if short := {stage: (needed, has) for stage, (needed, has) in found.items() if needed > has}:
+        said = ", ".join(
+            f"{stage} needs at least {needed:.3g} GiB and has {has:.3g}" for stage, (needed, has) in short.items()
+        )
+        raise InputError(f"{said}: raise `memory` of the node, or place the stage on another")
+    stage, (needed, has) = max(found.items(), key=lambda entry: entry[1][0] / entry[1][1])
+    return f"{stage} needs at least {needed:.3g} of {has:.3g} GiB on its node, other stages a smaller part"
 
 
 def check_accelerator_memory(config: Config, stage: str) -> str:

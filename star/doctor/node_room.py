@@ -103,7 +103,7 @@ def _about_labels(nodes: list["V1Node"], wanted: Node) -> str:
 def _refusing_taints(node: "V1Node", wanted: Node) -> list[str]:
     """The taints of a node that keep the pods away, as they are written."""
     taints = [] if node.spec is None else node.spec.taints or []
-    hard = [taint for taint in taints if taint.effect in ("NoSchedule", "NoExecute")]
+    hard: list[V1Taint] = [taint for taint in taints if taint.effect in ("NoSchedule", "NoExecute")]
     refusing = [taint for taint in hard if not any(_tolerates(one, taint) for one in wanted.tolerations)]
     return [f"{taint.key}={taint.value or ''}:{taint.effect}" for taint in refusing]
 

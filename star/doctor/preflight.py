@@ -6,7 +6,8 @@ writes an MLflow run, an S3 object, a file. A new check is one more entry in `pr
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
 - registry_rehearsal.py: the end of the run: publishing, deciding, fetching
 - hub.py: the Hugging Face hub, asked once for all checks of models
-- model_checks.py: disk space for the top-k store, memory of the accelerators, vLLM
+- input_checks.py: tools, rows and bases by their digests, the data and programs of the evaluation's suites
+- model_checks.py: disk space for the top-k store, memory of nodes and accelerators, vLLM
 - rehearsal.py: the models and the data together, from a rendered row to one distillation step
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
 """
@@ -17,7 +18,8 @@ from functools import partial
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
 from star.doctor.hub import ask_hub
-from star.doctor.model_checks import check_accelerator_memory, check_vllm, check_volume_space
+from star.doctor.input_checks import check_inputs, check_suites
+from star.doctor.model_checks import check_accelerator_memory, check_node_memory, check_vllm, check_volume_space
 from star.doctor.registry_rehearsal import rehearse_registration
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import rehearse_once
@@ -35,8 +37,12 @@ from star.folders.working_paths import work_root
 from star.terminal import continued, guard_terminal
 
 
-def preflight_checks(config: Config) -> Iterator[Check]:
-    """Yields the checks of what the pipeline's tasks will use, one after another. Secrets are looked for in this process's environment."""
+def preflight_checks(config: Config, *, on_cluster: bool = True) -> Iterator[Check]:
+    """Yields the checks of what the pipeline's tasks will use, one after another. Secrets are looked for in this process's environment.
+
+    Args:
+        on_cluster: whether the stages run in pods, on the nodes that the configuration describes.
+    """
     cluster = config.cluster
     if cluster.secrets:
         yield run_check("secrets", partial(check_secrets, cluster.secrets))
@@ -52,6 +58,8 @@ def preflight_checks(config: Config) -> Iterator[Check]:
     if work_folder:
         yield run_check("volume", partial(check_volume, work_folder))
         yield run_check("space", partial(check_volume_space, config, work_folder))
+    yield run_check("inputs", partial(check_inputs, config))
+    yield run_check("suites", partial(check_suites, config, on_cluster=on_cluster))
     if stages := config.vllm_stages():
         yield run_check("vLLM", partial(check_vllm, list(stages)))
     for runtime in sorted({job.runtime for job in cluster.train_jobs.values()}):
@@ -63,8 +71,15 @@ def preflight_checks(config: Config) -> Iterator[Check]:
             return
     # On a volume that outlives the run, a run that is started again finds the record of the first one.
     yield from rehearse_once(config, work_folder) if work_folder else rehearse(config)
-    for stage, node in cluster.placement.items():
-        if cluster.nodes[node].accelerator_memory:
+    if on_cluster:
+        yield from memory_checks(config)
+
+
+def memory_checks(config: Config) -> Iterator[Check]:
+    """Yields the checks that compare nodes and accelerators of the profile with what its models need, by their configurations."""
+    yield run_check("memory", partial(check_node_memory, config))
+    for stage, node in config.cluster.placement.items():
+        if config.cluster.nodes[node].accelerator_memory:
             yield run_check(f"GPU, {stage}", partial(check_accelerator_memory, config, stage))
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,11 +12,13 @@ import boto3
 import pytest
 import requests
 from moto.server import ThreadedMotoServer
+from typer.testing import CliRunner
 
+from star.cli.main import app
 from star.config.experiment import Config
 from star.config.load import load_config
 from star.doctor.check import Check
-from star.doctor.estimates import GIB, memory_needed
+from star.doctor.estimates import GIB, disk_needed, host_memory_needed, memory_needed
 from star.doctor.model_checks import check_vllm
 from star.doctor.preflight import preflight_checks, require_all
 from star.errors import InputError
@@ -107,8 +107,8 @@ def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
     assert failed_details(healthy) == {}
     assert [check.name for check in checks] == [
         "secrets", "MLflow", "registry", "promotions", "registration", "checkpoints", "volume", "space",
-        "rows", "teacher", "student", "tokenizers", "template", "rehearsal",
-        "GPU, refine-teacher", "GPU, distill", "GPU, refine",
+        "inputs", "suites", "rows", "teacher", "student", "tokenizers", "template", "rehearsal",
+        "memory", "GPU, refine-teacher", "GPU, distill", "GPU, refine",
     ]  # fmt: skip
 
 
@@ -295,10 +295,19 @@ def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
     base = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
             "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
     scratch = {"vocab_size": 1000, "warmup": {"steps": 1, "learning_rate": 1e-3}}
-    settings = {"scratch": scratch, "teacher": {"base": base, "refine": {"steps": 1}}}
-    assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB > 80
+    small = SMALL.model_dump()
+    settings = {"scratch": scratch, "teacher": {"base": base, "refine": {"steps": 1}}, "student": {"base": small}}
+    full = Config.model_validate(settings)
+    assert memory_needed(full, "refine-teacher") / GIB > 80
+    # Each process loads the weights into the node's own memory first; a node without an accelerator trains there.
+    assert 52 < host_memory_needed(full, "refine-teacher", accelerator=True, processes=2) / GIB < 56
+    assert 105 < host_memory_needed(full, "refine-teacher", accelerator=False, processes=1) / GIB < 135
+    assert 175 < disk_needed(full) / GIB < 190  # two checkpoints of 12 bytes per parameter, and the weights
     settings["teacher"]["refine"]["lora"] = {}
-    assert memory_needed(Config.model_validate(settings), "refine-teacher") / GIB < 40
+    adapters = Config.model_validate(settings)
+    assert memory_needed(adapters, "refine-teacher") / GIB < 40
+    assert host_memory_needed(adapters, "refine-teacher", accelerator=True, processes=1) / GIB < 16
+    assert disk_needed(adapters) / GIB < 40
 
 
 def test_a_profile_with_vllm_needs_an_image_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,13 +320,18 @@ def test_a_profile_with_vllm_needs_an_image_that_has_it(monkeypatch: pytest.Monk
     assert check_vllm(["rollout"]) == "installed, for rollout"
 
 
-def test_the_doctor_exits_with_status_2_and_prints_the_fault(healthy: dict, tmp_path: Path) -> None:
-    healthy["cluster"]["checkpoints"] = "s3://absent/checkpoints"
+def test_the_doctor_exits_with_status_2_and_prints_the_fault(
+    healthy: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The profile is for one machine: it has nodes, and nothing that only pods could use."""
+    for name in ("secrets", "checkpoints"):
+        del healthy["cluster"][name]
+    monkeypatch.setenv("STAR_REGISTRY", "s3://absent/registry")
     profile = tmp_path / "profile.yaml"
     profile.write_text(json.dumps(healthy))
-    done = subprocess.run(
-        [sys.executable, "-m", "star.cli", "doctor", "--config", str(profile)], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    [line] = [line for line in done.stdout.splitlines() if "checkpoints" in line]
+    done = CliRunner().invoke(app, ["doctor", "--config", str(profile)])
+    assert done.exit_code == 2
+    [line] = [line for line in done.stdout.splitlines() if "promotions" in line]
     assert line.startswith("FAIL") and "make it, or correct the URL" in line
+    names = [line[5:28].strip() for line in done.stdout.splitlines() if line.startswith(("ok", "FAIL"))]
+    assert {"torch", "home", "MLflow", "rehearsal", "disk", "memory"} <= set(names)

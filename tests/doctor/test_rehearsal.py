@@ -320,22 +320,17 @@ def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -
 def test_a_small_pretrained_model_needs_no_gpu_and_little_disk(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def needs() -> tuple[str, bool]:
         bases = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
-        checks = {check.name: check.detail for check in machine.machine_checks(Config.model_validate(bases))}
+        checks = {check.name: check.detail for check in machine.room_checks(Config.model_validate(bases))}
         return checks["disk"].partition(", ")[2].partition(" ")[0], "GPU" in checks
 
     assert needs() == ("2", False)
     monkeypatch.setattr(machine, "SMALL_PARAMETERS", 1000)
-    assert needs() == ("200", True)
+    assert needs() == ("2", True)
 
 
-def test_a_token_that_is_markup_is_printed_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(
-        machine, "machine_checks", lambda _: [Check("tokenizers", False, 'id 3 is "[/INST]" and "[red]"')]
-    )
-    monkeypatch.setattr(machine, "preflight_checks", lambda _: [])
-    assert not machine.print_checks(load_config("tiny"))
+def test_a_token_that_is_markup_is_printed_as_it_is(capsys: pytest.CaptureFixture) -> None:
+    found = [Check("tokenizers", False, 'id 3 is "[/INST]" and "[red]"')]
+    assert not machine.print_checks(found, load_config("tiny"))
     assert '"[/INST]" and "[red]"' in capsys.readouterr().out
 
 

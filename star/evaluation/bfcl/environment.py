@@ -27,9 +27,7 @@ def harness_python() -> Path:
     """
     from filelock import FileLock
 
-    # In the folder's name, so that changed requirements get a new environment.
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    folder = cache_folder() / f"bfcl-{digest}"
+    folder = _folder()
     python = folder / "bin" / "python"
     if _is_complete(folder):
         return python
@@ -39,6 +37,18 @@ def harness_python() -> Path:
         if not _is_complete(folder):
             _make_environment(folder)
     return python
+
+
+def find_environment() -> Path | None:
+    """The folder of the harness's environment, if it was made."""
+    folder = _folder()
+    return folder if _is_complete(folder) else None
+
+
+def _folder() -> Path:
+    # In the folder's name, so that changed requirements get a new environment.
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    return cache_folder() / f"bfcl-{digest}"
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,64 @@
+"""Checks what a run reads from elsewhere: tools, rows, bases, and what the suites of the evaluation need.
+
+Each check returns what it found, as one phrase, or raises InputError with what is wrong and what to do.
+"""
+
+from star.config.experiment import Config
+from star.config.files import Checkout, FileRef, ModelFolder, inputs_in
+from star.errors import InputError
+
+
+def check_inputs(config: Config) -> str:
+    """Reads every input, those in S3 too, and compares it with its digest. What is fetched is kept for the stages.
+
+    Raises:
+        InputError: one is missing or changed; the message names the setting.
+    """
+    names = []
+    for name, source in inputs_in(config):
+        assert isinstance(source, FileRef | ModelFolder | Checkout)  # noqa: S101 - there are no other inputs
+        try:
+            source.read_verified()
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        names.append(name)
+    return f"{', '.join(names)} are as configured"
+
+
+def check_suites(config: Config, *, on_cluster: bool) -> str:
+    """Checks that the suites of the evaluation have their data and programs.
+
+    Args:
+        on_cluster: whether the evaluation runs in a pod, which may not reach a package index.
+
+    Raises:
+        InputError: something is missing.
+    """
+    settings, found = config.evaluate, []
+    for suite in settings.suites:
+        if suite == "acebench" and settings.acebench is not None:
+            from star.evaluation.acebench import CATEGORIES, check_calls, read_category
+
+            checkout = settings.acebench.read_verified()
+            rows = [read_category(checkout, category, 1) for category in CATEGORIES]
+            row = next(one for conversation in rows for one in conversation)
+            check_calls([row], [[{"none": {}}]], checkout)
+            found.append("acebench: its data and its checker are there")
+        elif suite == "bfcl":
+            found.append(f"bfcl: {_about_the_harness(on_cluster=on_cluster)}")
+        else:
+            found.append(suite)
+    return "; ".join(found)
+
+
+def _about_the_harness(*, on_cluster: bool) -> str:
+    from star.evaluation.bfcl.environment import find_environment
+
+    if (folder := find_environment()) is not None:
+        return f"the harness is in {folder}"
+    if on_cluster:
+        raise InputError(
+            "the suite bfcl needs the environment of its harness, which this image does not have: use the image of target "
+            "`bfcl`, or leave the suite out"
+        )
+    return "its harness is installed at the first use, from the package index"
