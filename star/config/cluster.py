@@ -14,6 +14,8 @@ from star.config.task_secrets import PREFLIGHT, TASKS, TaskName, tasks_that_use
 from star.redaction import REFERENCES, names_secret
 
 CERTIFICATES_PATH = "/etc/star/certificates"  # where the ConfigMap `certificates` is mounted
+# Read by the hub's client, by MLflow's and STAR's (and by boto3 without the next one), and by boto3.
+CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -273,12 +275,9 @@ class Cluster(Section):
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables of every task in plain text: `environment`, and where the certificates are.
-
-        The hub's client reads the first of the two, and boto3, MLflow's and STAR's the second.
-        """
-        file = f"{CERTIFICATES_PATH}/ca.pem"
-        return ({"SSL_CERT_FILE": file, "REQUESTS_CA_BUNDLE": file} if self.certificates else {}) | self.environment
+        """The variables of every task in plain text: `environment`, and where the certificates are."""
+        trusted = dict.fromkeys(CERTIFICATE_VARIABLES, f"{CERTIFICATES_PATH}/ca.pem") if self.certificates else {}
+        return trusted | self.environment
 
     def secrets_of(self, task: str) -> dict[str, dict[str, str]]:
         """Returns the part of `secrets` that a task gets: Secret -> variable -> key. A Secret without such a variable is left out."""

@@ -375,6 +375,7 @@ def test_the_pods_follow_the_node_of_the_stage() -> None:
     assert {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in trainer["env"]} == {
         "SSL_CERT_FILE": "/etc/star/certificates/ca.pem",
         "REQUESTS_CA_BUNDLE": "/etc/star/certificates/ca.pem",
+        "AWS_CA_BUNDLE": "/etc/star/certificates/ca.pem",
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "STAR_IMAGE": "star:1",
         "STAR_WORK": "/var/star/work",
