@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
 
+from star.tracking.accelerators import VARIABLE, Accelerators
+
 SHARD = re.compile(r"\d+/\d+")
 
 
@@ -21,11 +23,13 @@ class PlannedTask:
     Attributes:
         place: Where it stands: the keys of its groups and its own, and `#1` for the second item of a loop.
         memory: Memory limit of its container, such as 6Gi.
+        accelerators: What it holds while it runs.
     """
 
     place: tuple[str, ...]
     name: str
     memory: str | None = None
+    accelerators: Accelerators | None = None
 
 
 def planned_tasks(spec: Mapping[str, Any] | None) -> list[PlannedTask]:
@@ -59,7 +63,8 @@ def _tasks(
                 yield from _tasks(definition, inner, own, suffix)
             else:
                 name = (task.get("taskInfo") or {}).get("name") or key
-                yield PlannedTask(own, name + suffix, _memory(definition, inner))
+                container = _container(definition, inner)
+                yield PlannedTask(own, name + suffix, _memory(container), _accelerators(container))
 
 
 def _items(task: Mapping[str, Any]) -> list[str] | None:
@@ -76,8 +81,20 @@ def _items(task: Mapping[str, Any]) -> list[str] | None:
     ]
 
 
-def _memory(definition: Mapping[str, Any], component: Mapping[str, Any]) -> str | None:
+def _container(definition: Mapping[str, Any], component: Mapping[str, Any]) -> Mapping[str, Any]:
     executor = definition["deploymentSpec"]["executors"].get(component.get("executorLabel")) or {}
-    resources = (executor.get("container") or {}).get("resources") or {}
+    return executor.get("container") or {}
+
+
+def _memory(container: Mapping[str, Any]) -> str | None:
+    resources = container.get("resources") or {}
     limit = resources.get("resourceMemoryLimit") or resources.get("memoryLimit")
     return f"{limit:g} GB" if isinstance(limit, int | float) else limit
+
+
+def _accelerators(container: Mapping[str, Any]) -> Accelerators | None:
+    texts = [entry.get("value") for entry in container.get("env") or [] if entry.get("name") == VARIABLE]
+    try:
+        return Accelerators.from_json(texts[0]) if texts else None
+    except (ValueError, TypeError):  # a pipeline that somebody else compiled
+        return None

@@ -20,6 +20,7 @@ from typing import Any
 
 from star.cluster.pipeline_plan import PlannedTask
 from star.cluster.workflow_nodes import INTERNAL, Node, Workflow
+from star.tracking.accelerators import Accelerators
 
 ENDED = ("SUCCEEDED", "CACHED", "FAILED", "CANCELED", "SKIPPED")
 DRIVER = "-driver"  # behind the name of a task, of KFP's pod that runs before it
@@ -35,6 +36,7 @@ class Task:
         name: As people know it, such as `rollout 2/4`.
         pods: Names of the pods of its attempts, the first one first.
         memory: Memory limit of its container, if the pipeline's definition is known.
+        accelerators: What it holds while it runs, if that is known.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Task:
     ended: datetime | None = None
     pods: tuple[str, ...] = ()
     memory: str | None = None
+    accelerators: Accelerators | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -163,7 +166,8 @@ class _Reader:
         pods = self.pods(nodes)
         started, ended = _time(entry.get("start_time")), _time(entry.get("end_time"))
         state = self.state(entry, pods, started, ended)
-        return Task(key, planned.name, state, started, ended, tuple(pod.id for pod in pods), planned.memory)
+        names = tuple(pod.id for pod in pods)
+        return Task(key, planned.name, state, started, ended, names, planned.memory, planned.accelerators)
 
     def prepared(self, key: str, planned: PlannedTask) -> Task | None:
         """A task of which only the driver is there, the pod of KFP's that runs before it; None if that is not there either."""
