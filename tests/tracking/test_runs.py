@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from star.folders.dvc_digest import dvc_digest
 from star.errors import InputError
+from star.folders.dvc_digest import dvc_digest
 from star.folders.manifest import Manifest
 from star.folders.publish import publish
 from star.registry.lineage import input_datasets

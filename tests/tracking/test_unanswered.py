@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 from star.registry.tables import print_versions
 from star.tracking.server import connect, retry_write
 
@@ -64,7 +64,7 @@ def server(environment: pytest.MonkeyPatch) -> Iterator[Server]:
 )
 def test_a_command_ends_in_a_sentence_after_a_bounded_number_of_tries(server: Server, then: str, said: str) -> None:
     server.then, server.requests = then, 0
-    with pytest.raises(InputError, match=rf"^MLflow at http://127\.0\.0\.1:\d+ {said}") as raised:
+    with pytest.raises(UnavailableError, match=rf"^MLflow at http://127\.0\.0\.1:\d+ {said}") as raised:
         print_versions("star")
     assert "secret" not in str(raised.value) and "\n" not in str(raised.value)
     assert server.requests == 2
@@ -73,7 +73,9 @@ def test_a_command_ends_in_a_sentence_after_a_bounded_number_of_tries(server: Se
 def test_so_does_one_whose_server_has_gone(server: Server) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(InputError, match=r"cannot be used: start the server or correct MLFLOW_TRACKING_URI .*refused"):
+    with pytest.raises(
+        UnavailableError, match=r"cannot be used: start the server or correct MLFLOW_TRACKING_URI .*refused"
+    ):
         print_versions("star")
 
 
