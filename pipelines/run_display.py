@@ -53,8 +53,8 @@ class RunDisplay:
             TextColumn("{task.fields[left]}", markup=False),
             console=console(sys.stderr),
             disable=not sys.stderr.isatty(),
+            transient=True,
         )
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -73,6 +73,11 @@ class RunDisplay:
                 self._show_progress(task)
             elif task.key in self._bars:
                 self._progress.remove_task(self._bars.pop(task.key))
+        # Without a bar the display would be an empty line below the others.
+        if self._bars:
+            self._progress.start()
+        else:
+            self._progress.stop()
 
     def show_end(self, status: RunStatus) -> None:
         """Prints the table of the tasks, and how the run ended."""
