@@ -94,7 +94,7 @@ def fail(site: Site, profile: str, *, missing: str, remove: bool) -> str:
         with open_s3(place) as client:
             client.delete_object(Bucket=place.bucket, Key=place.prefix)
     done = wait_for_end(site, run_id)
-    assert site.state(run_id) == "FAILED" and done.status == 1, done.text
+    assert site.state(run_id) == "FAILED" and done.status == 2, done.text  # 2: the user's input is at fault
     assert "preflight" in done.text and missing.rpartition("/")[2] in done.text, done.text
     assert "Traceback" not in done.text
     if site.pods:

@@ -22,6 +22,7 @@ from tests.on_cluster.site import Finished, Site, cleaned
 CACHED = {"preflight": "SUCCEEDED", "register": "SUCCEEDED", "finish": "SUCCEEDED"}
 GOING = {"preflight": "SUCCEEDED", "synthesize": "SUCCEEDED", "refine-teacher": "RUNNING"}
 GONE = "s3://bucket/gone.json"
+REFUSED = f"star: {GONE} does not exist: put it there\nF0101 00:01:40.000000      16 main.go:59] failed to execute component: exit status 2"
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def server(compiled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         for node in node_names(run["run_details"]["task_details"]).values():
             for task, said in (
                 ("finish", end),
-                ("preflight", f"star.errors.InputError: {GONE} does not exist: put it there"),
+                ("preflight", REFUSED),
             ):
                 if f".{task}(0).executor(" in node:
                     logs[node] = f"{said}\n"
