@@ -11,7 +11,8 @@ from typer.testing import CliRunner, Result
 
 from star.cli.pipeline import pipeline_app
 from star.pipelines import kfp_client, run_display, run_reasons
-from tests.kfp_replay.recording import Planned, recording
+from tests.kfp_replay.pods import Kubernetes, pod, waiting
+from tests.kfp_replay.recording import Planned, node_id, recording
 from tests.kfp_replay.server import KfpReplay, spec_of
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,34 @@ def test_a_pod_that_waits_is_named_with_the_command_that_says_why(
         assert client.pods_of(run_id).findings() == {}
         for _ in range(3):
             display.show(next(following))
+
+
+def test_with_a_kubeconfig_the_cluster_says_why_a_pod_waits_or_was_killed(
+    kfp: KfpReplay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_id = kfp.run_of(recording(FAILED), spec=spec())
+    cluster = Kubernetes(run_id)
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path)))
+    name = node_id("star-abcde", PREFLIGHT)
+    cluster.pods = [pod(name, state=waiting("CreateContainerConfigError", 'secret "star-s3" not found'))]
+    kfp.run_of(recording([Planned("preflight", 30, waits=None)]), spec=spec())
+    shown = star(kfp, "status", run_id).stdout  # its first moment: nothing waits yet
+    assert "secret" not in shown
+    kfp.run_of(recording([Planned("preflight", 30, waits=None)]), spec=spec(), at=99)
+    assert (
+        'PENDING    preflight\n    CreateContainerConfigError: secret "star-s3" not found\n'
+        in star(kfp, "status", run_id).stdout
+    )
+    kfp.run_of(recording(FAILED), spec=spec())
+    shown = star(kfp, "status", run_id, "--wait").stderr
+    assert shown.count('WAITS      preflight  CreateContainerConfigError: secret "star-s3" not found') == 1
+    cluster.pods = [pod(name, phase="Failed", state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})]
+    kfp.run_of(recording(FAILED), spec=spec(), at=999)
+    shown = star(kfp, "status", run_id).stdout
+    cause = "OOMKilled: killed because it used more memory than its limit of 3Gi"
+    assert f"FAILED     preflight  30 s\n    {cause}\n" in shown and f"preflight: {cause}\n" in shown
+    cluster.shutdown()
+    cluster.server_close()
 
 
 def test_a_pod_of_kfp_before_a_task_is_shown_as_that_task(kfp: KfpReplay) -> None:
