@@ -27,6 +27,8 @@ def apply_cluster_settings(task: PipelineTask, name: str, cluster: Cluster) -> N
             task.set_env_variable(PROCESSES_VARIABLE, str(processes))
         if name not in (PREFLIGHT, EXIT_HANDLER):
             task.set_env_variable(RETRY_VARIABLE, cluster.retry.model_dump_json())
+    if name == EXIT_HANDLER and cluster.train_jobs:  # it deletes those of the run
+        task.set_env_variable(TRAIN_JOB_VARIABLE, cluster.model_dump_json(exclude_defaults=True))
     # The answer of the pre-flight is certain. A lost exit handler is started again, because nobody else closes the runs.
     if name != PREFLIGHT:
         _start_lost_pods_again(task, cluster.retry)

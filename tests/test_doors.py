@@ -21,7 +21,7 @@ NETWORK = (
 # Who may, and why.
 MAY_USE_THE_NETWORK = {
     "star/http_exchange.py": "the client itself",
-    "star/cluster/train_job.py": "Kubernetes' API, by its own client",
+    "star/cluster/trainer_api.py": "Kubernetes' API, by its own client",
     "pipelines/kfp_client.py": "kfp's own client, under a deadline and without redirects",
     "star/cluster/run_pods.py": "the errors of Kubernetes' own client, under a deadline",
     "star/registry/promotion/records.py": "the name of this machine",

@@ -1,4 +1,4 @@
-"""Exit handler of a pipeline on a cluster: closes MLflow runs, removes the files of its TrainJobs, notifies the webhook.
+"""Exit handler of a pipeline on a cluster: closes MLflow runs, deletes its TrainJobs with their files, notifies the webhook.
 
 The task `finish` (components/finish.py) calls it after the last task, whether the pipeline succeeded, failed or was cancelled.
 
@@ -11,7 +11,9 @@ import os
 import shutil
 
 from star.cluster.accelerator_costs import in_words, log_accelerator_costs
+from star.cluster.launch import TRAIN_JOB_VARIABLE
 from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
+from star.cluster.trainer_api import delete_jobs_of_run
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError
 from star.folders.working_paths import train_jobs_folder, work_root
@@ -24,7 +26,7 @@ MAX_ERROR_CHARACTERS = 2000
 
 
 def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | None) -> dict[str, object]:
-    """Closes the pipeline's MLflow runs, removes the files its tasks shared with TrainJobs, and notifies the webhook.
+    """Closes the pipeline's MLflow runs, deletes its TrainJobs and the files shared with them, and notifies the webhook.
 
     Args:
         run_id: ID of the pipeline run in KFP. Its MLflow runs are tagged with it.
@@ -37,6 +39,10 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         that is kept for a retry, how long each stage held accelerators and what that costs, and all of it as one line of text.
     """
     guard_terminal()
+    # First, because a task that is stopped has no time to do it, and a job that trains on holds accelerators.
+    if os.environ.get(TRAIN_JOB_VARIABLE):
+        for name in delete_jobs_of_run(run_id):
+            print(f"deleted TrainJob {name}", flush=True)
     if work_root():
         # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)

@@ -22,7 +22,7 @@ def torchrun_command(*flags: str) -> list[str]:
 
     What no flag sets, torchrun reads from the environment (PET_NNODES, PET_NODE_RANK, ...).
     """
-    return [sys.executable, "-m", "torch.distributed.run", *flags]
+    return [sys.executable, "-m", "star.cluster.ranks", *flags]
 
 
 def stage_command(stage: str, *, settings: Path, inputs: Mapping[str, Path | str], out: Path) -> list[str]:

@@ -114,6 +114,6 @@ def check_volume(folder: Path) -> str:
 
 def check_training_runtime(runtime: str) -> str:
     """Reads the TrainingRuntime that TrainJobs refer to, which needs Kubeflow Trainer and the right to read it."""
-    from star.cluster.train_job import find_runtime, trainer_client
+    from star.cluster.trainer_api import find_runtime, trainer_client
 
     return f"{find_runtime(trainer_client(), runtime).name} can be used"

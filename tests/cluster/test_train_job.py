@@ -1,206 +1,39 @@
-"""A training as a TrainJob, against a fake Kubernetes API whose pods are real torchrun processes configured by PET_ variables."""
+"""A training as a TrainJob, against the controllers of trainer_server.py whose pods are real processes configured by PET_ variables."""
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from http.server import ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import yaml
-from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
-from star.cluster.train_job import job_manifest
+from star.cluster.torchrun import torchrun_command
+from star.cluster.train_job_manifest import TORCHRUN_FLAGS
 from star.config.cluster import Cluster
 from star.config.experiment import Config
 from star.folders.manifest import open_input
 from star.stages import stage_named
-from tests.json_handler import JsonHandler
+from tests.cluster.trainer_server import RUNTIME, Kubernetes
 
-TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
-JOBS = f"{TRAINER}/namespaces/team/trainjobs"
-RUNTIME = next(
-    document
-    for document in yaml.safe_load_all(
-        (Path(__file__).parents[2] / "deploy" / "multinode" / "runtime.yaml").read_text()
-    )
-    if document["kind"] == "TrainingRuntime"
-)
 # What KFP's executor does with the component of a training, in a process that can receive SIGTERM.
 CALL = """
-import json, os, sys
+import json, sys
 from pathlib import Path
-from star.cluster import train_job
+from star.cluster import train_job, train_job_watch
+from star.cluster.failure import ends_in_a_sentence
 from star.config.cluster import Cluster
 from star.config.experiment import Config
-train_job.POLL_SECONDS = 0.2
-stage, config, out, inputs = sys.argv[1], Config.from_json(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-cluster, inputs = Cluster.model_validate_json(os.environ["STAR_TRAIN_JOB"]), {key: Path(path) for key, path in inputs.items()}
-print(json.dumps(train_job.run_train_job(stage, config, cluster=cluster, inputs=inputs, out=out)))
+train_job_watch.POLL_SECONDS = 0.2
+stage, config, cluster, out, inputs = sys.argv[1:]
+config, cluster = Config.from_json(config), Cluster.model_validate_json(cluster)
+inputs = {key: Path(path) for key, path in json.loads(inputs).items()}
+with ends_in_a_sentence():
+    print(json.dumps(train_job.run_train_job(stage, config, cluster=cluster, inputs=inputs, out=Path(out))))
 """
-
-
-class Kubernetes(ThreadingHTTPServer):
-    """TrainJobs by name and their pods (processes of this machine), the faults to answer with, and the requests received."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
-        self.jobs: dict[str, dict] = {}
-        self.pods: dict[str, list[subprocess.Popen]] = {}
-        self.runtimes: dict[str, dict | int] = {"star-torch": RUNTIME}
-        self.secrets = {("star-s3", "access-key"): "the-key"}
-        self.faults: list[int] = []  # statuses of the next answers about a job
-        self.unreadable_logs = 0  # how many of the next requests for a log fail
-        self.requests: list[str] = []
-
-    def kubeconfig(self) -> Path:
-        file = self.folder / "kubeconfig"
-        cluster = {"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.server_address[1]}"}}
-        context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}
-        content = {
-            "clusters": [cluster],
-            "contexts": [context],
-            "current-context": "here",
-            "users": [{"name": "me", "user": {}}],
-        }
-        file.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "Config", **content}))
-        return file
-
-    def create(self, job: dict) -> None:
-        """What the Trainer's controller does: starts one pod per node, with PET_ variables that name the others."""
-        assert TrainerV1alpha1TrainJob.from_dict(job).to_dict() == job, "a key that the API does not know"
-        name, trainer = job["metadata"]["name"], job["spec"]["trainer"]
-        job["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
-        given = {
-            entry["name"]: entry.get("value") or self.secrets[tuple(entry["valueFrom"]["secretKeyRef"].values())[:2]]
-            for entry in trainer["env"]
-        }
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        pods = []
-        for rank in range(trainer["numNodes"]):
-            rendezvous = {
-                "PET_NNODES": str(trainer["numNodes"]),
-                "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
-                "PET_NODE_RANK": str(rank),
-                "PET_MASTER_ADDR": "127.0.0.1",
-                "PET_MASTER_PORT": str(port),
-            }
-            inherited = {key: os.environ[key] for key in ("PATH", "HF_HUB_OFFLINE")} | {"OMP_NUM_THREADS": "1"}
-            with (self.folder / f"{name}-{rank}.log").open("w") as log:
-                process = subprocess.Popen(
-                    trainer["command"],
-                    env=inherited | given | rendezvous,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            pods.append(process)
-        self.pods[name], self.jobs[name] = pods, job
-
-    def with_conditions(self, name: str) -> dict:
-        """The job, with the conditions that follow from its pods."""
-        ended = [pod.poll() for pod in self.pods[name]]
-        failed = any(ended)
-        if failed:
-            self.end(name)
-        if failed or None not in ended:
-            kind = "Failed" if failed else "Complete"
-            condition = {"type": kind, "status": "True", "reason": kind, "lastTransitionTime": "2026-01-01T00:00:00Z"}
-            return {**self.jobs[name], "status": {"conditions": [{**condition, "message": ""}]}}
-        return self.jobs[name]
-
-    def pod(self, name: str, rank: int) -> dict:
-        phases = {None: "Running", 0: "Succeeded"}
-        labels = {
-            "jobset.sigs.k8s.io/jobset-name": name,
-            "jobset.sigs.k8s.io/replicatedjob-name": "node",
-            "batch.kubernetes.io/job-completion-index": str(rank),
-        }
-        return {
-            "metadata": {"name": f"{name}-{rank}", "labels": labels, "creationTimestamp": "2026-01-01T00:00:00Z"},
-            "spec": {"containers": [{"name": "node", "image": "star"}]},
-            "status": {"phase": phases.get(self.pods[name][rank].poll(), "Failed")},
-        }
-
-    def delete(self, name: str) -> None:
-        self.end(name)
-        del self.jobs[name], self.pods[name]
-
-    def end(self, name: str) -> None:
-        """Sends the pods SIGTERM, and later SIGKILL to all their processes."""
-        for pod in self.pods[name]:
-            if pod.poll() is None:
-                pod.terminate()
-        for pod in self.pods[name]:
-            with suppress(subprocess.TimeoutExpired):
-                pod.wait(timeout=30)
-            with suppress(ProcessLookupError):
-                os.killpg(pod.pid, signal.SIGKILL)
-            pod.wait()
-
-
-class Handler(JsonHandler):
-    server: Kubernetes
-
-    def do_POST(self) -> None:
-        self.server.requests.append(f"POST {self.path}")
-        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.create(job)
-        self.answer(201, job)
-
-    def do_DELETE(self) -> None:
-        self.server.requests.append(f"DELETE {self.path}")
-        name = self.path.rpartition("/")[2]
-        if name not in self.server.jobs:
-            return self.answer(404, {"kind": "Status", "code": 404})
-        self.server.delete(name)
-        return self.answer(200, {"kind": "Status", "status": "Success"})
-
-    def do_GET(self) -> None:
-        cluster, url = self.server, urlsplit(self.path)
-        folder, _, last = url.path.rpartition("/")
-        if folder == JOBS:
-            if cluster.faults:
-                return self.answer(cluster.faults.pop(0), {})
-            return self.answer(200, cluster.with_conditions(last)) if last in cluster.jobs else self.answer(404, {})
-        if folder == f"{TRAINER}/namespaces/team/trainingruntimes" and last in cluster.runtimes:
-            runtime = cluster.runtimes[last]
-            return self.answer(runtime, {}) if isinstance(runtime, int) else self.answer(200, runtime)
-        if url.path == "/api/v1/namespaces/team/pods":
-            [selector] = parse_qs(url.query)["labelSelector"]
-            name = selector.split(",")[0].partition("=")[2]
-            pods = [cluster.pod(name, rank) for rank in range(len(cluster.pods[name]))]
-            return self.answer(200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
-        if last == "log" and cluster.unreadable_logs:
-            cluster.unreadable_logs -= 1
-            return self.answer(500, {"kind": "Status", "code": 500})
-        if last == "log":
-            return self.answer(200, (cluster.folder / f"{folder.rpartition('/')[2]}.log").read_text())
-        return self.answer(404, {"kind": "Status", "code": 404})
-
-
-@pytest.fixture
-def kubernetes(tmp_path: Path) -> Iterator[Kubernetes]:
-    server = Kubernetes(tmp_path)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    for name in list(server.jobs):
-        server.delete(name)
-    server.shutdown()
-    server.server_close()
 
 
 CLUSTER = Cluster.model_validate(
@@ -208,24 +41,28 @@ CLUSTER = Cluster.model_validate(
         "train_jobs": {"distill": {"nodes": 2}},
         "work_claim": "star-work",
         "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}},
-        "environment": {"TELLTALE": "from the profile"},
+        "environment": {"TELLTALE": "from the profile", "OMP_NUM_THREADS": "1"},
+        "retry": {"attempts": 2, "backoff_seconds": 0},
     }
 )
 
 
-def task(kubernetes: Kubernetes, config: Config, finished: dict[str, Path], out: Path) -> subprocess.Popen:
+def task(
+    kubernetes: Kubernetes, config: Config, finished: dict[str, Path], out: Path, *, nodes: int = 2
+) -> subprocess.Popen:
     """Starts the KFP task of distill as a process."""
     inputs = {key: str(finished[source]) for key, source in stage_named("distill").inputs.items()}
     settings = config.slice(stage_named("distill").sections)
     environment = {
-        "STAR_TRAIN_JOB": CLUSTER.model_dump_json(exclude_defaults=True),
         "STAR_IMAGE": "registry.example.com/star-python:1",
         "STAR_WORK": str(kubernetes.folder / "volume" / "work"),
         "STAR_HOME": str(kubernetes.folder / "volume" / "home"),
         "KUBECONFIG": str(kubernetes.kubeconfig()),
         "KFP_RUN_ID": "r-1",
     }
-    command = [sys.executable, "-c", CALL, "distill", settings, str(out), json.dumps(inputs)]
+    jobs = {"distill": {"nodes": nodes}}
+    cluster = CLUSTER.model_copy(update={"train_jobs": jobs}).model_dump_json(exclude_defaults=True)
+    command = [sys.executable, "-c", CALL, "distill", settings, cluster, str(out), json.dumps(inputs)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=os.environ | environment, **pipes)
 
@@ -269,11 +106,11 @@ def test_two_nodes_write_the_result_of_two_processes(
     assert log.count("distil the student (CKD): 6/6") == 1
     # The result is kept for a retry until the exit handler runs; the copies of the inputs are not.
     [exchange] = (tmp_path / "volume" / "work" / "jobs" / "r-1").iterdir()
-    assert {path.name for path in exchange.iterdir()} == {"settings.json", "out"}
+    assert {path.name for path in exchange.iterdir()} == {"settings.json", "out", "failures"}
     again = task(kubernetes, micro, finished, tmp_path / "again")
     assert again.wait(timeout=120) == 0, again.stderr.read()[-3000:]
     assert open_input(tmp_path / "again", stage="distill").digest == open_input(out, stage="distill").digest
-    assert sum(request.startswith("POST") for request in kubernetes.requests) == 1
+    assert len(kubernetes.created()) == 1
 
 
 @pytest.mark.slow
@@ -291,14 +128,14 @@ def test_a_task_that_dies_leaves_its_job_to_the_next_attempt(
     _, log = again.communicate(timeout=300)
     assert again.returncode == 0, log[-3000:]
     assert "going on with TrainJob star-distill-" in log
-    assert sum(request.startswith("POST") for request in kubernetes.requests) == 1
+    assert len(kubernetes.created()) == 1
 
 
 @pytest.mark.slow
-def test_sigterm_deletes_the_job_and_a_failed_job_is_replaced_by_a_new_one(
+def test_sigterm_deletes_the_job_and_a_failed_job_is_followed_by_the_next(
     kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    distill = micro.distill.model_copy(update={"steps": 400, "save_steps": 2})
+    distill = micro.distill.model_copy(update={"steps": 200, "save_steps": 2})
     config = micro.model_copy(update={"distill": distill})
     interrupted = task(kubernetes, config, finished, tmp_path / "out")
     wait_until(lambda: work_folder_has(kubernetes, "ckd/checkpoint-2/complete"), interrupted)
@@ -308,115 +145,53 @@ def test_sigterm_deletes_the_job_and_a_failed_job_is_replaced_by_a_new_one(
     left = newest_checkpoint(kubernetes)
     failing = task(kubernetes, config, finished, tmp_path / "out")
     wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, failing)
-    [[_, second]] = kubernetes.pods.values()
-    os.killpg(second.pid, signal.SIGKILL)
-    _, log = failing.communicate(timeout=120)
-    assert failing.returncode == 1 and "-0 failed: kubectl describe trainjob star-distill-" in log
-    # The failed job stays for inspection. The next attempt is a new job and resumes from the last checkpoint.
-    assert len(kubernetes.jobs) == 1
-    last = task(kubernetes, config, finished, tmp_path / "out")
-    _, log = last.communicate(timeout=300)
-    assert last.returncode == 0, log[-3000:]
-    assert "started TrainJob star-distill-" in log and kubernetes.jobs == {}
+    # A whole container is killed, as for its memory: nothing in it can report why.
+    [second] = [pod for pod in kubernetes.pods.values() if pod.rank == 1 and pod.deleted is None]
+    saved = newest_checkpoint(kubernetes)
+    os.killpg(second.process.pid, signal.SIGKILL)
+    _, log = failing.communicate(timeout=300)
+    assert failing.returncode == 0, log[-3000:]
+    assert f"pod {second.name} (node 1) ended with exit code 137" in log
+    assert "attempt 1 of 3 (distill) ended after " in log and " s: killed, next in 0 s: pod star-distill-" in log
+    # The next job went on from the last checkpoint. At the end none is left, nor a process of them.
+    steps = re.findall(r"CKD\): (\d+)/200", log.partition("next in")[2])
+    assert int(steps[0]) >= saved
+    names = [name.rpartition("-")[2] for name in kubernetes.created()]
+    assert names == ["0", "0", "1"] and kubernetes.jobs == {}
     assert open_input(tmp_path / "out", stage="distill")
 
 
-@pytest.mark.parametrize(
-    ("runtime", "reason"), [(404, "it does not exist"), (403, "the account has no right to read it")]
-)
-def test_a_missing_or_forbidden_training_runtime_is_an_input_error(
-    kubernetes: Kubernetes, monkeypatch: pytest.MonkeyPatch, runtime: int, reason: str
+@pytest.mark.slow
+def test_the_reason_that_a_process_of_a_pod_reports_ends_the_task(
+    kubernetes: Kubernetes, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    from star.cluster.train_job import find_runtime, trainer_client
-    from star.errors import InputError
-
-    # The client reads KUBECONFIG once, when it is imported.
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubernetes.kubeconfig()))
-    kubernetes.runtimes = {"star-torch": runtime}
-    with pytest.raises(InputError, match=f"training runtime star-torch: {reason}; install Kubeflow Trainer"):
-        find_runtime(trainer_client(), "star-torch")
-
-
-FOUR_NODES = {
-    "nodes": {
-        "h100": {
-            "cpu": "16",
-            "memory": "256Gi",
-            "accelerator": "nvidia.com/gpu",
-            "accelerators": 8,
-            "shm": "32Gi",
-            "node_selector": {"gpu": "h100"},
-            "tolerations": [{"key": "nvidia.com/gpu", "effect": "NoSchedule"}],
-        }
-    },
-    "placement": {"distill": "h100"},
-    "train_jobs": {"distill": {"nodes": 4, "runtime": "torch-h100"}},
-    "work_claim": "star-work",
-    "service_account": "star",
-    "environment": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
-    "certificates": "company-ca",
-    "secrets": {"star-s3": {"AWS_ACCESS_KEY_ID": "access-key"}, "star-webhook": {"STAR_WEBHOOK": "url"}},
-    "checkpoints": "s3://star/checkpoints",  # for which a training uses the keys; the webhook it does not use
-}
+    # torchrun's own exit status is 1 for all that can happen.
+    kubernetes.command = lambda job, rank, command: [word.replace("/topk", "/none") for word in command]
+    process = task(kubernetes, micro, finished, tmp_path / "out", nodes=1)
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 2, log[-3000:]
+    assert "attempt 1 of 3 (distill) ended after " in log and " s: input, no other attempt" in log
+    last = log.strip().splitlines()[-1]
+    assert last.startswith("star: TrainJob star-distill-") and "-0 failed: no folder at " in last and "/none" in last
+    assert len(kubernetes.created()) == 1
 
 
-def test_the_pods_follow_the_node_of_the_stage() -> None:
-    cluster = Cluster.model_validate(FOUR_NODES | {"queue": "team-a", "priority_class": "nightly"})
-    task = {"STAR_IMAGE": "star:1", "STAR_WORK": "/var/star/work", "KFP_RUN_ID": "r-1", "AWS_ACCESS_KEY_ID": "hidden"}
-    manifest = job_manifest("distill", cluster=cluster, command=["-m", "star.cli"], environment=task)
-    assert "hidden" not in json.dumps(manifest)
-    # In the queue is the job. Its pods have no such label, or each would wait on its own.
-    queue = {"kueue.x-k8s.io/queue-name": "team-a", "kueue.x-k8s.io/priority-class": "nightly"}
-    assert manifest["metadata"] == {"labels": {"star/task": "distill", **queue}}
-    trainer = manifest["spec"]["trainer"]
-    assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (4, 8, "star:1")
-    resources = {"cpu": "16", "memory": "256Gi", "nvidia.com/gpu": "8"}
-    assert trainer["resourcesPerNode"] == {"requests": resources, "limits": resources}
-    assert {entry["name"]: entry.get("value") or entry["valueFrom"] for entry in trainer["env"]} == {
-        "SSL_CERT_FILE": "/etc/star/certificates/ca.pem",
-        "REQUESTS_CA_BUNDLE": "/etc/star/certificates/ca.pem",
-        "AWS_CA_BUNDLE": "/etc/star/certificates/ca.pem",
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-        "STAR_IMAGE": "star:1",
-        "STAR_WORK": "/var/star/work",
-        "KFP_RUN_ID": "r-1",
-        "AWS_ACCESS_KEY_ID": {"secretKeyRef": {"name": "star-s3", "key": "access-key", "optional": True}},
+@pytest.mark.slow
+def test_a_pod_in_the_rendezvous_ends_at_once_on_sigterm(kubernetes: Kubernetes, tmp_path: Path) -> None:
+    """It is not process 1 of its container (shareProcessNamespace), for which the kernel ignores SIGTERM."""
+    assert RUNTIME["spec"]["template"]["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
+        "shareProcessNamespace"
+    ]
+    command = [*torchrun_command(*TORCHRUN_FLAGS), "-m", "star.cli", "--help"]
+    node = {
+        "PET_NNODES": "2",
+        "PET_NODE_RANK": "1",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": "9",
     }
-    [patch] = manifest["spec"]["runtimePatches"]
-    [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert job["template"]["spec"]["template"] == {
-        "metadata": {"labels": {"star/task": "distill", "sidecar.istio.io/inject": "false"}},
-        "spec": {
-            "securityContext": {
-                "runAsUser": 10001,
-                "runAsNonRoot": True,
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "serviceAccountName": "star",
-            "nodeSelector": {"gpu": "h100"},
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "volumes": [
-                {"name": "work", "persistentVolumeClaim": {"claimName": "star-work"}},
-                {"name": "certificates", "configMap": {"name": "company-ca", "optional": True}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}},
-            ],
-            "containers": [
-                {
-                    "name": "node",
-                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-                    "volumeMounts": [
-                        {"name": "work", "mountPath": "/var/star"},
-                        {"name": "certificates", "mountPath": "/etc/star/certificates", "readOnly": True},
-                        {"name": "shm", "mountPath": "/dev/shm"},
-                    ],
-                }
-            ],
-        },
-    }
-    assert manifest["spec"]["runtimeRef"] == {"name": "torch-h100"}
-    assert TrainerV1alpha1TrainJob.from_dict(manifest).to_dict() == manifest
-
-
-def test_the_deployed_runtime_is_valid_for_the_trainer() -> None:
-    assert TrainerV1alpha1TrainingRuntime.from_dict(RUNTIME).to_dict() == RUNTIME
-    assert RUNTIME["metadata"]["name"] == Cluster.model_validate(CLUSTER.model_dump()).train_jobs["distill"].runtime
+    pod = subprocess.Popen(command, env=os.environ | node, stderr=subprocess.DEVNULL)
+    time.sleep(10)  # it has long imported torch, and asks for the first node, which is not there
+    assert pod.poll() is None
+    pod.terminate()
+    assert pod.wait(timeout=10) == -signal.SIGTERM

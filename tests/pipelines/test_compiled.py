@@ -323,7 +323,7 @@ def test_trainings_use_all_accelerators_of_their_nodes() -> None:
         assert cluster == load_config(str(ROOT / "deploy" / "profiles" / "multinode.yaml")).cluster
         assert cluster.processes_of(name) == 16 and "STAR_PROCESSES" not in given[name]
     others = {name for name, environment in given.items() if {"STAR_PROCESSES", "STAR_TRAIN_JOB"} & set(environment)}
-    assert others == {"refine", "refine-teacher", "distill"}
+    assert others == {"refine", "refine-teacher", "distill", "finish"}  # the last one deletes the jobs of the run
 
 
 @pytest.mark.parametrize(

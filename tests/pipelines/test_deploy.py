@@ -345,11 +345,12 @@ def test_the_account_has_no_right_that_its_tasks_do_not_use() -> None:
 
 
 def test_trainings_on_several_nodes_add_the_rights_that_a_train_job_needs() -> None:
-    """What tests/cluster/test_train_job.py sees asked of a server: of jobs and runtimes, and of the pods and their logs."""
+    """What tests/cluster/trainer_server.py answers: of jobs and runtimes, of the pods and their logs, and of events."""
     assert rights_of("star-train-jobs") == {
-        *(("trainjobs", "", verb) for verb in ("create", "get", "delete")),
+        *(("trainjobs", "", verb) for verb in ("create", "get", "list", "delete")),
         ("trainingruntimes", "", "get"),
         ("pods", "", "list"),
+        ("events", "", "list"),
         ("pods/log", "", "get"),
     }
 
