@@ -13,7 +13,7 @@ import pytest
 
 from star.cluster.torchrun import torchrun_command
 from star.cluster.train_job_manifest import TORCHRUN_FLAGS
-from star.config.cluster import Cluster
+from star.config.cluster import Cluster, TrainJob
 from star.config.experiment import Config
 from star.folders.manifest import open_input
 from star.stages import stage_named
@@ -60,7 +60,7 @@ def task(
         "KUBECONFIG": str(kubernetes.kubeconfig()),
         "KFP_RUN_ID": "r-1",
     }
-    jobs = {"distill": {"nodes": nodes}}
+    jobs = {"distill": TrainJob(nodes=nodes)}
     cluster = CLUSTER.model_copy(update={"train_jobs": jobs}).model_dump_json(exclude_defaults=True)
     command = [sys.executable, "-c", CALL, "distill", settings, cluster, str(out), json.dumps(inputs)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
