@@ -13,6 +13,7 @@ local path of verified content from `read_verified`.
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ from star.folders.s3_inputs import (
     digest_of_prefix,
     fetch_file,
     fetch_folder,
+    fetch_small_files,
     fetched_place,
     names_in,
 )
@@ -41,7 +43,7 @@ PACKAGED = "star:"  # prefix of a file that comes with the package: `star:tools.
 SHA256 = r"^([0-9a-f]{64})?$"
 
 
-class Input(Section):
+class Input(Section, ABC):
     """A file or a folder: where it is, and its sha256 when the configuration was loaded.
 
     Attributes:
@@ -69,6 +71,14 @@ class Input(Section):
         """Whether it is fetched from S3 by whoever reads it."""
         return is_s3_url(self.path)
 
+    @abstractmethod
+    def read_verified(self) -> Path:
+        """Returns a local path, after comparing the content with the sha256 taken at load. What is in S3 is fetched once.
+
+        Raises:
+            InputError: it is missing, or its content has changed.
+        """
+
 
 class FileRef(Input):
     """A file, and its sha256 when the configuration was loaded.
@@ -85,11 +95,7 @@ class FileRef(Input):
         return self.name or PurePosixPath(self.path).name
 
     def read_verified(self) -> Path:
-        """Returns a local path, after comparing the content with the sha256 taken at load. What is in S3 is fetched once.
-
-        Raises:
-            InputError: the file is missing or its content has changed.
-        """
+        """The local path of the file, whose content is that of the sha256."""
         if self.is_in_s3:
             return fetch_file(self.path, sha256=self.sha256, name=self.file_name)
         path = _locate(self.path)
@@ -103,11 +109,7 @@ class ModelFolder(Input):
     """A model folder and one sha256 over its files, so that retrained weights count as another base model."""
 
     def read_verified(self) -> Path:
-        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
-
-        Raises:
-            InputError: the folder is missing, or a file that decides what the model does has changed.
-        """
+        """The local path of the model folder, whose content is that of the sha256."""
         if self.is_in_s3:
             return fetch_folder(self.path, sha256=self.sha256, choose=choose_deciding)
         folder = Path(self.path)
@@ -117,16 +119,20 @@ class ModelFolder(Input):
             raise InputError(f"the model in {folder} has changed since the run was configured: start the run again")
         return folder
 
+    def read_description(self) -> Path:
+        """Returns a local folder with its JSON files, for a look at its sizes. Of one in S3 no weights are fetched for it."""
+        return (
+            fetch_small_files(self.path, sha256=self.sha256, choose=choose_deciding)
+            if self.is_in_s3
+            else Path(self.path)
+        )
+
 
 class Checkout(Input):
     """A checkout of a benchmark and one sha256 over all its files but hidden ones and compiled code."""
 
     def read_verified(self) -> Path:
-        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
-
-        Raises:
-            InputError: the folder is missing, or a file in it has changed.
-        """
+        """The local path of the checkout, whose content is that of the sha256."""
         if self.is_in_s3:
             return fetch_folder(self.path, sha256=self.sha256, choose=_choose_all)
         if _digest_of_checkout(folder := Path(self.path)) != self.sha256:
@@ -144,11 +150,7 @@ class RowsFolder(Input):
     files: int
 
     def read_verified(self) -> Path:
-        """Returns a local path, after comparing the folder with the sha256 taken at load. What is in S3 is fetched once.
-
-        Raises:
-            InputError: the folder is missing, or a file in it has changed.
-        """
+        """The local path of the folder of rows, whose content is that of the sha256."""
         if self.is_in_s3:
             return fetch_folder(self.path, sha256=self.sha256, choose=choose_rows)
         folder = Path(self.path)

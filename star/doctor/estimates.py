@@ -7,6 +7,7 @@ it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
+from star.config.files import ModelFolder
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Distill, SimRL, Training
 from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
@@ -150,10 +151,10 @@ def _parameters_of(described: "PretrainedConfig", source: str) -> int:
 def _describe(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
     from transformers import Qwen3Config
 
-    from star.modeling.models import base_source, describe_model
+    from star.modeling.models import describe_model
 
     if isinstance(model.base, Architecture):
         # The embedding of a model from scratch is small, so any vocabulary will do.
         return Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump()), "scratch"
-    source = base_source(model.base)
+    source = model.base.read_description() if isinstance(model.base, ModelFolder) else model.base
     return describe_model(source, revision=model.revision), str(source)

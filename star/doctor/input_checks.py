@@ -4,7 +4,7 @@ Each check returns what it found, as one phrase, or raises InputError with what 
 """
 
 from star.config.experiment import Config
-from star.config.files import Checkout, FileRef, ModelFolder, inputs_in
+from star.config.files import inputs_in
 from star.errors import InputError
 
 
@@ -16,7 +16,6 @@ def check_inputs(config: Config) -> str:
     """
     names = []
     for name, source in inputs_in(config):
-        assert isinstance(source, FileRef | ModelFolder | Checkout)  # noqa: S101 - there are no other inputs
         try:
             source.read_verified()
         except InputError as error:

@@ -157,8 +157,27 @@ def fetch_folder(url: str, *, sha256: str, choose: Choose) -> Path:
     return target
 
 
-def _fetch_files(client: "BaseClient", place: S3Folder, partial: Path, *, sha256: str, choose: Choose) -> None:
-    """Fetches the files of a folder; those that an earlier fetch brought are kept."""
+def fetch_small_files(url: str, *, sha256: str, choose: Choose) -> Path:
+    """A local folder with the JSON files of a folder in S3, for a look at what it describes. Only an uploaded folder's are verified.
+
+    Raises:
+        InputError: S3 does not answer, or has nothing there.
+    """
+    place, whole = S3Folder.parse(url), fetched_place(sha256)
+    with only_one(sha256):
+        if whole.is_dir():
+            return whole
+        small = whole.with_name(f".{sha256}.small")
+        small.mkdir(mode=0o700, exist_ok=True)
+        with open_s3(place) as client:
+            _fetch_files(client, place, small, sha256=sha256, choose=choose, ending=".json")
+    return small
+
+
+def _fetch_files(
+    client: "BaseClient", place: S3Folder, partial: Path, *, sha256: str, choose: Choose, ending: str = ""
+) -> None:
+    """Fetches the files of a folder whose names have that ending; those that an earlier fetch brought are kept."""
     if is_named_by(place, sha256):
         bucket_folder, _, _ = place.prefix.rpartition("/")
         wanted = [(name, f"{bucket_folder}/{digest}", digest) for name, digest in _read_list(client, place, sha256)]
@@ -166,6 +185,7 @@ def _fetch_files(client: "BaseClient", place: S3Folder, partial: Path, *, sha256
         wanted = [(name, key, "") for name, key in files_in_list(client, place)]
     else:
         wanted = [(name, place.key(name), "") for name in _chosen(client, place, choose)]
+    wanted = [file for file in wanted if file[0].endswith(ending)]
     # Of an uploaded folder this is a part of its digest.
     with Bar(f"fetch {place.prefix.rpartition('/')[2][:16]}", len(wanted)) as bar:
         for name, key, digest in wanted:
@@ -237,6 +257,8 @@ def _digest_of_local(folder: Path, choose: Choose) -> str:
 
 def only_one(sha256: str) -> FileLock:
     """The processes of a training, and the pods that share a home, fetch an input once."""
+    if not sha256:  # of an input that the stage does not read
+        raise InputError("this base was not hashed when the configuration was read: start the run again")
     lock = create_in_home(FOLDER) / f"{sha256}.lock"
     refuse_others(lock)
     return FileLock(lock, mode=file_mode())

@@ -190,6 +190,17 @@ def test_an_upload_that_was_killed_goes_on_within_the_file(
     assert uploaded.teacher.base.read_verified().is_dir()
 
 
+def test_for_a_look_at_a_base_its_weights_are_not_fetched(profile: Callable[..., Path], own_home: Path) -> None:
+    base = upload_inputs(load_config(profile("local"))).teacher.base
+    files = sorted(file.name for file in base.read_description().iterdir())
+    assert files == ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert base.read_description() != base.read_verified() == base.read_description()
+    unread = base.model_copy(update={"sha256": ""})  # of a configuration that was loaded for another stage
+    with pytest.raises(InputError, match="was not hashed"):
+        unread.read_verified()
+    assert base.read_verified().is_dir()
+
+
 def upload_inputs_of_pod(config: Config) -> Config:
     """The configuration as it would be after an upload."""
     base = config.teacher.base
