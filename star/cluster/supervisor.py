@@ -1,7 +1,7 @@
 r"""Runs a stage of a compiled task as a child process, and tries it again after a failure that may pass.
 
-KFP tries a task again only after its pod was lost: a process that ends with an error is final for it (docs/kubernetes-operations.md#retries). So the
-task itself decides, by what its child reports (failure.py):
+KFP starts a task again only after its pod was lost; a process that ends with an error is final for it
+(docs/kubernetes-operations.md#retries). So the task itself decides, by what its child reports (failure.py):
 
 | kind | what happened | tried again |
 |---|---|---|
