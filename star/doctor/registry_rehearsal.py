@@ -117,15 +117,18 @@ class _Throwaway:
 
     def remove(self) -> str:
         """Removes everything; returns what had to stay, and why."""
+        from star.tracking.client import REFUSED
+
         left = []
         for step in (self.remove_ledger_and_files, self._remove_from_mlflow):
             try:
                 step()
             except Exception as error:  # of MLflow, of a store: the rest is removed all the same
-                left.append(reason_of(error))
+                no_right = REFUSED in str(error)
+                left.append("MLflow's account may not delete models" if no_right else reason_of(error))
         if not left:
             return ", and removed"
-        return f"; {self.name} stays there for the next pre-flight ({'; '.join(left)})"
+        return f"; {self.name} stays for the next pre-flight ({'; '.join(left)})"
 
     def remove_ledger_and_files(self) -> None:
         """Removes the ledger, the aliases that it decided, and the published files."""

@@ -138,8 +138,9 @@ def create_version(
     """
     tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(stored.files)} | _tags(scores, lineage)
     model = stored.logged_model
+    run_id = model.source_run_id or None  # MLflow's accounts refuse "", which a server says for None
     entry = connect().create_model_version(
-        name, stored.source, run_id=model.source_run_id, tags=tags, model_id=model.model_id, await_creation_for=0
+        name, stored.source, run_id=run_id, tags=tags, model_id=model.model_id, await_creation_for=0
     )
     return read_version(entry, aliases={})
 

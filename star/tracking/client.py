@@ -20,6 +20,7 @@ from star.tracking.reason import reason_of
 from star.tracking.searches import quoted_text
 
 NOT_ANSWERED = "API request to "  # how MLflow's client begins the message of a request that had no usable answer
+REFUSED = "Permission denied"  # the answer with 403 where an account lacks a right
 BUSY = "TEMPORARILY_UNAVAILABLE"  # error code of a database that is locked or does not answer
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -86,4 +87,9 @@ def _sentence(error: MlflowException, uri: str) -> str:
         return f"MLflow at {uri} answers with server errors ({tries} tries): look into its log, and run again"
     if error.error_code == BUSY:
         return f"MLflow at {uri} cannot use its database, which is busy or down: run again ({reason_of(error)})"
+    if REFUSED in said:
+        return (
+            f"MLflow at {uri} refuses this account ({reason_of(error)}): check its rights, and MLFLOW_TRACKING_USERNAME "
+            "(deploy/base/accounts.py gives them)"
+        )
     return f"MLflow at {uri} cannot be used: start the server or correct MLFLOW_TRACKING_URI ({reason_of(error)})"

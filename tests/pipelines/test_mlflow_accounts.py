@@ -132,6 +132,29 @@ def test_the_tracking_server_asks_for_an_account_and_gives_it_its_rights(trackin
     assert not [line for line in lines if MARK.encode() in line or SECRET.encode() in line]
 
 
+@pytest.mark.slow
+def test_the_pipelines_account_rehearses_a_registration(
+    tracking_server: str, s3_store: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may register and promote, and not delete. So one throwaway version stays, however often it is rehearsed."""
+    from star.doctor.registry_rehearsal import rehearse_registration
+    from star.tracking.server import connect
+
+    accounts(tracking_server)
+    login = {"MLFLOW_TRACKING_USERNAME": PIPELINE, "MLFLOW_TRACKING_PASSWORD": f"{SECRET} 1"}
+    places = {"MLFLOW_TRACKING_URI": tracking_server, "STAR_REGISTRY": "s3://models/accounts"}
+    for name, value in {**s3_store, **login, **places}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        detail = rehearse_registration("star")
+        assert detail.endswith(
+            "star-preflight-0 stays for the next pre-flight (MLflow's account may not delete models)"
+        )
+        [model] = connect().search_registered_models()
+        assert (model.name, list(model.tags), model.aliases) == ("star-preflight-0", ["star.preflight"], {})
+        assert len(connect().search_model_versions()) == 1
+
+
 def _readable(path: Path) -> bool:
     try:
         return bool(path.read_bytes())
