@@ -78,7 +78,7 @@ def take_tracked(path: str, *, repo: str, rev: str, choose: Choose) -> Tracked:
     if known and _has_copy(known, name=PurePosixPath(path).name, choose=choose):
         return known
     with _opened(repo, rev, what) as fs, Bar(f"fetch {what}", 1) as bar:
-        found = _fetch(fs, path, repo=repo, rev=rev, what=what, choose=choose)
+        found = _fetch(fs, path, repo=repo, what=what, choose=choose)
         bar.advance()
     create_in_home(f"{FOLDER}/{SEEN}")
     write_own_file(_note(path, repo, found.commit), json.dumps(asdict(found)))
@@ -162,7 +162,7 @@ def _opened(repo: str, rev: str, what: str) -> "Iterator[DVCFileSystem]":
         clean_repos()
 
 
-def _fetch(fs: "DVCFileSystem", path: str, *, repo: str, rev: str, what: str, choose: Choose) -> Tracked:
+def _fetch(fs: "DVCFileSystem", path: str, *, repo: str, what: str, choose: Choose) -> Tracked:
     """Fetches the content into the home and compares it with DVC's md5."""
     md5, name = _md5_at(fs, path, what), PurePosixPath(path).name
     key = digest_of(["dvc", md5, name])
@@ -173,7 +173,8 @@ def _fetch(fs: "DVCFileSystem", path: str, *, repo: str, rev: str, what: str, ch
             raise InputError(
                 f"{what} arrived with other bytes than DVC's md5 says: the remote is damaged, push it again"
             )
-        found = Tracked(str(fs.repo.get_rev()), md5, *_sha256_of(fetched, choose), _url(path, repo, rev))
+        commit = str(fs.repo.get_rev())
+        found = Tracked(commit, md5, *_sha256_of(fetched, choose), _url(path, repo, commit))
         if not _has_copy(found, name=name, choose=choose):
             target = copy_of(found, name=name)
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -211,13 +212,14 @@ def _emptied(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _url(path: str, repo: str, rev: str) -> str:
+def _url(path: str, repo: str, commit: str) -> str:
     """The object in the repository's default remote, if that is one on S3 in which objects have their md5 as their name."""
     from dvc.api import get_url
-    from dvc.exceptions import DvcException
+    from dvc.config import NoRemoteError
 
-    with suppress(DvcException):  # without a remote the content came from the repository's own cache
-        url = get_url(path, repo=repo, rev=rev)
+    with suppress(NoRemoteError):  # the content came from the repository's own cache
+        # At the commit, which the clone has: for a tag or branch DVC would ask the repository once more.
+        url = get_url(path, repo=repo, rev=commit)
         if is_s3_url(url) and md5_of_object(S3Folder.parse(url)):
             return url
     return ""
