@@ -161,6 +161,8 @@ def _timing_of(shards: list[GatheredModel]) -> dict[str, float]:
     if seconds:
         latencies = [shard.timing.latency for shard in shards if shard.timing.latency is not None]
         timing |= {"tokens_per_second": round(tokens / seconds, 1), "latency": round(median(latencies), 3)}
+    if (training := shards[0].timing.training) is not None:
+        timing["training_accelerator_seconds"] = training
     return timing
 
 

@@ -14,9 +14,10 @@ from star.evaluation.candidate import Candidate
 from star.evaluation.gathered import Gathered, GatheredModel, Timing
 from star.evaluation.journal import Journal
 from star.evaluation.suites import SUITES
-from star.folders.manifest import read_manifest
+from star.folders.manifest import METRICS, read_manifest
 from star.folders.shard import WHOLE, Shard
 from star.json_file import write_json
+from star.tracking.accelerators import SECONDS
 
 TRAINING_PHASES = ("warmup", "sft", "ckd", "simrl")  # in the order in which they happen
 ModelSource = Path | str  # a model's folder, or its hub id
@@ -89,7 +90,7 @@ def _gather_model(
         name=name,
         parameters=count_parameters(loaded),
         memory=loaded.get_memory_footprint(),
-        timing=Timing(candidate.tokens, candidate.seconds, latency),
+        timing=Timing(candidate.tokens, candidate.seconds, latency, _training_time(model)),
         suites=suites,
     )
     # The next model must fit into the memory that this one leaves.
@@ -98,6 +99,12 @@ def _gather_model(
         engine.close()
     gc.collect()
     return gathered
+
+
+def _training_time(model: ModelSource) -> float | None:
+    """Accelerator-seconds of the stage that wrote a model's folder; None for other models, and where it held no accelerator."""
+    file = model / METRICS if isinstance(model, Path) else None
+    return json.loads(file.read_text(encoding="utf-8")).get(SECONDS) if file and file.is_file() else None
 
 
 def _learning_curves(folder: Path) -> Iterator[tuple[str, list[dict[str, float]]]]:

@@ -24,14 +24,16 @@ class Timing:
 
     Attributes:
         latency: median seconds per answer, asked alone; None where the process generated nothing.
+        training: accelerator-seconds of the stage that made the model, if it held accelerators and its folder says so.
     """
 
     tokens: int
     seconds: float
     latency: float | None = None
+    training: float | None = None
 
     def to_json(self) -> dict[str, float]:
-        """The measured values; a `latency` of None is left out."""
+        """The measured values; one of None is left out."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 

@@ -25,6 +25,7 @@ _SIZE_AND_SPEED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("Tokens per second", "tokens_per_second", format_rate),
     ("Seconds an answer, asked alone", "latency", format_number),
     ("Time", "seconds", format_seconds),
+    ("Accelerator time of its training", "training_accelerator_seconds", format_seconds),
 )
 
 

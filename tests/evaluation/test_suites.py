@@ -75,13 +75,15 @@ def test_two_shards_are_scored_as_one(tmp_path) -> None:
         {"id": f"{kind}_{n}", "kind": kind, "valid": n > 0} for kind in ("atom_bool", "atom_enum") for n in (0, 1, 2)
     ]
     shards = [
-        shard(verdicts[3:], Timing(10, 1.0, 0.5)),
-        shard(verdicts[:3], Timing(20, 2.0, 0.7)),
-        shard([], Timing(0, 0.0)),
+        # The time of the training is that of the same folder in every shard.
+        shard(verdicts[3:], Timing(10, 1.0, 0.5, 28_800.0)),
+        shard(verdicts[:3], Timing(20, 2.0, 0.7, 28_800.0)),
+        shard([], Timing(0, 0.0, None, 28_800.0)),
     ]
     metrics = score_and_write(shards, out=tmp_path)
-    assert metrics == {f"{name}_{key}": value for name in "ab" for key, value in
-                       {"seconds": 3.0, "tokens_per_second": 10.0, "latency": 0.6}.items()}  # fmt: skip
+    measured = {"seconds": 3.0, "tokens_per_second": 10.0, "latency": 0.6, "training_accelerator_seconds": 28_800.0}
+    assert metrics == {f"{name}_{key}": value for name in "ab" for key, value in measured.items()}
+    assert "| Accelerator time of its training | 8 h 0 min | 8 h 0 min |" in (tmp_path / "report.md").read_text()
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluation["suite"] == {"acebench": {"rows": 6}}
     assert evaluation["models"][0]["acebench"]["unanswered"] == 2
