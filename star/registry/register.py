@@ -24,7 +24,7 @@ from pathlib import Path
 
 from star.config.evaluation import Gate, Registry
 from star.digest_cache import links_change
-from star.errors import InputError
+from star.errors import InputError, UnavailableError
 from star.evaluation.evaluate import EVALUATION, OUTCOMES, READING, TIMING
 from star.evaluation.suites import SUITES
 from star.folders.manifest import Manifest, read_manifest
@@ -250,9 +250,15 @@ def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
 
 
 def _smoke_check(version: Version) -> Check:
-    """Downloads the published files and has them answer one request with tools."""
+    """Downloads the published files and has them answer one request with tools.
+
+    Raises:
+        UnavailableError: their store does not answer.
+    """
     try:
         return Check("smoke", True, run_smoke_test(download_version(version, create_in_home("models"))))
+    except UnavailableError:  # says nothing about the model, and a refusal would be final
+        raise
     except Exception as error:  # whatever stops it from answering is a reason not to promote it
         return Check("smoke", False, redacted(f"the published model does not answer a call with tools: {error}"))
 

@@ -1,13 +1,18 @@
 """The last stage: what it publishes and what it says of its decision."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
+import pytest
+
 from star.config.experiment import Config
+from star.errors import UnavailableError
 from star.folders.manifest import read_manifest
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.register_model import register_model
-from star.registry.versions import find_version
+from star.registry.register import _smoke_check
+from star.registry.versions import Version, find_version
 from star.stages import register
 from star.tracking.server import connect
 
@@ -56,3 +61,15 @@ def test_a_registration_is_kept_while_the_registry_agrees(
     # The other folder says what was true before, and is not taken either.
     register(micro, **inputs, out=home / "hand" / "registration")
     assert json.loads((home / "hand" / "registration" / "registration.json").read_text())["version"] == 1
+
+
+def test_a_store_that_is_away_is_no_reason_against_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal is final, and the same registration can succeed a minute later."""
+
+    def is_away(*arguments: object) -> Path:
+        raise UnavailableError("s3://models cannot be used")
+
+    version = Version("star", 1, (), scores={}, lineage={}, created=datetime.now(), model_digest="d", files={})
+    monkeypatch.setattr("star.registry.register.download_version", is_away)
+    with pytest.raises(UnavailableError):
+        _smoke_check(version)
