@@ -67,12 +67,10 @@ class RunDisplay:
             if task.state not in ("UNSTARTED", self._states.get(task.key)):
                 self._show_state(task)
             self._states[task.key] = task.state
-        self._show_waiting(status)
-        for task in status.tasks:
-            if task.state == "RUNNING":
-                self._show_progress(task)
-            elif task.key in self._bars:
-                self._progress.remove_task(self._bars.pop(task.key))
+        silent = {task.key for task in status.tasks if task.state == "RUNNING" and not self._show_progress(task)}
+        self._show_waiting(status, silent)
+        for key in [task.key for task in status.tasks if task.state != "RUNNING" and task.key in self._bars]:
+            self._progress.remove_task(self._bars.pop(key))
         # Without a bar the display would be an empty line below the others.
         if self._bars:
             self._progress.start()
@@ -117,9 +115,14 @@ class RunDisplay:
             self._retries.pop(task.key, None)
         self._attempts[task.key] = now
 
-    def _show_waiting(self, status: RunStatus) -> None:
+    def _show_waiting(self, status: RunStatus, silent: set[str]) -> None:
+        """Prints why tasks wait.
+
+        Args:
+            silent: Keys of tasks that run, as the server says, and whose pods have no log: one of several shards may not have started.
+        """
         now = time.monotonic()
-        pending = {task.key for task in status.tasks if task.state == "PENDING"}
+        pending = silent | {task.key for task in status.tasks if task.state == "PENDING"}
         self._pending_since = {key: self._pending_since.get(key, now) for key in pending}
         if not pending:
             return
@@ -132,17 +135,19 @@ class RunDisplay:
                 self._told[name] = cause
                 self._line(f"{'WAITS':<10} {name}  {reason}")
 
-    def _show_progress(self, task: Task) -> None:
+    def _show_progress(self, task: Task) -> bool:
+        """Prints how far a task is. Returns whether its pod has a log."""
         try:
             log = self.client.pod_log(self.run_id, task.pods[-1]) if task.pods else None
         except (InputError, PipelineError):  # of which the next status tells
-            return
+            return True
         told = retries(log or "")
         for retry in told[self._retries.get(task.key, 0) :]:
             self._line(f"{'RETRIED':<10} {task.name}  {retry}")
         self._retries[task.key] = len(told)
         if progress := progress_of(log or ""):
             self._draw(task, progress)
+        return log is not None
 
     def _draw(self, task: Task, progress: TaskProgress) -> None:
         left = f"about {progress.left} left" if progress.left else ""

@@ -52,13 +52,13 @@ def waiting_reasons(
 
     Args:
         findings: What is wrong with pods, by their names.
-        seconds: For how long each PENDING task has waited, by its key.
+        seconds: For how long each task that waits has done so, by its key.
     """
     reasons = {}
     for task in status.tasks:
-        if task.state != "PENDING" or not task.pods:
+        if task.key not in seconds or not task.pods:
             continue
-        pod, waited = task.pods[-1], seconds.get(task.key, 0.0)
+        pod, waited = task.pods[-1], seconds[task.key]
         if finding := findings.get(pod):
             reasons[task.name] = _of_finding(finding)
         elif waited >= WAITING_SECONDS:

@@ -17,6 +17,7 @@ from tests.kfp_replay.server import KfpReplay, spec_of
 
 ROOT = Path(__file__).parents[2]
 GROUP = "star-abcde(0).root(0).exit-handler-1(0)"
+TURN = f"{GROUP}.for-loop-3(0).iteration-iterations({{0}}:{{0}})(0)"  # of a shard
 PREFLIGHT = f"{GROUP}.preflight(0).executor(0)"
 SHARDED = [
     Planned("preflight", 30, 60),
@@ -155,7 +156,7 @@ def test_a_cancelled_run_says_what_it_stops_and_ends_as_cancelled(kfp: KfpReplay
 
 
 def test_a_pod_that_waits_is_named_with_the_command_that_says_why(
-    kfp: KfpReplay, monkeypatch: pytest.MonkeyPatch
+    kfp: KfpReplay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     waiting = recording([Planned("preflight", 30, waits=None)])
     run_id = kfp.run_of(waiting, spec=spec(), at=99)
@@ -166,12 +167,18 @@ def test_a_pod_that_waits_is_named_with_the_command_that_says_why(
     )
     assert "NOT YET synthesize" in states(shown)
     assert "no log yet: its pod has not started" in star(kfp, "logs", run_id, "--task", "preflight").stdout
+    # Of two shards one has started: the server's answer does not tell which, their logs do.
+    shards = [
+        Planned("rollout", 150, waits=None if number else 0.0, loop="for-loop-3", shard=number) for number in (0, 1)
+    ]
+    run_id = kfp.run_of(recording(shards), spec=spec(), at=400)
+    kfp.logs[f"{TURN.format(0)}.iteration-item(0).rollout(0).executor(0)"] = "sample the teacher: 3/10\n"
     monkeypatch.setattr(run_reasons, "WAITING_SECONDS", 0.0)
-    following = iter(kfp_client.KfpClient(kfp.host).follow(run_id, poll_seconds=0))
-    with run_display.RunDisplay(client := kfp_client.KfpClient(kfp.host), run_id) as display:
-        assert client.pods_of(run_id).findings() == {}
-        for _ in range(3):
-            display.show(next(following))
+    client = kfp_client.KfpClient(kfp.host)
+    with run_display.RunDisplay(client, run_id) as display:
+        for _ in range(2):
+            display.show(client.status(run_id))
+    assert [line for line in states(capsys.readouterr().err) if line.startswith("WAITS")] == ["WAITS rollout 2/2"]
 
 
 def test_with_a_kubeconfig_the_cluster_says_why_a_pod_waits_or_was_killed(
@@ -220,7 +227,7 @@ def test_a_pod_of_kfp_before_a_task_is_shown_as_that_task(kfp: KfpReplay) -> Non
 def test_logs_have_every_shard_and_every_pod(kfp: KfpReplay) -> None:
     run_id = kfp.run_of(recording(SHARDED), spec=spec(), at=999)
     for number in range(2):
-        place = f"{GROUP}.for-loop-3(0).iteration-iterations({number}:{number})(0).iteration-item(0).rollout(0)"
+        place = f"{TURN.format(number)}.iteration-item(0).rollout(0)"
         kfp.logs[f"{place}.executor(0)"] = (
             f"shard {number}\nI0101 00:00:59.100000  21 launcher_v2.go:151] publish success.\n"
         )
