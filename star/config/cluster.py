@@ -287,12 +287,12 @@ class Cluster(Section):
         }
         return {secret: variables for secret, variables in of_task.items() if variables}
 
-    def with_keys_of_s3(self, tasks: Collection[TaskName]) -> "Cluster":
-        """The section with further tasks that get the variables `AWS_...`, unless `secret_tasks` says who does."""
+    def with_readers(self, tasks: Collection[TaskName], keys: tuple[str, ...]) -> "Cluster":
+        """The section with further tasks that get the variables that begin so, unless `secret_tasks` says who does."""
         named = {variable for variables in self.secrets.values() for variable in variables}
-        keys = [variable for variable in named if variable.startswith("AWS_") and variable not in self.secret_tasks]
-        given = {key: tuple(name for name in TASKS if name in {*self._tasks_with(key), *tasks}) for key in sorted(keys)}
-        # Without an input in S3 nothing is written down that the table says anyway.
+        used = [variable for variable in named if variable.startswith(keys) and variable not in self.secret_tasks]
+        given = {key: tuple(name for name in TASKS if name in {*self._tasks_with(key), *tasks}) for key in sorted(used)}
+        # Without such an input nothing is written down that the table says anyway.
         return self.model_copy(update={"secret_tasks": {**self.secret_tasks, **given}}) if tasks else self
 
     def _tasks_with(self, variable: str) -> tuple[str, ...]:

@@ -15,13 +15,13 @@ class Data(Section):
     tools: File = Field(
         PACKAGED + "tools.json",
         validate_default=True,
-        description="File with the tools to generate rows for: a path, `s3://bucket/file`, `{dvc: PATH, repo: URL, rev: REV}`, or "
-        "`star:file` for one of the package",
+        description="File with the tools to generate rows for: a path, `s3://bucket/file`, `hf://datasets/TEAM/NAME@REVISION/file`, "
+        "`{dvc: PATH, repo: URL, rev: REV}`, or `star:file` for one of the package",
     )
     seed_data: Rows | None = Field(
         None,
-        description="File or folder of your own rows (`messages`, `tools`) to import, clean and add: a path, `s3://bucket/file`, or "
-        "`{dvc: PATH, repo: URL, rev: REV}`",
+        description="File or folder of your own rows (`messages`, `tools`) to import, clean and add: a path, `s3://bucket/file`, "
+        "`hf://datasets/TEAM/NAME@REVISION/file`, or `{dvc: PATH, repo: URL, rev: REV}`",
     )
     generated_rows: int = Field(6000, ge=0, description="Number of rows that the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="Number of rows held out for evaluation")

@@ -18,7 +18,7 @@ from star.config.keep import Keep
 from star.config.models import Architecture, Scratch, Student, Teacher
 from star.config.plain_text import refusal
 from star.config.safety import Safety
-from star.config.task_secrets import TaskName
+from star.config.task_secrets import HUB_TOKENS, S3_KEYS, TaskName
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, SimRL
 
@@ -81,9 +81,11 @@ class Config(Section):
 
     @property
     def cluster_of_tasks(self) -> Cluster:
-        """The section `cluster`, in which the tasks that fetch an input from S3 are among those that get its keys."""
-        readers = {READERS[name.partition(".")[0]] for name, source in inputs_in(self) if source.is_in_s3}
-        return self.cluster.with_keys_of_s3(readers)
+        """The section `cluster`, in which the tasks that fetch an input from S3 or the hub are among those that get its keys."""
+        inputs = [(READERS[name.partition(".")[0]], source) for name, source in inputs_in(self)]
+        from_s3 = {task for task, source in inputs if source.is_in_s3}
+        from_hub = {task for task, source in inputs if source.is_on_hub}
+        return self.cluster.with_readers(from_s3, S3_KEYS).with_readers(from_hub, HUB_TOKENS)
 
     def slice(self, sections: tuple[str, ...]) -> str:
         """Returns the named sections as canonical JSON, whose digest is a stage's config digest.

@@ -4,6 +4,7 @@
     tools: star:tools.json                                       a file of the package
     tools: s3://bucket/team/tools.yaml                           an object in S3; it is read once to know its sha256
     tools: {path: s3://bucket/team/tools.yaml, sha256: 5fec...}  the same without reading it now
+    seed_data: hf://datasets/TEAM/NAME@COMMIT/rows.jsonl         a file of a data set on the Hugging Face hub, by its revision
     tools: {dvc: tools.yaml, repo: https://..., rev: v3}         what DVC tracks at a revision (star/config/dvc_source.py)
 
 The content decides, and not the place: the same bytes from a disk, from S3 or under their digest in the inputs of a cluster
@@ -23,6 +24,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 
 from star.config.base import Section
 from star.config.dvc_source import DvcSource, names_dvc, resolve_dvc
+from star.config.hub_files import fetch_from_hub, is_on_hub
 from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder
 from star.digest_cache import digest_of_file
 from star.errors import InputError
@@ -47,7 +49,7 @@ class Input(Section, ABC):
     """A file or a folder: where it is, and its sha256 when the configuration was loaded.
 
     Attributes:
-        path: on this machine (absolute), s3://..., or star:... for a file of the package.
+        path: on this machine (absolute), s3://..., hf://..., or star:... for a file of the package.
         sha256: of its content; empty in a configuration that was loaded for a stage that does not read this base.
         dvc: where it came from, if a team tracks it with DVC.
     """
@@ -64,12 +66,17 @@ class Input(Section, ABC):
     @property
     def is_local(self) -> bool:
         """Whether it is on this machine only: no pod has it."""
-        return not (self.is_packaged or self.is_in_s3)
+        return not (self.is_packaged or self.is_in_s3 or self.is_on_hub)
 
     @property
     def is_in_s3(self) -> bool:
         """Whether it is fetched from S3 by whoever reads it."""
         return is_s3_url(self.path)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is a file of a data set on the hub, which whoever reads it downloads."""
+        return is_on_hub(self.path)
 
     @abstractmethod
     def read_verified(self) -> Path:
@@ -98,10 +105,10 @@ class FileRef(Input):
         """The local path of the file, whose content is that of the sha256."""
         if self.is_in_s3:
             return fetch_file(self.path, sha256=self.sha256, name=self.file_name)
-        path = _locate(self.path)
+        path = fetch_from_hub(self.path) if self.is_on_hub else _locate(self.path)
         # The configuration's digest covers the content at load: other content must not be cached under it.
         if digest_of_file(path, trust="own") != self.sha256:
-            raise InputError(f"{path} has changed since the run was configured: start the run again")
+            raise InputError(f"{self.path} has changed since the run was configured: start the run again")
         return path
 
 
@@ -223,7 +230,8 @@ def paths_in(settings: str) -> list[Path]:
         if isinstance(value, dict):
             if value.keys() >= {"path", "sha256"}:
                 path = value["path"]
-                if not path.startswith(PACKAGED):
+                # What comes from the hub lies in its client's cache.
+                if not path.startswith(PACKAGED) and not is_on_hub(path):
                     yield fetched_place(value["sha256"]) if is_s3_url(path) else Path(path)
                 return
             for inner in value.values():
@@ -249,6 +257,8 @@ def _to_file_ref(value: object) -> object:
         return value
     if is_s3_url(path):
         return {**given, "path": path, "sha256": digest_of_object(path)}
+    if is_on_hub(path):
+        return {**given, "path": path, "sha256": digest_of_file(fetch_from_hub(path))}
     path = path if path.startswith(PACKAGED) else str(Path(path).expanduser().resolve())
     return {**given, "path": path, "sha256": digest_of_file(_locate(path))}
 

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from star.config.dvc_source import names_dvc
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file, refuse_folder_of_name
+from star.config.hub_files import is_on_hub
 from star.config.plain_text import refusal
 from star.errors import InputError
 from star.folders.s3_client import is_s3_url
@@ -121,7 +122,7 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
 
 
 def _has_no_folder(path: str) -> bool:
-    return path.startswith(PACKAGED) or is_s3_url(path)
+    return path.startswith(PACKAGED) or is_s3_url(path) or is_on_hub(path)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@
 | `MLFLOW_...` | every task that is tracked: all but the merges of rollout and top-k store |
 | any other | every task, since nothing is known of it |
 
-A task that reads an input from S3 gets `AWS_...` too (`Cluster.with_keys_of_s3`). The pre-flight gets all, because it checks that they are
-there.
+A task that reads an input from S3 gets `AWS_...` too, and one that reads a file of the hub its tokens
+(`Config.cluster_of_tasks`). The pre-flight gets all, because it checks that they are there.
 """
 
 from collections.abc import Mapping
@@ -29,6 +29,7 @@ SERVED = ("rollout", "extract-topk")
 PUBLISH = ("register",)
 UNTRACKED = ("merge-rollout", "merge-extract-topk")
 LEDGER_KEY, REUSE = "STAR_LEDGER_KEY", "STAR_REUSE"
+S3_KEYS = ("AWS_",)  # beginnings of the variables
 HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -42,7 +43,7 @@ def tasks_that_use(variable: str, *, environment: Mapping[str, str], checkpoints
     """
     if variable == "STAR_WEBHOOK":
         users: tuple[str, ...] = (EXIT_HANDLER,)
-    elif variable.startswith("AWS_"):
+    elif variable.startswith(S3_KEYS):
         everywhere = "s3://" in environment.get(REUSE, "")
         users = tuple(name for name in TASKS if name != EXIT_HANDLER) if everywhere else PUBLISH
         users += TRAININGS if checkpoints else ()
