@@ -18,6 +18,7 @@ from star.modeling.training import last_checkpoint
 from star.stages import STAGES, distill, evaluate, extract_topk, refine, register, rollout, stage_named, synthesize
 from star.topk.sequences import read_sequences
 from star.topk.store import TopKStore
+from star.tracking.accelerators import Accelerators
 
 
 def test_every_stage_writes_a_whole_folder(finished: dict[str, Path]) -> None:
@@ -114,9 +115,16 @@ def test_the_same_work_is_not_done_twice(micro: Config, finished: dict[str, Path
     assert (finished["extract-topk"] / "manifest.json").stat().st_mtime_ns == manifest
 
 
-def test_the_same_work_elsewhere_has_the_same_content(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
-    distill(micro, topk=finished["extract-topk"], out=tmp_path / "again")
+def test_the_same_work_elsewhere_has_the_same_content(
+    micro: Config, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STAR_ACCELERATORS", Accelerators(4, 9.0, "EUR").to_json())
+    metrics = distill(micro, topk=finished["extract-topk"], out=tmp_path / "again")
     assert read_manifest(tmp_path / "again").digest == read_manifest(finished["distill"]).digest
+    # What it cost is no part of its content.
+    assert metrics["accelerator_seconds"] == pytest.approx(4 * metrics["seconds"], abs=0.1)
+    assert metrics["accelerator_cost"] == pytest.approx(metrics["accelerator_seconds"] / 400, abs=1e-3)
+    assert "accelerator_seconds" not in json.loads((finished["distill"] / "metrics.json").read_text())
 
 
 def test_a_given_student_is_distilled_instead_of_the_configured_one(
