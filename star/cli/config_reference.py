@@ -72,8 +72,6 @@ VARIABLES = {
     "KFP_TOKEN": "Bearer token for that server",
     "KFP_NAMESPACE": "Namespace of the user on that server; `--namespace`",
     "KFP_EXPERIMENT": "Experiment that groups the runs there; `--experiment`",
-    "KUBECONFIG": "Kubeconfig of the cluster, for [why pods wait](kubernetes-operations.md#following-a-run) and for `star doctor`; "
-    "`~/.kube/config` without it",
 }
 TABLE = "| key | type | default | meaning |\n|---|---|---|---|\n"
 TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "boolean", dict: "mapping", tuple: "list"}
