@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from star.config.cluster import QUEUE_LABEL
 from star.http_client import within
 from star.http_exchange import NoAnswerError
 
@@ -98,6 +99,9 @@ def finding_of(pod: Any, warnings: Callable[[str], Sequence[Any]]) -> PodFinding
     if status.phase == "Failed" and status.reason:  # such as Evicted
         return PodFinding(status.reason, status.message or "")
     for condition in status.conditions or []:
+        queue = (pod.metadata.labels or {}).get(QUEUE_LABEL)
+        if condition.type == "PodScheduled" and condition.reason == "SchedulingGated" and queue:
+            return PodFinding("SchedulingGated", f"it waits for room in Kueue's queue {queue}")
         if condition.type == "PodScheduled" and condition.status == "False":
             return PodFinding(condition.reason or "Unschedulable", condition.message or "")
     if status.phase == "Pending" and (events := warnings(pod.metadata.name)):

@@ -16,6 +16,8 @@ from star.redaction import REFERENCES, names_secret
 CERTIFICATES_PATH = "/etc/star/certificates"  # where the ConfigMap `certificates` is mounted
 # Read by the hub's client, by MLflow's and STAR's (and by boto3 without the next one), and by boto3.
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
+# Kueue knows queue and priority of a pod or of a TrainJob by them.
+QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -269,9 +271,9 @@ class Cluster(Section):
 
     @property
     def queue_labels(self) -> dict[str, str]:
-        """Labels by which Kueue knows queue and priority of a pod or of a TrainJob."""
-        labels = {"queue-name": self.queue, "priority-class": self.priority_class}
-        return {f"kueue.x-k8s.io/{key}": value for key, value in labels.items() if value}
+        """Labels of queue and priority; none without a queue."""
+        labels = {QUEUE_LABEL: self.queue, PRIORITY_LABEL: self.priority_class}
+        return {label: value for label, value in labels.items() if value}
 
     @property
     def variables(self) -> dict[str, str]:

@@ -26,12 +26,21 @@ def test_each_cause_is_named_by_kubernetes_own_word(cluster: Kubernetes) -> None
         "reason": "Unschedulable",
         "message": "0/3 nodes have nvidia.com/gpu",
     }
+    gated = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "SchedulingGated",
+        "message": "non-empty scheduling gates",
+    }
+    queued = pod("queue", conditions=[gated])
+    queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
     killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
     cluster.pods = [
         pod("secret", state=waiting("CreateContainerConfigError", 'secret "star-s3" not found')),
         pod("image", state=waiting("ImagePullBackOff", 'Back-off pulling image "star:1"')),
         pod("node", conditions=[unscheduled]),
         pod("claim", state=waiting("ContainerCreating")),
+        queued,
         pod("memory", phase="Failed", state=killed),
         pod("evicted", phase="Failed", reason="Evicted", message="The node was low on resource: memory."),
         pod("starting", state=waiting("ContainerCreating")),
@@ -46,6 +55,7 @@ def test_each_cause_is_named_by_kubernetes_own_word(cluster: Kubernetes) -> None
         "image": PodFinding("ImagePullBackOff", 'Back-off pulling image "star:1"'),
         "node": PodFinding("Unschedulable", "0/3 nodes have nvidia.com/gpu"),
         "claim": PodFinding("FailedMount", "claim star-work is not bound"),
+        "queue": PodFinding("SchedulingGated", "it waits for room in Kueue's queue team-a"),
         "memory": PodFinding("OOMKilled", "killed because it used more memory than its limit of 3Gi"),
         "evicted": PodFinding("Evicted", "The node was low on resource: memory."),
     }
