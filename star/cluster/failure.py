@@ -55,11 +55,17 @@ def report_error(error: BaseException) -> bool:
 
 
 def report(failure: Failure) -> bool:
-    """Reports a failure to the supervisor of this process. Returns whether there is one."""
+    """Reports a failure to the supervisor of this process. Returns whether it has one that can read it."""
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return False
     content = asdict(failure) | {"message": " ".join(redacted(failure.message).split())}
-    (Path(folder) / f"{uuid.uuid4().hex}.json").write_text(json.dumps(content), encoding="utf-8")
+    file = Path(folder) / f"{uuid.uuid4().hex}.json"
+    try:
+        # A process may be killed while it writes.
+        file.with_suffix(".part").write_text(json.dumps(content), encoding="utf-8")
+        file.with_suffix(".part").rename(file)
+    except OSError:  # the disk is full, or the supervisor has ended: what is reported stands in the log
+        return False
     return True
 
 
@@ -102,6 +108,4 @@ def _kind_of(error: BaseException) -> Kind:
             return Kind.UNAVAILABLE
         case GpuMemoryError() if error.micro_batch_size > 1:
             return Kind.GPU_MEMORY
-        case PipelineError():
-            return Kind.INPUT if error.input_fault else Kind.ERROR
     return Kind.ERROR if cure_of(error) is None else Kind.INPUT
