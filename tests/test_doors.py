@@ -23,7 +23,11 @@ MAY_USE_THE_NETWORK = {
     "star/http_exchange.py": "the client itself",
     "star/cluster/trainer_api.py": "Kubernetes' API, by its own client",
     "pipelines/kfp_client.py": "kfp's own client, under a deadline and without redirects",
-    "star/cluster/run_pods.py": "the errors of Kubernetes' own client, under a deadline",
+    "star/cluster/run_pods.py": "Kubernetes' own client, under a deadline",
+    **{
+        f"star/doctor/{name}.py": "Kubernetes' own client, each question with a deadline"
+        for name in ("kubernetes_api", "kubernetes_checks", "node_room")
+    },
     "star/registry/promotion/records.py": "the name of this machine",
 }
 MAY_MAKE_CONSOLES = {"star/terminal.py"}
