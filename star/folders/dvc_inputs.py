@@ -76,6 +76,7 @@ def take_tracked(path: str, *, repo: str, rev: str, choose: Choose) -> Tracked:
     commit = rev if COMMIT.fullmatch(rev) else _ask_for_commit(repo, rev)
     known = _read_note(path, repo, commit) if commit else None
     if known and _has_copy(known, name=PurePosixPath(path).name, choose=choose):
+        os.utime(fetched_place(known.sha256))  # `star clean` counts from the last use
         return known
     with _opened(repo, rev, what) as fs, Bar(f"fetch {what}", 1) as bar:
         found = _fetch(fs, path, repo=repo, what=what, choose=choose)

@@ -108,6 +108,7 @@ def test_a_revision_is_resolved_again_and_a_commit_is_asked_for_once(
         ({"dvc": "data/../data/tickets"}, "a part of it is `.` or `..`"),
         ({"repo": "/nowhere/team-data"}, "/nowhere/team-data cannot be read by git"),
         ({"repo": "ext::sh -c true"}, "neither starts with - or has ::"),
+        ({"repo": "https://ann:hunter22hunter@git.example.com/team-data"}, "holds a password in an address"),
         ({"rev": ""}, "exactly the keys dvc .*, repo and rev"),
         ({"remote": "store"}, "exactly the keys dvc .*, repo and rev"),
     ],
@@ -127,27 +128,25 @@ def test_a_folder_is_no_file_of_tools(team_data: Path, tmp_path: Path) -> None:
     assert dict(inputs_in(config))["data.seed_data"].file_name == "closed.jsonl"
 
 
-@pytest.mark.parametrize("damaged", ["list", "file"])
 def test_changed_bytes_in_the_remote_are_refused(
-    team_data: Path, tmp_path: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch, damaged: str
+    team_data: Path, tmp_path: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = load_config(profile(tmp_path, {"dvc": "data/tickets", "repo": str(team_data), "rev": "v1"})).data.seed_data
     client, key = s3_client(server), seed.path.removeprefix(f"s3://{BUCKET}/")
     entries = json.loads(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
-    if damaged == "file":
-        md5 = entries[0]["md5"]
-        key = f"store/files/md5/{md5[:2]}/{md5[2:]}"
-        changed = b"{}\n"
-    else:
-        changed = json.dumps([{**entry, "relpath": f"../{entry['relpath']}"} for entry in entries]).encode()
-    before = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    client.put_object(Bucket=BUCKET, Key=key, Body=changed)
+    outside = json.dumps([{**entry, "relpath": f"../{entry['relpath']}"} for entry in entries]).encode()
+    md5 = entries[0]["md5"]
     monkeypatch.setenv("STAR_HOME", str(tmp_path / "pod"))
-    try:
-        with pytest.raises(InputError, match=r"is not what the run was configured with|could be written elsewhere"):
+    for place, content, said in (
+        (key, outside, "its copy could be written elsewhere"),
+        (key, b"<html>", "is no list of a folder, as DVC pushes it"),
+        (f"store/files/md5/{md5[:2]}/{md5[2:]}", b"{}\n", "is not what the run was configured with"),
+    ):
+        before = client.get_object(Bucket=BUCKET, Key=place)["Body"].read()
+        client.put_object(Bucket=BUCKET, Key=place, Body=content)
+        with pytest.raises(InputError, match=said):
             seed.read_verified()
-    finally:
-        client.put_object(Bucket=BUCKET, Key=key, Body=before)
+        client.put_object(Bucket=BUCKET, Key=place, Body=before)
     assert seed.read_verified().is_dir()
 
 
