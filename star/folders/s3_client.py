@@ -124,6 +124,7 @@ def s3_errors(place: str) -> Iterator[None]:
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from s3transfer.exceptions import RetriesExceededError
 
     try:
         yield
@@ -131,7 +132,7 @@ def s3_errors(place: str) -> Iterator[None]:
         code = error.response["Error"].get("Code", "?")
         kind = UnavailableError if is_outage(error) else InputError
         raise kind(f"{place}: the store answered {code}, {_cure(code)}") from error
-    except (BotoCoreError, Boto3Error, ConnectionError) as error:
+    except (BotoCoreError, Boto3Error, RetriesExceededError, ConnectionError) as error:
         kind = UnavailableError if is_outage(error) else InputError
         raise kind(
             f"{place} cannot be used ({type(error).__name__}: {error}): check AWS_ENDPOINT_URL, the credentials and the network; "
@@ -143,6 +144,7 @@ def is_outage(error: BaseException) -> bool:
     """Whether an error of boto3's clients, or one behind it, says that the store is down, out of reach or too busy."""
     from boto3.exceptions import RetriesExceededError
     from botocore import exceptions as botocore
+    from s3transfer import exceptions as transfer  # of downloads into an open file
 
     match error:
         case botocore.ClientError():
@@ -155,6 +157,7 @@ def is_outage(error: BaseException) -> bool:
             | botocore.HTTPClientError()
             | botocore.IncompleteReadError()
             | RetriesExceededError()
+            | transfer.RetriesExceededError()
             | ConnectionError()
         ):
             return True

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from star.clean.clean import carry_out, make_plan
 from star.cli.main import app
 from star.config.experiment import Config
+from star.config.files import paths_in
 from star.errors import InputError
 from star.folders.in_use import no_work_starts, using
 from star.folders.manifest import MANIFEST, open_input, read_manifest
@@ -125,6 +126,24 @@ def test_a_download_that_is_named_or_in_use_stays(runs: Path) -> None:
     assert why_of(make_plan(named), place).endswith("or the profile names it")
     with using([download], by="a training"):
         assert why_of(make_plan(Config()), place).startswith("in use")
+
+
+def test_an_input_that_was_fetched_goes_but_not_while_work_reads_it(runs: Path) -> None:
+    base, tools, unfinished = "a" * 64, "b" * 64, "c" * 64
+    for name in (base, tools, f".{unfinished}.arriving"):
+        (runs / "inputs" / name).mkdir(parents=True)
+        (runs / "inputs" / name / "config.json").write_text("{}")
+    (runs / "inputs" / "seen").mkdir()
+    make_old(runs / "inputs", days=60)
+    settings = {"student": {"base": {"path": "s3://bucket/base", "sha256": base}}}
+    named = Config.model_validate(
+        {**settings, "evaluate": {"acebench": {"path": "s3://bucket/x", "sha256": unfinished}}}
+    )
+    assert going(make_plan(named)) == {f"runs/inputs/{tools}"} and not make_plan(named).unknown
+    with using(paths_in(named.with_places(("student",))), by="a training"):
+        gone, _ = clean()
+    assert gone == {f"runs/inputs/{tools}", f"runs/inputs/.{unfinished}.arriving"}
+    assert sorted(path.name for path in (runs / "inputs").iterdir()) == [base, "seen"]
 
 
 def test_the_command_asks_and_ends_each_night_with_a_line_of_json(runs: Path, registry: pytest.MonkeyPatch) -> None:

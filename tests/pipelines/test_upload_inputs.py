@@ -190,6 +190,27 @@ def test_an_upload_that_was_killed_goes_on_within_the_file(
     assert uploaded.teacher.base.read_verified().is_dir()
 
 
+def test_a_fetch_that_was_cut_keeps_the_files_that_arrived(
+    profile: Callable[..., Path], requests: Counter, own_home: Path
+) -> None:
+    base = upload_inputs(load_config(profile("local"))).teacher.base
+    events = s3_client().meta.events
+
+    def cut(**request: object) -> None:
+        if requests["GetObject"] >= 4:  # the list and two files are there
+            raise ConnectionError("cut")
+
+    events.register("before-call.s3", cut)
+    try:
+        with pytest.raises(InputError, match="check AWS_ENDPOINT_URL, the credentials and the network; run again"):
+            base.read_verified()
+    finally:
+        events.unregister("before-call.s3", cut)
+    assert not (own_home / "inputs" / base.sha256).exists()
+    requests.clear()
+    assert base.read_verified().is_dir() and requests["GetObject"] == 3
+
+
 def test_for_a_look_at_a_base_its_weights_are_not_fetched(profile: Callable[..., Path], own_home: Path) -> None:
     base = upload_inputs(load_config(profile("local"))).teacher.base
     files = sorted(file.name for file in base.read_description().iterdir())
