@@ -132,6 +132,8 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         merged.pop("revision", None)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        # An input at another place is another one, and a field of the older would not fit: only `rev` and the like are merged.
+        both = both and not value.keys() & {"path", "dvc"}
         merged[key] = _merge(base[key], value) if both else value
     return merged
 

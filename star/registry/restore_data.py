@@ -93,9 +93,9 @@ def _local_copy(setting: str, source: Given) -> Path:
         if source.dvc:
             return _fetch_through_dvc(setting, source, source.dvc, because=error)
         cure = (
-            "restore the object"
-            if source.is_in_s3
-            else "look for a copy with that sha256, and on the machine that trained"
+            "look for a copy with that sha256, also on the machine that trained"
+            if source.is_local
+            else "put it back there"
         )
         raise InputError(
             f"`{setting}` was {source.path}, sha256 {source.sha256}, and is not there now ({error}): {cure}"

@@ -4,6 +4,7 @@ import filecmp
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,10 @@ def test_a_folder_is_the_same_from_dvc_from_the_store_and_from_a_disk(
 ) -> None:
     few = {"generated_rows": 30, "heldout_rows": 4}
     named = {"dvc": "data/tickets", "repo": str(team_data), "rev": "v2"}
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     config = load_config(profile(tmp_path, named, **few))
+    assert not list(temporary.iterdir())  # where DVC clones to
     seed = config.data.seed_data
     assert isinstance(seed, RowsFolder) and seed.files == 2 and seed.path.startswith(f"s3://{BUCKET}/store/files/md5/")
     commit = git(team_data, "rev-parse", "v2^{commit}")
@@ -87,6 +91,12 @@ def test_a_revision_is_resolved_again_and_a_commit_is_asked_for_once(
     git(clone, "branch", "--force", "released", second)
     new = load_config(profile(tmp_path, named)).data.seed_data
     assert new.dvc.commit == second and new.sha256 != old.sha256
+    (tmp_path / "older.yaml").write_text(json.dumps({"extends": "my.yaml", "data": {"seed_data": {"rev": first}}}))
+    assert load_config(tmp_path / "older.yaml").data.seed_data.sha256 == old.sha256
+    (tmp_path / "disk.yaml").write_text(
+        json.dumps({"extends": "my.yaml", "data": {"seed_data": {"path": str(old.read_verified())}}})
+    )
+    assert load_config(tmp_path / "disk.yaml").data.seed_data.dvc is None
     # Known commits need neither the repository nor DVC while the home has their content.
     shutil.rmtree(clone / ".git")
     monkeypatch.setitem(sys.modules, "dvc.api", None)
