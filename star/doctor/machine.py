@@ -135,21 +135,22 @@ def cost_lines(config: Config) -> Iterator[str]:
         f"about the costs of {work.rows:,} rows with {work.samples} samples each, for prompts of {work.prompt_tokens:,.0f} "
         f"and answers of {work.completion_tokens:,.0f} tokens (docs/scale.md):"
     )
-    on_cards = _is_large(config.teacher.base)
+    large = _is_large(config.teacher.base)
     costs, prices = stage_costs(work), {}
     for stage, cost in costs.items():
         parts = [f"{format_bytes(cost.disk)} on disk"]
-        if on_cards and cost.card_seconds:
-            price = config.cluster.node_of(stage).accelerator_price
+        node = config.cluster.node_of(stage)
+        if cost.card_seconds and (large or node.accelerator):
+            price = node.accelerator_price
             prices[stage] = None if price is None else cost.card_seconds / 3600 * price
-            parts.insert(0, f"{_of_cards(cost.card_seconds, prices[stage], config)}")
+            parts.insert(0, _of_cards(cost.card_seconds, prices[stage], config))
         if cost.core_seconds >= 1:
             parts.insert(0, f"{format_seconds(round(cost.core_seconds))} of one core")
         yield f"     {stage:<22} {', '.join(parts)}"
-    if on_cards:
+    if prices:
         known = [price for price in prices.values() if price is not None]
         total = sum(known) if len(known) == len(prices) else None
-        yield f"     {'all of them':<22} {_of_cards(sum(cost.card_seconds for cost in costs.values()), total, config)}"
+        yield f"     {'all of them':<22} {_of_cards(sum(costs[stage].card_seconds for stage in prices), total, config)}"
 
 
 def _of_cards(seconds: float, price: float | None, config: Config) -> str:
@@ -157,4 +158,4 @@ def _of_cards(seconds: float, price: float | None, config: Config) -> str:
     from star.doctor.costs import CARD
 
     money = f" ({format_number(price)} {config.cluster.currency})" if price is not None else ""
-    return f"{format_seconds(round(seconds))} of one {CARD}{money}"
+    return f"{format_seconds(round(seconds) if seconds >= 1 else seconds)} of one {CARD}{money}"

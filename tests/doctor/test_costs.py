@@ -57,8 +57,7 @@ def test_the_doctor_names_what_each_stage_costs(micro: Config) -> None:
     assert all("on disk" in line and "card" not in line for line in lines)
 
 
-def test_a_price_of_the_node_makes_money_of_card_time(micro: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("star.doctor.machine._is_large", lambda base: True)
+def test_a_price_of_the_node_makes_money_of_card_time(micro: Config) -> None:
     # So large a price that a tiny model costs whole euros.
     gpu = Node(accelerator="nvidia.com/gpu", accelerator_price=1e9)
     stages = ("refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate")
