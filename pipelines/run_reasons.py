@@ -29,7 +29,7 @@ def failure_of(client: KfpClient, run_id: str, task: Task, *, pods: RunPods) -> 
     ended = "was killed" if KILLED in (log or "") else "may have been killed" if log else "did not start, or was killed"
     hint = (
         f"{'no error in its log' if log else 'it has no log'}: its container {ended}, as for more memory than its limit{limit} "
-        f"(OOMKilled). `kubectl -n {pods.namespace} describe pod {pod}` says so while the pod is there"
+        f"(OOMKilled){_unasked(pods)}. `kubectl -n {pods.namespace} describe pod {pod}` says so while the pod is there"
     )
     return replace(reason, text=f"{reason.text}\n{hint}", headline=hint) if reason else _plain(hint)
 
@@ -62,15 +62,19 @@ def waiting_reasons(
         if finding := findings.get(pod):
             reasons[task.name] = _of_finding(finding)
         elif waited >= WAITING_SECONDS:
-            failed = f" (its pod could not be looked at: {pods.problem})" if pods.problem else ""
             reasons[task.name] = (
-                f"its pod has not started for {format_seconds(round(waited))}{failed}: "
+                f"its pod has not started for {format_seconds(round(waited))}{_unasked(pods)}: "
                 f"`kubectl -n {pods.namespace} describe pod {pod}` says why"
             )
     known = {pod for task in status.tasks for pod in task.pods}
     for pod in sorted(set(findings) - known):
         reasons[f"pod {pod}"] = _of_finding(findings[pod])
     return reasons
+
+
+def _unasked(pods: RunPods) -> str:
+    """Why a kubeconfig that is there did not help."""
+    return f" (its pod could not be looked at: {pods.problem})" if pods.problem else ""
 
 
 def _of_finding(finding: PodFinding) -> str:

@@ -33,15 +33,17 @@ class PlannedTask:
 
 
 def planned_tasks(spec: Mapping[str, Any] | None) -> list[PlannedTask]:
-    """The tasks of a pipeline in the order in which they run. Empty without its definition.
+    """The tasks of a pipeline in the order in which they run. Empty without its definition, or where that has an unknown form.
 
     Args:
         spec: The definition as the API returns it, alone or with that of Kubernetes beside it.
     """
-    definition = (spec or {}).get("pipeline_spec") or spec or {}
-    if "root" not in definition:
+    try:
+        definition = (spec or {}).get("pipeline_spec") or spec or {}
+        return list(_tasks(definition, definition["root"], (), ""))
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        # A run of somebody else, perhaps compiled by another SDK. It can still be followed, under the names of its nodes.
         return []
-    return list(_tasks(definition, definition["root"], (), ""))
 
 
 def _tasks(

@@ -206,6 +206,8 @@ def test_with_a_kubeconfig_the_cluster_says_why_a_pod_waits_or_was_killed(
     shown = star(kfp, "status", run_id).stdout
     cause = "OOMKilled: killed because it used more memory than its limit of 3Gi"
     assert f"FAILED     preflight  30 s\n    {cause}\n" in shown and f"preflight: {cause}\n" in shown
+    cluster.status = 403
+    assert "its pod could not be looked at: HTTP 403" in star(kfp, "status", run_id).stdout
     cluster.shutdown()
     cluster.server_close()
 
