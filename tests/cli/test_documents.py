@@ -15,7 +15,7 @@ COMMANDS = typer.main.get_command(app)
 
 
 def commands_of(page: Path) -> list[list[str]]:
-    """The words after `star` of each line in a block of commands, and of each command in a line of text; no output such as `star version 1`."""
+    """The words after `star` of each line in a block of commands, and of each command in a line of text, but for outputs."""
     text = page.read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
     lines = re.findall(r"^(?:\$ )?((?:[A-Z_]+=\S+ )*(?:\S*/)?star (?!version \d).*)", blocks, re.MULTILINE)
