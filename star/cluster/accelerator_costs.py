@@ -7,6 +7,7 @@ The sums are metrics of the pipeline's run in MLflow: accelerator_seconds, accel
 that nobody ended, such as that of a pod lost with its disk, is not counted: nobody knows its end.
 """
 
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ def _add_up(client: "MlflowClient", runs: list["Run"]) -> dict[str, Any]:
         # A process that was killed has logged no sum. Its events say when it lived.
         lived = (run.info.end_time - run.info.start_time) / 1000
         metrics = run.data.metrics if SECONDS in run.data.metrics else held.metrics(lived)
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        if SECONDS not in metrics:
+            continue
         seconds[stage] += metrics[SECONDS]
         if COST in metrics:
             costs[stage] += metrics[COST]
@@ -79,7 +83,7 @@ def _held_by(run: "Run") -> Accelerators | None:
     text = run.data.tags.get(TAG)
     try:
         return Accelerators.from_json(text) if text else None
-    except (ValueError, TypeError):  # whoever may write to MLflow may write this tag
+    except (ValueError, RecursionError):  # whoever may write to MLflow may write this tag
         return None
 
 

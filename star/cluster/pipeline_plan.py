@@ -98,5 +98,5 @@ def _accelerators(container: Mapping[str, Any]) -> Accelerators | None:
     texts = [entry.get("value") for entry in container.get("env") or [] if entry.get("name") == VARIABLE]
     try:
         return Accelerators.from_json(texts[0]) if texts else None
-    except (ValueError, TypeError):  # a pipeline that somebody else compiled
+    except ValueError:  # a pipeline that somebody else compiled
         return None

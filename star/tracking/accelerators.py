@@ -12,6 +12,7 @@ attempts and shards (star/cluster/accelerator_costs.py). A task from the cache h
 """
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 
@@ -50,9 +51,16 @@ class Accelerators:
         """Reads the text of the variable or of the tag.
 
         Raises:
-            ValueError, TypeError: it is another text.
+            ValueError: it is another text.
         """
-        return cls(**json.loads(text))
+        found = json.loads(text)
+        if not isinstance(found, dict) or set(found) != {"count", "price_per_hour", "currency"}:
+            raise ValueError("not what a task holds")
+        count, price, currency = found["count"], found["price_per_hour"], found["currency"]
+        is_price = price is None or (isinstance(price, int | float) and math.isfinite(price))
+        if not (isinstance(count, int) and is_price and isinstance(currency, str)):
+            raise ValueError("not what a task holds")
+        return cls(count, price, currency)
 
 
 def held_accelerators() -> Accelerators | None:

@@ -61,7 +61,16 @@ def test_every_attempt_of_every_shard_is_in_the_sum(monkeypatch: pytest.MonkeyPa
     }
     # Another pipeline of the same tracking server, which held none.
     monkeypatch.setenv("KFP_RUN_ID", "another")
-    with stage_run("rollout"):
+    with stage_run(
+        "rollout", tags={"star.accelerators": '{"count": "many"}'}
+    ):  # whoever may write to MLflow may write tags
         pass
     summary = close_pipeline("another", state="SUCCEEDED", failed_task="", error=None)
     assert "accelerators" not in summary and summary["text"].endswith("SUCCEEDED")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"count": 1}', '{"count": "1", "price_per_hour": null, "currency": ""}',
+                                  '{"count": 1, "price_per_hour": NaN, "currency": ""}'])  # fmt: skip
+def test_another_text_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Accelerators.from_json(text)

@@ -17,7 +17,7 @@ from tests.kfp_replay.pipelines import spec_of
 from tests.kfp_replay.recording import Planned, recording
 from tests.kfp_replay.server import KfpReplay
 from tests.on_cluster import steps
-from tests.on_cluster.site import Finished, Site, cleaned
+from tests.on_cluster.site import NEEDED, Finished, Site, cleaned, missing_settings
 
 CACHED = {"preflight": "SUCCEEDED", "register": "SUCCEEDED", "finish": "SUCCEEDED"}
 GOING = {"preflight": "SUCCEEDED", "synthesize": "SUCCEEDED", "refine-teacher": "RUNNING"}
@@ -87,6 +87,17 @@ def requests_of_kfp() -> list[tuple[str, re.Pattern[str]]]:
     found = [pair for file in modules for pair in re.findall(r"'(/apis/v2beta1/[^']*)', '([A-Z]+)'", file.read_text())]
     known = [*found, ("/apis/v1alpha1/runs/{run_id}/nodes/{node_id}/log", "GET")]
     return [(method, re.compile(re.sub(r"{[^}]*}", "[^/:]+", path))) for path, method in known]
+
+
+def test_what_is_missing_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NEEDED:
+        monkeypatch.setenv(name, "there")
+    assert missing_settings() == ""
+    monkeypatch.delenv("STAR_TEST_IMAGE")
+    assert missing_settings() == (
+        "STAR_TEST_IMAGE not set: the tests on a cluster need STAR_TEST_IMAGE (the image, built from this checkout, under the "
+        "name by which the nodes pull it)"
+    )
 
 
 @pytest.mark.slow
