@@ -13,4 +13,4 @@ def finish(run_id: str, status: dsl.PipelineTaskFinalStatus):
     """
     from star.cluster.exit_handler import close_pipeline
 
-    close_pipeline(run_id, state=status.state, failed_task=status.pipeline_task_name, error=status.error_message)
+    close_pipeline(run_id, state=status.state, error=status.error_message)

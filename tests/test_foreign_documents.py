@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 
 from star.call_blocks import FormatError, begins_call
 from star.chat import parse_completion, parse_target, prompt_opening, tool_parameters, validate_calls
-from star.cluster import pipeline_state
+from star.cluster import pipeline_end
+from star.cluster.run_tasks import read_run
+from star.cluster.workflow_nodes import Workflow
 from star.config.files import packaged_file
 from star.config.load import load_config
 from star.config.model_files import digest_of_model_folder, named_shards, refuse_unsafe_weights
@@ -187,8 +189,8 @@ def _read_state(folder: Path, content: bytes) -> None:
         document = json.loads(content)
     except (ValueError, RecursionError):  # the client's to find
         return
-    with suppress(AttributeError, TypeError):  # what its only caller expects
-        pipeline_state._state_in(document)
+    with suppress(*pipeline_end.ERRORS):  # what its only caller expects
+        pipeline_end.end_of(document, read_run(document, plan=[], workflow=Workflow()))
 
 
 def _read_statistics(folder: Path, content: bytes) -> None:

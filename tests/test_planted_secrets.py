@@ -58,7 +58,7 @@ REFUSED = (
 CLOSE = """
 import sys
 from star.cluster.exit_handler import close_pipeline
-close_pipeline("0123", state=sys.argv[1], failed_task="rollout", error="401 of " + open("error.txt").read())
+close_pipeline("0123", state=sys.argv[1], error="401 of " + open("error.txt").read())
 """
 # What KFP's executor does: it calls the stage and leaves the traceback to Python. Another runner may print the error itself.
 STAGE = """

@@ -12,7 +12,7 @@ import shutil
 
 from star.cluster.accelerator_costs import in_words, log_accelerator_costs
 from star.cluster.launch import TRAIN_JOB_VARIABLE
-from star.cluster.pipeline_state import CANCELLED, ENDED, FAILED, SUCCEEDED, final_state
+from star.cluster.pipeline_end import CANCELED, ENDED, FAILED, SUCCEEDED, find_end
 from star.cluster.trainer_api import delete_jobs_of_run
 from star.cluster.webhook import notify_webhook
 from star.errors import InputError
@@ -21,22 +21,22 @@ from star.redaction import redacted, redacted_values
 from star.terminal import guard_terminal
 
 # State of the pipeline -> status of the MLflow runs that it left open. If nobody knows how it ended, they were killed at least.
-MLFLOW_STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELLED: "KILLED", ENDED: "KILLED"}
+MLFLOW_STATUS = {SUCCEEDED: "FINISHED", FAILED: "FAILED", CANCELED: "KILLED", ENDED: "KILLED"}
 MAX_ERROR_CHARACTERS = 2000
 
 
-def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | None) -> dict[str, object]:
+def close_pipeline(run_id: str, *, state: str, error: str | None) -> dict[str, object]:
     """Closes the pipeline's MLflow runs, deletes its TrainJobs and the files shared with them, and notifies the webhook.
 
     Args:
         run_id: ID of the pipeline run in KFP. Its MLflow runs are tagged with it.
-        state: State that KFP gives; if no run ends with it, others are asked (pipeline_state.py).
-        failed_task: Name of the task that ended the pipeline.
-        error: Message of the failure, if there is one. Secrets are removed from it.
+        state: State that KFP gives, which may be wrong: others are asked first (pipeline_end.py).
+        error: Message of the failure that KFP gives, if there is one. Secrets are removed from it.
 
     Returns:
-        The summary that is printed and sent to the webhook: run, state, task, error, the MLflow runs that were closed, the unfinished work
-        that is kept for a retry, how long each stage held accelerators and what that costs, and all of it as one line of text.
+        The summary that is printed and sent to the webhook: run, state, the task that failed and why, the champion, the MLflow runs that
+        were closed, the unfinished work that is kept for a retry, how long each stage held accelerators and what that costs, and all of
+        it as one line of text.
     """
     guard_terminal()
     # First, because a task that is stopped has no time to do it, and a job that trains on holds accelerators.
@@ -47,22 +47,20 @@ def close_pipeline(run_id: str, *, state: str, failed_task: str, error: str | No
         # The result of a TrainJob is kept there for a retry of its task. After the end of the pipeline there is none.
         shutil.rmtree(train_jobs_folder(run_id), ignore_errors=True)
     _send_waiting_events()  # before MLflow is asked for states, or given any
-    state = final_state(run_id, state)
+    end = find_end(run_id, given=state, error=error or "")
     costs = log_accelerator_costs(run_id)  # before runs are closed, whose end nobody knows
-    closed = _close_mlflow_runs(run_id, MLFLOW_STATUS[state])
+    closed = _close_mlflow_runs(run_id, MLFLOW_STATUS[end.state])
     summary: dict[str, object] = {
         "run": run_id,
-        "state": state,
-        "task": failed_task,
-        "error": redacted(error or "")[:MAX_ERROR_CHARACTERS],
+        "state": end.state,
+        "task": ", ".join(end.tasks),
+        "error": redacted(end.reason)[:MAX_ERROR_CHARACTERS],
+        "outcome": end.outcome,
         "closed_runs": closed,
         "kept": _unfinished_folders(),
         **({"accelerators": costs} if costs else {}),
     }
-    summary["text"] = f"STAR pipeline {run_id}: {state}" + (
-        f" in {failed_task}" if state in (FAILED, CANCELLED) else ""
-    )
-    summary["text"] = f"{summary['text']}{in_words(costs)}"
+    summary["text"] = f"STAR pipeline {run_id}: {end.words}{in_words(costs)}"
     summary = redacted_values(summary)
     print(json.dumps(summary, indent=1), flush=True)
     if url := os.environ.get("STAR_WEBHOOK"):

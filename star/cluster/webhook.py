@@ -2,8 +2,9 @@
 
 The body is the summary of star.cluster.exit_handler. Its field `text` is what chat services show:
 
-    {"run": "5a1c...", "state": "FAILED", "task": "distill", "error": "...", "closed_runs": ["distill"], "kept": ["distill-0011..."],
-     "text": "STAR pipeline 5a1c...: FAILED in distill"}
+    {"run": "5a1c...", "state": "FAILED", "task": "rollout 2/4", "error": "train.jsonl, line 4: not a row", "outcome": "",
+     "closed_runs": [], "kept": ["rollout-0011..."],
+     "text": "STAR pipeline 5a1c...: FAILED in rollout 2/4: train.jsonl, line 4: not a row"}
 """
 
 from star.errors import InputError

@@ -321,7 +321,9 @@ def _report(outcome: Outcome, out: Path) -> None:
     write_json(out / GATE, gate)
     (out / GATE_PAGE).write_text(_gate_page(outcome), encoding="utf-8")
     if run := current_run():
-        run.set_tags({"star.gate": _passed_or_refused(verdict), "star.version": str(version.version)})
+        said = {"star.gate": _passed_or_refused(verdict), "star.version": str(version.version)}
+        # The exit handler of a pipeline says it (star/cluster/pipeline_end.py).
+        run.set_tags({**said, "star.outcome": _in_words(outcome)})
         for file in (GATE, GATE_PAGE):
             run.log_artifact(out / file)
     registration = {
@@ -333,6 +335,19 @@ def _report(outcome: Outcome, out: Path) -> None:
         "champion": outcome.champion,
     }
     write_json(out / REGISTRATION, registration)
+
+
+def _in_words(outcome: Outcome) -> str:
+    """What became of a version: `star version 4 is the new champion, after version 3`."""
+    version, before, champion = outcome.version, outcome.champion_before, outcome.champion
+    if champion == version.version:
+        if before == champion:
+            return f"{version} stays the champion"
+        return f"{version} is the new champion" + (f", after version {before}" if before else "")
+    now = f"version {champion} is the champion" if champion else "there is no champion"
+    if outcome.verdict.passed:
+        return f"{version} did not become the champion: {now}"
+    return f"{version} was refused by the gate: {now}"
 
 
 def _gate_page(outcome: Outcome) -> str:

@@ -43,7 +43,7 @@ def test_every_attempt_of_every_shard_is_in_the_sum(monkeypatch: pytest.MonkeyPa
         pass
     of_stages = [run.data.metrics for run in runs() if run.data.tags.get("star.stage") == "rollout"]
     assert sorted(metrics["accelerator_seconds"] for metrics in of_stages) == [7200, 10800, 14400]
-    summary = close_pipeline(PIPELINE, state="SUCCEEDED", failed_task="", error=None)
+    summary = close_pipeline(PIPELINE, state="SUCCEEDED", error=None)
     assert summary["accelerators"] == {
         "seconds": {"rollout": 32400.0, "distill": 28800.0},
         "cost": 42.5,
@@ -65,7 +65,7 @@ def test_every_attempt_of_every_shard_is_in_the_sum(monkeypatch: pytest.MonkeyPa
         "rollout", tags={"star.accelerators": '{"count": "many"}'}
     ):  # whoever may write to MLflow may write tags
         pass
-    summary = close_pipeline("another", state="SUCCEEDED", failed_task="", error=None)
+    summary = close_pipeline("another", state="SUCCEEDED", error=None)
     assert "accelerators" not in summary and summary["text"].endswith("SUCCEEDED")
 
 

@@ -132,7 +132,7 @@ def test_the_attempts_of_a_job_end_and_the_exit_handler_deletes_them_all(
     kubernetes.reconcile()
     assert [pod.job for pod in kubernetes.pods.values() if pod.job == again] == [again, again]
     monkeypatch.setenv("STAR_TRAIN_JOB", CLUSTER.model_dump_json())
-    close_pipeline("r-1", state="FAILED", failed_task="distill", error=None)
+    close_pipeline("r-1", state="FAILED", error=None)
     assert not kubernetes.jobs and not (task.folder / "work" / "jobs" / "r-1").exists()
 
 

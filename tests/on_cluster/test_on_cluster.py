@@ -97,7 +97,7 @@ def test_a_run_whose_input_is_gone_says_so(site: Site) -> None:
 def test_a_cancelled_run_stops(site: Site, profile: str) -> None:
     another = site.profile("cancelled", seed=8, extends=profile)
     run_id = steps.cancel(site, another, during="refine-teacher")
-    steps.exit_handler_says(site, run_id, "CANCELLED")
+    steps.exit_handler_says(site, run_id, "CANCELED")
 
 
 def test_a_schedule_starts_runs_until_it_is_disabled(site: Site, profile: str) -> None:

@@ -67,7 +67,7 @@ def server(compiled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
         run_of(compiled, failing, otherwise="OMITTED", number=3),
         run_of(compiled, GOING, otherwise="OMITTED", number=4),
     ]
-    ends = ("SUCCEEDED, champion version 1", "SUCCEEDED", "FAILED in preflight", "CANCELLED")
+    ends = ("SUCCEEDED, champion version 1", "SUCCEEDED", "FAILED in preflight", "CANCELED")
     logs = {}
     for run, end in zip(runs, ends, strict=True):
         for node in node_names(run["run_details"]["task_details"]).values():

@@ -42,6 +42,11 @@ def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(
     runs = client.search_runs([client.get_experiment_by_name("star").experiment_id])
     for run in runs:
         assert {"gate.json", "gate.md"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    # What the exit handler of a pipeline says, of the newest run first.
+    assert [run.data.tags["star.outcome"] for run in runs] == [
+        "star version 1 did not become the champion: there is no champion",
+        "star version 1 was refused by the gate: there is no champion",
+    ]
 
 
 def test_a_registration_is_kept_while_the_registry_agrees(
