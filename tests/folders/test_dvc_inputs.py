@@ -14,6 +14,7 @@ from star.config.load import load_config
 from star.data.synthesize import make_data_set
 from star.errors import InputError
 from star.folders.dvc_digest import dvc_digest
+from star.pipelines.upload_inputs import upload_inputs
 from tests.conftest import BUCKET
 from tests.s3_server import s3_client
 from tests.team_data import git, make_repository, use_server
@@ -160,11 +161,18 @@ def test_changed_bytes_in_the_remote_are_refused(
     assert seed.read_verified().is_dir()
 
 
-def test_a_remote_that_is_not_on_s3_is_read_into_the_home(
-    tmp_path: Path, own_home: Path, server: dict[str, str]
+def test_a_remote_that_is_not_on_s3_is_read_into_the_home_and_uploaded_for_pods(
+    tmp_path: Path, own_home: Path, server: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_repository(tmp_path / "team-data", remote=str(tmp_path / "disk"), server=server)
     shutil.rmtree(made / ".dvc" / "cache")
-    seed = load_config(profile(tmp_path, {"dvc": "data/rows.jsonl", "repo": str(made), "rev": "v1"})).data.seed_data
-    assert seed.is_local and Path(seed.path).is_relative_to(own_home) and seed.name == "rows.jsonl"
-    assert len(seed.read_verified().read_text().splitlines()) == 10
+    config = load_config(profile(tmp_path, {"dvc": "data/tickets", "repo": str(made), "rev": "v1"}))
+    seed = config.data.seed_data
+    assert seed.is_local and Path(seed.path).is_relative_to(own_home)
+    inputs = config.cluster.model_copy(update={"inputs": f"s3://{BUCKET}/inputs"})
+    uploaded = upload_inputs(config.model_copy(update={"cluster": inputs}))
+    in_pod = uploaded.data.seed_data
+    assert in_pod == seed.model_copy(update={"path": f"s3://{BUCKET}/inputs/{seed.sha256}"})
+    assert uploaded.slice(("data",)) == config.slice(("data",))
+    monkeypatch.setenv("STAR_HOME", str(tmp_path / "pod"))
+    assert dvc_digest(in_pod.read_verified()) == seed.dvc.md5
