@@ -12,6 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from star.errors import InputError
+from star.stages import STAGES
 from star.tracking.accelerators import COST, SECONDS, TAG, Accelerators
 from star.tracking.reason import reason_of
 from star.tracking.searches import read_pages
@@ -20,6 +21,8 @@ from star.tracking.server import connect, experiment_id, mlflow_key
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+STAGE_NAMES = {stage.name for stage in STAGES}
 
 
 def log_accelerator_costs(run_id: str) -> dict[str, Any]:
@@ -55,8 +58,8 @@ def _add_up(client: "MlflowClient", runs: list["Run"]) -> dict[str, Any]:
     costs: dict[str, float] = defaultdict(float)
     currencies: set[str] = set()
     for run in runs:
-        stage, held = run.data.tags.get("star.stage"), _held_by(run)
-        if not stage or held is None or not run.info.end_time:
+        stage, held = run.data.tags.get("star.stage", ""), _held_by(run)
+        if stage not in STAGE_NAMES or held is None or not run.info.end_time:
             continue
         # A process that was killed has logged no sum. Its events say when it lived.
         lived = (run.info.end_time - run.info.start_time) / 1000
@@ -88,12 +91,17 @@ def _held_by(run: "Run") -> Accelerators | None:
 
 
 def _log(client: "MlflowClient", runs: list["Run"], sums: dict[str, dict[str, float]]) -> None:
+    from mlflow.exceptions import MlflowException
+
     parent = next(
         (run for run in runs if not run.data.tags.get("star.stage") and "mlflow.parentRunId" not in run.data.tags), None
     )
     if parent is None:
         return
-    for name, by_stage in sums.items():
-        client.log_metric(parent.info.run_id, name, sum(by_stage.values()))
-        for stage, value in by_stage.items():
-            client.log_metric(parent.info.run_id, mlflow_key(f"{name}/{stage}"), value)
+    try:
+        for name, by_stage in sums.items():
+            client.log_metric(parent.info.run_id, name, sum(by_stage.values()))
+            for stage, value in by_stage.items():
+                client.log_metric(parent.info.run_id, mlflow_key(f"{name}/{stage}"), value)
+    except MlflowException as error:
+        print(f"the time of accelerators could not be logged: {reason_of(error)}", flush=True)
