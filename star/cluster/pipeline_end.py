@@ -10,6 +10,7 @@ although all tasks have ended, if the pipeline has a loop (kubeflow/pipelines#13
 If neither knows, the state is what KFP gave, or ENDED, which claims nothing.
 """
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ SUCCEEDED, FAILED, CANCELED, ENDED = "SUCCEEDED", "FAILED", "CANCELED", "ENDED"
 SYNONYMS = {"COMPLETE": SUCCEEDED, "CACHED": SUCCEEDED, "SKIPPED": SUCCEEDED, "CANCELLED": CANCELED}
 LAST_STAGE = "register"
 OUTCOME_TAG = "star.outcome"  # of its MLflow run (star/registry/register.py)
+GROUP = re.compile(r"exit-handler-\d+")  # KFP's name of the tasks under the exit handler
 # The server hears of a state some seconds after it has changed.
 ATTEMPTS, PAUSE_SECONDS = 6, 5.0
 # What another server, or another form of an answer, can raise.
@@ -124,7 +126,10 @@ def end_of(document: dict[str, Any], status: RunStatus) -> tuple[str, list[Task]
         return FAILED, failed
     if all(task.state in ("SUCCEEDED", "CACHED") for task in tasks):
         return SUCCEEDED, []
-    return None
+    # What is no task's fault, such as a driver that failed. A retried group has entries `exit-handler-1(0)`, ... beside its own.
+    details = document["run_details"]["task_details"]
+    groups = [entry for entry in details if GROUP.fullmatch(entry.get("display_name") or "")]
+    return next(((state, []) for group in groups if (state := _final(group.get("state")))), None)
 
 
 def _reason_of(kfp: KfpInCluster, run_id: str, task: Task) -> str:

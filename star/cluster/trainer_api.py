@@ -17,6 +17,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from star.errors import InputError, UnavailableError
+from star.http_client import within
+from star.http_exchange import NoAnswerError
 from star.progress import print_line
 
 if TYPE_CHECKING:
@@ -196,6 +198,7 @@ def trainer_client() -> TrainerClient:
 
     Raises:
         InputError: the package kubeflow is not installed, or there is no cluster.
+        UnavailableError: the cluster's API does not answer.
     """
     try:
         from kubeflow.trainer import TrainerClient
@@ -206,7 +209,10 @@ def trainer_client() -> TrainerClient:
     from kubernetes.config import ConfigException
 
     try:
-        return TrainerClient()
+        # It asks for the Trainer's version, without a deadline of its own.
+        return within(TIMEOUT_SECONDS, TrainerClient)
+    except NoAnswerError as error:
+        raise UnavailableError(f"the cluster's API cannot be used: {error}") from error
     except ConfigException as error:
         raise InputError(
             f"no cluster to run a TrainJob in ({error}): set KUBECONFIG, or run this in the cluster"

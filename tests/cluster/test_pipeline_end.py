@@ -109,6 +109,15 @@ def test_recorded_answers_tell_the_end_without_internal_names(server: KfpReplay,
     assert end.tasks and not INTERNAL.search(end.words), end.words
 
 
+def test_a_failure_of_no_task_is_that_of_their_group(server: KfpReplay) -> None:
+    run = run_of(dict.fromkeys(("preflight", "synthesize"), "SUCCEEDED"), otherwise="OMITTED")
+    for entry in run["run_details"]["task_details"]:
+        if entry.get("display_name") == "exit-handler-1":
+            entry["state"] = "FAILED"
+            entry["state_history"][-1]["state"] = "FAILED"
+    assert asked(server, run).words == "FAILED"
+
+
 def test_a_state_that_the_server_has_not_heard_of_yet_is_asked_for_again(server: KfpReplay) -> None:
     run = run_of({}, otherwise="SUCCEEDED")
     answers = [run_of({"register": "RUNNING"}, otherwise="SUCCEEDED"), run]
