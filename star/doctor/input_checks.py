@@ -21,7 +21,7 @@ def check_inputs(config: Config) -> str:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         names.append(name)
-    return f"{', '.join(names)} are as configured"
+    return f"{', '.join(names)}: read and compared with the digest"
 
 
 def check_suites(config: Config, *, on_cluster: bool) -> str:

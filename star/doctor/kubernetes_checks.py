@@ -22,10 +22,11 @@ RIGHTS: tuple[Right, ...] = (
     ("argoproj.io", "workflowtaskresults", "", "patch"),
 )
 TRAIN_JOB_RIGHTS: tuple[Right, ...] = (
-    *((TRAINER, "trainjobs", "", verb) for verb in ("create", "get", "delete")),
+    *((TRAINER, "trainjobs", "", verb) for verb in ("create", "get", "list", "delete")),
     (TRAINER, "trainingruntimes", "", "get"),
     ("", "pods", "", "list"),
     ("", "pods/log", "", "get"),
+    ("", "events", "", "list"),
 )
 
 

@@ -139,7 +139,7 @@ def test_a_cluster_that_has_everything_passes(cluster: KubernetesServer, kfp: Kf
         "Kubernetes": ("ok", "context there, namespace star, v1.34.1"),
         "Secret star-s3": ("ok", "has access-key, secret-key"),
         "claim": ("ok", "star-work is Bound, ReadWriteMany"),
-        "account": ("ok", "star has its 10 rights"),
+        "account": ("ok", "star has its 12 rights"),
         "training runtime": ("ok", "star-torch is there"),
         "queue": ("ok", "team is there"),
         "priority class": ("ok", "night is there"),

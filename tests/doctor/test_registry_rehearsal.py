@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from star.doctor import registry_rehearsal
 from star.doctor.registry_rehearsal import PURPOSE, TAG, rehearse_registration
 from star.errors import InputError
+from star.registry.needed import read_needs
 from star.registry.promotion.ledger_store import SqlLedgerStore
 from star.registry.promotion.promote_and_rollback import champion, promote
 from star.registry.promotion.register_model import register_model
@@ -113,6 +114,7 @@ def test_an_account_that_may_not_delete_models_leaves_one_version(
         assert (model.tags, model.aliases, bucket()) == ({TAG: PURPOSE}, {}, {})
         assert [version.version for version in connect().search_model_versions()] == [1]
         assert logged_models() == 1
+    assert read_needs().models == {"star-preflight-0"}  # it is in the way of no `star clean`
 
 
 def test_a_model_of_somebody_else_is_not_touched(bucket: Callable) -> None:
