@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from star.config.cluster import Cluster
-from star.doctor.check import Check, run_check
+from star.doctor.check import Check, NotCheckedError, run_check
 from star.doctor.kubernetes_api import KubernetesApi, connect_kubernetes
 from star.doctor.node_room import check_node, used_nodes
 from star.errors import InputError
@@ -77,9 +77,7 @@ def check_cluster(api: KubernetesApi) -> str:
     said = f"{api.context}, namespace {api.namespace}" + (f", {version.git_version}" if version else "")
     try:
         found = api.ask(f"namespace {api.namespace}", CoreV1Api(api.client).read_namespace, api.namespace)
-    except Exception as error:
-        if isinstance(error, InputError):
-            raise
+    except NotCheckedError:
         return said  # who may only look into a namespace may not look at it
     if found is None:
         raise InputError(f"{said}: there is no such namespace: create it, or name another with --namespace")
