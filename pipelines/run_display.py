@@ -40,9 +40,8 @@ class RunDisplay:
     _retries: dict[str, int] = field(default_factory=dict)  # within the task's last pod
     _pending_since: dict[str, float] = field(default_factory=dict)
     _told: dict[str, str] = field(default_factory=dict)  # name of a task -> why it waits, as last printed
-    _lines: dict[str, tuple[float, TaskProgress]] = field(
-        default_factory=dict
-    )  # key -> when progress was printed, and what
+    # When the progress of a task was printed, and what.
+    _lines: dict[str, tuple[float, TaskProgress]] = field(default_factory=dict)
     _bars: dict[str, TaskID] = field(default_factory=dict)
 
     def __enter__(self) -> "RunDisplay":
@@ -150,26 +149,24 @@ class RunDisplay:
         return log is not None
 
     def _draw(self, task: Task, progress: TaskProgress) -> None:
-        left = f"about {progress.left} left" if progress.left else ""
         if self._progress.console.is_terminal:
             label = f"{task.name:<16} {redacted(progress.label)}"
             if task.key not in self._bars:
                 self._bars[task.key] = self._progress.add_task(label, total=progress.total, left="")
-            count = f"{progress.done}/{progress.total}" if progress.total else str(progress.done)
+            # The count and the estimate, which stand behind the label.
+            left = str(progress).removeprefix(f"{progress.label}: ").replace(",", "")
             self._progress.update(
                 self._bars[task.key],
                 description=label,
                 completed=progress.done,
                 total=progress.total,
-                left=f"{count} {left}",
+                left=left,
             )
             return
         printed, last = self._lines.get(task.key, (-LINE_SECONDS, None))
         if progress != last and time.monotonic() - printed >= LINE_SECONDS:
             self._lines[task.key] = time.monotonic(), progress
-            of = f"/{progress.total}" if progress.total else ""
-            estimate = f", {left}" if left else ""
-            self._line(f"{'':<10} {task.name}  {progress.label}: {progress.done}{of}{estimate}")
+            self._line(f"{'':<10} {task.name}  {progress}")
 
     def _line(self, text: str) -> None:
         self._progress.console.print(continued(redacted(text)), highlight=False, soft_wrap=True)

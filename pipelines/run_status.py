@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from star.cluster.run_tasks import ENDED, RunStatus, Task
-from star.cluster.task_log import Reason
+from star.cluster.task_log import Reason, progress_of
 from star.pipelines.kfp_client import KfpClient
 from star.pipelines.run_reasons import failure_of, told_by, waiting_reasons
 from star.units import format_seconds
@@ -13,7 +13,7 @@ WORDS = {"SKIPPED": "NOT RUN", "UNSTARTED": "NOT YET"}  # other names of states 
 
 
 def status_lines(client: KfpClient, status: RunStatus) -> Iterator[str]:
-    """One line per task and shard, with what is known of a failure or a wait, and one for the run."""
+    """One line per task and shard, with its progress and what is known of a failure or a wait, and one for the run."""
     pods = client.pods_of(status.run_id)
     seconds = {task.key: _seconds_since(task.started) for task in status.tasks if task.state == "PENDING"}
     waits = waiting_reasons(status, pods.findings() if seconds else {}, seconds=seconds, pods=pods)
@@ -23,6 +23,9 @@ def status_lines(client: KfpClient, status: RunStatus) -> Iterator[str]:
         if task.state == "FAILED":
             failures[task.name] = failure_of(client, status.run_id, task, pods=pods)
             line = f"{line}\n{failures[task.name].text}"
+        if task.state == "RUNNING" and task.pods:
+            progress = progress_of(client.pod_log(status.run_id, task.pods[-1]) or "")
+            line = f"{line}  {progress}" if progress else line
         if more := waits.pop(task.name, None) or told_by(client, status.run_id, task):
             line = f"{line}\n{more}"
         yield line

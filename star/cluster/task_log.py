@@ -49,6 +49,11 @@ class Progress:
     total: int | None
     left: str | None
 
+    def __str__(self) -> str:
+        """As the task itself prints it."""
+        of = f"/{self.total}" if self.total else ""
+        return f"{self.label}: {self.done}{of}" + (f", about {self.left} left" if self.left else "")
+
 
 def work_lines(log: str) -> list[str]:
     """The lines of a log that the task itself printed."""

@@ -72,4 +72,5 @@ def test_attempts_that_were_followed_by_another_are_listed() -> None:
     ],
 )
 def test_progress_is_that_of_the_last_progress_line(line: str, progress: Progress | None) -> None:
-    assert progress_of(f"{KFP}{line}\nsomething else\n") == progress
+    found = progress_of(f"{KFP}{line}\nsomething else\n")
+    assert found == progress and (found is None or str(found) == line)

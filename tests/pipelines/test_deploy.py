@@ -194,6 +194,22 @@ def test_an_overlay_as_shipped_has_no_pod_that_restricted_refuses(name: str) -> 
     assert [pod["metadata"]["name"] for pod in pods if refused_by_restricted(pod)] == [] and len(pods) == 4
 
 
+def test_the_documented_lines_for_a_registry_with_a_login_reach_our_pods(tmp_path: Path) -> None:
+    page = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
+    [lines] = [
+        block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "patches:" in block
+    ]
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    overlay = tmp_path / "deploy" / "overlays" / "single-user"
+    with (overlay / "kustomization.yaml").open("a") as file:
+        file.write(lines)
+    documents = built(overlay)
+    [account] = [document for document in documents if document["kind"] == "ServiceAccount"]
+    pods = [pod["spec"] for document in documents if (pod := pod_of(document))]
+    with_login = [spec for spec in (account, *pods) if spec.get("imagePullSecrets") == [{"name": "registry"}]]
+    assert len(with_login) == len(pods)  # the account's pods are KFP's; PostgreSQL's image is public
+
+
 def test_no_label_is_one_that_kfp_selects_its_own_pods_by() -> None:
     """Both may be in one namespace, where KFP on PostgreSQL has pods with the label `app: postgres`."""
     for pod in PODS:

@@ -174,6 +174,7 @@ def test_a_pod_that_waits_is_named_with_the_command_that_says_why(
     run_id = kfp.run_of(recording(shards), spec=spec(), at=400)
     kfp.logs[f"{TURN.format(0)}.iteration-item(0).rollout(0).executor(0)"] = "sample the teacher: 3/10\n"
     monkeypatch.setattr(run_reasons, "WAITING_SECONDS", 0.0)
+    assert "RUNNING    rollout 1/2  sample the teacher: 3/10\n" in star(kfp, "status", run_id).stdout
     client = kfp_client.KfpClient(kfp.host)
     with run_display.RunDisplay(client, run_id) as display:
         for _ in range(2):
