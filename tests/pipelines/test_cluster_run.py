@@ -166,7 +166,7 @@ def test_a_shard_that_is_killed_twice_succeeds_on_the_third_attempt(
         killer.join()
     assert len(killed) == 2
     log = capfd.readouterr().out
-    ends = re.findall(r"^attempt (\d) of 3 \(rollout 2/2\) ended after [\d.]+ s: (\w+)", log, re.MULTILINE)
+    ends = re.findall(r"^ *attempt (\d) of 3 \(rollout 2/2\) ended after [\d.]+ s: (\w+)", log, re.MULTILINE)
     assert ends == [("1", "killed"), ("2", "killed"), ("3", "done")]
     assert webhook.received[-1]["state"] == "SUCCEEDED"
 
@@ -186,10 +186,10 @@ def test_an_invalid_row_fails_the_run_and_is_named(
     log = capfd.readouterr().out
     # kfp.local starts a task again that failed, which KFP does not.
     ends = re.findall(
-        r"^attempt (\d) of 3 \(rollout \d/2\) ended after [\d.]+ s: input, no other attempt$", log, re.MULTILINE
+        r"^ *attempt (\d) of 3 \(rollout \d/2\) ended after [\d.]+ s: input, no other attempt$", log, re.MULTILINE
     )
     assert ends and set(ends) == {"1"}
-    assert f"\nstar: {data / 'train.jsonl'}, line 4: not a row: messages.1.tool_calls.0.name" in log
+    assert f"star: {data / 'train.jsonl'}, line 4: not a row: messages.1.tool_calls.0.name" in log
     summary = webhook.received[-1]
     assert summary["state"] == "FAILED"
     assert [name.split("-")[0] for name in summary["kept"]] == ["rollout", "rollout"]
