@@ -13,9 +13,11 @@ The answer lists the nodes of the Argo workflow: each task twice, drivers, loops
 A cancelled run itself ends as FAILED, after CANCELING in its history.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from star.cluster.pipeline_plan import PlannedTask
@@ -105,11 +107,16 @@ def read_run(document: Mapping[str, Any], *, plan: Sequence[PlannedTask], workfl
         by_display.setdefault(entry["display_name"], []).append(entry)
     reader = _Reader(by_display, workflow, cancelled, is_over=state in ENDED)
     known = {task.place for task in plan}
-    groups = {place[:length] for place in known for length in range(1, len(place))}
-    unknown = [node for node in workflow.nodes.values() if node.place and node.place not in known | groups]
+    known |= {place[:length] for place in known for length in range(1, len(place))}
+    unknown = [node for node in workflow.nodes.values() if node.place and node.place not in known]
     places = list(dict.fromkeys(node.place for node in sorted(unknown, key=reader.order)))
+    turns: dict[tuple[str, ...], set[str]] = {}  # of each loop
+    for place in places:
+        for depth, part in enumerate(place):
+            if part.startswith("#"):
+                turns.setdefault(place[:depth], set()).add(part)
     others = [
-        PlannedTask(place, _plain_name(place, places))
+        PlannedTask(place, _plain_name(place, turns))
         for place in places
         if not INTERNAL.fullmatch(place[-1]) and place[-1][0] != "#"
     ]
@@ -123,14 +130,12 @@ def read_run(document: Mapping[str, Any], *, plan: Sequence[PlannedTask], workfl
     return RunStatus(document["run_id"], state, error, tuple(tasks))
 
 
-def _plain_name(place: tuple[str, ...], places: Sequence[tuple[str, ...]]) -> str:
+def _plain_name(place: tuple[str, ...], turns: Mapping[tuple[str, ...], Collection[str]]) -> str:
     """A name for a task whose pipeline is not known: its key, and the number of its turn in each loop."""
-    words = [place[-1]]
-    for depth, part in enumerate(place):
-        if part.startswith("#"):
-            turns = {other[depth] for other in places if len(other) > depth and other[:depth] == place[:depth]}
-            words.append(f"{int(part[1:]) + 1}/{sum(turn.startswith('#') for turn in turns)}")
-    return " ".join(words)
+    numbers = [
+        f"{int(part[1:]) + 1}/{len(turns[place[:depth]])}" for depth, part in enumerate(place) if part.startswith("#")
+    ]
+    return " ".join([place[-1], *numbers])
 
 
 @dataclass(frozen=True)
@@ -142,20 +147,40 @@ class _Reader:
     cancelled: datetime | None
     is_over: bool
 
-    def order(self, node: Node) -> tuple[datetime, tuple[str, ...]]:
+    def order(self, node: Node) -> tuple[datetime, list[tuple[int, str]]]:
         entry = self.entry(node)
-        return (entry and _time(entry.get("start_time"))) or datetime.max.replace(tzinfo=UTC), node.place
+        started = (entry and _time(entry.get("start_time"))) or datetime.max.replace(tzinfo=UTC)
+        return started, [(len(part) if part.startswith("#") else 0, part) for part in node.place]  # #9 before #10
+
+    @cached_property
+    def nodes(self) -> Mapping[tuple[str, ...], Sequence[Node]]:
+        """The nodes of the workflow by their places."""
+        by_place: dict[tuple[str, ...], list[Node]] = {}
+        for node in self.workflow.nodes.values():
+            by_place.setdefault(node.place, []).append(node)
+        return by_place
+
+    @cached_property
+    def groups(self) -> Mapping[tuple[str, str], Mapping[str, Any]]:
+        """Entries by their name and by what the name of a child starts with, up to each dot."""
+        found: dict[tuple[str, str], Mapping[str, Any]] = {}
+        for display, same in self.entries.items():
+            for entry in same if len(same) > 1 else []:
+                children = [
+                    self.workflow.nodes[child].name for child in _children(entry) if child in self.workflow.nodes
+                ]
+                for name in children:
+                    for dot in re.finditer(r"^|\.", name):
+                        found.setdefault((display, name[: dot.end()]), entry)
+        return found
 
     def entry(self, node: Node) -> Mapping[str, Any] | None:
         """The entry of a node. Shards have entries of one name, which are told apart by their children."""
         same = self.entries.get(node.display, [])
-        if len(same) <= 1:
-            return same[0] if same else None
-        beside = {other.id for other in self.workflow.nodes.values() if other.name.startswith(node.boundary)}
-        return next((entry for entry in same if beside & _children(entry)), None)
+        return self.groups.get((node.display, node.boundary)) if len(same) > 1 else next(iter(same), None)
 
     def task(self, planned: PlannedTask) -> Task:
-        nodes = [node for node in self.workflow.nodes.values() if node.place == planned.place]
+        nodes = self.nodes.get(planned.place, [])
         own = next((node for node in nodes if node.display == planned.place[-1]), None)
         entry = self.entry(own) if own else self.unlinked(planned)
         key = "/".join(planned.place)
@@ -172,7 +197,7 @@ class _Reader:
     def prepared(self, key: str, planned: PlannedTask) -> Task | None:
         """A task of which only the driver is there, the pod of KFP's that runs before it; None if that is not there either."""
         place = (*planned.place[:-1], f"{planned.place[-1]}{DRIVER}")
-        nodes = [node for node in self.workflow.nodes.values() if node.place == place]
+        nodes = self.nodes.get(place, [])
         own = next((node for node in nodes if node.display == place[-1]), None)
         entry = (self.entry(own) if own else None) or {}
         if not entry.get("state") or (self.is_over and entry["state"] != "FAILED"):
@@ -215,16 +240,23 @@ class _Reader:
 
     def is_pending(self, pod: Node, started: datetime | None) -> bool:
         """Whether a pod has not started. Entries of pods have no children, so those of shards are told apart by their start only."""
-        going = [
-            entry
-            for entry in self.entries.get(pod.display, [])
-            if entry.get("state") in ("PENDING", "RUNNING") and not _children(entry)
-        ]
+        going = self.going.get(pod.display, [])
         if pod.attempt[-1:] == (0,) and started:
-            times = [(_time(entry.get("start_time")), entry) for entry in going]
-            near = [entry for at, entry in times if at and abs((at - started).total_seconds()) <= SAME_START_SECONDS]
+            near = [
+                (at, state) for at, state in going if at and abs((at - started).total_seconds()) <= SAME_START_SECONDS
+            ]
             going = near or going
-        return bool(going) and all(entry["state"] == "PENDING" for entry in going)
+        return bool(going) and all(state == "PENDING" for _, state in going)
+
+    @cached_property
+    def going(self) -> Mapping[str, Sequence[tuple[datetime | None, str]]]:
+        """Start and state of the entries of pods that have not ended, by the name that the API shows."""
+        found: dict[str, list[tuple[datetime | None, str]]] = {}
+        for display, same in self.entries.items():
+            for entry in same:
+                if entry.get("state") in ("PENDING", "RUNNING") and not _children(entry):
+                    found.setdefault(display, []).append((_time(entry.get("start_time")), entry["state"]))
+        return found
 
 
 def _children(entry: Mapping[str, Any]) -> set[str]:

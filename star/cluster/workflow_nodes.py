@@ -71,10 +71,16 @@ class Workflow:
         if not self.nodes and ids:
             name = min(ids).rpartition("-")[0]
             self._add(Node(name, name, name, ()))
+        plain = [display for display in displays if not display.endswith(")")]
+        attempts: dict[str, list[str]] = {}  # by what stands before a bracket in them
+        for display in displays:
+            for bracket in re.finditer(r"\(", display):
+                attempts.setdefault(display[: bracket.start()], []).append(display)
         # Also the nodes of earlier answers: each of them may have got another attempt.
         waiting = list(self.nodes.values()) if ids - set(self.nodes) else []
         while waiting:
-            waiting += self._children(waiting.pop(), displays, ids)
+            parent = waiting.pop()
+            waiting += self._children(parent, [*plain, *attempts.get(parent.display, ())], ids)
 
     def _add(self, node: Node) -> None:
         self.nodes[node.id] = node
@@ -87,8 +93,6 @@ class Workflow:
         workflow = next(iter(self.nodes))
         for display in displays:
             is_attempt = display.startswith(f"{parent.display}(")
-            if display.endswith(")") and not is_attempt:
-                continue
             text = display.removeprefix(parent.display) if is_attempt else f".{display}"
             node_id = f"{workflow}-{hash_of(text, state)}"
             if node_id not in ids or text in tried:

@@ -30,6 +30,11 @@ def test_the_order_of_the_entries_does_not_matter() -> None:
         assert read(answer) == expected
 
 
+def test_shards_of_a_pipeline_that_is_not_known_are_in_the_order_of_their_numbers() -> None:
+    shards = [Planned("rollout", 120, 130, loop="for-loop-3", shard=number) for number in range(12)]
+    assert [task.name for task in read(recording(shards)).tasks] == [f"rollout {number}/12" for number in range(1, 13)]
+
+
 def answer_of(nodes: dict[str, tuple[str, str, list[str]]]) -> dict:
     """An answer with nodes by their names: what is shown, state, and names of the children."""
     entries = [
