@@ -16,7 +16,7 @@ from star.config.experiment import Config
 from star.config.files import FileRef, Input, files_of, inputs_in
 from star.digest_cache import digests_of
 from star.errors import InputError
-from star.folders.s3_client import S3Folder, open_s3
+from star.folders.s3_client import S3Folder, open_s3, require_bucket
 from star.folders.s3_inputs import digest_of_list, list_of_files
 from star.folders.s3_transfer import upload_object, uploaded_digest
 from star.progress import Bar
@@ -38,6 +38,7 @@ def upload_inputs(config: Config) -> Config:
         return config
     place = place_of_inputs(config, needed_by=local[0][0])
     with open_s3(place) as client:
+        require_bucket(place.bucket, client)
         for name, source in local:
             _upload(client, place, source, name=name)
             # As what it was, so that a pod finds the file under its name.

@@ -26,7 +26,7 @@ from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.dvc_digest import dvc_digest
 from star.folders.dvc_remote import md5_of_object
-from star.folders.owners import create_in_home, write_own_file
+from star.folders.owners import create_in_home, create_private, write_own_file
 from star.folders.s3_client import S3Folder, check_key, is_s3_url
 from star.folders.s3_inputs import FOLDER, SEEN, Choose, digest_of_files, fetched_place, names_in, only_one
 from star.hashing import digest_of
@@ -73,6 +73,9 @@ def take_tracked(path: str, *, repo: str, rev: str, choose: Choose) -> Tracked:
     """
     what = f"{path} at {rev} of {repo}"
     check_key(path, source=f"`dvc: {path}`")  # the copy has its name
+    if rev.startswith("-") or repo.startswith("-") or "::" in repo:  # an option, or a command, as which git would run it
+        raise InputError(f"{repo!r} at {rev!r} is no git repository and revision: neither starts with - or has ::")
+    create_in_home(FOLDER)  # refuses one of another user, whose notes and copies could vouch for each other
     commit = rev if COMMIT.fullmatch(rev) else _ask_for_commit(repo, rev)
     known = _read_note(path, repo, commit) if commit else None
     if known and _has_copy(known, name=PurePosixPath(path).name, choose=choose):
@@ -106,8 +109,6 @@ def _sha256_of(content: Path, choose: Choose) -> tuple[str, int | None]:
 
 def _ask_for_commit(repo: str, rev: str) -> str | None:
     """Asks the repository which commit a tag or branch is; None for anything else, such as a part of a commit's number."""
-    if rev.startswith("-") or repo.startswith("-") or "::" in repo:
-        raise InputError(f"{repo!r} at {rev!r} is no git repository and revision: neither starts with - or has ::")
     patterns = [f"refs/tags/{rev}^{{}}", f"refs/tags/{rev}", f"refs/heads/{rev}"]  # an annotated tag is not its commit
     command = ["git", "ls-remote", "--", repo, *patterns]
     # A question for a password would wait for an answer where nobody sees it.
@@ -178,7 +179,7 @@ def _fetch(fs: "DVCFileSystem", path: str, *, repo: str, what: str, choose: Choo
         found = Tracked(commit, md5, *_sha256_of(fetched, choose), _url(path, repo, commit))
         if not _has_copy(found, name=name, choose=choose):
             target = copy_of(found, name=name)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
+            create_private(target.parent)
             if target.is_dir():
                 shutil.rmtree(target)
             fetched.replace(target)

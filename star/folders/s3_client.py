@@ -32,6 +32,19 @@ def check_key(key: str, *, source: str) -> None:
         )
 
 
+def check_name(name: str, *, source: str) -> None:
+    """Checks that the name of a file in a folder of others is a path below that folder: `check_key`, and no empty part.
+
+    An object `models/base//etc/passwd` has the name `/etc/passwd` in the folder `models/base`.
+
+    Raises:
+        InputError: it is none.
+    """
+    check_key(name, source=source)
+    if not all(name.split("/")):
+        raise InputError(f"{source} is refused: a part of its name is empty, so its copy could be written elsewhere")
+
+
 @dataclass(frozen=True)
 class S3Folder:
     """A folder in S3: all objects whose key starts with the prefix."""

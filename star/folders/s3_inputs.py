@@ -21,7 +21,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +32,16 @@ from star.digest_cache import Trust, digest_of_file, digests_of
 from star.errors import InputError
 from star.folders.dvc_digest import dvc_digest
 from star.folders.dvc_remote import files_in_list, md5_of_object
-from star.folders.owners import create_in_home, file_mode, refuse_others, write_own_file
-from star.folders.s3_client import S3Folder, check_key, open_s3
+from star.folders.owners import (
+    create_in_home,
+    create_private,
+    file_mode,
+    refuse_others,
+    refuse_others_below,
+    umask_for_sharing,
+    write_own_file,
+)
+from star.folders.s3_client import S3Folder, check_name, open_s3
 from star.folders.s3_transfer import download_object
 from star.hashing import digest_of
 from star.home import home
@@ -122,7 +131,8 @@ def fetch_file(url: str, *, sha256: str, name: str) -> Path:
     with only_one(sha256):
         if not (target.is_file() and digest_of_file(target, trust="own") == sha256):
             partial = target.with_name(f".{name}{ARRIVING}")
-            target.parent.mkdir(mode=0o700, exist_ok=True)
+            create_private(target.parent)
+            refuse_others(partial)
             with open_s3(place) as client, Bar(f"fetch {name}", 1) as bar:
                 if download_object(client, place.bucket, place.prefix, partial) != sha256:
                     partial.unlink()
@@ -141,15 +151,17 @@ def fetch_folder(url: str, *, sha256: str, choose: Choose) -> Path:
     """
     place, target = S3Folder.parse(url), fetched_place(sha256)
     with only_one(sha256):
-        if target.is_dir() and _digest_of_local(target, choose) != sha256:
+        refuse_others(target)
+        if target.is_dir() and not _holds(target, sha256, choose):
             shutil.rmtree(target)
         if not target.is_dir():
             partial = target.with_name(f".{sha256}{ARRIVING}")
-            partial.mkdir(mode=0o700, exist_ok=True)
+            create_private(partial)
+            refuse_others_below(partial)  # what a killed fetch has left
             with open_s3(place) as client:
                 _fetch_files(client, place, partial, sha256=sha256, choose=choose)
             md5 = md5_of_object(place)
-            if _digest_of_local(partial, choose) != sha256 or (md5 and dvc_digest(partial) != md5):
+            if not _holds(partial, sha256, choose) or (md5 and dvc_digest(partial) != md5):
                 shutil.rmtree(partial)
                 raise InputError(_changed(str(place)))
             partial.replace(target)
@@ -168,7 +180,7 @@ def fetch_small_files(url: str, *, sha256: str, choose: Choose) -> Path:
         if whole.is_dir():
             return whole
         small = whole.with_name(f".{sha256}.small")
-        small.mkdir(mode=0o700, exist_ok=True)
+        create_private(small)
         with open_s3(place) as client:
             _fetch_files(client, place, small, sha256=sha256, choose=choose, ending=".json")
     return small
@@ -213,8 +225,8 @@ def _read_list(client: "BaseClient", place: S3Folder, sha256: str) -> list[tuple
     # It is what was uploaded. Whoever wrote the configuration may still not write outside the folder.
     found = [(str(name), str(digest)) for name, digest in json.loads(content)]
     for name, _ in found:
-        check_key(name, source=f"{name!r} in {place}")
-    return [(name.lstrip("/"), digest) for name, digest in found]
+        check_name(name, source=f"{name!r} in {place}")
+    return found
 
 
 def _chosen(client: "BaseClient", place: S3Folder, choose: Choose) -> list[str]:
@@ -230,7 +242,7 @@ def _chosen(client: "BaseClient", place: S3Folder, choose: Choose) -> list[str]:
 
     chosen = choose(names, read)
     for name in chosen:
-        check_key(name, source=f"{place}/{name}")
+        check_name(name, source=f"{place}/{name}")
     return chosen
 
 
@@ -250,18 +262,23 @@ def _digest_of(client: "BaseClient", bucket: str, key: str) -> str:
     return found
 
 
-def _digest_of_local(folder: Path, choose: Choose) -> str:
-    names = choose(names_in(folder), lambda name: (folder / name).read_bytes())
-    return digest_of_files(folder, names, trust="own")
+def _holds(folder: Path, sha256: str, choose: Choose) -> bool:
+    try:
+        names = choose(names_in(folder), lambda name: (folder / name).read_bytes())
+    except InputError:  # an index in it is damaged: kept, it would be refused each time
+        return False
+    return digest_of_files(folder, names, trust="own") == sha256
 
 
-def only_one(sha256: str) -> FileLock:
-    """The processes of a training, and the pods that share a home, fetch an input once."""
+@contextmanager
+def only_one(sha256: str) -> Iterator[None]:
+    """The processes of a training, and the pods that share a home, fetch an input once. Those who share the work can read it."""
     if not sha256:  # of an input that the stage does not read
         raise InputError("this base was not hashed when the configuration was read: start the run again")
     lock = create_in_home(FOLDER) / f"{sha256}.lock"
     refuse_others(lock)
-    return FileLock(lock, mode=file_mode())
+    with umask_for_sharing(), FileLock(lock, mode=file_mode()):
+        yield
 
 
 def _changed(place: str) -> str:

@@ -5,8 +5,8 @@
     back/tickets/...        data.seed_data: data/tickets of the team's repository at v3, commit cb1c815b7b3f
     back/tools.json         data.tools: s3://models/inputs/5feceb66..., which `star pipeline submit` uploaded
 
-What is brought back has the sha256 that the lineage names. The model is verified against the registry before its lineage is
-read.
+What is brought back has the sha256 that the lineage names. A registered model is verified against the registry before its
+lineage is read.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
+from star.config.data import Data
 from star.config.dvc_source import DvcSource, resolve_dvc
 from star.config.files import FileRef, choose_rows, read_input
 from star.errors import InputError
@@ -65,7 +66,7 @@ def _given_to(folder: Path, *, title: str) -> dict[str, Given]:
     try:
         lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
         origin = lineage["stages"][lineage["data"]]["origin"]
-        given = {str(setting): read_input(source) for setting, source in origin.get("inputs", {}).items()}
+        given = {_setting(name): read_input(source) for name, source in origin.get("inputs", {}).items()}
     except FileNotFoundError:
         raise InputError(f"{title} has no {LINEAGE_FILE}: it is no model that `star register` published") from None
     # The file lies in the model's folder, so others may have written it.
@@ -79,6 +80,18 @@ def _given_to(folder: Path, *, title: str) -> dict[str, Given]:
             "star, which did not write down where they came from"
         )
     return given
+
+
+def _setting(name: str) -> str:
+    """The name of a setting, which becomes that of a folder; of a model folder that was never registered anybody may have written it.
+
+    Raises:
+        ValueError: there is no such setting.
+    """
+    section, _, key = name.partition(".")
+    if section != "data" or key not in Data.model_fields:
+        raise ValueError(f"no setting {name!r}")
+    return name
 
 
 def _local_copy(setting: str, source: Given) -> Path:

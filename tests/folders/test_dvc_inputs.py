@@ -119,6 +119,8 @@ def test_a_revision_is_resolved_again_and_a_commit_is_asked_for_once(
         ({"dvc": "data/../data/tickets"}, "a part of it is `.` or `..`"),
         ({"repo": "/nowhere/team-data"}, "/nowhere/team-data cannot be read by git"),
         ({"repo": "ext::sh -c true"}, "neither starts with - or has ::"),
+        ({"repo": "ext::sh -c true", "rev": "0" * 40}, "neither starts with - or has ::"),
+        ({"repo": "--upload-pack=true"}, "neither starts with - or has ::"),
         ({"repo": "https://ann:hunter22hunter@git.example.com/team-data"}, "holds a password in an address"),
         ({"rev": ""}, "exactly the keys dvc .*, repo and rev"),
         ({"remote": "store"}, "exactly the keys dvc .*, repo and rev"),
@@ -146,10 +148,12 @@ def test_changed_bytes_in_the_remote_are_refused(
     client, key = s3_client(server), seed.path.removeprefix(f"s3://{BUCKET}/")
     entries = json.loads(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
     outside = json.dumps([{**entry, "relpath": f"../{entry['relpath']}"} for entry in entries]).encode()
+    other = json.dumps([{**entry, "md5": entries[0]["md5"]} for entry in entries]).encode()
     md5 = entries[0]["md5"]
     monkeypatch.setenv("STAR_HOME", str(tmp_path / "pod"))
     for place, content, said in (
         (key, outside, "its copy could be written elsewhere"),
+        (key, other, "has been changed, it has the md5"),
         (key, b"<html>", "is no list of a folder, as DVC pushes it"),
         (f"store/files/md5/{md5[:2]}/{md5[2:]}", b"{}\n", "is not what the run was configured with"),
     ):

@@ -18,7 +18,7 @@ from star import stages
 from star.cluster.task_config import config_for_environment, digest_for_task
 from star.config.cluster import Cluster
 from star.config.experiment import Config
-from star.config.files import inputs_in, paths_in
+from star.config.files import Checkout, inputs_in, paths_in
 from star.config.load import load_config
 from star.errors import InputError
 from star.folders import s3_transfer
@@ -167,7 +167,7 @@ def test_what_is_there_is_not_uploaded_again(profile: Callable[..., Path], reque
     assert requests["PutObject"] == 2 + 2 + 1
     requests.clear()
     upload_inputs(config)
-    assert requests == {"HeadObject": 7}
+    assert requests == {"HeadBucket": 1, "HeadObject": 7}
 
 
 def test_an_upload_that_was_killed_goes_on_within_the_file(
@@ -263,6 +263,46 @@ def test_a_changed_byte_is_refused(tmp_path: Path, profile: Callable[..., Path],
     (tmp_path / "given.yaml").write_text(text)
     with pytest.raises(InputError, match=f"{tools} is not what the run was configured with"):
         load_config(tmp_path / "given.yaml").data.tools.read_verified()
+
+
+def test_an_object_whose_name_leads_elsewhere_is_refused(tmp_path: Path, store: str, own_home: Path) -> None:
+    (tmp_path / "data.json").write_text("{}")
+    put(f"{store}/bench/data.json", tmp_path / "data.json")
+    put(f"{store}/bench/{tmp_path}/planted", tmp_path / "data.json")  # s3://models/.../bench//tmp/...
+    file = tmp_path / "my.yaml"
+    file.write_text(f"{{extends: tiny, evaluate: {{acebench: {store}/bench}}}}")
+    with pytest.raises(InputError, match="a part of its name is empty"):
+        load_config(file)
+    checkout = Checkout(path=f"{store}/bench", sha256="0" * 64)
+    with pytest.raises(InputError, match="a part of its name is empty"):
+        checkout.read_verified()
+    assert not (tmp_path / "planted").exists()
+
+
+def test_who_shares_the_work_can_read_what_was_fetched(
+    profile: Callable[..., Path], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = upload_inputs(load_config(profile("local")))
+    shutil.rmtree(own_home / "inputs", ignore_errors=True)
+    monkeypatch.setenv("STAR_SHARED_WITH", "group")
+    for path in (config.teacher.base.read_verified(), config.data.tools.read_verified()):
+        folder = path if path.is_dir() else path.parent
+        assert folder.stat().st_mode & 0o7777 == 0o2770
+        assert {file.stat().st_mode & 0o770 for file in folder.iterdir()} == {0o660}
+    shutil.rmtree(own_home / "inputs" / config.teacher.base.sha256)
+    partial = own_home / "inputs" / f".{config.teacher.base.sha256}.arriving"
+    partial.mkdir()
+    (partial / ".config.json.arriving").symlink_to(own_home / "planted")
+    with pytest.raises(InputError, match="is a link"):
+        config.teacher.base.read_verified()
+    assert not (own_home / "planted").exists()
+
+
+def test_a_mistyped_bucket_is_not_made(profile: Callable[..., Path]) -> None:
+    config = load_config(profile("local"))
+    mistyped = config.cluster.model_copy(update={"inputs": "s3://modells/inputs"})
+    with pytest.raises(InputError, match="has no bucket modells: make it, or correct the URL"):
+        upload_inputs(config.model_copy(update={"cluster": mistyped}))
 
 
 def test_a_file_that_changes_before_its_upload_is_refused(tmp_path: Path, profile: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,27 @@ def rows_at(repository: Path, revision: str) -> dict[str, Path]:
     dvc(repository, "checkout")
     folder = repository / "data" / "tickets"
     return {name: folder / name for name in names_below(folder)}
+
+
+def test_a_lineage_that_anybody_wrote_leads_nowhere_else(tmp_path: Path, own_home: Path) -> None:
+    write_rows(tmp_path / "rows" / "a.jsonl", range(2))
+    rows = load_config(_profile_with(tmp_path, str(tmp_path / "rows"))).data.seed_data.model_dump(exclude_none=True)
+    (tmp_path / "model").mkdir()
+    for setting, said in {
+        f"data.{tmp_path}/planted": "is not what `star register` writes",
+        "data.seed_data": None,
+    }.items():
+        stages = {"d": {"origin": {"inputs": {setting: rows}}}}
+        (tmp_path / "model" / "lineage.json").write_text(json.dumps({"data": "d", "stages": stages}))
+        with pytest.raises(InputError, match=said) if said else nullcontext():
+            restore_data(f"{tmp_path}/model", name="star", to=tmp_path / "back")
+    assert not (tmp_path / "planted").exists() and (tmp_path / "back" / "seed_data" / "a.jsonl").is_file()
+
+
+def _profile_with(folder: Path, seed_data: str) -> Path:
+    file = folder / "my.yaml"
+    file.write_text(json.dumps({"extends": "tiny", "data": {"seed_data": seed_data}}))
+    return file
 
 
 def test_rows_of_a_plain_file_come_back_while_they_are_there(
