@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 PART_BYTES = 16 * 2**20  # of a multipart upload: at most this much is sent again after a cut connection
 MAX_PARTS = 10_000  # per object, S3's limit
+WHOLE = 2**43  # bytes; no object is larger
 
 
 def download_object(client: "BaseClient", bucket: str, key: str, file: Path) -> str:
-    """Writes an object to a file, part after part, each asked for again where the connection breaks. Returns its sha256."""
+    """Writes an object to a file, and asks for it again where the connection breaks. Returns its sha256."""
     from boto3.s3.transfer import TransferConfig
 
-    transfer = TransferConfig(num_download_attempts=ATTEMPTS, multipart_threshold=PART_BYTES, use_threads=False)
+    # In one request: of an object in more than ten parts s3transfer waits, in its only thread, for that thread to write the first.
+    whole = {"multipart_threshold": WHOLE, "multipart_chunksize": WHOLE}
+    transfer = TransferConfig(num_download_attempts=ATTEMPTS, use_threads=False, **whole)
     with file.open("wb") as content:
         arriving = HashingFile(content)
-        # It has no `seek`, so the parts are written in their order.
+        # It has no `seek`, so what arrives is written in its order, and once.
         client.download_fileobj(bucket, key, arriving, Config=transfer)
     return arriving.digest
 
