@@ -115,6 +115,7 @@ class KfpClient:
             run.pipeline_spec = None  # which is most of the answer
             document = client._run_api.api_client.sanitize_for_serialization(run)
             workflow = self._workflows.setdefault(run_id, Workflow())
+            document["run_id"] = run_id  # whatever the server calls it: addresses are made of it
             return read_run(document, plan=self._plans[run_id], workflow=workflow)
 
         return self._ask(read, run_id=run_id)
@@ -247,13 +248,17 @@ class KfpClient:
             status = _http_status(error)
             if status == 404 and run_id:
                 raise NoSuchRunError(f"{self.host} has no run {run_id}: check the ID and the host") from error
+            if status == 0:  # kfp's client could not read a moment, for example
+                reason = getattr(error, "reason", None) or error
+                raise InputError(f"{self.host} sent an answer that cannot be read ({reason}): check --host") from error
             if is_refusal(error):
                 raise InputError(self._refusal(status, error, run_id)) from error
             reason = (
                 f"HTTP {status}" if status else str(error) if isinstance(error, NoAnswerError) else type(error).__name__
             )
             again = f"; run {run_id} goes on: `star pipeline status {run_id}`" if run_id else ""
-            message = f"{self.host} is unavailable ({reason}): try again later{again}"
+            cure = "try again later" if status else "check the address, the network and any port-forward, and try again"
+            message = f"{self.host} is unavailable ({reason}): {cure}{again}"
             raise PipelineError(message, input_fault=False) from error
 
     def _refusal(self, status: int | None, error: Exception, run_id: str | None) -> str:
@@ -261,18 +266,21 @@ class KfpClient:
             return f"{self.host}: {error}; a login page instead of an API wants a token: {NEW_TOKEN}"
         if status == 401:
             unaffected = f"; run {run_id} is not affected" if run_id else ""
+            if not self.token:
+                return f"{self.host} wants a token: give one in KFP_TOKEN{unaffected}"
             return (
                 f"{self.host} does not accept the token, which has expired or belongs to another server: "
                 f"{NEW_TOKEN}{unaffected}"
             )
         if status == 403:
+            namespace = self.namespace or DEFAULT_NAMESPACE
             return (
-                f"{self.host}: this account may not do this in namespace {self.namespace or 'of its own'}; {NEW_TOKEN}"
+                f"{self.host}: this account may not do this in namespace {namespace}: "
+                f"give the right one by --namespace, or {NEW_TOKEN}"
             )
         if status == 404:
             return f"{self.host} is not a KFP server: check --host"
-        reason = (getattr(error, "body", None) or str(error)).strip().partition("\n")[0][:300]
-        return f"{self.host} refuses with HTTP {status}: {reason}"
+        return f"{self.host} refuses with HTTP {status}: {_said(error)[:300]}"
 
 
 def _bounded(request: Callable[..., Any]) -> Callable[..., HTTPResponse]:
@@ -305,6 +313,15 @@ def _runs_named(client: kfp.Client, name: str, *, experiment_id: str) -> Iterato
         page = client.list_runs(page_token=token, page_size=100, experiment_id=experiment_id, filter=named)
         yield from (run for run in page.runs or [] if run.display_name == name)
         token = page.next_page_token or None
+
+
+def _said(error: Exception) -> str:
+    """What a server says about a request that it refuses, in one line: the message of KFP's answer, or else all of it."""
+    body = getattr(error, "body", None) or str(error)
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(body)
+        body = (isinstance(content, dict) and (content.get("message") or content.get("error_message"))) or body
+    return str(body).strip().partition("\n")[0]
 
 
 def _http_status(error: BaseException) -> int | None:

@@ -79,7 +79,8 @@ class RunDisplay:
     def show_end(self, status: RunStatus) -> None:
         """Prints the table of the tasks, and how the run ended."""
         self._progress.stop()
-        self._progress.console.print(summary_table(status))
+        if status.tasks:
+            self._progress.console.print(summary_table(status))
         self._line(end_line(status, self.failures))
 
     def _show_state(self, task: Task) -> None:

@@ -18,13 +18,14 @@ def summary_table(status: RunStatus) -> Table:
     # One profile has one currency; a node without a price has none.
     currency = max((task.accelerators.currency for task in status.tasks if task.accelerators), default="")
     table = Table(show_footer=any(held))
-    for heading in ("task", "state"):
-        table.add_column(heading)
+    # The table of a profile with prices has room in 80 columns, with the longest of our names.
+    table.add_column("task", overflow="fold")
+    table.add_column("state")
     table.add_column("seconds", justify="right")
-    table.add_column("from the cache")
+    table.add_column("cached")
     if any(held):
         total = sum(metrics.get(SECONDS, 0) for metrics in held)
-        table.add_column("accelerator-hours", f"{total / 3600:.2f}", justify="right")
+        table.add_column("accelerator\nhours", f"{total / 3600:.2f}", justify="right")
     if priced:
         table.add_column(currency, f"{sum(priced):.2f}", justify="right")
     for task, metrics in zip(status.tasks, held, strict=True):

@@ -137,7 +137,7 @@ def test_a_submission_whose_connection_breaks_starts_one_run(kfp: KfpReplay, arr
 def test_a_refused_submission_shows_the_reason_of_the_server(kfp: KfpReplay) -> None:
     kfp.faults, kfp.arrives = {"POST /apis/v2beta1/runs": [400]}, False
     done = star(kfp, "submit")
-    assert isinstance(done.exception, InputError) and "HTTP 400" in str(done.exception)
+    assert isinstance(done.exception, InputError) and str(done.exception).endswith("HTTP 400: upstream connect error")
     kfp.faults = {"POST /apis/v2beta1/runs": [403]}
     assert "may not do this in namespace" in str(star(kfp, "submit").exception)
 
@@ -162,6 +162,8 @@ def test_a_missing_host_is_an_error_that_names_the_option(monkeypatch: pytest.Mo
         (b"[" * 100_000, "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
         (b'{"run_id": "r", "error": {"code": "x"}}', "cannot be read"),
+        (b'{"run_id": "r", "created_at": "yesterday"}', "cannot be read"),
+        (b'{"run_id": "an other"}', ""),
         (b'{"run_id": "r", "run_details": {"task_details": [5]}}', ""),
         (b"1" * (2**20 + 1), "more than 1 MiB"),
     ],

@@ -37,7 +37,8 @@ def test_accelerators_and_money_are_added_up() -> None:
         task("distill", "FAILED", hours=0.5, held=free),
     )
     assert rows == [
-        ["task", "state", "seconds", "from the cache", "accelerator-hours", "EUR"],
+        ["", "", "", "", "accelerator", ""],
+        ["task", "state", "seconds", "cached", "hours", "EUR"],
         ["preflight", "SUCCEEDED", "360", "", "", ""],
         ["rollout 1/2", "SUCCEEDED", "10,800", "", "6.00", "15.00"],
         ["rollout 2/2", "SUCCEEDED", "", "yes", "", ""],
@@ -48,7 +49,7 @@ def test_accelerators_and_money_are_added_up() -> None:
 
 def test_without_accelerators_the_table_says_nothing_of_them() -> None:
     assert cells(task("distill", "SUCCEEDED", hours=1)) == [
-        ["task", "state", "seconds", "from the cache"],
+        ["task", "state", "seconds", "cached"],
         ["distill", "SUCCEEDED", "3,600", ""],
     ]
 
