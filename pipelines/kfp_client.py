@@ -43,6 +43,7 @@ ATTEMPTS = 6  # of one request
 PAUSE = 1.0  # seconds before the second attempt; each further one waits twice as long
 TIMEOUT = 30.0  # seconds
 LOG_TIMEOUT, MAX_LOG_BYTES = 240.0, 256 * 2**20
+GLANCE_TIMEOUT = 20.0  # seconds, of a log that is read for its progress only
 MAX_BYTES = 64 * 2**20  # of any other answer, such as the description of a run with all its tasks
 CLIENT_TIMEOUT = 300.0  # of one step of kfp's client, which has no deadline of its own
 UNAVAILABLE_STATUSES = (429, 500, 502, 503, 504)
@@ -161,19 +162,24 @@ class KfpClient:
             if readings >= END_READINGS:
                 return
 
-    def pod_log(self, run_id: str, pod: str) -> str | None:
-        """What a pod has printed by now. None if it has not started, or if its log is gone."""
+    def pod_log(self, run_id: str, pod: str, *, at_a_glance: bool = False) -> str | None:
+        """What a pod has printed by now. None if it has not started, or if its log is gone.
+
+        Args:
+            at_a_glance: Ask once and not for long, because the next poll will ask again.
+        """
         # The API has logs in v1alpha1 only, and kfp.Client has no method for them.
         host = self.host or self._client._run_api.api_client.configuration.host
         url = f"{host.rstrip('/')}/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log"
 
         def get() -> str | None:
-            answer = send("GET", url, name="--host", token=self.token, seconds=LOG_TIMEOUT, max_bytes=MAX_LOG_BYTES)
+            seconds = GLANCE_TIMEOUT if at_a_glance else LOG_TIMEOUT
+            answer = send("GET", url, name="--host", token=self.token, seconds=seconds, max_bytes=MAX_LOG_BYTES)
             if answer.status in NO_LOG_STATUSES:
                 return None
             return answer.checked().content.decode("utf-8", "replace")
 
-        return self._ask(get, run_id=run_id)
+        return self._ask(get, run_id=run_id, attempts=1 if at_a_glance else ATTEMPTS)
 
     def pods_of(self, run_id: str) -> RunPods:
         """The pods of a run, as a kubeconfig shows them."""
@@ -214,7 +220,7 @@ class KfpClient:
         url = f"{(self.host or '').rstrip('/')}/apis/v2beta1/healthz"
         send("GET", url, name="--host", token=self.token, seconds=TIMEOUT).checked()
 
-    def _ask(self, request: Callable[[], Answer], *, run_id: str | None = None) -> Answer:
+    def _ask(self, request: Callable[[], Answer], *, run_id: str | None = None, attempts: int = ATTEMPTS) -> Answer:
         """Returns the answer to a request, which is retried while the server is unavailable.
 
         Raises:
@@ -232,7 +238,7 @@ class KfpClient:
 
         retrying = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, request_errors) and not is_refusal(error)),
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=stop_after_attempt(attempts),
             wait=wait_exponential(multiplier=PAUSE),
             reraise=True,
         )

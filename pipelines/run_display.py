@@ -66,8 +66,7 @@ class RunDisplay:
             if task.state not in ("UNSTARTED", self._states.get(task.key)):
                 self._show_state(task)
             self._states[task.key] = task.state
-        silent = {task.key for task in status.tasks if task.state == "RUNNING" and not self._show_progress(task)}
-        self._show_waiting(status, silent)
+        self._show_waiting(status, self._show_progress(status))
         for key in [task.key for task in status.tasks if task.state != "RUNNING" and task.key in self._bars]:
             self._progress.remove_task(self._bars.pop(key))
         # Without a bar the display would be an empty line below the others.
@@ -135,19 +134,29 @@ class RunDisplay:
                 self._told[name] = cause
                 self._line(f"{'WAITS':<10} {name}  {reason}")
 
-    def _show_progress(self, task: Task) -> bool:
-        """Prints how far a task is. Returns whether its pod has a log."""
-        try:
-            log = self.client.pod_log(self.run_id, task.pods[-1]) if task.pods else None
-        except (InputError, PipelineError):  # of which the next status tells
-            return True
-        told = retries(log or "")
+    def _show_progress(self, status: RunStatus) -> set[str]:
+        """Prints how far the running tasks are. Returns the keys of those whose pods have no log."""
+        silent = set()
+        for task in status.tasks:
+            if task.state != "RUNNING":
+                continue
+            try:
+                log = self.client.pod_log(self.run_id, task.pods[-1], at_a_glance=True) if task.pods else None
+            except (InputError, PipelineError):
+                break  # the next status tells why, and comes late if all logs are waited for
+            self._show_work(task, log or "")
+            if log is None:
+                silent.add(task.key)
+        return silent
+
+    def _show_work(self, task: Task, log: str) -> None:
+        """Prints the attempts and the progress that a running task's log has."""
+        told = retries(log)
         for retry in told[self._retries.get(task.key, 0) :]:
             self._line(f"{'RETRIED':<10} {task.name}  {retry}")
         self._retries[task.key] = len(told)
-        if progress := progress_of(log or ""):
+        if progress := progress_of(log):
             self._draw(task, progress)
-        return log is not None
 
     def _draw(self, task: Task, progress: TaskProgress) -> None:
         if self._progress.console.is_terminal:

@@ -37,7 +37,11 @@ def status_lines(client: KfpClient, status: RunStatus) -> Iterator[str]:
 def task_line(task: Task) -> str:
     """The state of a task, its name, the number of its pod if one was lost before, and its seconds."""
     attempts = f"  pod {len(task.pods)}" if len(task.pods) > 1 else ""
-    seconds = f"  {format_seconds(round(task.seconds))}" if task.seconds and task.state in ENDED else ""
+    seconds = (
+        f"  {format_seconds(round(task.seconds))}"
+        if task.seconds and task.state in ENDED and task.state != "CACHED"
+        else ""
+    )
     return f"{WORDS.get(task.state, task.state):<10} {task.name}{attempts}{seconds}"
 
 

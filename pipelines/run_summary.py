@@ -20,7 +20,7 @@ def summary_table(status: RunStatus) -> Table:
     table = Table(show_footer=any(held))
     # The table of a profile with prices has room in 80 columns, with the longest of our names.
     table.add_column("task", overflow="fold")
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     table.add_column("seconds", justify="right")
     table.add_column("cached")
     if any(held):

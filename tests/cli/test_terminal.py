@@ -36,7 +36,7 @@ from star.pipelines.kfp_client import KfpClient
 text = json.loads(sys.argv[2]) + "\\nSUCCEEDED  run r"
 task = Task("rollout", "rollout" + text, "FAILED", pods=("p",))
 KfpClient.status = lambda self, run: RunStatus(run, "FAILED", text, (task,))
-KfpClient.pod_log = lambda self, run, pod: text
+KfpClient.pod_log = lambda self, run, pod, **options: text
 """
 
 

@@ -116,6 +116,15 @@ def test_a_failure_is_shown_with_its_sentence_and_the_exit_status_of_its_kind(kf
     assert "NOT RUN rollout 2/2" in states(told.stdout)
 
 
+def test_a_run_is_followed_to_its_end_although_no_log_can_be_read(kfp: KfpReplay) -> None:
+    run_id = kfp.run_of(recording(SHARDED), spec=spec())
+    of_pod = f"/apis/v1alpha1/runs/{run_id}/nodes/{node_id('star-abcde', f'{GROUP}.refine-teacher(0).executor(1)')}/log"
+    kfp.faults[f"GET {of_pod}"] = [503] * 99
+    assert "SUCCEEDED  refine-teacher" in star(kfp, "status", run_id, "--wait").stderr
+    # Asked once at each of its polls, and not again and again.
+    assert 1 <= kfp.requests.count(f"GET {of_pod}") <= 5
+
+
 def test_a_failure_without_a_sentence_shows_the_end_of_its_log(kfp: KfpReplay) -> None:
     run_id = kfp.run_of(recording(FAILED), spec=spec(), at=999)
     kfp.logs[PREFLIGHT] = "".join(f"line {number}\n" for number in range(9)) + "Error: exit status 1\n"
