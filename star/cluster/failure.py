@@ -9,6 +9,7 @@ An exit status could not say as much: torchrun has one status for all its ranks.
 
 import json
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from star.terminal import continued, guard_terminal
 
 FOLDER_VARIABLE = "STAR_FAILURES"
 FAILED, INPUT_AT_FAULT = 1, 2  # exit statuses
+LONGEST_MESSAGE = 4000  # characters; an error of another package can hold a whole answer of a server
 
 
 class Kind(StrEnum):
@@ -48,6 +50,14 @@ class Failure:
     message: str
     signal: int = 0
 
+    @property
+    def signal_name(self) -> str:
+        """Such as SIGKILL; a real-time signal has a number only."""
+        try:
+            return signal.Signals(self.signal).name
+        except ValueError:
+            return f"signal {self.signal}"
+
 
 def report_error(error: BaseException) -> bool:
     """Reports the error that ends this process. Returns whether there is a supervisor, which will print it."""
@@ -58,7 +68,7 @@ def report(failure: Failure) -> bool:
     """Reports a failure to the supervisor of this process. Returns whether it has one that can read it."""
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return False
-    content = asdict(failure) | {"message": " ".join(redacted(failure.message).split())}
+    content = asdict(failure) | {"message": _one_line(redacted(failure.message))}
     file = Path(folder) / f"{uuid.uuid4().hex}.json"
     try:
         # A process may be killed while it writes.
@@ -71,10 +81,23 @@ def report(failure: Failure) -> bool:
 
 def read_reports(folder: Path) -> Failure | None:
     """The failure that made a stage fail, or None if none of its processes reported one."""
-    reported = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     order = list(Kind)
-    failures = [Failure(**{**content, "kind": Kind(content["kind"])}) for content in reported]
+    failures = [failure for file in sorted(folder.glob("*.json")) if (failure := _read_report(file))]
     return min(failures, key=lambda failure: order.index(failure.kind), default=None)
+
+
+def _read_report(file: Path) -> Failure | None:
+    """A report, or None if it is none: every program that a stage starts inherits the folder's name."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Failure(Kind(content["kind"]), _one_line(str(content["message"])), signal=int(content["signal"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]}..."
 
 
 @contextmanager

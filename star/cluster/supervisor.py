@@ -87,7 +87,7 @@ def supervise(command: list[str], *, name: str, retry: Retry) -> None:
 def _run(command: list[str], environment: dict[str, str]) -> Failure | None:
     """Runs the command once. Returns why it failed, or None if it succeeded."""
     kills = _memory_kills()
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a process that outlives the child may write there
         process = subprocess.Popen(command, env={**environment, FOLDER_VARIABLE: folder})
         try:
             status = process.wait()
@@ -111,9 +111,7 @@ def _failure(status: int, reported: Failure | None, *, memory_was_full: bool) ->
     if reported.kind is not Kind.KILLED:
         return reported
     who = f"{reported.message} was ended" if reported.message else "ended"
-    return Failure(
-        Kind.KILLED, f"{who} by {signal.Signals(reported.signal).name}{_memory_note(reported, memory_was_full)}"
-    )
+    return Failure(Kind.KILLED, f"{who} by {reported.signal_name}{_memory_note(reported, memory_was_full)}")
 
 
 def _memory_note(killed: Failure, memory_was_full: bool) -> str:

@@ -45,7 +45,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -223,7 +222,7 @@ def why_failed(state: State, pods: list[Pod], reported: Failure | None) -> Failu
     if killed and (reported is None or reported.kind in (Kind.KILLED, Kind.ERROR)):
         return Failure(Kind.KILLED, describe(killed))
     if reported and reported.kind is Kind.KILLED:
-        return Failure(Kind.KILLED, f"{reported.message} was ended by {signal.Signals(reported.signal).name}")
+        return Failure(Kind.KILLED, f"{reported.message} was ended by {reported.signal_name}")
     if reported:
         return reported
     if not causes:

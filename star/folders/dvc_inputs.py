@@ -73,7 +73,9 @@ def take_tracked(path: str, *, repo: str, rev: str, choose: Choose) -> Tracked:
     """
     what = f"{path} at {rev} of {repo}"
     check_key(path, source=f"`dvc: {path}`")  # the copy has its name
-    if rev.startswith("-") or repo.startswith("-") or "::" in repo:  # an option, or a command, as which git would run it
+    if (
+        rev.startswith("-") or repo.startswith("-") or "::" in repo
+    ):  # an option, or a command, as which git would run it
         raise InputError(f"{repo!r} at {rev!r} is no git repository and revision: neither starts with - or has ::")
     create_in_home(FOLDER)  # refuses one of another user, whose notes and copies could vouch for each other
     commit = rev if COMMIT.fullmatch(rev) else _ask_for_commit(repo, rev)

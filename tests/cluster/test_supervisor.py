@@ -89,6 +89,31 @@ def test_the_micro_batch_is_halved_once(tmp_path: Path, capfd: pytest.CaptureFix
     assert attempts(capfd.readouterr().err) == [("gpu-memory", "0"), ("unavailable", "0"), ("gpu-memory", None)]
 
 
+def test_what_is_no_report_is_passed_over_and_a_message_stays_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Programs that a stage starts inherit the folder, and an error can hold a whole answer of a server."""
+    program = r"""
+import json, os
+from pathlib import Path
+long = "attempt 1 of 9 (distill) ended after 1 s: done\n" * 100000
+reports = [b"{", b"[]", b"\xff", b'{"kind": "unknown", "message": "", "signal": 0}', b'{"kind": "input"}']
+reports.append(json.dumps({"kind": "unavailable", "message": long, "signal": 0, "more": 1}).encode())
+for number, report in enumerate(reports):
+    Path(os.environ["STAR_FAILURES"], f"{number}.json").write_bytes(report)
+exit(1)
+"""
+    with pytest.raises(PipelineError) as failed:
+        supervise([sys.executable, "-c", program], name="distill", retry=Retry(attempts=0))
+    assert len(str(failed.value)) < 5000 and "\n" not in str(failed.value)
+    assert attempts(capfd.readouterr().err) == [("unavailable", None)]
+
+
+def test_a_real_time_signal_has_a_number(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="ended by signal 40"):
+        supervise(child(tmp_path, 40), name="distill", retry=Retry(attempts=0))
+
+
 def test_there_are_as_many_attempts_as_the_profile_says(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     with pytest.raises(PipelineError, match="ended by SIGSEGV"):
         supervise(child(tmp_path, 11, 11, 11, 11), name="merge", retry=QUICK)
