@@ -18,6 +18,15 @@ CERTIFICATES_PATH = "/etc/star/certificates"  # where the ConfigMap `certificate
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE")
 # Kueue knows queue and priority of a pod or of a TrainJob by them.
 QUEUE_LABEL, PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+# Variables that STAR sets in tasks, and the setting behind them. Given in `environment`, they would contradict it, or end the task.
+_SET_BY_STAR: dict[str, str | None] = {
+    "STAR_RETRY": "cluster.retry",
+    "STAR_PROCESSES": "`accelerators` of the node",
+    "STAR_ACCELERATORS": "`accelerators` and `accelerator_price` of the node",
+    "STAR_TRAIN_JOB": "cluster.train_jobs",
+    "STAR_HALF_MICRO_BATCH": "`micro_batch_size` of the training",
+    **dict.fromkeys(("STAR_CONFIG", "STAR_EVENTS", "STAR_FAILURES", "STAR_RUNNER", "KFP_RUN_ID")),
+}
 CPU = "cpu"  # the node of every task that runs no model
 ModelStage = Literal["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]
 ShardedStage = Literal["rollout", "extract-topk", "evaluate"]
@@ -260,6 +269,14 @@ class Cluster(Section):
             raise ValueError(
                 f"{plain[0]} looks like a secret: name it under `secrets`, with the Kubernetes Secret that holds it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _environment_is_not_set_by_star(self) -> "Cluster":
+        if name := next((name for name in self.environment if name in _SET_BY_STAR), None):
+            setting = _SET_BY_STAR[name]
+            cure = f"set {setting} instead" if setting else "leave it out"
+            raise ValueError(f"STAR itself sets {name} in its tasks: {cure}")
         return self
 
     @model_validator(mode="after")

@@ -213,6 +213,11 @@ def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:
         ("extends: config.yaml", "extend"),
         ("extends: 3", "extends"),
         ("distill: {steps: 1, batch_size: 10, micro_batch_size: 4}", "must divide"),
+        (
+            "cluster: {environment: {STAR_RETRY: 3}}",
+            "STAR itself sets STAR_RETRY in its tasks: set cluster.retry instead",
+        ),
+        ("cluster: {environment: {STAR_RUNNER: 1}}", "STAR_RUNNER in its tasks: leave it out"),
         ("data: hello", "`data`"),
         ("refine: {steps: 1, vllm: {mode: server}}", "needs `server_url`"),
         ("refine: {steps: 1, vllm: {server_url: http://localhost:8000}}", "no effect in mode `colocate`"),
