@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from star.digest_cache import digest_of_file
@@ -73,9 +74,8 @@ def take_tracked(path: str, *, repo: str, rev: str, choose: Choose) -> Tracked:
     """
     what = f"{path} at {rev} of {repo}"
     check_key(path, source=f"`dvc: {path}`")  # the copy has its name
-    if (
-        rev.startswith("-") or repo.startswith("-") or "::" in repo
-    ):  # an option, or a command, as which git would run it
+    # An option, or a command, as which git would run it.
+    if rev.startswith("-") or repo.startswith("-") or "::" in repo:
         raise InputError(f"{repo!r} at {rev!r} is no git repository and revision: neither starts with - or has ::")
     create_in_home(FOLDER)  # refuses one of another user, whose notes and copies could vouch for each other
     commit = rev if COMMIT.fullmatch(rev) else _ask_for_commit(repo, rev)
@@ -142,9 +142,9 @@ def _opened(repo: str, rev: str, what: str) -> "Iterator[DVCFileSystem]":
         from dvc.scm import CloneError, RevError
     except ImportError as error:
         raise InputError(f"{what} needs DVC, which is not installed: pip install 'star-distill[dvc]'") from error
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     try:
-        yield DVCFileSystem(repo, rev=rev, subrepos=True)
+        with _own_environment():
+            yield DVCFileSystem(repo, rev=rev, subrepos=True)
     except InputError:
         raise
     except RevError as error:
@@ -164,6 +164,27 @@ def _opened(repo: str, rev: str, what: str) -> "Iterator[DVCFileSystem]":
     finally:
         # DVC keeps its clones in the folder for temporary files until it is asked to remove them.
         clean_repos()
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Inside the block no repository decides which files of this machine are read as a configuration of AWS or as DVC's own notes.
+
+    Its `.dvc/config` may name both. A configuration of AWS can name a program to be run, and the notes are pickles.
+    """
+    before = dict(os.environ)
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    # DVC takes a repository's files only where these are not set, and would leave them set.
+    os.environ.setdefault("AWS_CONFIG_FILE", str(Path("~/.aws/config").expanduser()))
+    os.environ.setdefault("AWS_SHARED_CREDENTIALS_FILE", str(Path("~/.aws/credentials").expanduser()))
+    with TemporaryDirectory(prefix="star-dvc-") as notes:
+        os.environ["DVC_SITE_CACHE_DIR"] = notes
+        try:
+            yield
+        finally:
+            for name in os.environ.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)
 
 
 def _fetch(fs: "DVCFileSystem", path: str, *, repo: str, what: str, choose: Choose) -> Tracked:

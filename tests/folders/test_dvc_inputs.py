@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -163,6 +164,30 @@ def test_changed_bytes_in_the_remote_are_refused(
             seed.read_verified()
         client.put_object(Bucket=BUCKET, Key=place, Body=before)
     assert seed.read_verified().is_dir()
+
+
+def test_a_repository_names_no_program_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "team-data"
+    (made / ".dvc").mkdir(parents=True)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    aws = tmp_path / "aws"
+    aws.write_text(f"[default]\ncredential_process = /usr/bin/touch {tmp_path}/ran\n")
+    (made / ".dvc" / "config").write_text(
+        "[core]\n remote=store\n['remote \"store\"']\n url=s3://models/none\n"
+        f" endpointurl=http://127.0.0.1:1\n configpath={aws}\n"
+    )
+    (made / "rows.jsonl.dvc").write_text(f"outs:\n- {{md5: {'ab' * 16}, hash: md5, path: rows.jsonl}}\n")
+    git(made, "init", "--quiet", "--initial-branch", "main")
+    git(made, "add", "--force", ".")
+    git(made, "commit", "--quiet", "--message", "Rows")
+    before = dict(os.environ)
+    for repo in (str(made), f"file://{made}"):
+        with pytest.raises(InputError, match="cannot be fetched"):
+            load_config(profile(tmp_path, {"dvc": "rows.jsonl", "repo": repo, "rev": "main"}))
+    assert not (tmp_path / "ran").exists() and dict(os.environ) == before
 
 
 def test_a_remote_that_is_not_on_s3_is_read_into_the_home_and_uploaded_for_pods(
