@@ -88,6 +88,8 @@ def create_command(
 
     if (cron is None) == (every is None):
         raise InputError("a schedule needs --cron or --every, and not both")
+    if start and end and start >= end:
+        raise InputError("no run can start: --end must be after --start")
     recurrence = Recurrence(
         cron=six_cron_fields(cron) if cron is not None else None,
         every=_seconds(every) if every is not None else None,
@@ -106,7 +108,10 @@ def create_command(
         account=profile.cluster.service_account,
     )
     typer.echo(schedule.schedule_id)
-    typer.echo(f"schedule {schedule.name}: version {version.name} of pipeline {pipeline}, {recurrence}", err=True)
+    # An equal one that was there already may have been disabled since.
+    disabled = "" if schedule.enabled else f"; it is disabled: `star pipeline schedule enable {schedule.name}`"
+    line = f"schedule {schedule.name}: version {version.name} of pipeline {pipeline}, {recurrence}{disabled}"
+    typer.echo(line, err=True)
 
 
 @schedule_app.command("list")
@@ -117,7 +122,10 @@ def list_command(
 
     Example: `star pipeline schedule list`
     """
-    for schedule in _client(host, namespace).schedules(experiment=experiment):
+    schedules = _client(host, namespace).schedules(experiment=experiment)
+    if not schedules:
+        typer.echo(f"the experiment {experiment} has no schedule", err=True)
+    for schedule in schedules:
         state = "enabled" if schedule.enabled else "disabled"
         line = f"{state:<8} {schedule.name}  {schedule.description}  {schedule.recurrence}  {schedule.schedule_id}"
         typer.echo(continued(redacted(line)))

@@ -127,6 +127,8 @@ def test_a_schedule_is_disabled_enabled_and_deleted_by_its_name(server: KfpRepla
     [run] = server.store.recurring_runs
     assert star(server, "schedule", "disable", "daily").exit_code == 0 and run["status"] == "DISABLED"
     assert star(server, "schedule", "list").stdout.startswith("disabled daily ")
+    same = star(server, "schedule", "create", "--every", "1d", "--name", "daily")
+    assert "it is disabled: `star pipeline schedule enable daily`" in same.stderr
     assert star(server, "schedule", "enable", run["recurring_run_id"]).exit_code == 0 and run["status"] == "ENABLED"
     unknown = star(server, "schedule", "delete", "nightly")
     assert str(unknown.exception) == "the experiment star has no schedule nightly: it has daily"
@@ -135,7 +137,8 @@ def test_a_schedule_is_disabled_enabled_and_deleted_by_its_name(server: KfpRepla
 
 
 def test_no_experiment_has_no_schedules_and_is_not_made(server: KfpReplay) -> None:
-    assert star(server, "schedule", "list").output == "" and not server.experiments
+    done = star(server, "schedule", "list")
+    assert (done.stdout, done.stderr) == ("", "the experiment star has no schedule\n") and not server.experiments
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,7 @@ def test_no_experiment_has_no_schedules_and_is_not_made(server: KfpReplay) -> No
         (("--every", "soon"), "--every 'soon' cannot be read"),
         (("--every", "0h"), "--every '0h' cannot be read"),
         (("--cron", "3 o'clock"), "cannot be read: give the five fields of crontab"),
+        (("--every", "1d", "--start", "2026-02-01", "--end", "2026-01-01"), "--end must be after --start"),
     ],
 )
 def test_times_that_cannot_be_read_are_refused_before_anything_is_uploaded(
