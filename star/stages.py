@@ -50,8 +50,7 @@ class Stage:
         function: does the stage.
         inputs: keyword of the function -> name of the stage whose folder it takes.
         sections: parts of the configuration that it reads. Only these are in its config digest.
-        cached: whether a runner may answer for the stage by its cache. Otherwise it starts the stage each time, and
-            the stage decides.
+        cached: whether a runner may answer for it by its cache; otherwise it starts the stage, which decides.
         trains: whether several ranks may share the stage.
         is_valid: whether a finished folder still holds; register asks the registry.
     """
@@ -353,7 +352,7 @@ def _run_on_rank0(
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
         from star.registry.lineage import collect_origin, input_datasets
-        from star.tracking.accelerators import held_accelerators
+        from star.tracking.accelerators import metrics_of_held
         from star.tracking.runs import stage_run
         from star.tracking.system_metrics import log_system_metrics
 
@@ -376,10 +375,7 @@ def _run_on_rank0(
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
-        # In MLflow the run has logged it already.
-        if held := held_accelerators():
-            metrics |= held.metrics(metrics["seconds"])
-        return Result(metrics, origin)
+        return Result(metrics | metrics_of_held(metrics["seconds"]), origin)  # MLflow's run has these by itself
 
     sources = [*map(Path, inputs.values()), *paths_in(settings)]
     outcome = run_once(describe, tracked_work, out=out, resume=resume, sources=sources, is_valid=stage.is_valid)

@@ -67,3 +67,9 @@ def held_accelerators() -> Accelerators | None:
     """What this task holds; None for none."""
     text = os.environ.get(VARIABLE)
     return Accelerators.from_json(text) if text else None
+
+
+def metrics_of_held(seconds: float) -> dict[str, float]:
+    """What the accelerators of this task cost when they are held for so many seconds; nothing for none."""
+    held = held_accelerators()
+    return held.metrics(seconds) if held else {}
