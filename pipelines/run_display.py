@@ -89,23 +89,11 @@ class RunDisplay:
         self.failures.pop(task.name, None)
         line = task_line(task)
         if task.state == "FAILED":
-            self.failures[task.name] = self._failure(task)
+            self.failures[task.name] = failure_of(self.client, self.run_id, task, pods=self.pods)
             line = f"{line}\n{self.failures[task.name].text}"
-        elif told := self._told_by(task):
+        elif told := told_by(self.client, self.run_id, task):
             line = f"{line}\n{told}"
         self._line(line)
-
-    def _failure(self, task: Task) -> Reason:
-        try:
-            return failure_of(self.client, self.run_id, task, pods=self.pods)
-        except (InputError, PipelineError) as error:
-            return Reason(text := f"its log could not be read: {error}", text)
-
-    def _told_by(self, task: Task) -> str | None:
-        try:
-            return told_by(self.client, self.run_id, task)
-        except (InputError, PipelineError):  # the run has ended as the server says, whoever read it
-            return None
 
     def _show_attempts(self, task: Task) -> None:
         before, now = self._attempts.get(task.key, 0), len(task.pods)

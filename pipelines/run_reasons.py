@@ -1,11 +1,13 @@
 """Says why a task of a run failed or waits, by its log and, with a kubeconfig, by its pods; and what the exit handler said."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from star.cluster.run_pods import PodFinding, RunPods
 from star.cluster.run_tasks import RunStatus, Task
-from star.cluster.task_log import Reason, closing_text, failure_reason
+from star.cluster.task_log import Progress, Reason, closing_text, failure_reason, progress_of
+from star.errors import InputError, PipelineError
 from star.pipelines.kfp_client import KfpClient
 from star.units import format_seconds
 
@@ -21,7 +23,10 @@ def failure_of(client: KfpClient, run_id: str, task: Task, *, pods: RunPods) -> 
     pod = task.pods[-1]
     if finding := pods.findings().get(pod):
         return _plain(_of_finding(finding))
-    log = client.pod_log(run_id, pod)
+    try:
+        log = client.pod_log(run_id, pod)
+    except (InputError, PipelineError) as error:
+        return _plain(f"its log could not be read: {error}")
     reason = failure_reason(log or "")
     if reason and reason.is_error:
         return reason
@@ -35,10 +40,21 @@ def failure_of(client: KfpClient, run_id: str, task: Task, *, pods: RunPods) -> 
 
 
 def told_by(client: KfpClient, run_id: str, task: Task) -> str | None:
-    """What the exit handler said about the run's end; None for other tasks, and where it has not ended."""
+    """What the exit handler said about the run's end; None for other tasks, where it has not ended, and where its log cannot be read."""
     if task.name != EXIT_HANDLER or task.state != "SUCCEEDED" or not task.pods:
         return None
-    return closing_text(client.pod_log(run_id, task.pods[-1]) or "")
+    with suppress(InputError, PipelineError):  # the run has ended as the server says, whoever read it
+        return closing_text(client.pod_log(run_id, task.pods[-1]) or "")
+    return None
+
+
+def progress_line(client: KfpClient, run_id: str, task: Task) -> Progress | None:
+    """How far a running task is; None for other tasks, and where its log cannot be read or has no progress."""
+    if task.state != "RUNNING" or not task.pods:
+        return None
+    with suppress(InputError, PipelineError):
+        return progress_of(client.pod_log(run_id, task.pods[-1], at_a_glance=True) or "")
+    return None
 
 
 def _plain(text: str) -> Reason:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from star.cluster.run_tasks import ENDED, RunStatus, Task
-from star.cluster.task_log import Reason, progress_of
+from star.cluster.task_log import Reason
 from star.pipelines.kfp_client import KfpClient
-from star.pipelines.run_reasons import failure_of, told_by, waiting_reasons
+from star.pipelines.run_reasons import failure_of, progress_line, told_by, waiting_reasons
 from star.units import format_seconds
 
 WORDS = {"SKIPPED": "NOT RUN", "UNSTARTED": "NOT YET"}  # other names of states here
@@ -23,9 +23,8 @@ def status_lines(client: KfpClient, status: RunStatus) -> Iterator[str]:
         if task.state == "FAILED":
             failures[task.name] = failure_of(client, status.run_id, task, pods=pods)
             line = f"{line}\n{failures[task.name].text}"
-        if task.state == "RUNNING" and task.pods:
-            progress = progress_of(client.pod_log(status.run_id, task.pods[-1]) or "")
-            line = f"{line}  {progress}" if progress else line
+        if progress := progress_line(client, status.run_id, task):
+            line = f"{line}  {progress}"
         if more := waits.pop(task.name, None) or told_by(client, status.run_id, task):
             line = f"{line}\n{more}"
         yield line

@@ -56,8 +56,9 @@ class Progress:
 
 
 def work_lines(log: str) -> list[str]:
-    """The lines of a log that the task itself printed."""
-    return [line.rstrip() for line in log.splitlines() if line.strip() and not NOISE.match(line)]
+    """The lines of a log that the task itself printed. Of a line that a bar redraws, what it shows last."""
+    lines = [line.rstrip().rpartition("\r")[2] for line in log.split("\n")]
+    return [line for line in lines if line.strip() and not NOISE.match(line)]
 
 
 def failure_reason(log: str) -> Reason | None:

@@ -46,6 +46,10 @@ def test_a_log_without_an_end_shows_its_last_lines() -> None:
     assert len(failure_reason("x" * 10_000).text) < 600
 
 
+def test_a_bar_is_the_line_that_it_shows_last() -> None:
+    assert work_lines("load:  0%\rload: 50%\rload: 100%\r\nloaded\r\n") == ["load: 100%", "loaded"]
+
+
 def test_an_error_of_the_launcher_itself_is_kept() -> None:
     error = "F0101 00:00:59.200000      21 main.go:57] failed to upload output artifact: AccessDenied"
     assert work_lines(KFP + f"done\n{error}\n") == ["done", error]

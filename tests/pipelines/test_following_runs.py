@@ -118,11 +118,17 @@ def test_a_failure_is_shown_with_its_sentence_and_the_exit_status_of_its_kind(kf
 
 def test_a_run_is_followed_to_its_end_although_no_log_can_be_read(kfp: KfpReplay) -> None:
     run_id = kfp.run_of(recording(SHARDED), spec=spec())
-    of_pod = f"/apis/v1alpha1/runs/{run_id}/nodes/{node_id('star-abcde', f'{GROUP}.refine-teacher(0).executor(1)')}/log"
-    kfp.faults[f"GET {of_pod}"] = [503] * 99
-    assert "SUCCEEDED  refine-teacher" in star(kfp, "status", run_id, "--wait").stderr
+    teacher, merge = (
+        f"GET /apis/v1alpha1/runs/{run_id}/nodes/{node_id('star-abcde', f'{GROUP}.{name}.executor({attempt})')}/log"
+        for name, attempt in (("refine-teacher(0)", 1), ("merge(0)", 0))
+    )
+    kfp.faults = {teacher: [503] * 99, merge: [503] * 99}
+    shown = star(kfp, "status", run_id, "--wait").stderr
+    assert "SUCCEEDED  refine-teacher" in shown
     # Asked once at each of its polls, and not again and again.
-    assert 1 <= kfp.requests.count(f"GET {of_pod}") <= 5
+    assert 1 <= kfp.requests.count(teacher) <= 5
+    for text in (shown, star(kfp, "status", run_id).stdout):
+        assert "FAILED     merge-rollout  5 s\n    its log could not be read: " in text
 
 
 def test_a_failure_without_a_sentence_shows_the_end_of_its_log(kfp: KfpReplay) -> None:
