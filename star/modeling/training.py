@@ -85,8 +85,7 @@ def common_arguments(
             f"micro_batch_size {micro_batch_size} must divide the {share} sequences of each of {ranks} processes"
         )
     if os.environ.get(HALF_MICRO_BATCH):
-        half = max(1, micro_batch_size // 2)
-        micro_batch_size = next(size for size in range(half, 0, -1) if share % size == 0)
+        micro_batch_size = _halved(micro_batch_size, share=share)
     return {
         "output_dir": str(folder),
         "max_steps": settings.steps,
@@ -107,6 +106,12 @@ def common_arguments(
         "ddp_find_unused_parameters": False,
         **hardware_arguments(),
     }
+
+
+def _halved(micro_batch_size: int, *, share: int) -> int:
+    """Half a micro batch, or the next smaller one that divides a process's share of the batch."""
+    half = max(1, micro_batch_size // 2)
+    return next(size for size in range(half, 0, -1) if share % size == 0)
 
 
 def _default_logging_steps(settings: Training | SimRL) -> int:
@@ -230,7 +235,8 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
 def _with_smaller_batch(label: str, arguments: TrainingArguments) -> GpuMemoryError:
     """The error of a step that did not fit into the GPU's memory, with the setting that makes it smaller."""
     size = arguments.per_device_train_batch_size
-    cure = f"set its micro_batch_size to {size // 2}, which changes no batch" if size > 1 else "shorten its sequences"
+    smaller = _halved(size, share=size * arguments.gradient_accumulation_steps)
+    cure = f"set its micro_batch_size to {smaller}, which changes no batch" if size > 1 else "shorten its sequences"
     return GpuMemoryError(
         f"{label}: the memory of the GPU is too small for {size} sequences at a time: {cure}, or take a larger GPU; "
         "the last checkpoint is kept",
