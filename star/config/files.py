@@ -94,7 +94,7 @@ class FileRef(Input):
         name: of the file; its ending says how it is read, and ids of rejected rows have it. By default that of `path`.
     """
 
-    name: str | None = Field(None, pattern=r"^[^/\x00-\x1f\x7f]+$")
+    name: str | None = Field(None, pattern=r"^\.{0,2}[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*$")
 
     @property
     def file_name(self) -> str:

@@ -171,7 +171,11 @@ def _claim(store: LedgerStore, folder: str, slot: int) -> bool:
     before = _claims_of(store, folder, slot)
     if before:
         text = store.read(folder, before[-1]) or now()  # just removed: not worth a second look
-        if datetime.now(UTC) - datetime.fromisoformat(text) < CLAIM_HOLDS:
+        try:
+            claimed = datetime.fromisoformat(text)
+            if datetime.now(UTC) - claimed < CLAIM_HOLDS:
+                return False
+        except (ValueError, TypeError):  # no claim of a pre-flight: whoever writes to the store made it
             return False
     number = int(before[-1].partition(".")[2]) + 1 if before else 0
     # Of two that take over the same claim one creates this entry.

@@ -223,7 +223,12 @@ def _read_list(client: "BaseClient", place: S3Folder, sha256: str) -> list[tuple
     if digest_of_list(content) != sha256:
         raise InputError(_changed(str(place)))
     # It is what was uploaded. Whoever wrote the configuration may still not write outside the folder.
-    found = [(str(name), str(digest)) for name, digest in json.loads(content)]
+    try:
+        found = [(str(name), str(digest)) for name, digest in json.loads(content)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{place} is a file, and a folder is read here: name the list of an uploaded folder"
+        ) from error
     for name, _ in found:
         check_name(name, source=f"{name!r} in {place}")
     return found

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from star import stages
 from star.cluster.task_config import config_for_environment, digest_for_task
 from star.config.cluster import Cluster
 from star.config.experiment import Config
-from star.config.files import Checkout, inputs_in, paths_in
+from star.config.files import Checkout, FileRef, inputs_in, paths_in
 from star.config.load import load_config
 from star.errors import InputError
 from star.folders import s3_transfer
@@ -265,7 +266,11 @@ def test_a_changed_byte_is_refused(tmp_path: Path, profile: Callable[..., Path],
         load_config(tmp_path / "given.yaml").data.tools.read_verified()
 
 
-def test_an_object_whose_name_leads_elsewhere_is_refused(tmp_path: Path, store: str, own_home: Path) -> None:
+def test_an_object_whose_name_leads_elsewhere_is_refused(
+    tmp_path: Path, store: str, s3_store: dict[str, str], own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_store.items():  # moto: SeaweedFS makes one slash of two
+        monkeypatch.setenv(name, value)
     (tmp_path / "data.json").write_text("{}")
     put(f"{store}/bench/data.json", tmp_path / "data.json")
     put(f"{store}/bench/{tmp_path}/planted", tmp_path / "data.json")  # s3://models/.../bench//tmp/...
@@ -277,6 +282,16 @@ def test_an_object_whose_name_leads_elsewhere_is_refused(tmp_path: Path, store: 
     with pytest.raises(InputError, match="a part of its name is empty"):
         checkout.read_verified()
     assert not (tmp_path / "planted").exists()
+
+
+def test_a_file_is_no_folder_and_dots_are_no_name(profile: Callable[..., Path], store: str, own_home: Path) -> None:
+    uploaded = upload_inputs(load_config(profile("local")))
+    tools = uploaded.data.tools
+    with pytest.raises(InputError, match="is a file, and a folder is read here"):
+        uploaded.teacher.base.model_copy(update={"path": tools.path, "sha256": tools.sha256}).read_verified()
+    for name in ("..", ".", "a/b"):
+        with pytest.raises(ValidationError):
+            FileRef(path=tools.path, sha256=tools.sha256, name=name)
 
 
 def test_who_shares_the_work_can_read_what_was_fetched(
