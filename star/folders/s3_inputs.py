@@ -289,5 +289,5 @@ def only_one(sha256: str) -> Iterator[None]:
 def _changed(place: str) -> str:
     return (
         f"{place} is not what the run was configured with (another sha256): start the run again to use what is there now, or "
-        "restore it"
+        "restore it; an object that `star pipeline submit` uploaded is sent again after it was deleted"
     )
