@@ -139,7 +139,8 @@ def _put(setting: str, source: Given, copy: Path, to: Path) -> Restored:
         name = f"{key}-{name.strip('.')}"
     place = to / name
     if copy.is_dir():
-        shutil.copytree(copy, place)
+        # The digest does not cover it, and git runs programs that such a folder names.
+        shutil.copytree(copy, place, ignore=lambda folder, _: [".git"] if Path(folder) == copy else [])
     else:
         shutil.copyfile(copy, place)
     source.model_copy(update={"path": str(place.resolve()), "dvc": None}).read_verified()

@@ -114,6 +114,7 @@ def rows_at(repository: Path, revision: str) -> dict[str, Path]:
 
 def test_a_lineage_that_anybody_wrote_leads_nowhere_else(tmp_path: Path, own_home: Path) -> None:
     write_rows(tmp_path / "rows" / "a.jsonl", range(2))
+    (tmp_path / "rows" / ".git").mkdir()
     rows = load_config(_profile_with(tmp_path, str(tmp_path / "rows"))).data.seed_data.model_dump(exclude_none=True)
     (tmp_path / "model").mkdir()
     for setting, said in {
@@ -124,7 +125,8 @@ def test_a_lineage_that_anybody_wrote_leads_nowhere_else(tmp_path: Path, own_hom
         (tmp_path / "model" / "lineage.json").write_text(json.dumps({"data": "d", "stages": stages}))
         with pytest.raises(InputError, match=said) if said else nullcontext():
             restore_data(f"{tmp_path}/model", name="star", to=tmp_path / "back")
-    assert not (tmp_path / "planted").exists() and (tmp_path / "back" / "seed_data" / "a.jsonl").is_file()
+    assert not (tmp_path / "planted").exists() and names_below(tmp_path / "back") == ["seed_data/a.jsonl"]
+    assert not (tmp_path / "back" / "seed_data" / ".git").exists()
 
 
 def _profile_with(folder: Path, seed_data: str) -> Path:
