@@ -64,18 +64,19 @@ def rehearse_registration(model_name: str) -> str:
         _claimed_name(model_name, store) as name,
     ):
         model = _Throwaway(name, store, client)
-        model.create()
-        # From here on, and not before: what has the name without the tag is another's.
         try:
-            model.remove_ledger_and_files()  # of a pre-flight that was killed
-            model.publish_decide_and_fetch()
+            model.create()
+            # From here on, and not before: what has the name without the tag is another's.
+            try:
+                model.remove_ledger_and_files()  # of a pre-flight that was killed
+                model.publish_decide_and_fetch()
+            finally:
+                left = model.remove()
         except MlflowException as error:
             raise InputError(
                 f"MLflow refuses to register, promote or return the throwaway model {name} ({reason_of(error)}): check the rights "
                 "of MLFLOW_TRACKING_USERNAME (deploy/base/accounts.py gives them)"
             ) from error
-        finally:
-            left = model.remove()
     return f"a throwaway model was published, made champion and fetched in {store.place}{left}"
 
 

@@ -174,6 +174,7 @@ def _own_environment() -> Iterator[None]:
     """
     before = dict(os.environ)
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    os.environ["GIT_TERMINAL_PROMPT"] = "0"  # DVC's git client asks for a user and password, too
     # DVC takes a repository's files only where these are not set, and would leave them set.
     os.environ.setdefault("AWS_CONFIG_FILE", str(Path("~/.aws/config").expanduser()))
     os.environ.setdefault("AWS_SHARED_CREDENTIALS_FILE", str(Path("~/.aws/credentials").expanduser()))

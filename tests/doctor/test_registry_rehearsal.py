@@ -117,6 +117,16 @@ def test_an_account_that_may_not_delete_models_leaves_one_version(
     assert read_needs().models == {"star-preflight-0"}  # it is in the way of no `star clean`
 
 
+def test_an_account_that_may_not_create_models_is_told_so(bucket: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise MlflowException("Permission denied")
+
+    monkeypatch.setattr("mlflow.MlflowClient.create_registered_model", refuse)
+    with pytest.raises(InputError, match="check the rights of MLFLOW_TRACKING_USERNAME"):
+        rehearse_registration("star")
+    assert (bucket(), registered()) == ({}, [])
+
+
 def test_a_model_of_somebody_else_is_not_touched(bucket: Callable) -> None:
     connect().create_registered_model("star-preflight-0", tags={"mine": "yes"})
     with pytest.raises(InputError, match="without the tag"):
