@@ -6,6 +6,7 @@ Ranks report their errors themselves (failure.py). A rank that was killed cannot
 error is not printed: it would stand after the reason, which a rank has printed.
 """
 
+import os
 import signal
 import sys
 
@@ -14,11 +15,15 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from star.cluster.failure import FAILED, Failure, Kind, report
+from star.progress import exit_with_runner
 from star.sigterm import EXIT_STATUS
 
 
 def main() -> None:
     """Runs torchrun with the arguments of this process and exits with status 1 if a rank failed."""
+    # The ranks watch this process. If it is killed while the supervisor lives, they would train on beside the next attempt.
+    exit_with_runner()
+    os.environ["STAR_RUNNER"] = str(os.getpid())
     try:
         run(parse_args(sys.argv[1:]))
     except ChildFailedError as error:

@@ -53,3 +53,25 @@ def test_a_stage_that_does_not_train_refuses_several_processes(tmp_path: Path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="the stage synthesize is the work of one process"):
         stages.synthesize(load_config(MICRO), out=tmp_path / "out")
+
+
+RANK = """
+import os, signal
+from star.progress import exit_with_runner
+exit_with_runner()
+print(os.getppid(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_torchrun_leaves_no_rank(tmp_path: Path) -> None:
+    """Otherwise its ranks would hold accelerators and workspace, and the supervisor's next attempt would be refused."""
+    (tmp_path / "rank.py").write_text(RANK)
+    command = ["-m", "star.cluster.ranks", "--standalone", "--nproc-per-node=2", str(tmp_path / "rank.py")]
+    environment = os.environ | {"STAR_RUNNER": str(os.getpid()), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout and {int(process.stdout.readline()) for _ in range(2)} == {process.pid}
+    process.kill()
+    process.wait()
+    assert process.stdout.read() == ""  # until the last process that could write has ended
