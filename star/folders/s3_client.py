@@ -96,7 +96,8 @@ def _client_of(endpoint: str | None, attempts: int, process: int) -> "BaseClient
         connect_timeout=10,
         read_timeout=60,
     )
-    return boto3.client("s3", endpoint_url=endpoint, config=config)
+    # Not of the default session, which keeps the first keys that any code of the process has used.
+    return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
 def require_bucket(bucket: str, client: "BaseClient") -> None:

@@ -209,7 +209,7 @@ def test_files_of_tools_and_of_rows_are_told_apart(tmp_path: Path) -> None:
 
 def test_the_profile_in_the_documentation_is_the_one_that_was_trained(tmp_path: Path) -> None:
     """docs/data.md walks from an OpenAPI file to a model with this profile; docs/results.md has the figures of parcelway.yaml."""
-    [profile] = re.findall(r"```yaml\n(.*?)```", DATA_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    [profile] = re.findall(r"```yaml\n(# my.yaml\n.*?)```", DATA_PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "my.yaml").write_text(profile)
     (tmp_path / "openapi.yaml").write_bytes(OPENAPI.read_bytes())
     shown, trained = (load_config(path) for path in (tmp_path / "my.yaml", OPENAPI.parent / "parcelway.yaml"))
