@@ -31,6 +31,7 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -88,7 +89,7 @@ def _run(command: list[str], environment: dict[str, str]) -> Failure | None:
     """Runs the command once. Returns why it failed, or None if it succeeded."""
     kills = _memory_kills()
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # a process that outlives the child may write there
-        process = subprocess.Popen(command, env={**environment, FOLDER_VARIABLE: folder})
+        process = subprocess.Popen(command, env={**environment, FOLDER_VARIABLE: folder}, process_group=0)
         try:
             status = process.wait()
         except (SystemExit, KeyboardInterrupt):
@@ -98,6 +99,9 @@ def _run(command: list[str], environment: dict[str, str]) -> Failure | None:
             raise
         if status == 0:
             return None
+        # What a killed process had started, such as vLLM's engine, would hold the accelerator in the next attempt.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
         return _failure(status, read_reports(Path(folder)), memory_was_full=_memory_kills() > kills)
 
 

@@ -181,3 +181,10 @@ def test_a_task_that_is_killed_leaves_no_child() -> None:
     began = time.monotonic()
     assert task.stdout.read() == b""  # until the last process that could write has ended
     assert time.monotonic() - began < 30
+
+
+def test_what_a_killed_process_had_started_ends_with_it() -> None:
+    command = [sys.executable, "-c", TASK.replace("attempts=5", "attempts=0"), "sh", "-c", "sleep 60 & kill -9 $$"]
+    began = time.monotonic()
+    done = subprocess.run(command, capture_output=True)  # until nobody could write any more
+    assert done.returncode == 1 and time.monotonic() - began < 30
