@@ -44,7 +44,7 @@ class PipelineEnd:
     Attributes:
         state: SUCCEEDED, FAILED, CANCELED or ENDED.
         tasks: names of the tasks that failed, the first one first; of a pipeline that was cancelled, those that ran then.
-        reason: why the first of them failed, in one line.
+        reason: why the first of them failed, in one line; where nobody knows the end, what KFP told.
         outcome: which version is champion, after a success.
     """
 
@@ -75,8 +75,8 @@ def find_end(run_id: str, *, given: str, error: str = "") -> PipelineEnd:
     if end is None or end.state in (SUCCEEDED, ENDED):
         known = end.state if end and end.state != ENDED else _final(given)
         end = _ask_mlflow(run_id, known=known)
-    if end.state == FAILED and not end.reason:
-        end = PipelineEnd(FAILED, end.tasks, error.partition("\n")[0])
+    if end.state in (FAILED, ENDED) and not end.reason:
+        end = PipelineEnd(end.state, end.tasks, error.partition("\n")[0])
     return end
 
 
