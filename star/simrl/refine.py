@@ -4,6 +4,7 @@ The student and the teacher are refined by the same function, `refine_model`. It
 modules of this room:
 
     trainer.py             the training itself: GRPO on TRL's trainer, with dynamic filtering
+    grpo_config.py         TRL's arguments of the settings
     filter_and_refill.py   which groups of rollouts are kept, and which prompts replace the dropped ones
     sampling.py            sampling that a resumed run repeats exactly
     completion_tables.py   tables of sampled completions, shown as one page (completions_page.py)

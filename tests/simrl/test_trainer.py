@@ -21,8 +21,9 @@ from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import Prompt, render_rows
 from star.modeling.training import train
 from star.rewards.similarity import similarity_reward
+from star.simrl.grpo_config import grpo_config
 from star.simrl.refine import refine_model
-from star.simrl.trainer import SimRLTrainer, build_trainer, grpo_config
+from star.simrl.trainer import SimRLTrainer, build_trainer
 
 CALL = '<think>\n\n</think>\n\n<tool_call>\n{"name": "NAME", "arguments": {}}\n</tool_call>'
 # The micro teacher's answers are of valid format about half of the time.

@@ -33,7 +33,7 @@ def check_trl() -> dict:
     from vllm.engine.arg_utils import EngineArgs
 
     from star.config.load import load_config
-    from star.simrl.trainer import grpo_config
+    from star.simrl.grpo_config import grpo_config
 
     profile = load_config("qwen3-0.6b")
     arguments = grpo_config(profile.refine, folder=Path("none"), seed=7, longest_prompt=5000)

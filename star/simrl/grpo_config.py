@@ -1,0 +1,72 @@
+"""Makes TRL's arguments of the settings."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from trl import GRPOConfig
+
+from star import distributed
+from star.config.training import SimRL
+from star.errors import InputError
+from star.modeling.training import common_arguments
+
+
+def grpo_config(settings: SimRL, *, folder: Path, seed: int, longest_prompt: int) -> GRPOConfig:
+    """TRL's arguments for this process, one of `WORLD_SIZE` ranks. A group is never split between processes.
+
+    Args:
+        longest_prompt: its tokens; vLLM reserves memory for one sequence of this length with a completion.
+
+    Raises:
+        InputError: prompts_per_step is not a multiple of the processes, or vLLM is set but not installed.
+    """
+    processes = distributed.world_size()
+    if settings.prompts_per_step % processes:
+        raise InputError(
+            f"prompts_per_step = {settings.prompts_per_step} cannot be shared by {processes} processes: take a multiple"
+        )
+    batch_size = settings.prompts_per_step * settings.num_generations
+    return GRPOConfig(
+        **common_arguments(settings, folder=folder, seed=seed, batch_size=batch_size),
+        **_vllm_arguments(settings, longest_prompt=longest_prompt),
+        num_generations=settings.num_generations,
+        beta=settings.beta,
+        temperature=settings.temperature,
+        max_completion_length=settings.max_new_tokens,
+        # Only the first reward trains; TRL logs the others.
+        reward_weights=[1.0] + [0.0] * (len(reward_names(settings)) - 1),
+        loss_type="grpo",
+        scale_rewards="group",
+        # As in the official training: OpenRLHF's defaults.
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=settings.steps * 3 // 100,
+        adam_beta2=0.95,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+    )
+
+
+def _vllm_arguments(settings: SimRL, *, longest_prompt: int) -> dict[str, Any]:
+    if settings.vllm is None:
+        return {}
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError(
+            "the setting vllm needs the package vllm, which is not installed: use the image of target `vllm`, install "
+            "star-distill[vllm], or remove `vllm` from the profile"
+        )
+    return {
+        "use_vllm": True,
+        "vllm_mode": settings.vllm.mode,
+        "vllm_server_base_url": settings.vllm.server_url,
+        "vllm_gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
+        "vllm_tensor_parallel_size": settings.vllm.tensor_parallel_size,
+        # By default the model's whole context, 40,960 tokens for Qwen3: 6 GB of an 8B model's cache for each GPU.
+        "vllm_max_model_length": longest_prompt + settings.max_new_tokens,
+    }
+
+
+def reward_names(settings: SimRL) -> list[str]:
+    """The trained reward first, then those that are only logged."""
+    return list(dict.fromkeys([settings.reward, *settings.log_rewards]))
