@@ -25,7 +25,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from star.config.base import Section
 from star.config.dvc_source import DvcSource, names_dvc, resolve_dvc
 from star.config.hub_files import fetch_from_hub, is_on_hub
-from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder
+from star.config.model_files import choose_deciding, deciding_files, digest_of_model_folder, is_gguf
 from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.s3_client import S3Folder, is_s3_url
@@ -110,6 +110,10 @@ class FileRef(Input):
         if digest_of_file(path, trust="own") != self.sha256:
             raise InputError(f"{self.path} has changed since the run was configured: start the run again")
         return path
+
+
+class GgufFile(FileRef):
+    """A model in one GGUF file, which `star.modeling.gguf` makes a model folder of."""
 
 
 class ModelFolder(Input):
@@ -215,12 +219,9 @@ def _identity_of(source: dict[str, Any]) -> dict[str, str]:
     path, sha256 = source["path"], source["sha256"]
     if path.startswith(PACKAGED):
         return {"path": path, "sha256": sha256}
-    # Only a file has a name. That of a folder changes nothing.
-    return (
-        {"name": source["name"] or PurePosixPath(path).name, "sha256": sha256}
-        if "name" in source
-        else {"sha256": sha256}
-    )
+    # Only a file has a name. That of a folder or a model changes nothing.
+    name = source.get("name") or PurePosixPath(path).name
+    return {"name": name, "sha256": sha256} if "name" in source and not is_gguf(name) else {"sha256": sha256}
 
 
 def paths_in(settings: str) -> list[Path]:
@@ -230,6 +231,8 @@ def paths_in(settings: str) -> list[Path]:
         if isinstance(value, dict):
             if value.keys() >= {"path", "sha256"}:
                 path = value["path"]
+                if is_gguf(value.get("name") or path) and value["sha256"]:
+                    yield fetched_place(value["sha256"])  # the model folder that is made of it
                 # What comes from the hub lies in its client's cache.
                 if not path.startswith(PACKAGED) and not is_on_hub(path):
                     yield fetched_place(value["sha256"]) if is_s3_url(path) else Path(path)
@@ -264,11 +267,13 @@ def _to_file_ref(value: object) -> object:
 
 
 def to_model_folder(value: object) -> object:
-    """Replaces the path of a model folder by its path and sha256. Every other value, such as a Hugging Face id, stays as it is.
+    """Replaces the path of a model folder or GGUF file by its path and sha256. Every other value, such as a Hugging Face id, stays.
 
     Raises:
         InputError: it is such an id, and a folder of this name lies in the current directory.
     """
+    if named := _gguf_named_by(value):
+        return {"name": PurePosixPath(named).name, **_file_fields(value)}
     if names_dvc(value):
         return _of_kind("files", resolve_dvc(value, choose=choose_deciding))
     given, path = _path_without_digest(value)
@@ -283,6 +288,19 @@ def to_model_folder(value: object) -> object:
     refuse_folder_of_name(path, Path(path))
     folder = Path(path).expanduser().resolve()
     return {**given, "path": str(folder), "sha256": digest_of_model_folder(folder)}
+
+
+def _gguf_named_by(value: Any) -> str | None:
+    """The path of the GGUF file that a base names, in any of the ways to name an input; None where it names something else."""
+    path = (value.get("path") or value.get("dvc")) if isinstance(value, dict) else value
+    return str(path) if isinstance(path, str | Path) and is_gguf(str(path)) else None
+
+
+def _file_fields(value: Any) -> dict[str, Any]:
+    """The fields of a file; its `name` is what tells it from a folder."""
+    found = _to_file_ref(value)
+    assert isinstance(found, dict)  # noqa: S101 - it was given as a path, or as fields
+    return {key: content for key, content in found.items() if content is not None}
 
 
 def _to_checkout(value: object) -> object:

@@ -11,6 +11,7 @@ from star.config.dvc_source import names_dvc
 from star.config.experiment import Config
 from star.config.files import PACKAGED, packaged_file, refuse_folder_of_name
 from star.config.hub_files import is_on_hub
+from star.config.model_files import is_gguf
 from star.config.plain_text import refusal
 from star.errors import InputError
 from star.folders.s3_client import is_s3_url
@@ -21,7 +22,7 @@ MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a l
 # Settings that may be paths.
 PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"), ("evaluate", "acebench"))
 # Pydantic adds the tried type of a union to an error's location.
-TYPE_NAMES = ("str", "Architecture", "ModelFolder", "FileRef", "RowsFolder")
+TYPE_NAMES = ("str", "Architecture", "ModelFolder", "GgufFile", "FileRef", "RowsFolder")
 
 
 def load_config(path: Path | str, *, seed_data: Path | None = None, sections: Collection[str] | None = None) -> Config:
@@ -62,7 +63,7 @@ def _leave_bases_unread(content: dict[str, Any], sections: Collection[str]) -> N
             continue
         if names_dvc(base := settings.get("base")):
             base = base["dvc"]
-        elif not isinstance(base, str) or not (is_s3_url(base) or Path(base).is_dir()):
+        elif not isinstance(base, str) or not (is_s3_url(base) or is_gguf(base) or Path(base).is_dir()):
             continue
         content[name] = {**settings, "base": {"path": base, "sha256": ""}}
 
@@ -117,7 +118,7 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
         if key == "base":
             refuse_folder_of_name(value, folder / value)
         # What is not written as a path, such as a/b/c, may be a mistake, so the folder must exist.
-        if key != "base" or (folder / value).is_dir():
+        if key != "base" or is_gguf(value) or (folder / value).is_dir():
             settings[key] = str(folder / Path(value).expanduser())
 
 

@@ -1,5 +1,7 @@
 """Says which files of a model folder decide what the model does, and refuses a folder whose weights are not safetensors in it.
 
+A base may also be one GGUF file, which holds weights, configuration, tokenizer and chat template (star/modeling/gguf.py).
+
 A loader of Hugging Face's format reads more than config and weights: chat templates, a sentencepiece model, adapters,
 and shards that an index names. All of them count for the digest of a folder.
 """
@@ -19,7 +21,13 @@ CONFIG, ADAPTER_CONFIG, ADAPTER = "config.json", "adapter_config.json", "adapter
 OTHER_FILES = {CONFIG: "configuration_files", "tokenizer_config.json": "fast_tokenizer_files"}
 INDEXES = "*.safetensors.index.json"
 TEMPLATES = "additional_chat_templates"
+GGUF = ".gguf"
 JSON_BYTES = 64 * 2**20  # the index of a model of 10,000 shards has 20 MB
+
+
+def is_gguf(path: str) -> bool:
+    """Whether a path is that of a GGUF file, by its ending."""
+    return path.lower().endswith(GGUF)
 
 
 def deciding_files(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from star.config.base import Section
-from star.config.files import ModelFolder, to_model_folder
+from star.config.files import GgufFile, ModelFolder, to_model_folder
 from star.config.training import SimRL, Training
 
 
@@ -29,11 +29,11 @@ class Scratch(Section):
 
 
 Base = Annotated[
-    ModelFolder | Architecture | str,
+    ModelFolder | GgufFile | Architecture | str,
     BeforeValidator(to_model_folder),
     Field(
-        description="Base model: a Hugging Face id, a model folder written as a path (`./NAME`) or as `s3://bucket/folder`, or the "
-        "sizes of a model to build from scratch"
+        description="Base model: a Hugging Face id, a model folder written as a path (`./NAME`) or as `s3://bucket/folder`, a GGUF file "
+        "(`NAME.gguf`, also in S3), or the sizes of a model to build from scratch"
     ),
 ]
 
