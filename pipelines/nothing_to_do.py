@@ -5,7 +5,8 @@ from pathlib import Path
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import Manifest, open_input
-from star.stages import STAGES, draft_of
+from star.run_stage import draft_of
+from star.stages import STAGES
 from star.tracking.light_import import import_mlflow_without_pandas
 
 

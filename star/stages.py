@@ -14,54 +14,20 @@ A stage function imports what it needs inside `work`. This keeps `star --help` f
 part of the cache key, follows exactly these imports (star/folders/code_digest.py).
 """
 
-import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from star import distributed, progress
-from star.config.base import flat
 from star.config.experiment import Config
-from star.config.files import paths_in
 from star.config.models import Student
-from star.config.safety import use_safety
 from star.errors import InputError
 from star.folders.code_digest import code_digest
-from star.folders.manifest import Manifest, open_input
-from star.folders.reuse import shown
-from star.folders.run_once import Result, draft_manifest, read_metrics, run_once
-from star.folders.shard import WHOLE, Shard, part_of_result
+from star.folders.shard import WHOLE, Shard
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
+from star.run_stage import Stage, run_stage
 
 if TYPE_CHECKING:
     from star.tracking.runs import Run
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the graph.
-
-    Attributes:
-        name: the command `star <name>`, and the stage in the manifest.
-        function: does the stage.
-        inputs: keyword of the function -> name of the stage whose folder it takes.
-        sections: parts of the configuration that it reads. Only these are in its config digest.
-        cached: whether a runner may answer for it by its cache; otherwise it starts the stage, which decides.
-        trains: whether several ranks may share the stage.
-        is_valid: whether a finished folder still holds; register asks the registry.
-    """
-
-    name: str
-    function: Callable[..., Metrics]
-    inputs: dict[str, str]
-    sections: tuple[str, ...]
-    cached: bool = True
-    trains: bool = False
-    is_valid: Callable[[Path], bool] = lambda folder: True
 
 
 def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
@@ -75,7 +41,7 @@ def synthesize(config: Config, *, out: Path, resume: bool = True) -> Metrics:
 
         return make_data_set(config.data, seed=config.seed, out=workspace.out, state=workspace.state)
 
-    return _run_stage("synthesize", work, config, inputs={}, out=out, resume=resume)
+    return run_stage(stage_named("synthesize"), work, config, inputs={}, out=out, resume=resume)
 
 
 def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True) -> Metrics:
@@ -96,7 +62,7 @@ def refine_teacher(config: Config, *, data: Path, out: Path, resume: bool = True
             log_artifact=run.log_artifact,
         )
 
-    return _run_stage("refine-teacher", work, config, inputs={"data": data}, out=out, resume=resume)
+    return run_stage(stage_named("refine-teacher"), work, config, inputs={"data": data}, out=out, resume=resume)
 
 
 def rollout(
@@ -116,8 +82,14 @@ def rollout(
         rows = list(read_rows(data / "train.jsonl"))
         return roll_out_rows(teacher, rows, config=config, shard=this_shard, workspace=workspace)
 
-    return _run_stage(
-        "rollout", work, config, inputs={"data": data, "teacher": teacher}, out=out, resume=resume, shard=this_shard
+    return run_stage(
+        stage_named("rollout"),
+        work,
+        config,
+        inputs={"data": data, "teacher": teacher},
+        out=out,
+        resume=resume,
+        shard=this_shard,
     )
 
 
@@ -137,10 +109,17 @@ def extract_topk(
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.teacher.extract import extract_top_k
 
-        return extract_top_k(teacher, rollouts, settings=config.topk, shard=this_shard, out=workspace.out)
+        return extract_top_k(
+            teacher,
+            rollouts,
+            settings=config.topk,
+            precision=config.precision,
+            shard=this_shard,
+            out=workspace.out,
+        )
 
     inputs = {"rollouts": rollouts, "teacher": teacher}
-    return _run_stage("extract-topk", work, config, inputs=inputs, out=out, resume=resume, shard=this_shard)
+    return run_stage(stage_named("extract-topk"), work, config, inputs=inputs, out=out, resume=resume, shard=this_shard)
 
 
 def distill(
@@ -159,7 +138,7 @@ def distill(
 
         return distill_student(config, topk, workspace=workspace, log_metrics=run.log_metrics)
 
-    return _run_stage("distill", work, config, inputs={"topk": topk}, out=out, resume=resume)
+    return run_stage(stage_named("distill"), work, config, inputs={"topk": topk}, out=out, resume=resume)
 
 
 def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
@@ -179,7 +158,9 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
             log_artifact=run.log_artifact,
         )
 
-    return _run_stage("refine", work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
+    return run_stage(
+        stage_named("refine"), work, config, inputs={"student": student, "data": data}, out=out, resume=resume
+    )
 
 
 def evaluate(
@@ -217,8 +198,8 @@ def evaluate(
         log_model_runs(metrics, gathered)
         return metrics
 
-    return _run_stage(
-        "evaluate", work, config, inputs={"data": data, **models}, out=out, resume=resume, shard=this_shard
+    return run_stage(
+        stage_named("evaluate"), work, config, inputs={"data": data, **models}, out=out, resume=resume, shard=this_shard
     )
 
 
@@ -234,7 +215,7 @@ def register(config: Config, *, refined: Path, evaluation: Path, out: Path, resu
         return register_and_promote(refined, evaluation, settings=config.registry, out=workspace.out)
 
     inputs = {"refined": refined, "evaluation": evaluation}
-    return _run_stage("register", work, config, inputs=inputs, out=out, resume=resume)
+    return run_stage(stage_named("register"), work, config, inputs=inputs, out=out, resume=resume)
 
 
 def _registration_holds(folder: Path) -> bool:
@@ -249,29 +230,35 @@ STAGES: tuple[Stage, ...] = (
         "refine-teacher",
         refine_teacher,
         {"data": "synthesize"},
-        ("seed", "max_prompt_tokens", "scratch", "teacher"),
+        ("seed", "max_prompt_tokens", "precision", "scratch", "teacher"),
         trains=True,
     ),
     Stage(
         "rollout",
         rollout,
         {"data": "synthesize", "teacher": "refine-teacher"},
-        ("seed", "max_prompt_tokens", "rollout"),
+        ("seed", "max_prompt_tokens", "precision", "rollout"),
     ),
-    Stage("extract-topk", extract_topk, {"rollouts": "rollout", "teacher": "refine-teacher"}, ("topk",)),
-    Stage("distill", distill, {"topk": "extract-topk"}, ("seed", "scratch", "student", "distill"), trains=True),
+    Stage("extract-topk", extract_topk, {"rollouts": "rollout", "teacher": "refine-teacher"}, ("precision", "topk")),
+    Stage(
+        "distill",
+        distill,
+        {"topk": "extract-topk"},
+        ("seed", "precision", "scratch", "student", "distill"),
+        trains=True,
+    ),
     Stage(
         "refine",
         refine,
         {"student": "distill", "data": "synthesize"},
-        ("seed", "max_prompt_tokens", "refine"),
+        ("seed", "max_prompt_tokens", "precision", "refine"),
         trains=True,
     ),
     Stage(
         "evaluate",
         evaluate,
         {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
-        ("seed", "evaluate"),
+        ("seed", "precision", "evaluate"),
     ),
     # Not cached by runners: only the stage can ask the registry whether the model is still registered, and champion.
     Stage(
@@ -290,12 +277,6 @@ def stage_named(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def draft_of(stage: Stage, config: Config, *, inputs: Mapping[str, Manifest], part: str | None = None) -> Manifest:
-    """The manifest of a stage's work that is about to start; a finished result of the same work has its fingerprint."""
-    settings, code = config.slice(stage.sections), code_digest(stage.function)
-    return draft_manifest(stage.name, settings=settings, code=code, inputs=inputs, part=part)
-
-
 def require_code(name: str, digest: str) -> None:
     """Checks that the code of a stage or merge is the code that the pipeline was compiled from.
 
@@ -309,92 +290,3 @@ def require_code(name: str, digest: str) -> None:
         raise InputError(
             f"the pipeline was compiled from another version of the stage {name} than this image has: compile it again"
         )
-
-
-def _run_stage(
-    name: str,
-    work: Callable[[Workspace, "Run"], Metrics],
-    config: Config,
-    *,
-    inputs: dict[str, Path],
-    out: Path,
-    resume: bool,
-    shard: Shard = WHOLE,
-) -> Metrics:
-    """Runs one stage on this rank."""
-    with progress.stage_process(name):
-        stage, out = stage_named(name), Path(out).absolute()
-        use_safety(config.safety)
-        if distributed.world_size() > 1 and not stage.trains:
-            raise InputError(f"the stage {name} is the work of one process: start it without torchrun")
-        with distributed.process_group():
-            if not distributed.is_rank0():
-                return _run_on_nonzero_rank(work, out)
-            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
-
-
-def _run_on_rank0(
-    stage: Stage,
-    work: Callable[[Workspace, "Run"], Metrics],
-    config: Config,
-    *,
-    inputs: dict[str, Path],
-    out: Path,
-    resume: bool,
-    shard: Shard,
-) -> Metrics:
-    """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
-    settings = config.with_places(stage.sections)
-
-    def describe() -> Manifest:
-        manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        return draft_of(stage, config, inputs=manifests, part=part_of_result(stage.name, inputs, manifests, shard))
-
-    def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
-        from star.registry.lineage import collect_origin, input_datasets
-        from star.tracking.accelerators import metrics_of_held
-        from star.tracking.runs import stage_run
-        from star.tracking.system_metrics import log_system_metrics
-
-        progress.send_event(kind="started", stage=stage.name)
-        start = time.monotonic()
-        # Only now: of a result that is there already nothing is loaded. The other ranks load after this.
-        for key, folder in inputs.items():
-            open_input(Path(folder), stage=stage.inputs[key], trust="own")
-        # The other ranks wait for this: only now is it known that there is work, and where its state lies.
-        distributed.broadcast_from_rank0(workspace.state)
-        tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
-        with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
-            run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
-            origin = collect_origin(config, stage.sections)
-            with log_system_metrics(run.log_metrics):
-                metrics = {key: float(value) for key, value in work(workspace, run).items()}
-            # The folder is published next; no rank may still write to its state then.
-            distributed.barrier()
-            metrics["seconds"] = round(time.monotonic() - start, 1)
-            run.log_metrics(metrics)
-            for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
-                run.log_artifact(report)
-        return Result(metrics | metrics_of_held(metrics["seconds"]), origin)  # MLflow's run has these by itself
-
-    sources = [*map(Path, inputs.values()), *paths_in(settings)]
-    outcome = run_once(describe, tracked_work, out=out, resume=resume, sources=sources, is_valid=stage.is_valid)
-    if outcome.cached:
-        distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
-        place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"
-        progress.print_line(f"{stage.name}: already done, {place}")
-    progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached, taken_from=outcome.taken_from)
-    return outcome.metrics
-
-
-def _run_on_nonzero_rank(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
-    """Runs the stage on a non-zero rank: from the same state as rank 0; its output and metrics are discarded."""
-    from star.tracking.runs import Run
-
-    state = distributed.broadcast_from_rank0(None)
-    if state is None:  # the result is cached
-        return read_metrics(out)
-    with TemporaryDirectory() as scratch:
-        metrics = work(Workspace(out=Path(scratch), state=state), Run())
-        distributed.barrier()
-    return metrics

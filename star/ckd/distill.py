@@ -40,6 +40,7 @@ def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_met
         state=workspace.state / "ckd",
         pad_id=tokenizer.pad_token_id,
         seed=config.seed,
+        precision=config.precision,
     )
     label = f"distil the student ({config.distill.kind.upper()})"
     train(trainer, phase="ckd", label=label, state=workspace.state, log_metrics=log_metrics)
@@ -65,13 +66,14 @@ def _load_or_build_base(
             state=workspace.state,
             label="warm up the student's base",
             seed=config.seed + 1,  # not the teacher's base, where both have the same sizes
+            precision=config.precision,
             log_metrics=log_metrics,
         )
         return add_lora_adapters(student, lora) if lora else student
     # Compared before the model is loaded: another family is refused without reading its weights.
     source, revision = base_source(base), config.student.revision
     require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
-    return load_model(source, revision=revision, training=True, lora=lora)
+    return load_model(source, revision=revision, precision=config.precision, training=True, lora=lora)
 
 
 def require_same_tokenizer(

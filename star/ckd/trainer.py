@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, Trainer
 
 from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.rows import TEACHER_ROWS, BatchCollator, DistillationRows
-from star.config.training import Distill
+from star.config.training import Distill, Precision
 from star.errors import InputError
+from star.modeling.precision import computes_in_bf16
 from star.modeling.training import IGNORE_INDEX, supervised_arguments
 
 CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # fields of KDOutput, logged beside the loss
@@ -48,7 +49,15 @@ class CKDTrainer(Trainer):
     model: PreTrainedModel  # narrower than in Trainer, where it may be None or any module
 
     def __init__(
-        self, model: PreTrainedModel, folder: Path, *, settings: Distill, state: Path, pad_id: int, seed: int
+        self,
+        model: PreTrainedModel,
+        folder: Path,
+        *,
+        settings: Distill,
+        state: Path,
+        pad_id: int,
+        seed: int,
+        precision: Precision = "auto",
     ) -> None:
         rows = DistillationRows(folder, draw_seed=seed if settings.kind == "rskd" else None)
         vocab_size = model.get_output_embeddings().weight.shape[0]
@@ -59,9 +68,10 @@ class CKDTrainer(Trainer):
                 "rows: choose a student whose head has a row for every token; if this one has, the store is of an older "
                 "version, which stored ids that are no token: extract the top-k again"
             )
+        bf16 = computes_in_bf16(precision, model.config)
         super().__init__(
             model=model,
-            args=supervised_arguments(settings, folder=state, seed=seed, logging_steps=1),
+            args=supervised_arguments(settings, folder=state, seed=seed, bf16=bf16, logging_steps=1),
             train_dataset=rows,
             data_collator=BatchCollator(rows, pad_id=pad_id),
         )

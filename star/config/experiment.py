@@ -20,7 +20,7 @@ from star.config.plain_text import refusal
 from star.config.safety import Safety
 from star.config.task_secrets import HUB_TOKENS, S3_KEYS, TaskName
 from star.config.teacher_signal import Rollout, TopK
-from star.config.training import Distill, SimRL
+from star.config.training import Distill, Precision, SimRL
 
 # Section with an input -> the task that reads it, besides the pre-flight.
 READERS: dict[str, TaskName] = {
@@ -38,6 +38,11 @@ class Config(Section):
     seed: int = Field(7, description="Random seed of data generation, training and sampling")
     max_prompt_tokens: int = Field(
         5120, ge=16, description="Most tokens in a training prompt; rows with longer prompts are left out and counted"
+    )
+    precision: Precision = Field(
+        "auto",
+        description="Number format in which models compute: `bf16`, `fp32`, or `auto`, which is bf16 on GPUs that have it, and on "
+        "CPUs that have instructions for it for models that are at least 256 wide; else fp32. Trained weights are kept in fp32",
     )
     data: Data = Field(default_factory=Data)
     scratch: Scratch | None = None

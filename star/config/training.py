@@ -11,6 +11,10 @@ from star.config.base import Section
 HALF_MICRO_BATCH = "STAR_HALF_MICRO_BATCH"
 
 
+# How models compute: star/modeling/precision.py has the rule of `auto`.
+Precision = Literal["auto", "bf16", "fp32"]
+
+
 def _require_whole_micro_batches(micro_batch_size: int | None, batch_size: int) -> None:
     if micro_batch_size and batch_size % micro_batch_size:
         raise ValueError(f"micro_batch_size {micro_batch_size} must divide the batch of {batch_size}")

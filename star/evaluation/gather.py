@@ -70,7 +70,7 @@ def _gather_model(
     from star.modeling.models import count_parameters, load_model, load_tokenizer
     from star.teacher.vllm_engine import TeacherEngine
 
-    tokenizer, loaded = load_tokenizer(model), load_model(model)
+    tokenizer, loaded = load_tokenizer(model), load_model(model, precision=config.precision)
     journal = Journal(state / f"{name}.jsonl")
     engine = TeacherEngine(model, config.evaluate.vllm) if config.evaluate.vllm else None
     candidate = Candidate(

@@ -26,8 +26,9 @@ from transformers.utils import logging as transformers_logging
 from star import distributed
 from star.config.files import HUB_ID, ModelFolder, refuse_folder_of_name
 from star.config.model_files import refuse_unsafe_weights
-from star.config.training import Lora
+from star.config.training import Lora, Precision
 from star.errors import InputError
+from star.modeling.precision import weights_dtype
 from star.modeling.trial import try_model
 
 TRIED_OF_THE_HUB = [
@@ -75,22 +76,27 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrai
 
 
 def load_model(
-    model: str | Path, *, revision: str | None = None, training: bool = False, lora: Lora | None = None
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    precision: Precision = "auto",
+    training: bool = False,
+    lora: Lora | None = None,
 ) -> PreTrainedModel:
     """Loads the causal language model of a folder or hub id: safetensors only, no remote code.
 
-    Weights are fp32 on a CPU, and for a training of all weights: steps of 3e-7 vanish in bf16 weights (the trainer
-    computes in bf16). Otherwise they are bf16 on a GPU.
+    The type of its weights follows the rule in star/modeling/precision.py.
 
     Args:
+        precision: the setting.
         training: whether the weights themselves are trained, unless `lora` is given.
-        lora: adapters to train, in fp32, on every linear layer; the weights stay as they are, in bf16 on a GPU.
+        lora: adapters to train, in fp32, on every linear layer; the weights stay as they are, and may be bf16.
 
     Raises:
         InputError: the model cannot be loaded.
     """
-    trains_weights = training and lora is None
-    dtype = torch.bfloat16 if torch.cuda.is_available() and not trains_weights else torch.float32
+    described = describe_model(model, revision=revision)
+    dtype = weights_dtype(precision, described, trained=training and lora is None)
     loaded, found = _load_pretrained(
         AutoModelForCausalLM, model, revision=revision, dtype=dtype, use_safetensors=True, output_loading_info=True
     )

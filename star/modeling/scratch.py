@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, 
 
 from star import distributed
 from star.config.models import Architecture, Scratch
+from star.config.training import Precision
 from star.modeling.models import load_model, save_model_atomically
+from star.modeling.precision import computes_in_bf16
 from star.modeling.training import IGNORE_INDEX, LogMetrics, seed_everything, supervised_arguments, train
 
 
@@ -41,6 +43,7 @@ def build_base(
     state: Path,
     label: str,
     seed: int,
+    precision: Precision = "auto",
     log_metrics: LogMetrics,
 ) -> PreTrainedModel:
     """Builds a model from scratch and trains it on the copy warm-up. Collective.
@@ -53,9 +56,10 @@ def build_base(
     finished = state / "base"
     # Rank 0 decides for all ranks, because all of them must train or none.
     if distributed.broadcast_from_rank0((finished / "config.json").is_file()):
-        return load_model(finished, training=True)
+        return load_model(finished, precision=precision, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
-    arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed)
+    bf16 = computes_in_bf16(precision, model.config)
+    arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed, bf16=bf16)
     # As many rows as the steps read, so that no row repeats.
     count = scratch.warmup.steps * scratch.warmup.batch_size
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)

@@ -54,14 +54,19 @@ def seed_everything(seed: int) -> None:
 
 
 def hardware_arguments() -> dict[str, Any]:
-    """bf16 where the GPU has it, and recomputed activations to save its memory; fp32 on a CPU."""
+    """On a GPU, activations are computed again in the backward pass, to save its memory."""
     on_gpu = torch.cuda.is_available()
-    bf16 = on_gpu and torch.cuda.is_bf16_supported()
-    return {"use_cpu": not on_gpu, "bf16": bf16, "activation_checkpointing": on_gpu}
+    return {"use_cpu": not on_gpu, "activation_checkpointing": on_gpu}
 
 
 def common_arguments(
-    settings: Training | SimRL, *, folder: Path, seed: int, batch_size: int, logging_steps: int | None = None
+    settings: Training | SimRL,
+    *,
+    folder: Path,
+    seed: int,
+    bf16: bool,
+    batch_size: int,
+    logging_steps: int | None = None,
 ) -> dict[str, Any]:
     """TrainingArguments that every trainer has.
 
@@ -69,6 +74,7 @@ def common_arguments(
 
     Args:
         folder: where checkpoints go.
+        bf16: whether forward and backward passes compute in bf16 (`precision.computes_in_bf16`).
         batch_size: sequences per optimiser step over all ranks.
         logging_steps: steps between logged metrics; by default such that about 50 steps are logged.
 
@@ -104,6 +110,7 @@ def common_arguments(
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
+        "bf16": bf16,
         **hardware_arguments(),
     }
 
@@ -123,11 +130,11 @@ def _default_logging_steps(settings: Training | SimRL) -> int:
 
 
 def supervised_arguments(
-    settings: Training, *, folder: Path, seed: int, logging_steps: int | None = None
+    settings: Training, *, folder: Path, seed: int, bf16: bool, logging_steps: int | None = None
 ) -> TrainingArguments:
     """Arguments of supervised training and distillation: AdamW, warm-up for 5% of the steps, decay in the last 30%."""
     common = common_arguments(
-        settings, folder=folder, seed=seed, batch_size=settings.batch_size, logging_steps=logging_steps
+        settings, folder=folder, seed=seed, bf16=bf16, batch_size=settings.batch_size, logging_steps=logging_steps
     )
     arguments = TrainingArguments(
         **common,

@@ -12,10 +12,11 @@ from star.errors import InputError
 from star.modeling.training import common_arguments
 
 
-def grpo_config(settings: SimRL, *, folder: Path, seed: int, longest_prompt: int) -> GRPOConfig:
+def grpo_config(settings: SimRL, *, folder: Path, seed: int, bf16: bool, longest_prompt: int) -> GRPOConfig:
     """TRL's arguments for this process, one of `WORLD_SIZE` ranks. A group is never split between processes.
 
     Args:
+        bf16: whether forward and backward passes compute in bf16.
         longest_prompt: its tokens; vLLM reserves memory for one sequence of this length with a completion.
 
     Raises:
@@ -28,7 +29,7 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int, longest_prompt: int
         )
     batch_size = settings.prompts_per_step * settings.num_generations
     return GRPOConfig(
-        **common_arguments(settings, folder=folder, seed=seed, batch_size=batch_size),
+        **common_arguments(settings, folder=folder, seed=seed, bf16=bf16, batch_size=batch_size),
         **_vllm_arguments(settings, longest_prompt=longest_prompt),
         num_generations=settings.num_generations,
         beta=settings.beta,

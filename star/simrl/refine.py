@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from star.config.experiment import Config
-from star.config.training import SimRL
+from star.config.training import Precision, SimRL
 from star.folders.workspace import Workspace
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt, render_rows, within_length
@@ -65,6 +65,7 @@ def refine_student(
         prompts,
         settings=config.refine,
         seed=config.seed,
+        precision=config.precision,
         workspace=workspace,
         label="refine the student (Sim-RL)",
         log_metrics=log_metrics,
@@ -80,6 +81,7 @@ def refine_model(
     *,
     settings: SimRL,
     seed: int,
+    precision: Precision = "auto",
     workspace: Workspace,
     label: str,
     log_metrics: LogMetrics,
@@ -100,12 +102,13 @@ def refine_model(
     seed_everything(seed)
     training_prompts, heldout_prompts = hold_out_prompts(prompts, settings=settings, seed=seed)
     trainer = build_trainer(
-        load_model(model, training=True, lora=settings.lora),
+        load_model(model, precision=precision, training=True, lora=settings.lora),
         tokenizer,
         training_prompts,
         settings=settings,
         folder=workspace.state / "simrl",
         seed=seed,
+        precision=precision,
     )
     tables = CompletionTables(
         trainer,

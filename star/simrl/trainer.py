@@ -45,8 +45,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from star.chat import prompt_opening
-from star.config.training import SimRL
+from star.config.training import Precision, SimRL
 from star.errors import InputError
+from star.modeling.precision import computes_in_bf16
 from star.modeling.prompts import Prompt
 from star.modeling.tokenizer import ids_without_token, tokenize
 from star.rewards.baselines import REWARDS
@@ -79,6 +80,7 @@ def build_trainer(
     settings: SimRL,
     folder: Path,
     seed: int,
+    precision: Precision = "auto",
 ) -> "SimRLTrainer":
     """Builds the trainer of these prompts; checkpoints go to `folder`.
 
@@ -97,11 +99,13 @@ def build_trainer(
             "row": list(range(len(prompts))),
         }
     )
+    longest_prompt = _longest(prompts, tokenizer, settings)
+    bf16 = computes_in_bf16(precision, model.config)
     return SimRLTrainer(
         prompts,
         settings,
         model=model,
-        args=grpo_config(settings, folder=folder, seed=seed, longest_prompt=_longest(prompts, tokenizer, settings)),
+        args=grpo_config(settings, folder=folder, seed=seed, bf16=bf16, longest_prompt=longest_prompt),
         train_dataset=rows,
         processing_class=tokenizer,
     )

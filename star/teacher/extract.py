@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from star.config.teacher_signal import TopK
+from star.config.training import Precision
 from star.folders.manifest import read_manifest
 from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
@@ -65,7 +66,9 @@ class StoredIds(NamedTuple):
     excluded_ids: list[int]
 
 
-def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard, out: Path) -> dict[str, float]:
+def extract_top_k(
+    teacher: Path, rollouts: Path, *, settings: TopK, precision: Precision = "auto", shard: Shard, out: Path
+) -> dict[str, float]:
     """Writes all that a student learns from to `out`: the sequences, the tokenizer and the top-k store.
 
     Args:
@@ -86,7 +89,7 @@ def extract_top_k(teacher: Path, rollouts: Path, *, settings: TopK, shard: Shard
     ids, sequences = read_sequences(out)
     rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
     stored = choose_ids(tokenizer, rows=rows, top_k=settings.top_k)
-    top_k = _connect_back_end(teacher, tokenizer, settings, stored=stored)
+    top_k = _connect_back_end(teacher, tokenizer, settings, precision=precision, stored=stored)
     # In the header of every file, so that a store never mixes the signals of two teachers.
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, stored.k, vocab_size=stored.vocab_size, provenance=provenance) as writer:
@@ -118,7 +121,7 @@ def choose_ids(tokenizer: PreTrainedTokenizerBase, *, rows: int, top_k: int) -> 
 
 
 def _connect_back_end(
-    teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK, *, stored: StoredIds
+    teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK, *, precision: Precision, stored: StoredIds
 ) -> TopKFunction:
     """Starts the back end of the settings; returns its top-k function."""
     k, excluded = stored.k, stored.excluded_ids
@@ -126,7 +129,8 @@ def _connect_back_end(
         return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded)
     if settings.vllm:
         return partial(TeacherEngine(teacher, settings.vllm, max_logprobs=k).top_k, k=k, excluded_ids=excluded)
-    return model_top_k(load_model(teacher).eval(), pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded)
+    model = load_model(teacher, precision=precision).eval()
+    return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded)
 
 
 def store_top_k(

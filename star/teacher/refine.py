@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from star import distributed
 from star.config.experiment import Config
 from star.config.models import Architecture, Scratch
-from star.config.training import Training
+from star.config.training import Precision, Training
 from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
+from star.modeling.precision import computes_in_bf16
 from star.modeling.prompts import Prompt, render_rows, within_length
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import TOKENIZED_AT_ONCE, bootstrap_tokenizer, tokenize, train_tokenizer
@@ -64,6 +65,7 @@ def make_teacher(
                 kept,
                 settings=config.teacher.sft,
                 seed=config.seed,
+                precision=config.precision,
                 workspace=workspace,
                 log_metrics=log_metrics,
             )
@@ -76,6 +78,7 @@ def make_teacher(
             kept,
             settings=config.teacher.refine,
             seed=config.seed,
+            precision=config.precision,
             workspace=workspace,
             label="refine the teacher (Sim-RL)",
             log_metrics=log_metrics,
@@ -117,9 +120,11 @@ def _base(
             state=workspace.state,
             label="warm up the teacher's base",
             seed=config.seed,
+            precision=config.precision,
             log_metrics=log_metrics,
         )
-    return load_model(base_source(base), revision=config.teacher.revision, training=True)
+    revision = config.teacher.revision
+    return load_model(base_source(base), revision=revision, precision=config.precision, training=True)
 
 
 def _fine_tune(
@@ -129,15 +134,17 @@ def _fine_tune(
     *,
     settings: Training,
     seed: int,
+    precision: Precision,
     workspace: Workspace,
     log_metrics: LogMetrics,
 ) -> None:
     """Trains on the targets of the rows; the loss is over the target's tokens only."""
     # Seeded here, so that a base that is only read and one that was trained just now give the same fine-tuning.
     seed_everything(seed)
+    bf16 = computes_in_bf16(precision, model.config)
     trainer = Trainer(
         model=model,
-        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed),
+        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed, bf16=bf16),
         train_dataset=SupervisedRows(prompts, tokenizer),
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )

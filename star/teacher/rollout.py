@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from star.config.experiment import Config
 from star.config.teacher_signal import Rollout
+from star.config.training import Precision
 from star.errors import InputError
 from star.folders.shard import Shard
 from star.folders.workspace import Workspace
@@ -82,7 +83,7 @@ def roll_out_rows(
     chosen = choose_prompts(prompts, count=config.rollout.prompts, seed=config.seed)
     settings = config.rollout
     counts = roll_out(
-        _sampler(teacher, settings),
+        _sampler(teacher, settings, precision=config.precision),
         tokenizer,
         chosen,
         settings=settings,
@@ -93,11 +94,13 @@ def roll_out_rows(
     return {"prompts": len(chosen), "too_long": len(rendered) - len(prompts), **counts}
 
 
-def _sampler(teacher: Path, settings: Rollout) -> Sampler:
+def _sampler(teacher: Path, settings: Rollout, *, precision: Precision) -> Sampler:
     """Starts the back end of the settings; returns its function that samples."""
     if settings.server:
         return TeacherServer(settings.server).generate
-    return TeacherEngine(teacher, settings.vllm).generate if settings.vllm else partial(generate, load_model(teacher))
+    if settings.vllm:
+        return TeacherEngine(teacher, settings.vllm).generate
+    return partial(generate, load_model(teacher, precision=precision))
 
 
 def choose_prompts(prompts: list[Prompt], *, count: int | None, seed: int) -> list[Prompt]:
