@@ -151,10 +151,10 @@ def _parameters_of(described: "PretrainedConfig", source: str) -> int:
 def _describe(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
     from transformers import Qwen3Config
 
-    from star.modeling.models import describe_model
+    from star.modeling.models import base_source, describe_model
 
     if isinstance(model.base, Architecture):
         # The embedding of a model from scratch is small, so any vocabulary will do.
         return Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump()), "scratch"
-    source = model.base.read_description() if isinstance(model.base, ModelFolder) else model.base
+    source = model.base.read_description() if isinstance(model.base, ModelFolder) else base_source(model.base)
     return describe_model(source, revision=model.revision), str(source)

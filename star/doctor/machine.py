@@ -10,7 +10,7 @@ from typing import get_args
 
 from star.config.cluster import ModelStage
 from star.config.experiment import Config
-from star.config.files import ModelFolder
+from star.config.files import GgufFile, ModelFolder
 from star.config.models import Architecture
 from star.doctor.actors import SMALL_PARAMETERS
 from star.doctor.check import Check, run_check
@@ -82,7 +82,7 @@ def _existing_home() -> Path:
     return next(folder for folder in (home(), *home().parents) if folder.exists())
 
 
-def _is_large(base: ModelFolder | Architecture | str) -> bool:
+def _is_large(base: ModelFolder | GgufFile | Architecture | str) -> bool:
     """Whether a base is too large for a laptop. One of the hub or in S3 counts as large, because nothing of it is here yet."""
     if isinstance(base, ModelFolder):
         if base.is_in_s3:

@@ -24,10 +24,11 @@ from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 from star import distributed
-from star.config.files import HUB_ID, ModelFolder, refuse_folder_of_name
+from star.config.files import HUB_ID, GgufFile, ModelFolder, refuse_folder_of_name
 from star.config.model_files import refuse_unsafe_weights
 from star.config.training import Lora, Precision
 from star.errors import InputError
+from star.modeling.gguf import folder_of_gguf
 from star.modeling.precision import weights_dtype
 from star.modeling.trial import try_model
 
@@ -144,12 +145,16 @@ def add_lora_adapters(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     return adapted
 
 
-def base_source(base: ModelFolder | str) -> Path | str:
+def base_source(base: ModelFolder | GgufFile | str) -> Path | str:
     """The folder or hub id from which a pretrained base of the configuration is loaded. A folder's files are verified.
 
+    Of a GGUF file it is the folder that is made of it.
+
     Raises:
-        InputError: the folder has changed since the configuration was loaded.
+        InputError: the folder or file has changed since the configuration was loaded, or the file holds no model.
     """
+    if isinstance(base, GgufFile):
+        return folder_of_gguf(base.read_verified(), sha256=base.sha256)
     return base.read_verified() if isinstance(base, ModelFolder) else base
 
 
