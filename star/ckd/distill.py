@@ -1,12 +1,13 @@
 """Distils a student from a top-k store.
 
-Loads or builds the student's base, checks that its tokenizer is the teacher's, and trains it with CKD.
+Loads, shortens or builds the student's base, checks that its tokenizer is the teacher's, and trains it with CKD.
 """
 
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from star.ckd.shorten import make_shortened
 from star.ckd.trainer import CKD_METRICS, CKDTrainer
 from star.config.experiment import Config
 from star.config.models import Architecture
@@ -73,7 +74,10 @@ def _load_or_build_base(
     # Compared before the model is loaded: another family is refused without reading its weights.
     source, revision = base_source(base), config.student.revision
     require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
-    return load_model(source, revision=revision, precision=config.precision, training=True, lora=lora)
+    if config.student.layers is None:
+        return load_model(source, revision=revision, precision=config.precision, training=True, lora=lora)
+    shortened = make_shortened(config, source, topk, tokenizer=tokenizer, workspace=workspace, log_metrics=log_metrics)
+    return load_model(shortened, precision=config.precision, training=True, lora=lora)
 
 
 def require_same_tokenizer(

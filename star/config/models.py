@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from star.config.base import Section
 from star.config.files import GgufFile, ModelFolder, to_model_folder
@@ -62,3 +62,23 @@ class Student(Section):
 
     base: Base = "Qwen/Qwen3-0.6B"
     revision: str | None = Field(None, description=REVISION)
+    layers: int | None = Field(
+        None,
+        ge=2,
+        description="Number of the base's layers that are kept, spread evenly from the first to the last; all by default",
+    )
+    heal: Training | None = Field(
+        None,
+        description="Training on the teacher's samples (forward KL) after layers were dropped and before the distillation; without "
+        "it a student that lost layers starts worse than one that knows nothing",
+    )
+
+    @model_validator(mode="after")
+    def _layers_come_from_a_base(self) -> "Student":
+        if self.layers is not None and isinstance(self.base, Architecture):
+            raise ValueError(
+                "`layers` drops layers of a pretrained base: set num_hidden_layers of a base from scratch instead"
+            )
+        if self.heal is not None and self.layers is None:
+            raise ValueError("`heal` is for a base that loses layers: set `layers`, or leave it out")
+        return self

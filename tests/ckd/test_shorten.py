@@ -1,0 +1,79 @@
+"""A student with fewer layers than its base is healed on the teacher's samples before CKD, and resumes there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from star import stages
+from star.ckd.distill import distill_student
+from star.config.experiment import Config
+from star.config.models import Architecture, Student
+from star.config.training import Training
+from star.errors import InputError
+from star.folders.workspace import Workspace
+from star.modeling.models import load_model, load_tokenizer, save_model
+from star.modeling.scratch import scratch_model
+
+SIZES = Architecture(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=1, num_key_value_heads=1, head_dim=16
+)
+HEAL = Training(steps=4, batch_size=2, learning_rate=1e-2, save_steps=2)
+
+
+@pytest.fixture(scope="module")
+def base(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretrained model of four layers with the teacher's tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("base") / "model", load_tokenizer(finished["refine-teacher"])
+    save_model(scratch_model(SIZES, tokenizer, seed=3), tokenizer, folder)
+    return folder
+
+
+def shortened(micro: Config, base: Path, **settings: object) -> Config:
+    return micro.model_copy(update={"student": Student(base=str(base), **settings)})
+
+
+def test_a_killed_healing_goes_on_and_ends_with_the_same_student(
+    micro: Config, base: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    config = shortened(micro, base, layers=2, heal=HEAL)
+    metrics = stages.distill(config, topk=finished["extract-topk"], out=tmp_path / "whole")
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    workspace.out.mkdir()
+    workspace.state.mkdir()
+
+    def kill_at(phase: str, at: int):
+        def log(values: dict[str, float], step: int) -> None:
+            if f"{phase}/loss" in values and step == at:
+                raise KeyboardInterrupt
+
+        return log
+
+    for phase in ("heal", "ckd"):
+        with pytest.raises(KeyboardInterrupt):
+            distill_student(config, finished["extract-topk"], workspace=workspace, log_metrics=kill_at(phase, 3))
+    distill_student(config, finished["extract-topk"], workspace=workspace, log_metrics=lambda values, step: None)
+    for name in ("model.safetensors", "heal_curve.json", "ckd_curve.json"):
+        assert (workspace.out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert load_model(workspace.out).config.num_hidden_layers == 2
+    losses = [entry["loss"] for entry in json.loads((workspace.out / "heal_curve.json").read_text())]
+    assert len(losses) == 4
+    assert metrics["heal_loss"] == losses[-1] < losses[0]
+
+
+def test_layers_alone_are_dropped_without_a_training(
+    micro: Config, base: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    config = shortened(micro, base, layers=3)
+    stages.distill(config, topk=finished["extract-topk"], out=tmp_path / "student")
+    assert load_model(tmp_path / "student").config.num_hidden_layers == 3
+    assert not (tmp_path / "student" / "heal_curve.json").exists()
+    with pytest.raises(InputError, match=r"`student.layers` is 5 and .* has 4 layers"):
+        stages.distill(shortened(micro, base, layers=5), topk=finished["extract-topk"], out=tmp_path / "none")
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="set num_hidden_layers of a base from scratch"):
+        Student(base=SIZES, layers=2)
+    with pytest.raises(ValueError, match="`heal` is for a base that loses layers"):
+        Student(base="team/model", heal=HEAL)
