@@ -109,6 +109,7 @@ def _run_on_rank0(
         return draft_of(stage, config, inputs=manifests, part=part_of_result(stage.name, inputs, manifests, shard))
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
+        from star.registry.card_facts import card_facts
         from star.registry.lineage import collect_origin, input_datasets
         from star.tracking.accelerators import metrics_of_held
         from star.tracking.runs import stage_run
@@ -133,6 +134,7 @@ def _run_on_rank0(
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
+        origin |= card_facts(config, stage.sections, workspace.out)
         return Result(metrics | metrics_of_held(metrics["seconds"]), origin)  # MLflow's run has these by itself
 
     sources = [*map(Path, inputs.values()), *paths_in(settings)]

@@ -134,7 +134,7 @@ def _judge_work(path: Path, protection: Protection) -> Entry:
 
 
 def _judge_download(path: Path, protection: Protection, aliased: Mapping[str, str] | None) -> Entry:
-    if path.name.startswith(".download-"):
+    if path.name.startswith((".download-", ".publish-")):
         return _judge(path, protection.days, kind="download")
     try:
         model = json.loads((path / LINEAGE_FILE).read_text(encoding="utf-8"))["model"]

@@ -73,7 +73,18 @@ class Registry(Section):
     """Where the student is registered, and what it needs to become champion."""
 
     model_name: str = Field("star", min_length=1, description="Name of the registered model in MLflow")
-    license: Annotated[str, matching(r"[\w.+-]+", "the id of a licence, such as apache-2.0")] = Field(
-        "apache-2.0", description="Licence that the card of the published model states"
+    license: Annotated[str, matching(r"[\w.+-]+", "the id of a licence, such as apache-2.0")] | None = Field(
+        None,
+        description="Licence that the card of the published model states; by default that of the student's base (`other` if nothing "
+        "says it), and apache-2.0 for a base from scratch",
+    )
+    base_model: Annotated[str, matching(r"[\w.-]+/[\w.-]+", "a Hugging Face id, such as Qwen/Qwen3-0.6B")] | None = (
+        Field(
+            None, description="Hugging Face id of the student's base for the card, where the base is a folder or a file"
+        )
+    )
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Weights of the published model; `auto` is bf16 for a pretrained base of the student and fp32 for one from scratch",
     )
     gate: Gate = Field(Gate(), description="Bars that a candidate must clear to become champion")

@@ -7,6 +7,26 @@ from pathlib import Path
 
 from star.folders.owners import is_own
 
+LINKED_BYTES = 16 * 2**20  # from this size on a file is linked: nobody edits such a file by hand
+
+
+def link_large_or_copy(source: Path, target: Path) -> None:
+    """Links a large file to a second place for good, read-only from then on, and copies a small one."""
+    if source.stat().st_size >= LINKED_BYTES:
+        link_or_copy(source, target, read_only=True)
+    else:
+        shutil.copyfile(source, target)
+
+
+def copy_folder_with_links(folder: Path, target: Path) -> None:
+    """Copies all files below a folder with `link_large_or_copy`. What a link leads to is copied."""
+    shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=_link_large)
+
+
+def _link_large(source: str | os.DirEntry[str], target: str) -> str:
+    link_large_or_copy(Path(source), Path(target))
+    return target
+
 
 def link_or_copy(source: Path, target: Path, *, read_only: bool = False) -> None:
     """Links a file of this user to a second place, or copies it.

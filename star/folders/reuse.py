@@ -30,7 +30,7 @@ from pathlib import Path
 
 from star.digest_cache import links_change
 from star.errors import InputError
-from star.folders.link import link_or_copy
+from star.folders.link import link_large_or_copy
 from star.folders.manifest import MANIFEST, copy_listed_files, is_finished, read_manifest
 from star.folders.owners import create_in_home, is_own
 from star.folders.publish import make_incoming, replace_folder
@@ -43,7 +43,6 @@ VARIABLE = "STAR_REUSE"
 NO_RESULTS = frozenset(
     {"latest", "work", "cache", "in-use", "inputs", "lineages", "logs", "mlartifacts", "models", "spool"}
 )
-LINKED_BYTES = 16 * 2**20  # from this size on a file is linked: nobody edits such a file by hand
 
 _upload_place: ContextVar[str | None] = ContextVar("_upload_place", default=None)
 
@@ -149,8 +148,4 @@ def _take(folder: Path, out: Path, *, fingerprint: str, is_valid: Callable[[Path
 
 def _link_or_copy(source: Path, target: Path) -> None:
     # DVC may have made the file a link into its own cache.
-    file = source.resolve()
-    if file.stat().st_size >= LINKED_BYTES:
-        link_or_copy(file, target, read_only=True)
-    else:
-        shutil.copyfile(file, target)
+    link_large_or_copy(source.resolve(), target)

@@ -40,6 +40,7 @@ TRIED_OF_THE_HUB = [
     "tokenizer.json",
     "tokenizer_config.json",
     "*.jinja",
+    "README.md",  # not tried: it says the licence (star/registry/base_facts.py)
 ]
 
 transformers_logging.disable_progress_bar()  # one bar per file loaded or saved would hide ours

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from star.errors import InputError, UnavailableError
+from star.folders.link import copy_folder_with_links
 from star.folders.owners import create_folder, refuse_others
 from star.folders.s3_client import is_outage
+from star.registry.local_artifacts import folder_in_home
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
 from star.tracking.reason import reason_of
@@ -26,10 +28,13 @@ class OtherFilesError(InputError):
     """The stored files of a version are not those that it was registered with."""
 
 
-def download_version(version: Version, out: Path) -> Path:
+def download_version(version: Version, out: Path, *, link: bool = True) -> Path:
     """Downloads a version into `out`/<model digest>, checks the sha256 of every file, and returns that folder.
 
     A copy that is there already is checked, and downloaded again only if it is damaged.
+
+    Args:
+        link: whether large files may be links of those that this home stores; then they are read-only.
 
     Raises:
         InputError: the files cannot be downloaded, or nobody has said which they are.
@@ -39,10 +44,10 @@ def download_version(version: Version, out: Path) -> Path:
     refuse_others(folder)
     if folder.is_dir() and hash_files(folder) == version.files:
         return folder
-    return verify_stored_files(version, out)
+    return verify_stored_files(version, out, link=link)
 
 
-def verify_stored_files(version: Version, out: Path) -> Path:
+def verify_stored_files(version: Version, out: Path, *, link: bool = True) -> Path:
     """`download_version`, but what is stored is read in any case: a copy here says nothing of it."""
     folder = _folder_of(version, out)
     refuse_others(folder)
@@ -50,7 +55,7 @@ def verify_stored_files(version: Version, out: Path) -> Path:
     # Downloaded beside its place and renamed once checked, so that a kill leaves no folder that looks complete.
     with tempfile.TemporaryDirectory(dir=out, prefix=".download-") as scratch:
         model = Path(scratch) / "model"
-        _download_artifacts(version, "", to=model)
+        _download_artifacts(version, "", to=model, link=link)
         _check_files(version, hash_files(model), version.files)
         # A folder cannot be renamed over one with content, so a damaged copy is removed first.
         shutil.rmtree(folder, ignore_errors=True)
@@ -80,7 +85,8 @@ def download_version_as(version: Version, folder: Path) -> Path:
         raise InputError(f"{folder} exists and does not hold the files of {version}: remove it, or give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-        download_version(version, Path(scratch)).rename(folder)
+        # Copies: whoever names a folder may go on to change the model in it.
+        download_version(version, Path(scratch), link=False).rename(folder)
     return folder
 
 
@@ -102,8 +108,12 @@ def download_unchecked(version: Version, to: Path) -> Path:
     return _download_artifacts(version, "", to=to)
 
 
-def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
-    """Downloads one file of a version, or all with the empty path, without a check."""
+def _download_artifacts(version: Version, path: str, *, to: Path, link: bool = False) -> Path:
+    """Downloads one file of a version, or all with the empty path, without a check.
+
+    Args:
+        link: whether large files that this home stores may become links, which nobody can write to.
+    """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     to.mkdir(parents=True, exist_ok=True)
@@ -114,8 +124,13 @@ def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
             store = get_artifact_repository(
                 version.source if in_bucket else f"models:/{version.name}/{version.version}"
             )
-            _refuse_other_server(version, store)
-            store.download_artifacts(path, dst_path=str(to))
+            location = _refuse_other_server(version, store)
+            place = folder_in_home(location) if link and not path else None
+            # The folder of a version that was deleted is missing: MLflow says so.
+            if place and place.is_dir():
+                copy_folder_with_links(place, to)
+            else:
+                store.download_artifacts(path, dst_path=str(to))
     except InputError:
         raise
     except (
@@ -126,8 +141,8 @@ def _download_artifacts(version: Version, path: str, *, to: Path) -> Path:
     return to / path
 
 
-def _refuse_other_server(version: Version, store: Any) -> None:
-    """Checks that files that are asked of a server are asked of MLflow's.
+def _refuse_other_server(version: Version, store: Any) -> str:
+    """Checks that files that are asked of a server are asked of MLflow's, and returns where they are.
 
     Whoever reaches MLflow can register a version whose files lie anywhere, and MLflow's client sends its password or token
     to wherever that is.
@@ -144,6 +159,7 @@ def _refuse_other_server(version: Version, store: Any) -> None:
             f"the files of {version} are at {place}, which is not MLflow's server: they are not asked for, because MLflow's "
             "password or token would be sent there"
         )
+    return str(store.artifact_uri)
 
 
 def _check_files(version: Version, found: dict[str, str], registered: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from star.config.experiment import Config
 from star.config.files import FileRef, RowsFolder, inputs_in, read_input
-from star.digest_cache import digest_of_file
+from star.digest_cache import digest_of_file, digests_of
 from star.errors import InputError
 from star.folders.dvc_digest import dvc_digest
 from star.folders.manifest import MANIFEST, open_input, read_manifest
@@ -76,7 +76,7 @@ def git_state() -> dict[str, str]:
         return {}
 
 
-def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) -> dict:
+def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str, published: Path) -> dict:
     """Builds the content of a refined model's lineage.json.
 
     Args:
@@ -84,15 +84,16 @@ def build_lineage(refined: Path, evaluation: Path, *, report: dict, model: str) 
         evaluation: folder of the stage `evaluate`.
         report: content of its evaluation.json.
         model: digest of the refined folder.
+        published: folder with the model's files as they are published, whose weights may have another precision.
     """
     manifest, measured = read_manifest(refined), read_manifest(evaluation)
     stages = {model: manifest.summary(), **manifest.ancestors}
     by_stage = {summary["stage"]: digest for digest, summary in stages.items()}
-    weights = {entry.path: entry.sha256 for entry in manifest.files if entry.path.endswith(".safetensors")}
+    weights = digests_of(sorted(published.rglob("*.safetensors")), trust="none")
     tracked = dvc_digests(set(stages) | {measured.digest})
     return {
         "model": model,
-        "weights": weights,
+        "weights": {file.relative_to(published).as_posix(): digest for file, digest in weights.items()},
         "tokenizer": digest_of_file(refined / "tokenizer.json", trust="none"),
         "data": by_stage.get("synthesize", report["lineage"].get("data", "")),
         "teacher": by_stage.get("refine-teacher", report["lineage"].get("teacher", "")),

@@ -15,18 +15,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from star.digest_cache import digests_of, links_change
+from star.digest_cache import digests_of
 from star.errors import InputError
-from star.folders.link import link_or_copy
-from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.folders.link import copy_folder_with_links
 from star.hashing import digest_of
 from star.json_file import write_json
 from star.registry.bucket import address_of, store_in_bucket
 from star.registry.lineage import LINEAGE_FILE
+from star.registry.local_artifacts import folder_in_home
 from star.registry.location import registry_location
 from star.registry.versions import (
     DIGEST_TAG,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 CARD = "README.md"
-LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
 CONTENT_TAG = "star.content"  # tag of a LoggedModel: digest of the hashes of its files
 MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
@@ -56,8 +54,8 @@ AUDIT_PAGE = 500  # LoggedModels or versions that MLflow is asked for at a time 
 UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
 
 
-def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: dict, outcomes: Path, name: str) -> None:
-    """Fills the folder that is published: the model as `from_pretrained` reads it, card, lineage, outcome on every row.
+def add_documents(folder: Path, *, card: str, lineage: dict, outcomes: Path, name: str) -> None:
+    """Adds card, lineage and the outcome on every row to the folder of a model that is published.
 
     Args:
         outcomes: the evaluation's outcomes.jsonl, with the rows of several models.
@@ -65,14 +63,6 @@ def assemble_model_folder(refined: Path, folder: Path, *, card: str, lineage: di
     """
     from star.evaluation.evaluate import OUTCOMES  # here, because to read versions needs no evaluation
 
-    # Only what the stage wrote: a file that somebody adds would be published, and would change what the model does.
-    listed = [entry.path for entry in read_manifest(refined).files]
-    published = [path for path in listed if not any(fnmatch(path, pattern) for pattern in LEFT_OUT)]
-    with links_change({refined / path: folder / path for path in published}):
-        for path in published:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            # Weights can be gigabytes, so they are linked where the file system allows it. Nothing here writes to them.
-            link_or_copy(refined / path, folder / path)
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / LINEAGE_FILE, lineage)
     lines = outcomes.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -120,8 +110,7 @@ def store_model(
         model = _logged_model(client, name, tags=tags, external=source)
     else:
         model = _logged_model(client, name, tags=tags)
-        with transfer_timeout():
-            client.log_model_artifacts(model.model_id, str(folder))
+        _store_artifacts(client, model, folder)
         # READY only after the upload: `reconcile` removes what stays in another state.
         client.finalize_logged_model(model.model_id, "READY")
         source = model.model_uri
@@ -217,6 +206,15 @@ def delete_logged_models(name: str) -> None:
         # First, because MLflow keeps those of a deleted one.
         get_artifact_repository(model.artifact_location).delete_artifacts()
         client.delete_logged_model(model.model_id)
+
+
+def _store_artifacts(client: "MlflowClient", model: "LoggedModel", folder: Path) -> None:
+    """Stores the folder's files as the artifacts of a LoggedModel: links of large ones where the store is in this home."""
+    if place := folder_in_home(model.artifact_location):
+        copy_folder_with_links(folder, place)
+        return
+    with transfer_timeout():
+        client.log_model_artifacts(model.model_id, str(folder))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ same (`registration_holds`), and keeps this result. If another version became ch
 """
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -41,7 +40,8 @@ from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.promotion.records import CHAMPION, Decision
 from star.registry.promotion.register_model import register_or_find, update_registration
-from star.registry.publish import assemble_model_folder
+from star.registry.publish import add_documents
+from star.registry.published_weights import Precision, place_model_files
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import READING_KEY, Version, find_version
 from star.tracking.runs import current_run
@@ -91,6 +91,7 @@ class Candidate:
     version: Version
     measurements: Measurements
     passed_over: list[str]  # versions that say that they are this model, and are not
+    trained: Path | None = None  # the folder with the trained weights, where those that are published were converted
 
     @property
     def decided_before(self) -> bool:
@@ -132,8 +133,10 @@ def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry,
     """
     # Before anything is published: a version that nobody can promote is of no use.
     require_ledger(settings.model_name, connect())
-    candidate = _publish(refined, evaluation, settings=settings)
-    result = _check_candidate(candidate, settings.gate)
+    # Large files may get further names here, which without this would count as a change of the file.
+    with links_change({refined / entry.path: None for entry in read_manifest(refined).files}):
+        candidate = _publish(refined, evaluation, settings=settings)
+        result = _check_candidate(candidate, settings.gate)
     outcome = _decide(candidate, result)
     _report(outcome, out)
     number = outcome.version.version
@@ -160,28 +163,31 @@ def registration_holds(folder: Path) -> bool:
 def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     """Registers the refined model, or finds the version with that content, and writes this evaluation's scores to its tags."""
     manifest, evaluation = read_manifest(refined), _read_evaluation(folder)
-    lineage = build_lineage(refined, folder, report=evaluation.report, model=manifest.digest)
-    tags = _lineage_tags(manifest, evaluation, lineage)
-    card = model_card(
-        settings.model_name,
-        license=settings.license,
-        entry=evaluation.model,
-        evaluation=evaluation.report,
-        lineage=lineage,
-    )
-    with tempfile.TemporaryDirectory(prefix="star-publish-") as scratch:
+    with tempfile.TemporaryDirectory(dir=create_in_home("models"), prefix=".publish-") as scratch:
         model = Path(scratch) / "model"
         # Card and lineage go into a copy, because the stage's folder must keep the content that its digest names.
-        assemble_model_folder(refined, model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
+        converted = place_model_files(refined, model, precision=_precision(settings, manifest))
+        lineage = build_lineage(refined, folder, report=evaluation.report, model=manifest.digest, published=model)
+        lineage |= {"precision": "bf16"} if converted else {}
+        card = model_card(settings, entry=evaluation.model, evaluation=evaluation.report, lineage=lineage)
+        add_documents(model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
+        tags = _lineage_tags(manifest, evaluation, lineage)
         version, passed_over = register_or_find(
             model, name=settings.model_name, scores=evaluation.scores, lineage=tags, model_digest=manifest.digest
         )
-        with links_change({refined / entry.path: None for entry in manifest.files}):
-            shutil.rmtree(model)
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
         version = update_registration(version, scores=evaluation.scores, lineage=tags)
-    return Candidate(version, evaluation.measurements(), passed_over)
+    return Candidate(version, evaluation.measurements(), passed_over, trained=refined if converted else None)
+
+
+def _precision(settings: Registry, manifest: Manifest) -> Precision:
+    """The precision of the published weights, as set or by the student's base, which the manifest's ancestors name."""
+    if settings.precision != "auto":
+        return settings.precision
+    distilled = [summary for summary in manifest.ancestors.values() if summary["stage"] == "distill"]
+    kinds = {summary.get("origin", {}).get("base", {}).get("kind", "scratch") for summary in distilled}
+    return "bf16" if kinds - {"scratch"} else "fp32"
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
@@ -215,7 +221,7 @@ def _check_candidate(candidate: Candidate, gate: Gate) -> GateResult:
     verdict = check_gate(candidate.measurements, _read_champion(version, over.aliases.get(CHAMPION)), gate)
     # The smoke test uses the files as the registry returns them, so that a damaged upload does not become champion.
     notes = [*verdict.notes, *candidate.passed_over]
-    return GateResult(Verdict([*verdict.checks, _smoke_check(version)], notes), over)
+    return GateResult(Verdict([*verdict.checks, _smoke_check(version, trained=candidate.trained)], notes), over)
 
 
 def _read_champion(candidate: Version, number: int | None) -> Measurements | None:
@@ -249,14 +255,16 @@ def _read_outcomes(file: Path) -> dict[str, tuple[str, float]]:
     }
 
 
-def _smoke_check(version: Version) -> Check:
-    """Downloads the published files and has them answer one request with tools.
+def _smoke_check(version: Version, *, trained: Path | None) -> Check:
+    """Downloads the published files and has them answer one request with tools, as the trained weights do.
 
     Raises:
         UnavailableError: their store does not answer.
     """
     try:
-        return Check("smoke", True, run_smoke_test(download_version(version, create_in_home("models"))))
+        return Check(
+            "smoke", True, run_smoke_test(download_version(version, create_in_home("models")), trained=trained)
+        )
     except UnavailableError:  # says nothing about the model, and a refusal would be final
         raise
     except Exception as error:  # whatever stops it from answering is a reason not to promote it

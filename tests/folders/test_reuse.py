@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from star.errors import InputError
-from star.folders import reuse
+from star.folders import link
 from star.folders.manifest import MANIFEST, Manifest, open_input, read_manifest
 from star.folders.run_once import Outcome, Result, draft_manifest, run_once
 from star.folders.s3 import upload_folder
@@ -21,7 +21,7 @@ LARGE = bytes(range(256)) * 8
 
 @pytest.fixture(autouse=True)
 def large_from_2_kib_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reuse, "LINKED_BYTES", len(LARGE))
+    monkeypatch.setattr(link, "LINKED_BYTES", len(LARGE))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from star.config.evaluation import Registry
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import Manifest, read_manifest
@@ -114,7 +115,9 @@ def test_the_card_says_what_it_is_for(published: Path) -> None:
         assert part in body
     entry = {"scores": {}, "by_kind": {"<script>|": {"rows": 1, "exact_match": 0.5}}}
     lineage = {"data": "d", "teacher": "t", "tokenizer": "k"}
-    hostile = model_card("x", license="mit", entry=entry, evaluation={"suite": {}}, lineage=lineage)
+    hostile = model_card(
+        Registry(model_name="x", license="mit"), entry=entry, evaluation={"suite": {}}, lineage=lineage
+    )
     assert "<script>" not in hostile
 
 

@@ -77,4 +77,4 @@ def test_a_store_that_is_away_is_no_reason_against_a_model(monkeypatch: pytest.M
     version = Version("star", 1, (), scores={}, lineage={}, created=datetime.now(), model_digest="d", files={})
     monkeypatch.setattr("star.registry.register.download_version", is_away)
     with pytest.raises(UnavailableError):
-        _smoke_check(version)
+        _smoke_check(version, trained=None)
