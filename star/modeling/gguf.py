@@ -30,6 +30,8 @@ from star.progress import Bar
 CHILD = Path(__file__).with_name("gguf_child.py")
 CONVERSION = f"1-{transformers_version}"  # of the code that makes the folder; another version makes it again
 THREADS = 4
+# What Python, numpy, torch and the loader of libraries say when they get no memory.
+WITHOUT_MEMORY = ("MemoryError", "llocate", "ot enough memory", "failed to map")
 START_SECONDS, START_BYTES = 60, 2**30  # for the imports of torch and transformers
 # Of CPU time and of memory for each parameter: the slowest formats take 50 ns, and a model is held twice for a moment.
 SECONDS_PER_PARAMETER, BYTES_PER_PARAMETER = 500e-9, 12
@@ -106,19 +108,18 @@ def _convert(file: Path, header: GgufHeader, *, out: Path) -> None:
 
 def _reason(done: subprocess.CompletedProcess[bytes], limits: dict[str, int]) -> str | None:
     """Why the child made no folder; None if it did."""
-    said = done.stdout.decode(errors="replace").splitlines()
-    if said and said[-1] == "done":
+    said = (done.stdout.decode(errors="replace").strip().splitlines() or [""])[-1]
+    if said == "done":
         return None
-    if said and said[-1].startswith("refused: "):
+    fault = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+    killed = done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+    if killed or any(words in said + fault for words in WITHOUT_MEMORY):
+        return _limit_reason(limits)
+    if said.startswith("refused: "):
         return (
-            f"{said[-1].removeprefix('refused: ')}; choose a file whose architecture and tokenizer transformers "
+            f"{said.removeprefix('refused: ')}; choose a file whose architecture and tokenizer transformers "
             f"{transformers_version} reads, or give the model as a folder with safetensors"
         )
-    if done.returncode < 0 or done.returncode == 1:
-        killed = done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
-        if killed or b"MemoryError" in done.stderr or b"llocat" in done.stderr:
-            return _limit_reason(limits)
-    fault = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
     return f"its conversion failed ({fault[:300]}); download it again, or give the model as a folder with safetensors"
 
 

@@ -27,6 +27,8 @@ def main() -> None:
     except Exception as error:  # transformers raises what its parts do
         first = (str(error).strip().splitlines() or ["no message"])[0]
         reason = f"{type(error).__name__}: {first[:300]}"
+        if "ignore_mismatched_sizes" in first:
+            reason = "its tensors have other shapes than transformers makes of its metadata"
     print(f"refused: {reason}" if reason else "done", flush=True)
 
 

@@ -164,7 +164,7 @@ class _Reader:
 
 
 def _refuse_other_kinds(header: GgufHeader, file: Path) -> None:
-    """Raises InputError for a file that is a part of a model, an adapter or a projector, or that has no tokenizer."""
+    """Raises InputError for a file that holds a part of a model, something else, or more than transformers would read of it."""
     metadata = header.metadata
     if metadata.get("split.count", 1) not in (0, 1):
         raise InputError(f"{file} is one of {metadata['split.count']} parts: merge them (llama-gguf-split --merge)")
@@ -174,5 +174,12 @@ def _refuse_other_kinds(header: GgufHeader, file: Path) -> None:
     tokens, layers = metadata.get("tokenizer.ggml.tokens"), metadata.get(f"{architecture}.block_count")
     if not isinstance(tokens, list) or not tokens or not isinstance(layers, int):
         raise InputError(f"{file} has no tokenizer or no number of layers in its metadata: choose another file")
+    # transformers reads neither, and the model would be another one from the first token on.
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if "rope_freqs.weight" in header.tensors or (scaling != "none" and architecture != "gpt-oss"):
+        raise InputError(
+            f"{file} scales its positions (rope), which transformers does not read from a GGUF file: give the model as a folder "
+            "with safetensors"
+        )
     if not 0 < layers <= min(LAYERS, len(header.tensors)):
         raise InputError(f"{file} describes {layers:,} layers and has {len(header.tensors):,} tensors: choose another")
