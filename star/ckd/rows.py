@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from star.ckd.objectives import draw_shares
 from star.errors import InputError
 from star.modeling.training import IGNORE_INDEX, collate_completions
-from star.topk.sequences import read_sequences
+from star.topk.sequences import read_lengths, read_sequences
 from star.topk.store import TopKStore
 
 TEACHER_ROWS = "teacher_rows"  # key of a batch: the Future of what `DistillationRows.read_teacher` returns
@@ -41,6 +41,7 @@ class DistillationRows(Dataset):
         self.ids, self.sequences = read_sequences(folder)
         self.store = TopKStore(folder)
         self.folder, self.draw_seed = folder, draw_seed
+        self.lengths = read_lengths(folder)
 
     def __len__(self) -> int:
         return len(self.ids)

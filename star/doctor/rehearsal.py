@@ -226,8 +226,8 @@ class _Rehearsal:
         """
         from star.modeling.generation import Sample
         from star.modeling.training import IGNORE_INDEX
-        from star.teacher.refine import SupervisedRows
         from star.teacher.rollout import assign_verdicts
+        from star.teacher.sft import SupervisedRows
 
         tokenizer = self.teacher.tokenizer
         ids = [label for label in SupervisedRows([prompt], tokenizer)[0]["labels"] if label != IGNORE_INDEX]

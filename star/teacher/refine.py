@@ -4,33 +4,21 @@ base (Qwen3, or from scratch) ─► fine-tuning, with teacher.sft ─► state/
 """
 
 import shutil
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
-from torch.utils.data import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star import distributed
 from star.config.experiment import Config
 from star.config.models import Architecture, Scratch
-from star.config.training import Precision, Training
 from star.folders.workspace import Workspace
 from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
-from star.modeling.precision import computes_in_bf16
-from star.modeling.prompts import Prompt, render_rows, within_length
+from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
-from star.modeling.tokenizer import TOKENIZED_AT_ONCE, bootstrap_tokenizer, tokenize, train_tokenizer
-from star.modeling.training import (
-    IGNORE_INDEX,
-    LogMetrics,
-    collate_completions,
-    copy_learning_curves,
-    seed_everything,
-    supervised_arguments,
-    train,
-)
+from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+from star.modeling.training import LogMetrics, copy_learning_curves
 from star.simrl.refine import SIMRL_METRICS, LogArtifact, refine_model
+from star.teacher.sft import fine_tune
 
 
 def make_teacher(
@@ -59,7 +47,7 @@ def make_teacher(
     if not distributed.broadcast_from_rank0((trained / "config.json").is_file()):
         model = _base(config, tokenizer, workspace=workspace, log_metrics=log_metrics)
         if config.teacher.sft:
-            _fine_tune(
+            fine_tune(
                 model,
                 tokenizer,
                 kept,
@@ -125,56 +113,3 @@ def _base(
         )
     revision = config.teacher.revision
     return load_model(base_source(base), revision=revision, precision=config.precision, training=True)
-
-
-def _fine_tune(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    *,
-    settings: Training,
-    seed: int,
-    precision: Precision,
-    workspace: Workspace,
-    log_metrics: LogMetrics,
-) -> None:
-    """Trains on the targets of the rows; the loss is over the target's tokens only."""
-    # Seeded here, so that a base that is only read and one that was trained just now give the same fine-tuning.
-    seed_everything(seed)
-    bf16 = computes_in_bf16(precision, model.config)
-    trainer = Trainer(
-        model=model,
-        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed, bf16=bf16),
-        train_dataset=SupervisedRows(prompts, tokenizer),
-        data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
-    )
-    train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
-
-
-class SupervisedRows(Dataset):
-    """The tokens of prompts and targets; the labels are those of what the model has to write.
-
-    They are kept as Arrow arrays, four bytes per token, and become lists one row at a time.
-    """
-
-    def __init__(self, prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
-        # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
-        self._prompts = _token_arrays([prompt.text for prompt in prompts], tokenizer)
-        self._targets = _token_arrays([prompt.target_after_opening for prompt in prompts], tokenizer)
-        self._count, self._end = len(prompts), tokenizer.eos_token_id
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        array, row = divmod(index, TOKENIZED_AT_ONCE)
-        prompt_ids, target_ids = (
-            arrays[array][row].values.to_numpy().tolist() for arrays in (self._prompts, self._targets)
-        )
-        target_ids.append(self._end)
-        return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}
-
-
-def _token_arrays(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[pa.Array]:
-    """The ids of the texts, TOKENIZED_AT_ONCE texts per array."""
-    return [pa.array(batch, pa.list_(pa.int32())) for batch in tokenize(texts, tokenizer)]

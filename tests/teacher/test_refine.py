@@ -12,7 +12,7 @@ from star.config.training import Lora
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt
 from star.modeling.training import IGNORE_INDEX
-from star.teacher.refine import SupervisedRows
+from star.teacher.sft import SupervisedRows
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""Fine-tunes a model on rows: supervised training on prompts and targets, with the loss over the targets' tokens.
+
+Shapes: T target tokens of a micro batch, H hidden, V vocabulary.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from star.ckd.loss import fused_linear_kd
+from star.config.training import Precision, Training
+from star.folders.workspace import Workspace
+from star.modeling.completion_trainer import CompletionTrainer
+from star.modeling.head import is_plain_head
+from star.modeling.precision import computes_in_bf16
+from star.modeling.prompts import Prompt
+from star.modeling.tokenizer import TOKENIZED_AT_ONCE, tokenize
+from star.modeling.training import (
+    IGNORE_INDEX,
+    LogMetrics,
+    collate_completions,
+    seed_everything,
+    supervised_arguments,
+    train,
+)
+
+# With so few ids the logits of the prompts take less than the passes over chunks, which leave them out.
+SMALL_VOCABULARY = 4096
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    *,
+    settings: Training,
+    seed: int,
+    precision: Precision,
+    workspace: Workspace,
+    log_metrics: LogMetrics,
+) -> None:
+    """Trains `model` on the targets of the rows; a killed training resumes from `workspace.state`. Collective."""
+    # Seeded here, so that a base that is only read and one that was trained just now give the same fine-tuning.
+    seed_everything(seed)
+    bf16 = computes_in_bf16(precision, model.config)
+    trainer = SupervisedTrainer(
+        model=model,
+        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed, bf16=bf16),
+        train_dataset=SupervisedRows(prompts, tokenizer),
+        data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
+    )
+    train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
+
+
+class SupervisedTrainer(CompletionTrainer):
+    """Minimises the cross-entropy of the targets. A large head is applied to their tokens only, chunk by chunk."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # Some architectures change the logits behind the head. They compute their loss themselves, with all logits.
+        is_large = self.model.get_output_embeddings().weight.shape[0] > SMALL_VOCABULARY
+        self.fuses_head = is_large and is_plain_head(self.model)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """Returns the loss of a micro batch, divided so that a whole batch adds up to its mean per target token."""
+        if not self.fuses_head:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.loss_of_completions(model, inputs, summed_cross_entropy)
+        tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
+        loss = self.mean_over_batch(loss, tokens=tokens, tokens_of_batch=num_items_in_batch)
+        return (loss, None) if return_outputs else loss
+
+
+def summed_cross_entropy(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor) -> Tensor:
+    """The cross-entropy of labels, summed over the tokens, without their logits [T, V] as a whole."""
+    # The loss of a distillation whose teacher is sure of the label.
+    certain_T1 = labels_T.new_zeros((len(labels_T), 1)).to(hidden_TH.dtype)
+    output = fused_linear_kd(hidden_TH, weight_VH, labels_T[:, None], certain_T1, labels_T, kind="ce", reduction="sum")
+    return output.loss
+
+
+class SupervisedRows(Dataset):
+    """The tokens of prompts and targets; the labels are those of what the model has to write.
+
+    `lengths` has the tokens per row. The tokens are kept as Arrow arrays, four bytes per token, and become lists one row at a time.
+    """
+
+    def __init__(self, prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
+        # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.
+        self._prompts = _token_arrays([prompt.text for prompt in prompts], tokenizer)
+        self._targets = _token_arrays([prompt.target_after_opening for prompt in prompts], tokenizer)
+        self._count, self._end = len(prompts), tokenizer.eos_token_id
+        # With the end token.
+        self.lengths = _lengths(self._prompts) + _lengths(self._targets) + 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        array, row = divmod(index, TOKENIZED_AT_ONCE)
+        prompt_ids, target_ids = (
+            arrays[array][row].values.to_numpy().tolist() for arrays in (self._prompts, self._targets)
+        )
+        target_ids.append(self._end)
+        return {"input_ids": prompt_ids + target_ids, "labels": [IGNORE_INDEX] * len(prompt_ids) + target_ids}
+
+
+def _token_arrays(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[pa.Array]:
+    """The ids of the texts, TOKENIZED_AT_ONCE texts per array."""
+    return [pa.array(batch, pa.list_(pa.int32())) for batch in tokenize(texts, tokenizer)]
+
+
+def _lengths(arrays: list[pa.Array]) -> np.ndarray:
+    """Tokens of each text."""
+    return np.concatenate([np.zeros(0, np.int64), *(pc.list_value_length(array).to_numpy() for array in arrays)])
