@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
 from star.errors import InputError
+from star.modeling.decoding import decode
 from star.modeling.tokenizer import ids_without_token
 
 
@@ -84,6 +85,7 @@ def generate(
         output = causal_model.generate(
             **batch,
             **sampling,
+            custom_generate=decode,
             num_beams=1,  # a model's own settings may ask for any number of beams
             num_return_sequences=samples,
             max_new_tokens=max_new_tokens,

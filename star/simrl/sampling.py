@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
+from star.modeling.decoding import decode
+
 RolloutKey = tuple[int, ...]  # identifies a rollout: seed, step, row, sample
 
 
@@ -50,13 +52,19 @@ class SeededSampling(LogitsProcessor):
         drawn_B1 = drawn_B1.clamp(max=scores_BV.shape[-1] - 1)
         return torch.full_like(scores_BV, -torch.inf).scatter_(-1, drawn_B1, 0.0)
 
+    def keep_rows(self, rows_R: torch.Tensor) -> None:
+        """Keeps the random numbers of these rows: the others have left the batch."""
+        self.uniforms_TB = self.uniforms_TB[:, rows_R.cpu()]
+
 
 @contextmanager
 def use_sampling(model: PreTrainedModel, sampling: SeededSampling) -> Iterator[None]:
     """Context manager in which the model's `generate` draws its tokens with `sampling`."""
     causal_model: Any = model  # the type PreTrainedModel lacks `generate`, which every causal language model has
     # Set on the instance, over the class's method, so that deleting it restores the original.
-    causal_model.generate = partial(causal_model.generate, logits_processor=LogitsProcessorList([sampling]))
+    causal_model.generate = partial(
+        causal_model.generate, logits_processor=LogitsProcessorList([sampling]), custom_generate=decode
+    )
     try:
         yield
     finally:

@@ -1,0 +1,205 @@
+"""Decodes a batch in which many rows have the same prompt. It is handed to transformers' `generate` as `custom_generate`.
+
+`generate` settles lengths, logits processors and stopping criteria as it always does. Its own loop, however, reads a
+prompt once per sample and carries rows that have ended until the last one ends. The loop in here draws the same tokens
+with less work:
+
+    8 samples of 4 prompts    the 4 prompts are read once, and their cache is copied to the 32 rows
+    each new token            is written into room that the cache has ahead; transformers copies the whole cache instead
+    20 rows have ended        the 12 others go on in a batch of 12
+
+What a row draws does not depend on which other rows are left: the random numbers are drawn for the whole batch. The
+logits are those of transformers' loop up to rounding, because matrix products of another shape may round differently.
+
+Shapes: B rows of the batch, R rows that are still decoded, P different prompts, L tokens so far, V vocabulary, H heads
+of the cache, N tokens that its memory holds, D numbers per head.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.fsdp import is_fsdp_managed_module
+
+from star import distributed
+
+ROOM = 64  # tokens that the cache's memory grows by
+ENDED = 1 / 8  # share of the rows that must have ended before the others are gathered, which copies their cache
+
+
+@runtime_checkable
+class DrawsPerRow(Protocol):
+    """A logits processor that draws the tokens itself, from random numbers of each row, and masks all other tokens."""
+
+    def keep_rows(self, rows_R: Tensor) -> None:
+        """Keeps the random numbers of these rows only, because the others have left the batch."""
+
+
+class RoomyLayer(DynamicLayer):
+    """The keys and values of one layer of the model, with room for more tokens.
+
+    Args:
+        keys, values: [B, H, L, D].
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._key_room, self._value_room = _with_room(keys, ROOM), _with_room(values, ROOM)
+        self._show(keys.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Writes the states of new tokens behind the others; returns all of them, as views of the memory."""
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if end > self._key_room.shape[2]:
+            self._key_room = _with_room(self.keys, end - start + ROOM)
+            self._value_room = _with_room(self.values, end - start + ROOM)
+        self._key_room[:, :, start:end] = key_states
+        self._value_room[:, :, start:end] = value_states
+        return self._show(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps these rows, given in ascending order. They move within the memory, which takes no more of it."""
+        for place, row in enumerate(indices.tolist()):
+            if place < row:
+                self._key_room[place].copy_(self._key_room[row])
+                self._value_room[place].copy_(self._value_room[row])
+        self._key_room, self._value_room = self._key_room[: len(indices)], self._value_room[: len(indices)]
+        self._show(self.get_seq_length())
+
+    def _show(self, tokens: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = self._key_room[:, :, :tokens], self._value_room[:, :, :tokens]
+        return self.keys, self.values
+
+
+def _with_room(states_BHLD: Tensor, room: int) -> Tensor:
+    rows, heads, tokens, numbers = states_BHLD.shape
+    memory_BHND = states_BHLD.new_empty(rows, heads, tokens + room, numbers)
+    memory_BHND[:, :, :tokens] = states_BHLD
+    return memory_BHND
+
+
+def decode(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> Tensor:
+    """Decodes a batch of left-padded prompts; called by `generate`, with what it has prepared.
+
+    Where the model's cache cannot be copied per row (states of a recurrent layer, a cache in CPU memory), or ranks hold
+    parts of the model, it is transformers' own loop that decodes.
+
+    Returns:
+        The prompts and the drawn tokens [B, L], rows that ended earlier filled up with the padding token.
+    """
+    causal_model: Any = model  # the type PreTrainedModel lacks what every causal language model has
+    synced = distributed.world_size() > 1 and (is_deepspeed_zero3_enabled() or is_fsdp_managed_module(model))
+    if synced or not _can_share(input_ids, generation_config, model_kwargs):
+        return causal_model._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=synced, **model_kwargs
+        )
+    logits_BV = _read_prompts(causal_model, input_ids, model_kwargs)
+    rows, vocabulary = input_ids.shape[0], logits_BV.shape[1]
+    drawn_BL = input_ids.new_full((rows, stopping_criteria.max_length or 0), _padding(generation_config))
+    drawn_BL[:, : input_ids.shape[1]] = input_ids
+    row_R = torch.arange(rows, device=input_ids.device)  # where the rows that are still decoded lie in the batch
+    ended_R = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
+    logits_RV = logits_BV
+    with causal_model._optimize_model_for_decode():
+        while True:
+            scores_RV = logits_processor(input_ids, logits_RV)
+            tokens_R = _draw(scores_RV, row_R, (rows, vocabulary), logits_processor, generation_config)
+            tokens_R = tokens_R.masked_fill(ended_R, _padding(generation_config))
+            drawn_BL[row_R, input_ids.shape[1]] = tokens_R
+            input_ids = torch.cat([input_ids, tokens_R[:, None]], dim=1)
+            ended_R |= stopping_criteria(input_ids, None)  # type: ignore[arg-type]  # scores, which none of them reads
+            left = len(ended_R) - int(ended_R.sum())
+            if not left:
+                return drawn_BL[:, : input_ids.shape[1]]
+            if len(ended_R) - left >= ENDED * len(ended_R):
+                kept_R = (~ended_R).nonzero()[:, 0]
+                _keep_rows(kept_R, len(ended_R), logits_processor, model_kwargs)
+                input_ids, row_R, ended_R = input_ids[kept_R], row_R[kept_R], ended_R[kept_R]
+            given = causal_model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
+            outputs = causal_model(**given, return_dict=True)
+            model_kwargs = causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
+            logits_RV = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
+
+
+def _can_share(input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]) -> bool:
+    """Whether the cache and all other inputs have one entry per row, and nothing else has a state per row."""
+    cache = model_kwargs.get("past_key_values")
+    tensors = [value for value in model_kwargs.values() if isinstance(value, Tensor)]
+    return (
+        isinstance(cache, Cache)
+        and not cache.offloading
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and cache.get_seq_length() == 0
+        and all(len(tensor) == len(input_ids) for tensor in tensors)
+        and generation_config.prefill_chunk_size is None
+        and generation_config.guidance_scale in (None, 1)  # its processor has a cache of its own
+    )
+
+
+def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    """Reads each prompt once, and gives its cache to all rows that begin with it. Changes `model_kwargs`.
+
+    Returns:
+        The logits after the prompts, one row per row of the batch [B, V].
+    """
+    mask_BL = model_kwargs.get("attention_mask")
+    # Neighbours only: the samples of a prompt stand in a row, and so no sorting is needed.
+    seen = input_ids if mask_BL is None else input_ids.masked_fill(mask_BL == 0, -1)
+    _, prompt_of_row_B = torch.unique_consecutive(seen, dim=0, return_inverse=True)
+    is_first_B = torch.diff(prompt_of_row_B, prepend=prompt_of_row_B.new_full((1,), -1)) > 0
+    of_prompts = {
+        key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()
+    }
+    given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
+    outputs = causal_model(**given, return_dict=True)
+    cache = outputs.past_key_values
+    cache.batch_select_indices(prompt_of_row_B)
+    cache.layers = [
+        RoomyLayer(layer.keys, layer.values) if type(layer) is DynamicLayer and layer.is_initialized else layer
+        for layer in cache.layers
+    ]
+    model_kwargs |= causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
+    return outputs.logits[:, -1].float()[prompt_of_row_B]
+
+
+def _draw(
+    scores_RV: Tensor,
+    row_R: Tensor,
+    shape: tuple[int, int],
+    logits_processor: LogitsProcessorList,
+    generation_config: GenerationConfig,
+) -> Tensor:
+    """Draws a token per row, as transformers would in the whole batch of `shape` [B, V]."""
+    if not generation_config.do_sample or any(isinstance(processor, DrawsPerRow) for processor in logits_processor):
+        return scores_RV.argmax(-1)
+    # What torch.multinomial does for one sample per row. It is written out, because the numbers of the rows that have
+    # left the batch must be drawn as well: otherwise a row's token would depend on how many others have ended.
+    noise_BV = torch.empty(shape, dtype=scores_RV.dtype, device=scores_RV.device).exponential_()
+    return scores_RV.softmax(-1).div_(noise_BV[row_R]).argmax(-1)
+
+
+def _keep_rows(kept_R: Tensor, rows: int, logits_processor: LogitsProcessorList, model_kwargs: dict[str, Any]) -> None:
+    """Removes all but the kept rows from what has an entry per row. Changes `model_kwargs`."""
+    model_kwargs["past_key_values"].batch_select_indices(kept_R)
+    for key, value in model_kwargs.items():
+        if isinstance(value, Tensor):
+            model_kwargs[key] = value[kept_R]
+    for processor in logits_processor:
+        if isinstance(processor, DrawsPerRow):
+            processor.keep_rows(kept_R)
+
+
+def _padding(generation_config: GenerationConfig) -> int:
+    return int(generation_config.pad_token_id)  # type: ignore[arg-type]  # given by every caller
