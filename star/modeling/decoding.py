@@ -15,12 +15,20 @@ Shapes: B rows of the batch, R rows that are still decoded, P different prompts,
 of the cache, N tokens that its memory holds, D numbers per head.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
@@ -36,6 +44,18 @@ class DrawsPerRow(Protocol):
 
     def keep_rows(self, rows_R: Tensor) -> None:
         """Keeps the random numbers of these rows only, because the others have left the batch."""
+
+
+# Processors of which `_keep_rows` knows what they keep per row. With any other, no row leaves the batch.
+FOLLOWS_ROWS = (
+    DrawsPerRow,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 
 class RoomyLayer(DynamicLayer):
@@ -56,8 +76,8 @@ class RoomyLayer(DynamicLayer):
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         if end > self._key_room.shape[2]:
-            self._key_room = _with_room(self.keys, end - start + ROOM)
-            self._value_room = _with_room(self.values, end - start + ROOM)
+            self._key_room = _with_room(self._key_room[:, :, :start], end - start + ROOM)
+            self._value_room = _with_room(self._value_room[:, :, :start], end - start + ROOM)
         self._key_room[:, :, start:end] = key_states
         self._value_room[:, :, start:end] = value_states
         return self._show(end)
@@ -105,27 +125,29 @@ def decode(
         return causal_model._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=synced, **model_kwargs
         )
-    logits_BV = _read_prompts(causal_model, input_ids, model_kwargs)
-    rows, vocabulary = input_ids.shape[0], logits_BV.shape[1]
-    drawn_BL = input_ids.new_full((rows, stopping_criteria.max_length or 0), _padding(generation_config))
+    logits_RV = _read_prompts(causal_model, input_ids, model_kwargs)
+    rows, vocabulary = logits_RV.shape
+    # Settled by `generate`, or given by every caller.
+    max_length, padding = cast(int, generation_config.max_length), cast(int, generation_config.pad_token_id)
+    drawn_BL = input_ids.new_full((rows, max_length), padding)
     drawn_BL[:, : input_ids.shape[1]] = input_ids
     row_R = torch.arange(rows, device=input_ids.device)  # where the rows that are still decoded lie in the batch
     ended_R = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
-    logits_RV = logits_BV
+    rows_leave = all(isinstance(processor, FOLLOWS_ROWS) for processor in logits_processor)
     with causal_model._optimize_model_for_decode():
         while True:
-            scores_RV = logits_processor(input_ids, logits_RV)
+            scores_RV = logits_processor(cast(LongTensor, input_ids), logits_RV)
             tokens_R = _draw(scores_RV, row_R, (rows, vocabulary), logits_processor, generation_config)
-            tokens_R = tokens_R.masked_fill(ended_R, _padding(generation_config))
+            tokens_R = tokens_R.masked_fill(ended_R, padding)
             drawn_BL[row_R, input_ids.shape[1]] = tokens_R
             input_ids = torch.cat([input_ids, tokens_R[:, None]], dim=1)
-            ended_R |= stopping_criteria(input_ids, None)  # type: ignore[arg-type]  # scores, which none of them reads
+            ended_R |= stopping_criteria(input_ids, None)  # no scores: none of the criteria reads them
             left = len(ended_R) - int(ended_R.sum())
             if not left:
                 return drawn_BL[:, : input_ids.shape[1]]
-            if len(ended_R) - left >= ENDED * len(ended_R):
+            if rows_leave and len(ended_R) - left >= ENDED * len(ended_R):
                 kept_R = (~ended_R).nonzero()[:, 0]
-                _keep_rows(kept_R, len(ended_R), logits_processor, model_kwargs)
+                _keep_rows(kept_R, logits_processor, model_kwargs)
                 input_ids, row_R, ended_R = input_ids[kept_R], row_R[kept_R], ended_R[kept_R]
             given = causal_model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **model_kwargs)
             outputs = causal_model(**given, return_dict=True)
@@ -159,15 +181,15 @@ def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, 
     seen = input_ids if mask_BL is None else input_ids.masked_fill(mask_BL == 0, -1)
     _, prompt_of_row_B = torch.unique_consecutive(seen, dim=0, return_inverse=True)
     is_first_B = torch.diff(prompt_of_row_B, prepend=prompt_of_row_B.new_full((1,), -1)) > 0
-    of_prompts = {
-        key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()
-    }
+    of_prompts = {key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()}
     given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
     outputs = causal_model(**given, return_dict=True)
     cache = outputs.past_key_values
     cache.batch_select_indices(prompt_of_row_B)
     cache.layers = [
-        RoomyLayer(layer.keys, layer.values) if type(layer) is DynamicLayer and layer.is_initialized else layer
+        RoomyLayer(cast(Tensor, layer.keys), cast(Tensor, layer.values))
+        if type(layer) is DynamicLayer and layer.is_initialized
+        else layer
         for layer in cache.layers
     ]
     model_kwargs |= causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
@@ -190,7 +212,7 @@ def _draw(
     return scores_RV.softmax(-1).div_(noise_BV[row_R]).argmax(-1)
 
 
-def _keep_rows(kept_R: Tensor, rows: int, logits_processor: LogitsProcessorList, model_kwargs: dict[str, Any]) -> None:
+def _keep_rows(kept_R: Tensor, logits_processor: LogitsProcessorList, model_kwargs: dict[str, Any]) -> None:
     """Removes all but the kept rows from what has an entry per row. Changes `model_kwargs`."""
     model_kwargs["past_key_values"].batch_select_indices(kept_R)
     for key, value in model_kwargs.items():
@@ -199,7 +221,7 @@ def _keep_rows(kept_R: Tensor, rows: int, logits_processor: LogitsProcessorList,
     for processor in logits_processor:
         if isinstance(processor, DrawsPerRow):
             processor.keep_rows(kept_R)
-
-
-def _padding(generation_config: GenerationConfig) -> int:
-    return int(generation_config.pad_token_id)  # type: ignore[arg-type]  # given by every caller
+        elif isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(
+            processor.prompt_ignore_length, Tensor
+        ):
+            processor.prompt_ignore_length = processor.prompt_ignore_length[kept_R]

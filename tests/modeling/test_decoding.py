@@ -1,0 +1,123 @@
+"""The loop that reads each prompt once and lets rows leave draws what transformers' own loop draws."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LogitsProcessorList,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from star.modeling.decoding import decode
+from star.simrl.sampling import SeededSampling
+
+VOCABULARY = 300
+ENDS = [7, 8, 9, 11]
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,  # wide enough that the logits differ
+}
+MODELS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    "full attention": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
+    "sliding windows": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(**SIZES, sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "experts and sinks": (
+        GptOssForCausalLM,
+        GptOssConfig(**SIZES, sliding_window=16, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "no cache to copy": (MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1)),
+}
+
+
+def random_model(kind: str) -> Any:
+    torch.manual_seed(0)
+    architecture, config = MODELS[kind]
+    return architecture(config).eval()
+
+
+def three_prompts() -> dict[str, torch.Tensor]:
+    """Padded on the left, two of them longer than a sliding window of 16."""
+    mask_BL = torch.ones(3, 40, dtype=torch.int64)
+    mask_BL[1, :7] = mask_BL[2, :30] = 0
+    ids_BL = torch.randint(12, VOCABULARY, (3, 40), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids_BL * mask_BL, "attention_mask": mask_BL}
+
+
+@torch.inference_mode()
+def draw(model: Any, *, samples: int, new_tokens: int = 48, **settings: object) -> torch.Tensor:
+    torch.manual_seed(3)
+    ends = {"eos_token_id": ENDS, "pad_token_id": 0}
+    sampling = {"do_sample": True, "temperature": 1.2, "top_k": 0} if samples > 1 else {"do_sample": False}
+    return model.generate(
+        **three_prompts(),
+        **sampling,
+        **ends,
+        **settings,
+        max_new_tokens=new_tokens,
+        num_return_sequences=samples,
+    )
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_draws_the_tokens_of_the_plain_loop(kind: str) -> None:
+    model = random_model(kind)
+    # The second has a state per row that the loop knows, the third one that it does not know.
+    for settings in ({}, {"repetition_penalty": 1.1}, {"min_new_tokens": 9}):
+        for samples in (1, 6):
+            plain = draw(model, samples=samples, new_tokens=24, **settings)
+            assert torch.equal(draw(model, samples=samples, new_tokens=24, **settings, custom_generate=decode), plain)
+
+
+def test_a_prompt_is_read_once_and_ended_rows_leave_the_batch() -> None:
+    model = random_model("full attention")
+    read: list[tuple[int, ...]] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(tuple(given[0].shape)))
+    ids_BL = draw(model, samples=6, custom_generate=decode)
+    assert read[0] == (3, 40)
+    assert read[1] == (18, 1)
+    ended = torch.isin(ids_BL[:, 40:-1], torch.tensor(ENDS)).any(1).sum().item()
+    assert ended > 4
+    assert 18 - ended <= read[-1][0] < 18
+
+
+def test_rollouts_of_simrl_keep_their_own_random_numbers() -> None:
+    model = random_model("full attention")
+    prompts = {key: value.repeat_interleave(4, 0) for key, value in three_prompts().items()}
+    drawn = []
+    for settings in ({}, {"custom_generate": decode}):
+        sampling = SeededSampling([(7, row) for row in range(12)], temperature=1.2, max_new_tokens=48)
+        with torch.no_grad():
+            ids_BL = model.generate(
+                **prompts,
+                **settings,
+                logits_processor=LogitsProcessorList([sampling]),
+                do_sample=True,
+                max_new_tokens=48,
+                eos_token_id=ENDS,
+                pad_token_id=0,
+            )
+        drawn.append(ids_BL)
+    assert torch.equal(*drawn)
+
+
+def test_long_answers_outgrow_the_reserved_room() -> None:
+    model = random_model("full attention")
+    settings: dict[str, Any] = {"samples": 2, "new_tokens": 80, "suppress_tokens": ENDS}
+    assert torch.equal(draw(model, **settings, custom_generate=decode), draw(model, **settings))
