@@ -47,6 +47,11 @@ class Group:
         totals = [rollout.score.trained.total for rollout in self.rollouts]
         return max(totals) - min(totals)
 
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens of the prompt, which is counted once, and of all completions."""
+        return len(self.rollouts[0].prompt_ids) + sum(len(rollout.completion_ids) for rollout in self.rollouts)
+
 
 def is_informative(contents: Sequence[float], *, between: tuple[float, float] | None) -> bool:
     """Whether a group is kept: its mean content score lies strictly between the bounds, and not all scores are equal.

@@ -26,6 +26,12 @@ What is overridden of TRL, in the order in which a step calls it:
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
                                              (star/simrl/sampling.py); vLLM is left as it is.
+    _prepare_inputs(batch)                   TRL: shuffles the chosen rollouts and cuts them into micro batches.
+                                             Ours: leaves groups together, groups of similar length beside each other.
+    _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
+                                             Ours: has a prompt in it once for all of its rollouts.
+
+The last two share the prompts of a model that `shares_prompts` (star/simrl/shared_prompts.py); they are TRL's for others.
 
 TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's
 `_generate` runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These
@@ -39,10 +45,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from star.chat import prompt_opening
 from star.config.training import Precision, SimRL
@@ -63,6 +72,7 @@ from star.simrl.filter_and_refill import (
 )
 from star.simrl.grpo_config import grpo_config, reward_names
 from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
+from star.simrl.shared_prompts import shared_log_probs, shares_prompts
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import RewardFunc
@@ -126,11 +136,13 @@ class SimRLTrainer(GRPOTrainer):
         prompts: the training prompts; `row` in a row of the data set is an index into them.
         sampled_groups: all groups of the last step in the order of sampling, those of the other processes included.
         batch_groups: the groups of the last step that this process trained on.
+        shares_prompts: whether a prompt is computed once for all rollouts of its group.
     """
 
     # Narrower than in Trainer, where both may be None or of other kinds.
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
+    _buffered_inputs: Any  # TRL's: the micro batches of a step
 
     def __init__(
         self,
@@ -148,6 +160,7 @@ class SimRLTrainer(GRPOTrainer):
         self._rollouts_to_replay: list[Rollout] | None = None
         self._sampling_keys: list[RolloutKey] = []
         head = model.get_output_embeddings()
+        self.shares_prompts = shares_prompts(model)  # looked at before TRL changes the model's forward pass
         self._padding_ids = ids_without_token(processing_class, rows=head.weight.shape[0])
         # Cached per trainer, not on the method, so that a trainer's cache ends with it.
         self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)
@@ -214,6 +227,55 @@ class SimRLTrainer(GRPOTrainer):
         with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Overrides TRL's method: the rollouts of a group stay together in the micro batches."""
+        if not self.shares_prompts:
+            return super()._prepare_inputs(generation_batch)
+        micro_batch = self._step % self.args.gradient_accumulation_steps
+        if micro_batch == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[micro_batch]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **keywords: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Overrides TRL's method: a prompt is computed once for its rollouts.
+
+        Args:
+            input_ids: prompts, padded on the left, and completions, padded on the right.
+            logits_to_keep: length of the padded completions.
+            batch_size: rollouts of a forward pass; all by default.
+
+        Returns:
+            Log-probs and, if the head computes them, entropies of the completion tokens, both [B, T], 0 at padding; None.
+        """
+        if not self.shares_prompts:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **keywords
+            )
+        unwrapped = self.accelerator.unwrap_model(model)
+        rollouts, size = len(input_ids), batch_size or len(input_ids)
+        with self.accelerator.autocast():
+            parts = [
+                shared_log_probs(
+                    model,
+                    unwrapped,
+                    input_ids[start : start + size],
+                    attention_mask[start : start + size],
+                    completion_tokens=logits_to_keep,
+                )
+                for start in range(0, rollouts, size)
+            ]
+        log_probs, entropies = zip(*parts, strict=True)
+        return torch.cat(log_probs), None if entropies[0] is None else torch.cat(entropies), None
+
     def _sample_batch(self, inputs: list[dict[str, Any]]) -> list[Group]:
         """Samples until kept groups fill the batch or the refills are used up; returns this process's slice of it.
 
@@ -238,7 +300,15 @@ class SimRLTrainer(GRPOTrainer):
             inputs = [self.rows[row] for row in self._slice_of_rank(rows) for _ in range(self.settings.num_generations)]
         self._log_sampling(kept=len(kept), refills=refills, missing=max(0, missing))
         dropped = [group for group in self.sampled_groups if not self.is_kept(group)]
-        return self._slice_of_rank(choose_batch(kept, dropped, count=count))
+        return self._share_of_rank(choose_batch(kept, dropped, count=count))
+
+    def _share_of_rank(self, groups: list[Group]) -> list[Group]:
+        """This process's groups of a batch."""
+        if not self.shares_prompts:
+            return self._slice_of_rank(groups)
+        # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
+        ordered = sorted(groups, key=lambda group: group.packed_tokens, reverse=True)
+        return ordered[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def is_kept(self, group: Group) -> bool:
         """Whether dynamic filtering keeps a group."""
