@@ -7,6 +7,8 @@ modules of this room:
     grpo_config.py         TRL's arguments of the settings
     filter_and_refill.py   which groups of rollouts are kept, and which prompts replace the dropped ones
     sampling.py            sampling that a resumed run repeats exactly
+    shared_prompts.py      log-probs of rollouts with their prompt computed once
+    sampling_metrics.py    what is logged of a step's sampling
     completion_tables.py   tables of sampled completions, shown as one page (completions_page.py)
     early_stop.py          ends a training whose reward collapses or whose KL grows too large
     heldout_check.py       exact match on held-out prompts, as a check against reward hacking

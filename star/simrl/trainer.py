@@ -39,10 +39,9 @@ are internals of TRL: pyproject.toml pins its version.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +60,6 @@ from star.modeling.prompts import Prompt
 from star.modeling.tokenizer import ids_without_token, tokenize
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
-from star.rewards.format_errors import describe_format_errors
 from star.simrl.filter_and_refill import (
     Group,
     Rollout,
@@ -72,6 +70,7 @@ from star.simrl.filter_and_refill import (
 )
 from star.simrl.grpo_config import grpo_config, reward_names
 from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
+from star.simrl.sampling_metrics import describe_broken_formats, sampling_metrics
 from star.simrl.shared_prompts import shared_log_probs, shares_prompts
 
 if TYPE_CHECKING:
@@ -359,27 +358,13 @@ class SimRLTrainer(GRPOTrainer):
 
     def _log_sampling(self, *, kept: int, refills: int, missing: int) -> None:
         """Adds means over all sampled rollouts, those of dropped groups included, to the metrics that TRL logs."""
-        scores = [rollout.score for group in self.sampled_groups for rollout in group.rollouts]
-        # `format_rate` is of the strict reading, as in the evaluation; the others explain the reward, by the official one.
-        values: dict[str, Sequence[float | None]] = {
-            "sampled_reward": [score.trained.total for score in scores],
-            "content": [score.trained.content for score in scores],
-            "format_rate": [score.parts.format for score in scores],
-            "name_accuracy": [score.parts.name_accuracy for score in scores],
-            "argument_similarity": [score.parts.argument_similarity for score in scores],
-            "call_count_error": [score.parts.call_count_error for score in scores],
-            "kept_fraction": [kept / len(self.sampled_groups)],
-            "refill_rounds": [refills],
-            "unfilled_groups": [missing],
-        }
-        for name, column in values.items():
-            # A part may apply to no rollout of a step, and there is no mean of nothing.
-            if known := [value for value in column if value is not None]:
-                self._metrics["train"][name].append(fmean(known))
+        metrics = sampling_metrics(self.sampled_groups, kept=kept, refills=refills, missing=missing)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
         if not self.accelerator.is_main_process:
             return
-        if self.state.global_step == 0 and all(score.trained.format < 0 for score in scores):
-            logger.warning("step 1: %s", self._describe_format_errors())
+        if self.state.global_step == 0 and (warning := describe_broken_formats(self.sampled_groups, self.prompts)):
+            logger.warning("step 1: %s", warning)
         if missing:
             logger.warning(
                 "step %d: %d of %d groups in the batch have no learning signal, after %d refills",
@@ -388,17 +373,3 @@ class SimRLTrainer(GRPOTrainer):
                 self.settings.prompts_per_step,
                 refills,
             )
-
-    def _describe_format_errors(self) -> str:
-        """The warning where every sampled completion is a format error."""
-        samples = [
-            (prompt.text, rollout.completion, prompt.tools)
-            for group in self.sampled_groups
-            for prompt in [self.prompts[group.row["row"]]]
-            for rollout in group.rollouts
-        ]
-        return (
-            f"all {len(samples)} completions break the format (official reading): {describe_format_errors(samples, strict=False)}. "
-            "Sim-RL seldom finds a format that the model never writes: train the model on it first, a teacher with "
-            "teacher.sft and a student with more distill.steps"
-        )
