@@ -174,8 +174,19 @@ def render_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]], t
     """
     # Older revisions of Qwen3's template fail on a None, newer ones read it as an empty string.
     messages = [{**message, "content": message.get("content") or ""} for message in messages]
+    # Many templates read calls in OpenAI's form only; STAR's and Qwen3's render both forms alike.
+    messages = [
+        {**message, "tool_calls": [_wrapped_call(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
     wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
     return tokenizer.apply_chat_template(messages, tools=wrapped or None, tokenize=False, add_generation_prompt=True)
+
+
+def _wrapped_call(call: dict[str, Any]) -> dict[str, Any]:
+    return call if "function" in call else {"type": "function", "function": call}
 
 
 def prompt_opening(prompt: str) -> str:

@@ -11,11 +11,10 @@ from star.ckd.shorten import make_shortened
 from star.ckd.trainer import CKD_METRICS, CKDTrainer
 from star.config.experiment import Config
 from star.config.models import Architecture
-from star.errors import InputError
 from star.folders.workspace import Workspace
-from star.modeling.models import add_lora_adapters, base_source, load_model, load_tokenizer, save_model
+from star.modeling.bases import open_base
+from star.modeling.models import add_lora_adapters, load_tokenizer, save_model
 from star.modeling.scratch import build_base
-from star.modeling.tokenizer import tokenizer_differences
 from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything, train
 from star.topk.sequences import TOKENIZER
 
@@ -71,21 +70,7 @@ def _load_or_build_base(
             log_metrics=log_metrics,
         )
         return add_lora_adapters(student, lora) if lora else student
-    # Compared before the model is loaded: another family is refused without reading its weights.
-    source, revision = base_source(base), config.student.revision
-    require_same_tokenizer(load_tokenizer(source, revision=revision), tokenizer, student=str(source), topk=topk)
     if config.student.layers is None:
-        return load_model(source, revision=revision, precision=config.precision, training=True, lora=lora)
-    shortened = make_shortened(config, source, topk, tokenizer=tokenizer, workspace=workspace, log_metrics=log_metrics)
+        return open_base(config.student, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
+    shortened = make_shortened(config, topk, tokenizer=tokenizer, workspace=workspace, log_metrics=log_metrics)
     return load_model(shortened, precision=config.precision, training=True, lora=lora)
-
-
-def require_same_tokenizer(
-    student_tokenizer: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, *, student: str, topk: Path
-) -> None:
-    """Raises InputError unless both tokenizers turn text into the same ids: stored ids mean nothing to another one."""
-    if differences := tokenizer_differences(student_tokenizer, tokenizer):
-        raise InputError(
-            f"the tokenizer of the student {student} is not the one that {topk} was stored with ({differences}): "
-            "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"
-        )

@@ -15,16 +15,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from star import distributed
 from star.ckd.trainer import CKDTrainer
 from star.config.experiment import Config
+from star.config.models import Architecture
 from star.config.training import Distill, Training
 from star.folders.workspace import Workspace
+from star.modeling.bases import open_base
 from star.modeling.layers import keep_layers
-from star.modeling.models import load_model, save_model_atomically
+from star.modeling.models import base_source, save_model_atomically
 from star.modeling.training import LogMetrics, seed_everything, train
 
 
 def make_shortened(
     config: Config,
-    source: Path | str,
     topk: Path,
     *,
     tokenizer: PreTrainedTokenizerBase,
@@ -34,7 +35,6 @@ def make_shortened(
     """Writes the student's base with `student.layers` of its layers, healed if the settings say so. Collective.
 
     Args:
-        source: the folder or hub id of the whole base.
         topk: the store with the teacher's samples.
 
     Returns:
@@ -48,8 +48,9 @@ def make_shortened(
     if distributed.broadcast_from_rank0((finished / "config.json").is_file()):
         return finished
     assert student.layers is not None  # noqa: S101 - the caller asks for it
-    whole = load_model(source, revision=student.revision, precision=config.precision, training=True)
-    model = keep_layers(whole, student.layers, source=source)
+    assert not isinstance(student.base, Architecture)  # noqa: S101 - the configuration refuses layers of one
+    whole = open_base(student, tokenizer=tokenizer, precision=config.precision, training=True)
+    model = keep_layers(whole, student.layers, source=base_source(student.base))
     del whole  # its memory
     if student.heal:
         _heal(

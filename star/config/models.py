@@ -1,6 +1,6 @@
 """Defines the sections `teacher`, `student` and `scratch`: where the models come from, and how the teacher is prepared."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -37,6 +37,8 @@ Base = Annotated[
     ),
 ]
 
+ChatTemplate = Literal["auto", "own", "qwen3"]
+
 REVISION = "Commit of the base's Hugging Face repository; a profile that extends this one with another base does not inherit it"
 
 
@@ -49,6 +51,16 @@ class Teacher(Section):
 
     base: Base = "Qwen/Qwen3-8B"
     revision: str | None = Field(None, description=REVISION)
+    chat_template: ChatTemplate = Field(
+        "auto",
+        description="Chat template of a pretrained base: `own`, `qwen3` (STAR's), or `auto`: its own where that shows tools and writes "
+        "calls as STAR reads them, else STAR's",
+    )
+    add_format_tokens: bool = Field(
+        False,
+        description="Add the tags of reasoning and calls, and those of turns, as single tokens to a pretrained base that lacks them; "
+        "teacher and student alike",
+    )
     sft: Training | None = Field(
         None, description="Supervised training on the rows, before Sim-RL; a base from scratch needs it"
     )

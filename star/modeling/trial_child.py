@@ -33,9 +33,25 @@ TOOL = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 }
 QUESTION = {"role": "user", "content": "What time is it in Oslo?"}
+# Also that with which star/modeling/chat_templates.py looks for tools in a template.
+TOOL_CONVERSATION: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        QUESTION,
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": {"name": "get_time", "arguments": {"city": "Oslo"}}}],
+        },
+        {"role": "tool", "name": "get_time", "content": "Noon."},
+        {"role": "user", "content": "And in Bergen?"},
+    ],
+    "tools": [TOOL],
+}
 CONVERSATIONS = [
     {"messages": [{"role": "system", "content": "Be brief."}, QUESTION], "tools": [TOOL]},
     {"messages": [QUESTION, {"role": "assistant", "content": "Noon."}, QUESTION], "tools": []},
+    TOOL_CONVERSATION,
 ]
 
 

@@ -12,11 +12,13 @@ from star import distributed
 from star.config.experiment import Config
 from star.config.models import Architecture, Scratch
 from star.folders.workspace import Workspace
-from star.modeling.models import base_source, load_model, load_tokenizer, save_model_atomically
+from star.modeling.bases import open_base, open_tokenizer
+from star.modeling.models import save_model_atomically
 from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
 from star.modeling.training import LogMetrics, copy_learning_curves
+from star.progress import print_line
 from star.simrl.refine import SIMRL_METRICS, LogArtifact, refine_model
 from star.teacher.sft import fine_tune
 
@@ -79,10 +81,13 @@ def make_teacher(
 
 
 def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenizerBase:
-    """Loads the base's tokenizer, or trains one on the rows for a base from scratch."""
+    """Opens the base's tokenizer, or trains one on the rows for a base from scratch."""
     base = config.teacher.base
     if not isinstance(base, Architecture):
-        return load_tokenizer(base_source(base), revision=config.teacher.revision)
+        opened = open_tokenizer(config.teacher)
+        if distributed.is_rank0():
+            print_line(opened.about)
+        return opened.tokenizer
     assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
     return scratch_tokenizer(rows, config.scratch)
 
@@ -111,5 +116,4 @@ def _base(
             precision=config.precision,
             log_metrics=log_metrics,
         )
-    revision = config.teacher.revision
-    return load_model(base_source(base), revision=revision, precision=config.precision, training=True)
+    return open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True)
