@@ -13,7 +13,7 @@ from star.config.experiment import Config
 from star.config.models import Architecture
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base
-from star.modeling.models import add_lora_adapters, load_tokenizer, save_model
+from star.modeling.models import add_lora_adapters, load_model, load_tokenizer, save_model
 from star.modeling.scratch import build_base
 from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything, train
 from star.topk.sequences import TOKENIZER

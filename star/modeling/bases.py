@@ -124,14 +124,15 @@ def fit_to_tokenizer(
         tokenizer: the settled tokenizer.
         raw: the tokenizer as the base has it.
     """
-    pieces = {
-        tokenizer.convert_tokens_to_ids(token): raw(token, add_special_tokens=False)["input_ids"]
-        for token in missing_tokens(raw, tokenizer)
+    ids: Any = tokenizer.convert_tokens_to_ids
+    pieces: dict[int, list[int]] = {
+        ids(token): raw(token, add_special_tokens=False)["input_ids"] for token in missing_tokens(raw, tokenizer)
     }
-    rows = model.get_input_embeddings().weight.shape[0]
+    grown: Any = model
+    rows = grown.get_input_embeddings().weight.shape[0]
     if pieces and (needed := max(pieces) + 1) > rows:
         model.resize_token_embeddings(needed, mean_resizing=False)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = grown.get_input_embeddings(), grown.get_output_embeddings()
     weights = [embedding.weight, head.weight, getattr(head, "bias", None)]
     # A tied head is the same tensor, and its rows are set once.
     for weight in {id(weight): weight for weight in weights if weight is not None}.values():
