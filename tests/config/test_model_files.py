@@ -14,6 +14,8 @@ from star.config.experiment import Config
 from star.config.load import load_config
 from star.config.model_files import digest_of_model_folder, refuse_unsafe_weights
 from star.errors import InputError
+from star.run_stage import draft_of
+from star.stages import stage_named
 
 TICK = 0.02  # seconds: a step of the clock of file systems
 
@@ -43,6 +45,8 @@ def test_a_folder_without_other_files_has_the_digest_of_earlier_versions(folder:
     "name",
     [
         "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
         "additional_chat_templates/tool_use.jinja",
         "tokenizer.model",
         "adapter_model.safetensors",
@@ -58,6 +62,21 @@ def test_everything_that_loaders_read_counts(folder: Path, name: str) -> None:
         (folder / name).write_text(text)
         digests.append(digest_of_model_folder(folder))
     assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json"])
+def test_a_base_with_another_template_is_other_work(folder: Path, name: str) -> None:
+    """A finished stage is taken for this one only if its fingerprint is the same."""
+
+    def fingerprints() -> list[str]:
+        config = Config.model_validate({"teacher": {"base": str(folder)}, "student": {"base": str(folder)}})
+        return [draft_of(stage_named(stage), config, inputs={}).fingerprint for stage in ("refine-teacher", "distill")]
+
+    (folder / name).write_text('{"temperature": 1}')
+    before = fingerprints()
+    assert fingerprints() == before
+    (folder / name).write_text('{"temperature": 2}')
+    assert not set(fingerprints()) & set(before)
 
 
 def test_templates_behind_a_link_to_a_folder_count(folder: Path, tmp_path: Path) -> None:

@@ -161,6 +161,20 @@ def test_the_same_bytes_are_the_same_work(
         assert (config.teacher.base.read_verified() / "config.json").read_text() == "{}"
 
 
+def test_a_gguf_file_is_the_same_base_from_a_disk_from_s3_and_uploaded(
+    tmp_path: Path, profile: Callable[..., Path], store: str, own_home: Path
+) -> None:
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    local = load_config(profile("local", base="small.gguf"))
+    in_s3 = load_config(profile("in-s3", base=put(f"{store}/team/other.gguf", tmp_path / "small.gguf")))
+    uploaded = upload_inputs(local)
+    assert works(local) == works(in_s3) == works(uploaded)
+    for config, name in ((in_s3, "other.gguf"), (uploaded, "small.gguf")):
+        base = Config.from_json(config.model_dump_json()).teacher.base  # as a pod reads it
+        assert base.read_verified() == own_home / "inputs" / base.sha256 / name
+        assert base.read_verified().read_bytes() == b"GGUF"
+
+
 def test_what_is_there_is_not_uploaded_again(profile: Callable[..., Path], requests: Counter) -> None:
     config = load_config(profile("local"))
     upload_inputs(config)
