@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING
 
 from star.config.evaluation import Evaluate
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 65536  # prompt tokens per generation batch, padding counted: bounds the memory of long conversations
 LATENCY_PROMPTS = 8  # kept from the first batch, to measure the latency with
+# The measurement of the latency ends with whichever comes first: on a CPU, a large model that never ends its answers
+# would take longer for it than for the rows of a small evaluation.
+LATENCY_ANSWERS = 5
+LATENCY_SECONDS = 10.0
+LATENCY_TOKENS = 128  # an answer is cut there
+WARM_UP_TOKENS = 4
 
 
 @dataclass
@@ -99,14 +106,20 @@ class Candidate:
                 replies[index] = {"text": sample.text}
         return replies
 
-    def measure_latency(self, *, repeats: int = 5) -> float:
-        """Median seconds from a prompt to its whole greedy answer, asked alone, over some of `first_prompts`."""
-        seconds = []
-        for prompt in (self.first_prompts * (repeats + 1))[: repeats + 1]:
+    def measure_latency(self) -> float:
+        """Median seconds from a prompt to its whole greedy answer, asked alone, over some of `first_prompts`.
+
+        At most LATENCY_ANSWERS answers of at most LATENCY_TOKENS tokens; after LATENCY_SECONDS no other is begun.
+        """
+        prompts = (self.first_prompts * LATENCY_ANSWERS)[:LATENCY_ANSWERS]
+        self._answer_alone(prompts[0], max_new_tokens=WARM_UP_TOKENS)  # fills caches, and is not counted
+        seconds: list[float] = []
+        while len(seconds) < len(prompts) and sum(seconds) < LATENCY_SECONDS:
             began = time.monotonic()
-            self._generate(
-                [prompt], samples=1, temperature=0.0, max_new_tokens=self.settings.max_new_tokens, seed=self.seed
-            )
+            self._answer_alone(prompts[len(seconds)], max_new_tokens=LATENCY_TOKENS)
             seconds.append(time.monotonic() - began)
-        # The first answer warms up caches and is not counted.
-        return sorted(seconds[1:])[repeats // 2]
+        return median(seconds)
+
+    def _answer_alone(self, prompt: str, *, max_new_tokens: int) -> None:
+        most = min(max_new_tokens, self.settings.max_new_tokens)
+        self._generate([prompt], samples=1, temperature=0.0, max_new_tokens=most, seed=self.seed)
