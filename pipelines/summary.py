@@ -1,10 +1,11 @@
-"""Prints the end of `star run`: a table of the three models' scores, and where model, report and log are."""
+"""Prints the end of `star run`: a table of the models' scores, and where model, report and log are."""
 
 import json
 
 from rich.table import Table
 
 from star.config.files import FileRef, packaged_file
+from star.evaluation.bases import BASES
 from star.home import home
 from star.pipelines.local_runner import PipelineResult
 from star.terminal import console
@@ -27,9 +28,12 @@ def print_summary(result: PipelineResult, *, tools: FileRef) -> None:
     table.add_column("model")
     for heading in (*HEADINGS.values(), "seconds"):
         table.add_column(heading, justify="right")
-    for model, stage in STAGE_OF_MODEL.items():
+    for model in (*BASES, *STAGE_OF_MODEL):
         scores = [f"{evaluation[f'{model}_{key}']:.3f}" if f"{model}_{key}" in evaluation else "" for key in HEADINGS]
-        table.add_row(model, *scores, f"{result.metrics(stage)['seconds']:.0f}")
+        if stage := STAGE_OF_MODEL.get(model):
+            table.add_row(model, *scores, f"{result.metrics(stage)['seconds']:.0f}")
+        elif any(scores):  # a base that the evaluation shows; nothing made it
+            table.add_row(model, *scores, "")
     registration = json.loads((result.folders["register"] / "registration.json").read_text(encoding="utf-8"))
     screen = console()
     screen.print(table)

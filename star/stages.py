@@ -21,7 +21,7 @@ from star.config.experiment import Config
 from star.config.models import Student
 from star.errors import InputError
 from star.folders.code_digest import code_digest
-from star.folders.shard import WHOLE, Shard
+from star.folders.shard import Shard
 from star.folders.workspace import Workspace
 from star.merge_shards import Metrics, merge, merge_evaluation
 from star.run_stage import Stage, run_stage
@@ -174,7 +174,7 @@ def evaluate(
     shard: str = "1/1",
     resume: bool = True,
 ) -> Metrics:
-    """Evaluates teacher, distilled and refined student on the configured suites.
+    """Evaluates teacher, distilled and refined student, and their pretrained bases, on the configured suites.
 
     Writes evaluation.json, outcomes.jsonl and the reports.
 
@@ -186,17 +186,9 @@ def evaluate(
     models, this_shard = {"teacher": teacher, "distilled": distilled, "refined": refined}, Shard.parse(shard)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
-        from star.evaluation.evaluate import log_model_runs, score_and_write
-        from star.evaluation.gather import gather
-        from star.evaluation.shards import write_shard
+        from star.evaluation.shards import evaluate_run
 
-        title = "Teacher, distilled and refined student"
-        gathered = gather(models, data, config=config, state=workspace.state, title=title, shard=this_shard)
-        if this_shard != WHOLE:
-            return write_shard(gathered, out=workspace.out)
-        metrics = score_and_write([gathered], out=workspace.out)
-        log_model_runs(metrics, gathered)
-        return metrics
+        return evaluate_run(models, data, config=config, shard=this_shard, workspace=workspace)
 
     return run_stage(
         stage_named("evaluate"), work, config, inputs={"data": data, **models}, out=out, resume=resume, shard=this_shard
@@ -258,7 +250,7 @@ STAGES: tuple[Stage, ...] = (
         "evaluate",
         evaluate,
         {"data": "synthesize", "teacher": "refine-teacher", "distilled": "distill", "refined": "refine"},
-        ("seed", "precision", "evaluate"),
+        ("seed", "precision", "scratch", "teacher", "student", "evaluate"),
     ),
     # Not cached by runners: only the stage can ask the registry whether the model is still registered, and champion.
     Stage(

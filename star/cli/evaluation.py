@@ -73,22 +73,24 @@ def _evaluate_one(model: str, config: str, *, name: str, options: dict[str, obje
 
 
 def compare(
-    a: Annotated[
-        Path, typer.Argument(help="Folder that `star evaluate` wrote; FOLDER:MODEL where it holds several models.")
+    evaluations: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders that `star evaluate` wrote, two or more; FOLDER:MODEL where one holds several models."
+        ),
     ],
-    b: Annotated[Path, typer.Argument(help="The evaluation to compare it with.")],
 ) -> None:
-    """Compare two evaluated models on the rows that both answered: differences with intervals, and whether chance explains them.
+    """Compare evaluated models with the first one on the rows both answered: differences with intervals, and whether chance explains them.
 
     Examples:
 
     `star compare runs/evaluations/1 runs/evaluations/2`
 
-    `star compare runs/latest/evaluate:teacher runs/evaluations/base`
+    `star compare runs/latest/evaluate:{refined,distilled,teacher} runs/evaluations/sft`
     """
     from star.evaluation.compare import print_comparison
 
-    print_comparison(a, b)
+    print_comparison(*evaluations)
 
 
 def _missing(options: dict[str, Path | None]) -> str:

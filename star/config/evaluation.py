@@ -27,6 +27,11 @@ class Evaluate(Section):
     acebench: CheckoutFolder | None = Field(
         None, description="Checkout of ACEBench, needed by the suite `acebench`: a folder, or `s3://bucket/folder`"
     )
+    bases: bool = Field(
+        True,
+        description="Evaluate pretrained bases beside the models trained from them, which shows what training changed; "
+        "`false` saves their time",
+    )
     samples: int = Field(8, ge=1, description="Samples per row, for pass@k and entropy")
     temperature: float = Field(1.0, gt=0, description="Temperature of those samples; exact match uses greedy answers")
     max_new_tokens: int = Field(512, ge=1, description="Most tokens in an answer")

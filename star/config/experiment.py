@@ -22,12 +22,12 @@ from star.config.task_secrets import HUB_TOKENS, S3_KEYS, TaskName
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, Precision, SimRL
 
-# Section with an input -> the task that reads it, besides the pre-flight.
-READERS: dict[str, TaskName] = {
-    "data": "synthesize",
-    "teacher": "refine-teacher",
-    "student": "distill",
-    "evaluate": "evaluate",
+# Section with an input -> the tasks that read it, besides the pre-flight.
+READERS: dict[str, tuple[TaskName, ...]] = {
+    "data": ("synthesize",),
+    "teacher": ("refine-teacher", "evaluate"),
+    "student": ("distill", "evaluate"),
+    "evaluate": ("evaluate",),
 }
 
 
@@ -87,7 +87,7 @@ class Config(Section):
     @property
     def cluster_of_tasks(self) -> Cluster:
         """The section `cluster`, in which the tasks that fetch an input from S3 or the hub are among those that get its keys."""
-        inputs = [(READERS[name.partition(".")[0]], source) for name, source in inputs_in(self)]
+        inputs = [(task, source) for name, source in inputs_in(self) for task in READERS[name.partition(".")[0]]]
         from_s3 = {task for task, source in inputs if source.is_in_s3}
         from_hub = {task for task, source in inputs if source.is_on_hub}
         return self.cluster.with_readers(from_s3, S3_KEYS).with_readers(from_hub, HUB_TOKENS)

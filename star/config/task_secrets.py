@@ -4,7 +4,7 @@
 |---|---|
 | `STAR_WEBHOOK` | the exit handler |
 | `AWS_...` | `register`; trainings, if `cluster.checkpoints` is set; with an S3 address in `STAR_REUSE` all but the exit handler |
-| `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` | the stages that load a base: `refine-teacher`, `distill` |
+| `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` | the stages that load a base: `refine-teacher`, `distill`, `evaluate` |
 | `STAR_TEACHER_KEY` | the stages that a teacher's server answers: `rollout`, `extract-topk` |
 | `STAR_LEDGER_KEY`, and the variable that it names as `env:NAME` | `register` |
 | `MLFLOW_...` | every task that is tracked: all but the merges of rollout and top-k store |
@@ -24,7 +24,7 @@ TaskName = Literal[
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 PREFLIGHT, EXIT_HANDLER = "preflight", "finish"
 TRAININGS = ("refine-teacher", "distill", "refine")
-LOAD_BASES = ("refine-teacher", "distill")
+LOAD_BASES = ("refine-teacher", "distill", "evaluate")
 SERVED = ("rollout", "extract-topk")
 PUBLISH = ("register",)
 UNTRACKED = ("merge-rollout", "merge-extract-topk")

@@ -1,4 +1,4 @@
-"""Prints two evaluated models side by side: what `star compare` does."""
+"""Prints evaluated models side by side: what `star compare` does."""
 
 import json
 from dataclasses import dataclass
@@ -28,27 +28,40 @@ class _Evaluated:
     outcomes: Outcomes
     reading: str | None
 
+    @property
+    def name(self) -> str:
+        return str(self.entry["name"])
 
-def print_comparison(a: Path, b: Path) -> None:
-    """Prints both models' scores and the paired differences a - b on the rows that both answered.
+
+def print_comparison(*places: Path) -> None:
+    """Prints the scores of all models, and the paired differences of the first one from each other on the rows of both.
 
     Args:
-        a: a folder that `star evaluate` wrote, with `:MODEL` where it holds several models. Without it, the last
-            model is taken.
-        b: the same for the other model.
+        places: two or more folders that `star evaluate` wrote, with `:MODEL` where one holds several models. Without
+            it, the last model is taken.
 
     Raises:
-        InputError: a folder holds no evaluation or not that model, the two have no row in common, or an older STAR
-            counted other answers as valid in one of them.
+        InputError: there is one place only, a folder holds no evaluation or not that model, a model has no row in common
+            with the first one, or an older STAR counted other answers as valid in one of the two.
     """
-    first, second = _read_model(a), _read_model(b)
-    _require_same_reading(first, second)
-    differences = paired_differences([("a", "b")], {"a": first.outcomes, "b": second.outcomes})
-    if not differences:
-        raise InputError(f"{a} and {b} have no row in common: evaluate both on the same suites and data")
+    if len(places) < 2:
+        raise InputError(
+            f"{places[0]} alone cannot be compared: give two or more evaluations, as FOLDER or FOLDER:MODEL"
+        )
+    first, *others = models = [_read_model(place) for place in places]
+    for other in others:
+        _require_same_reading(first, other)
+    # Numbered, because models of two folders may have one name.
+    outcomes = {str(number): model.outcomes for number, model in enumerate(models)}
+    differences = paired_differences([("0", number) for number in list(outcomes)[1:]], outcomes)
+    for number, other in enumerate(others, 1):
+        if not any(found["b"] == str(number) for found in differences):
+            raise InputError(
+                f"{first.place} and {other.place} have no row in common: evaluate both on the same suites and data"
+            )
     screen = console()
-    screen.print(_scores_table(first, second))
-    screen.print(_differences_table(differences))
+    screen.print(_scores_table(models))
+    screen.print(_differences_table(differences, models))
 
 
 def _require_same_reading(first: _Evaluated, second: _Evaluated) -> None:
@@ -62,33 +75,40 @@ def _require_same_reading(first: _Evaluated, second: _Evaluated) -> None:
     )
 
 
-def _scores_table(first: _Evaluated, second: _Evaluated) -> Table:
+def _scores_table(models: list[_Evaluated]) -> Table:
     table = Table(title="Scores, each with its 95% interval")
-    for heading in ("score", *(str(model.entry["name"]) for model in (first, second))):
-        table.add_column(heading, justify="left" if heading == "score" else "right")
-    mine, theirs = first.entry["scores"], second.entry["scores"]
+    table.add_column("score")
+    for model in models:
+        table.add_column(model.name, justify="right")
     # In the order of the first model, without what only one of them was asked.
-    for name in [name for name in mine if name in theirs]:
-        scores = (mine[name], theirs[name])
-        cells = [
-            f"{format_score(name, score['mean'])} ({format_range(name, score['low'], score['high'])})"
-            for score in scores
-        ]
-        # Two folders of an older STAR are compared as they are; their format errors are those of the reward.
-        older = name == "format_errors" and first.reading != READING
+    first, *others = (model.entry["scores"] for model in models)
+    for name in [name for name in first if any(name in scores for scores in others)]:
+        cells = [_score_text(name, scores.get(name)) for scores in (first, *others)]
+        # Folders of an older STAR are compared as they are; their format errors are those of the reward.
+        older = name == "format_errors" and models[0].reading != READING
         table.add_row(metric_of(name).label + (" (official reading)" if older else ""), *cells)
     return table
 
 
-def _differences_table(differences: list[dict]) -> Table:
-    table = Table(title="First minus second on the rows both answered (p of a permutation test)")
-    for heading in ("measure", "rows", "difference", "95% interval", "p"):
-        table.add_column(heading, justify="left" if heading == "measure" else "right")
+def _score_text(name: str, score: dict[str, float] | None) -> str:
+    if score is None:
+        return "–"
+    return f"{format_score(name, score['mean'])} ({format_range(name, score['low'], score['high'])})"
+
+
+def _differences_table(differences: list[dict], models: list[_Evaluated]) -> Table:
+    """One row per measure; with more than two models, each names the one that is subtracted."""
+    several = len(models) > 2
+    subtracted = "each other" if several else "second"
+    table = Table(title=f"First minus {subtracted} on the rows both answered (p of a permutation test)")
+    for heading in (*(("minus",) if several else ()), "measure", "rows", "difference", "95% interval", "p"):
+        table.add_column(heading, justify="left" if heading in ("minus", "measure") else "right")
     for found in differences:
         name = found["metric"]
         interval = format_range(name, found["low"], found["high"], signed=True)
         difference = format_score(name, found["difference"], signed=True)
-        table.add_row(metric_of(name).label, str(found["rows"]), difference, interval, f"{found['p_value']:.4f}")
+        cells = (metric_of(name).label, str(found["rows"]), difference, interval, f"{found['p_value']:.4f}")
+        table.add_row(*((models[int(found["b"])].name,) if several else ()), *cells)
     return table
 
 

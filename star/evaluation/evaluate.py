@@ -50,6 +50,7 @@ class EvaluatedModel:
         timing: `seconds`, and where the model generated anything `tokens_per_second` and `latency`, as timing.json
             holds them.
         suites: the scores by suite, in the order of the configuration.
+        base: name of the model that this one was trained from, where that is evaluated too.
     """
 
     name: str
@@ -57,6 +58,7 @@ class EvaluatedModel:
     memory: int
     timing: dict[str, float]
     suites: dict[str, SuiteScores]
+    base: str | None
 
     @property
     def outcomes(self) -> Outcomes:
@@ -71,6 +73,8 @@ class EvaluatedModel:
     def to_json(self) -> dict[str, Any]:
         """The model's entry in evaluation.json."""
         entry: dict[str, Any] = {"name": self.name, "parameters": self.parameters, "memory": self.memory, "scores": {}}
+        if self.base:
+            entry["base"] = self.base
         for found in self.suites.values():
             entry["scores"] |= found.scores
             entry |= found.details
@@ -85,7 +89,7 @@ def evaluate_models(
     A model that was finished before a kill is not asked again.
 
     Args:
-        models: folders or hub ids by the name they are shown under. The report is about the last one.
+        models: by the name they are shown under. The report is about the last one.
         data: the folder of `star synthesize`; needed for the suite heldout only.
 
     Returns:
@@ -107,8 +111,7 @@ def score_and_write(shards: list[Gathered], *, out: Path) -> dict[str, float]:
     ]
     last = models[-1]
     outcomes = {model.name: model.outcomes for model in models}
-    # The last model is compared with each model before it, then the last but one, and so on.
-    pairs = list(combinations(reversed(outcomes), 2))
+    pairs = _pairs_to_compare(models)
     failures = {model.name: model.failures for model in models}
     worst = worst_of(failures[last.name], model=last.name)
     evaluation = {
@@ -122,6 +125,7 @@ def score_and_write(shards: list[Gathered], *, out: Path) -> dict[str, float]:
         "failures": with_short_texts(worst),
         "failure_count": len(failures[last.name]),
         "lineage": first.lineage,
+        "decoding": first.decoding,
         "stages": first.stages,
     }
     write_json(out / EVALUATION, evaluation)
@@ -142,6 +146,14 @@ def log_model_runs(metrics: dict[str, float], gathered: Gathered) -> None:
             child.log_metrics({k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)})
 
 
+def _pairs_to_compare(models: list[EvaluatedModel]) -> list[tuple[str, str]]:
+    """The last model with each before it, then the last but one, and so on; a base only with those trained from it."""
+    bases = {model.base for model in models}
+    trained = [model for model in reversed(models) if model.name not in bases]
+    pairs = [(a.name, b.name) for a, b in combinations(trained, 2)]
+    return pairs + [(model.name, model.base) for model in trained if model.base]
+
+
 def _score_model(shards: list[GatheredModel], settings: ScoringSettings) -> EvaluatedModel:
     """Scores one model from what each shard gathered of it."""
     suites = {}
@@ -150,7 +162,7 @@ def _score_model(shards: list[GatheredModel], settings: ScoringSettings) -> Eval
         answers = [found for shard in shards if (found := shard.suites[suite])]
         suites[suite] = SUITES[suite].score(answers, settings)
     first = shards[0]
-    return EvaluatedModel(first.name, first.parameters, first.memory, _timing_of(shards), suites)
+    return EvaluatedModel(first.name, first.parameters, first.memory, _timing_of(shards), suites, first.base)
 
 
 def _timing_of(shards: list[GatheredModel]) -> dict[str, float]:

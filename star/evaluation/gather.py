@@ -5,11 +5,14 @@ Nothing is scored here. star/evaluation/evaluate.py scores what was gathered, al
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from star.config.experiment import Config
+from star.evaluation.bases import PretrainedBase, settled_base
 from star.evaluation.candidate import Candidate
 from star.evaluation.gathered import Gathered, GatheredModel, Timing
 from star.evaluation.journal import Journal
@@ -19,8 +22,8 @@ from star.folders.shard import WHOLE, Shard
 from star.json_file import write_json
 from star.tracking.accelerators import SECONDS
 
-TRAINING_PHASES = ("warmup", "sft", "ckd", "simrl")  # in the order in which they happen
-ModelSource = Path | str  # a model's folder, or its hub id
+TRAINING_PHASES = ("warmup", "sft", "heal", "ckd", "simrl")  # in the order in which they happen
+ModelSource = Path | str | PretrainedBase  # a model's folder, its hub id, or a base that is settled first
 
 
 def gather(
@@ -35,37 +38,50 @@ def gather(
     """Asks each model its shard of every suite. A model that was finished before a kill is not asked again.
 
     Args:
-        models: folders or hub ids by the name they are shown under.
+        models: by the name they are shown under, in the order of the report.
         data: the folder of `star synthesize`; needed for the suite heldout only.
         state: the folder that a killed evaluation resumes from.
     """
     folders = {name: model for name, model in models.items() if isinstance(model, Path)}
-    gathered_models = [
-        _gather_model_once(name, model, data, config=config, state=state, shard=shard) for name, model in models.items()
-    ]
+    bases = {name: model for name, model in models.items() if isinstance(model, PretrainedBase)}
+    base_of = {trained: name for name, base in bases.items() for trained in base.trained}
+    found = {
+        name: _gather_model_once(
+            name, models[name], data, config=config, state=state, shard=shard, base=base_of.get(name)
+        )
+        # The bases last: what was trained for hours is asked first.
+        for name in sorted(models, key=lambda name: name in bases)
+    }
     return Gathered(
         title=title,
         settings=json.loads(config.slice(("seed", "evaluate"))),
-        models=gathered_models,
+        models=[found[name] for name in models],
         curves={name: curve for folder in folders.values() for name, curve in _learning_curves(folder)},
         # A hub id has no manifest, so only folders have curves and digests.
-        lineage=_digests({**({"data": data} if data else {}), **folders}),
+        lineage=_digests({**({"data": data} if data else {}), **folders})
+        | {name: base.identity for name, base in bases.items()},
         stages=_stages_of(list(models.values())[-1]),
     )
 
 
 def _gather_model_once(
-    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard
+    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard, base: str | None
 ) -> GatheredModel:
-    finished = state / f"{name}.json"
+    finished, settled = state / f"{name}.json", state / name
     if not finished.exists():
-        write_json(finished, _gather_model(name, model, data, config=config, state=state, shard=shard).to_json())
+        source = (
+            settled_base(model, settled, precision=config.precision) if isinstance(model, PretrainedBase) else model
+        )
+        gathered = _gather_model(name, source, data, config=config, state=state, shard=shard)
+        write_json(finished, replace(gathered, base=base).to_json())
+    # Also what a kill left, before the next model needs the room.
+    shutil.rmtree(settled, ignore_errors=True)
     # Read back also when it was just written: a resumed evaluation must not differ, not even by a tuple for a list.
     return GatheredModel.from_json(json.loads(finished.read_text(encoding="utf-8")))
 
 
 def _gather_model(
-    name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard
+    name: str, model: Path | str, data: Path | None, *, config: Config, state: Path, shard: Shard
 ) -> GatheredModel:
     from star.modeling.models import count_parameters, load_model, load_tokenizer
     from star.teacher.vllm_engine import TeacherEngine
@@ -101,7 +117,7 @@ def _gather_model(
     return gathered
 
 
-def _training_time(model: ModelSource) -> float | None:
+def _training_time(model: Path | str) -> float | None:
     """Accelerator-seconds of the stage that wrote a model's folder; None for other models, and where it held no accelerator."""
     file = model / METRICS if isinstance(model, Path) else None
     return json.loads(file.read_text(encoding="utf-8")).get(SECONDS) if file and file.is_file() else None

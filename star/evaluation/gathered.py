@@ -15,7 +15,12 @@ and in timing.json {"refined": {"tokens": 420, "seconds": 1.93, "latency": 0.21}
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from star.config.base import canonical
 from star.evaluation.suite_scores import ScoringSettings
+from star.hashing import digest_of
+
+# Settings of the evaluation that change no answer of a model.
+NOT_DECODING = ("bases",)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class GatheredModel:
     Attributes:
         memory: bytes of the weights.
         suites: by suite, what its `ask` returned; None where the shard holds nothing of the suite.
+        base: name of the evaluated model that this one was trained from; None where that is not evaluated.
     """
 
     name: str
@@ -51,10 +57,12 @@ class GatheredModel:
     memory: int
     timing: Timing
     suites: dict[str, Any]
+    base: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object, which `from_json` reads."""
-        return {**asdict(self), "timing": self.timing.to_json()}
+        """The fields as a JSON object, which `from_json` reads; a base of None is left out."""
+        found = {**asdict(self), "timing": self.timing.to_json()}
+        return {key: value for key, value in found.items() if key != "base" or value}
 
     @classmethod
     def from_json(cls, model: dict[str, Any]) -> "GatheredModel":
@@ -69,7 +77,7 @@ class Gathered:
     Attributes:
         settings: the sections `seed` and `evaluate` of the configuration.
         curves: learning curves of the models' trainings by "stage: phase".
-        lineage: digest of the data's and every model's folder.
+        lineage: digest of the data's and every model's folder, and of every base or its hub id.
         stages: the stages that made the last model, the last stage first.
     """
 
@@ -79,6 +87,12 @@ class Gathered:
     curves: dict[str, list[dict[str, float]]]
     lineage: dict[str, str]
     stages: list[dict[str, str]]
+
+    @property
+    def decoding(self) -> str:
+        """Digest of the settings by which every model was asked: scores of different digests are not compared by the gate."""
+        asked = {key: value for key, value in self.settings["evaluate"].items() if key not in NOT_DECODING}
+        return digest_of(canonical({**self.settings, "evaluate": asked}))
 
     @property
     def scoring_settings(self) -> ScoringSettings:

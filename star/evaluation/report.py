@@ -118,7 +118,7 @@ def _masthead(evaluation: Evaluation) -> str:
 
 
 def _summary(models: list[Model]) -> str:
-    """One sentence: the final model against the teacher in quality, size and speed; "" without a teacher."""
+    """The final model against the teacher in quality, size and speed, and against its base; "" without a teacher."""
     final, teacher = final_model(models), next((model for model in models if model["name"] == "teacher"), None)
     if final is None or teacher is None or final is teacher:
         return ""
@@ -134,4 +134,18 @@ def _summary(models: list[Model]) -> str:
     speed, teacher_speed = as_number(final.get("tokens_per_second")), as_number(teacher.get("tokens_per_second"))
     if speed and teacher_speed and speed > 1.05 * teacher_speed:  # less is within what two runs differ by
         sentence += f" and {speed / teacher_speed:.1f} times the tokens per second"
-    return f'<p class="lede">{sentence}.</p>'
+    return f'<p class="lede">{sentence}.{_base_sentence(final, models)}</p>'
+
+
+def _base_sentence(final: Model, models: list[Model]) -> str:
+    """What the pretrained base of the final model reaches; "" where it is not evaluated."""
+    base = next((model for model in models if model["name"] == final.get("base")), None)
+    score = base and score_of(base, "exact_match")
+    if not base or not score:
+        return ""
+    sentence = f" Its base, before any training, answers {format_score('exact_match', score.mean)}"
+    errors = score_of(base, "format_errors")
+    # A base that was never taught the format scores 0, so beating it says little.
+    if errors and errors.mean > 0.5:
+        sentence += f"; {format_score('format_errors', errors.mean)} of its answers break the format"
+    return escape_html(f"{sentence}.")

@@ -1,16 +1,49 @@
-"""Writes the shards of an evaluation (`star evaluate --shard i/n`), reads them, and merges them (`star merge`)."""
+"""Evaluates the models of a run: whole, or in shards (`star evaluate --shard i/n`), which `star merge` puts together."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.evaluate import READING, TIMING, score_and_write
+from star.evaluation.bases import bases_beside
+from star.evaluation.evaluate import READING, TIMING, log_model_runs, score_and_write
+from star.evaluation.gather import gather
 from star.evaluation.gathered import Gathered, GatheredModel
 from star.folders.manifest import METRICS
+from star.folders.shard import WHOLE, Shard
+from star.folders.workspace import Workspace
 from star.json_file import write_json
 
 GATHERED = "gathered.json"  # questions and answers, not scored yet
+
+
+def evaluate_run(
+    models: Mapping[str, Path], data: Path, *, config: Config, shard: Shard, workspace: Workspace
+) -> dict[str, float]:
+    """Evaluates teacher, distilled and refined student with their pretrained bases; a shard only gathers their answers.
+
+    Args:
+        models: the folders of the trained models, by name, the refined one last.
+        data: the folder of `star synthesize`.
+
+    Returns:
+        The metrics of `score_and_write`, or of `write_shard`.
+    """
+    gathered = gather(
+        {**bases_beside(config, teacher=models["teacher"]), **models},
+        data,
+        config=config,
+        state=workspace.state,
+        title="Teacher, distilled and refined student",
+        shard=shard,
+    )
+    if shard != WHOLE:
+        return write_shard(gathered, out=workspace.out)
+    metrics = score_and_write([gathered], out=workspace.out)
+    log_model_runs(metrics, gathered)
+    return metrics
 
 
 def write_shard(gathered: Gathered, *, out: Path) -> dict[str, float]:

@@ -71,12 +71,17 @@ class Evaluation:
         """The refined model's mean per score."""
         return {score: value["mean"] for score, value in self.model["scores"].items()}
 
+    @property
+    def decoding(self) -> str:
+        """Digest of the settings by which the models were asked; an older STAR's evaluation read no other settings."""
+        return self.report.get("decoding") or self.manifest.config_digest
+
     def measurements(self) -> Measurements:
         """Everything that the gate compares."""
         return Measurements(
             self.scores,
             benchmark=self.report["lineage"]["data"],
-            decoding=self.manifest.config_digest,
+            decoding=self.decoding,
             parameters=self.model.get("parameters"),
             tokens_per_second=self.timing.get("tokens_per_second"),
             outcomes=_read_outcomes(self.folder / OUTCOMES),
@@ -203,7 +208,7 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
         **evaluation.report["lineage"],
         "code": manifest.code_version,
         "evaluation": evaluation.manifest.digest,
-        "decoding": evaluation.manifest.config_digest,
+        "decoding": evaluation.decoding,
         **({READING_KEY: evaluation.report["reading"]} if "reading" in evaluation.report else {}),
         "tokenizer": lineage["tokenizer"],
         **{key: published[key] for key in ("commit", "dirty", "image") if key in published},

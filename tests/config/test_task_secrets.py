@@ -32,7 +32,7 @@ def tasks_with(variable: str, **settings: object) -> set[str]:
         ("AWS_ACCESS_KEY_ID", {}, {"register"}),
         ("AWS_SESSION_TOKEN", {"checkpoints": "s3://star/checkpoints"}, {"register"} | TRAININGS),
         ("AWS_ACCESS_KEY_ID", {"environment": {"STAR_REUSE": "/mnt s3://b/p"}}, set(TASKS) - {"preflight", "finish"}),
-        ("HF_TOKEN", {}, {"refine-teacher", "distill"}),
+        ("HF_TOKEN", {}, {"refine-teacher", "distill", "evaluate"}),
         ("RELEASE_KEY", {"environment": {"STAR_LEDGER_KEY": "env:RELEASE_KEY"}}, {"register"}),
         ("MLFLOW_TRACKING_PASSWORD", {}, set(TASKS) - {"preflight", "merge-rollout", "merge-extract-topk"}),
         ("PROXY_PASSWORD", {}, set(TASKS) - {"preflight"}),

@@ -47,3 +47,20 @@ def test_verdicts_of_an_official_harness_are_compared_whoever_read_the_rest(
     new, old = (folder(tmp_path / f"{name}", reading=name, suite="bfcl") for name in ("strict", None))
     print_comparison(new, old)
     assert "BFCL" in capsys.readouterr().out
+
+
+def test_the_first_of_several_is_compared_with_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    both = folder(tmp_path / "refined", reading="strict")
+    print_comparison(*(folder(tmp_path / name, reading="strict") for name in ("first", "base", "sft")), both)
+    shown = capsys.readouterr().out
+    assert "First minus each other" in shown
+    rows = [line.split("│")[1].strip() for line in shown.partition("First minus")[2].splitlines() if "Exact" in line]
+    assert rows == ["base", "sft", "refined"]
+    with pytest.raises(InputError, match="refined alone cannot be compared"):
+        print_comparison(both)
+    other = folder(tmp_path / "other", reading="strict", suite="bfcl")
+    with pytest.raises(InputError, match=r"refined and .*other have no row in common"):
+        print_comparison(both, tmp_path / "base", other)

@@ -1,0 +1,91 @@
+"""Shows what training has changed: evaluates the pretrained bases beside the models that were trained from them.
+
+A base is settled as the trainings settle it (star/modeling/bases.py), so that it gets the prompts, tags and end of turn
+that the trained models get, and differs from them by its weights alone. Which bases of a configuration are shown:
+
+    teacher: {base: A, sft: ...}    student: {base: A}    "base", of both
+    teacher: {base: A, sft: ...}    student: {base: B}    "teacher-base" and "student-base"
+    teacher: {base: A}              student: {base: B}    "student-base"; nothing trained the teacher, so it is its base
+    teacher: {base: A}              student: {base: A}    none, for the same reason
+
+A base from scratch is not shown: before its training it says nothing. A student with `layers` stands beside its whole
+base, because a model whose layers were just dropped says nothing either.
+"""
+
+import gc
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from star.config.experiment import Config
+from star.config.files import Input
+from star.config.models import Architecture, Student, Teacher
+from star.config.training import Precision
+from star.errors import InputError
+
+BASES = BASE, TEACHER_BASE, STUDENT_BASE = "base", "teacher-base", "student-base"  # names in reports and metrics
+
+
+@dataclass(frozen=True)
+class PretrainedBase:
+    """A base before any training.
+
+    Attributes:
+        settings: the section of the configuration that names it.
+        teacher: the folder of the teacher, whose settled tokenizer all models of a run have.
+        trained: names of the evaluated models that were trained from it.
+    """
+
+    settings: Teacher | Student
+    teacher: Path
+    trained: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """The digest of its files, or its hub id and revision."""
+        base, revision = self.settings.base, self.settings.revision
+        if isinstance(base, Input):
+            return base.sha256
+        return f"{base}@{revision}" if revision else str(base)
+
+
+def bases_beside(config: Config, *, teacher: Path) -> dict[str, PretrainedBase]:
+    """The bases that an evaluation of the teacher, the distilled and the refined student shows, by name; see above.
+
+    Args:
+        teacher: the folder of the trained teacher.
+    """
+    of_teacher = PretrainedBase(config.teacher, teacher, ("teacher",))
+    of_student = PretrainedBase(config.student, teacher, ("distilled", "refined"))
+    trains_teacher = bool(config.teacher.sft or config.teacher.refine)
+    shown = {TEACHER_BASE: of_teacher} if trains_teacher else {}
+    if of_teacher.identity != of_student.identity:
+        shown[STUDENT_BASE] = of_student
+    elif trains_teacher:
+        shown = {BASE: replace(of_teacher, trained=(*of_teacher.trained, *of_student.trained))}
+    return {
+        name: base
+        for name, base in shown.items()
+        if config.evaluate.bases and not isinstance(base.settings.base, Architecture)
+    }
+
+
+def settled_base(base: PretrainedBase, folder: Path, *, precision: Precision) -> Path:
+    """Writes a base as an ordinary model folder, settled as its training settles it. A finished folder is used again.
+
+    Raises:
+        InputError: the base cannot be loaded.
+    """
+    from star.modeling.bases import open_base
+    from star.modeling.models import load_tokenizer, save_model_atomically
+
+    if folder.is_dir():
+        return folder
+    try:
+        tokenizer = load_tokenizer(base.teacher)
+        model = open_base(base.settings, tokenizer=tokenizer, precision=precision)
+        save_model_atomically(model, tokenizer, folder)
+    except InputError as error:
+        raise InputError(f"{error}; or leave the bases out of the evaluation (`evaluate.bases: false`)") from error
+    del model
+    gc.collect()
+    return folder

@@ -1,0 +1,114 @@
+"""Pretrained bases beside the models trained from them: which are shown, how they are asked, and what the report says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from star.config.base import canonical
+from star.config.experiment import Config
+from star.errors import InputError
+from star.evaluation.bases import bases_beside, settled_base
+from star.evaluation.gathered import Gathered
+from star.hashing import digest_of
+from star.stages import evaluate, stage_named
+
+
+def run_of(micro: Config, teacher: dict | None = None, student: dict | None = None, **evaluate: object) -> Config:
+    """The micro profile with other models."""
+    content = micro.model_dump(mode="json")
+    content["teacher"] |= teacher or {}
+    content["student"] |= student or {}
+    content["evaluate"] |= evaluate
+    return Config.model_validate(content)
+
+
+@pytest.fixture(scope="module")
+def pretrained(micro: Config, finished: dict[str, Path]) -> Config:
+    """The micro profile as if its teacher had been downloaded, and were the base of both models."""
+    base = {"base": str(finished["refine-teacher"])}
+    return run_of(micro, base, base, samples=1, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def inputs(finished: dict[str, Path]) -> dict[str, Path]:
+    return {key: finished[source] for key, source in stage_named("evaluate").inputs.items()}
+
+
+@pytest.fixture(scope="module")
+def evaluation(pretrained: Config, inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evaluation of that run."""
+    root = tmp_path_factory.mktemp("bases")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STAR_HOME", str(root / "home"))
+        evaluate(pretrained, **inputs, out=root / "evaluation")
+    return root / "evaluation"
+
+
+def read_evaluation(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_the_bases_of_a_run(micro: Config) -> None:
+    a, b = {"base": "team/a"}, {"base": "team/b"}
+    untrained = {"sft": None, "refine": None}
+
+    def shown(*models: dict, **settings: object) -> dict[str, tuple[str, ...]]:
+        found = bases_beside(run_of(micro, *models, **settings), teacher=Path("teacher"))
+        return {name: base.trained for name, base in found.items()}
+
+    assert shown(a, b) == {"teacher-base": ("teacher",), "student-base": ("distilled", "refined")}
+    assert shown(a, a) == {"base": ("teacher", "distilled", "refined")}
+    assert shown(a, {**a, "revision": "1" * 40}).keys() == {"teacher-base", "student-base"}
+    assert shown(a | untrained, b) == {"student-base": ("distilled", "refined")}
+    assert shown(a | untrained, a) == {}, "the teacher is the base"
+    assert shown(a) == {"teacher-base": ("teacher",)}, "a student from scratch"
+    assert shown() == {}, "nothing is pretrained"
+    assert shown(a, b, bases=False) == {}
+
+
+def test_a_base_is_shown_first_and_compared_with_what_was_trained_from_it(
+    evaluation: Path, pretrained: Config, finished: dict[str, Path]
+) -> None:
+    found = read_evaluation(evaluation)
+    models = {model["name"]: model for model in found["models"]}
+    assert list(models) == ["base", "teacher", "distilled", "refined"]
+    assert [model.get("base") for model in models.values()] == [None, "base", "base", "base"]
+    pairs = list(dict.fromkeys((entry["a"], entry["b"]) for entry in found["comparisons"]))
+    trained = [("refined", "distilled"), ("refined", "teacher"), ("distilled", "teacher")]
+    assert pairs == [*trained, ("refined", "base"), ("distilled", "base"), ("teacher", "base")]
+    # Here the base has the weights of the teacher, so both answer alike: it was asked in the same way.
+    assert models["base"]["scores"] == models["teacher"]["scores"]
+    [same] = [e for e in found["comparisons"] if (e["a"], e["b"], e["metric"]) == ("teacher", "base", "mean_reward")]
+    assert same["difference"] == 0
+    assert found["lineage"]["base"] == pretrained.teacher.base.sha256
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["base_mean_reward"] == metrics["teacher_mean_reward"]
+    assert not list(evaluation.parent.glob("*/base")), "its weights are gone"
+
+
+def test_the_report_says_what_the_base_reaches(evaluation: Path) -> None:
+    page = (evaluation / "report.html").read_text()
+    assert "Its base, before any training, answers" in page
+    assert "refined − base" in page
+    assert (evaluation / "report.md").read_text().startswith("| | base | teacher | distilled | refined |")
+
+
+def test_the_gate_compares_models_of_runs_with_other_bases(pretrained: Config) -> None:
+    def decoding(config: Config) -> str:
+        return Gathered("", json.loads(config.slice(("seed", "evaluate"))), [], {}, {}, []).decoding
+
+    # As an older STAR wrote it, whose settings had no bases.
+    settings = json.loads(pretrained.slice(("seed", "evaluate")))
+    del settings["evaluate"]["bases"]
+    assert decoding(pretrained) == decoding(run_of(pretrained, bases=False)) == digest_of(canonical(settings))
+    assert decoding(run_of(pretrained, max_new_tokens=5)) != decoding(pretrained)
+
+
+def test_a_base_that_cannot_be_loaded_says_how_to_go_on_without_it(
+    pretrained: Config, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    gone = {"base": {"path": str(tmp_path / "gone"), "sha256": "0" * 64}}
+    [base] = bases_beside(run_of(pretrained, gone, gone), teacher=inputs["teacher"]).values()
+    with pytest.raises(InputError, match=r"no model folder at .*gone.*`evaluate\.bases: false`"):
+        settled_base(base, tmp_path / "settled", precision="auto")
