@@ -40,12 +40,14 @@ class Actor:
     Attributes:
         source: folder or hub id, or "scratch".
         loaded: what was loaded, as one phrase.
+        own_template: the chat template that the base itself has.
     """
 
     source: str
     tokenizer: "PreTrainedTokenizerBase"
     model: "PreTrainedModel"
     loaded: str
+    own_template: Any = None
 
     @property
     def rows(self) -> int:
@@ -65,16 +67,24 @@ def load_actor(
     Raises:
         InputError: the model or its tokenizer cannot be loaded.
     """
+    from star.modeling.bases import fit_to_tokenizer, settle_tokenizer
     from star.modeling.models import base_source, load_tokenizer
+    from star.modeling.special_tokens import settle_alike
 
     if isinstance(settings.base, Architecture):
         return _build_from_scratch(settings.base, config, rows=rows, teacher=teacher)
     source = base_source(settings.base)
-    tokenizer = load_tokenizer(source, revision=settings.revision)
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"the tokenizer of {source} names no end token: set `eos_token` in its tokenizer_config.json")
+    raw = load_tokenizer(source, revision=settings.revision)
+    own_template, about = raw.chat_template, ""
+    if isinstance(settings, Teacher):
+        opened = settle_tokenizer(raw, settings=settings, source=str(source))
+        tokenizer, about = opened.tokenizer, f"; {opened.about}"
+    else:
+        assert teacher is not None  # noqa: S101 - the teacher is loaded first
+        tokenizer = settle_alike(raw, teacher.tokenizer)
     model, loaded = _load_model_or_miniature(source, settings.revision)
-    return Actor(str(source), tokenizer, model, loaded)
+    fit_to_tokenizer(model, tokenizer, raw=raw)
+    return Actor(str(source), tokenizer, model, f"{loaded}{about}", own_template)
 
 
 def _build_from_scratch(

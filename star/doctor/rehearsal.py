@@ -162,7 +162,7 @@ class _Rehearsal:
             if hidden := [name for name in names if name not in prompt.text]:
                 raise InputError(
                     f"the chat template of {teacher.source} leaves the tools out of the prompt ({hidden[0]} is not in "
-                    "it): choose a model whose template takes tools, or give its folder a chat_template.jinja that does"
+                    "it): set `teacher.chat_template: qwen3`, or give its folder a chat_template.jinja that takes tools"
                 )
         # Supervised training teaches the answers behind any header.
         if self.config.teacher.sft is None:
@@ -176,16 +176,12 @@ class _Rehearsal:
     def _render_rows(self, rows: list[dict[str, Any]], actor: Actor) -> list["Prompt"]:
         from star.modeling.prompts import render_rows
 
-        if actor.tokenizer.chat_template is None:
-            raise InputError(
-                f"{actor.source} has no chat template: choose an instruct model, or give its folder a chat_template.jinja"
-            )
         try:
             return render_rows(rows, actor.tokenizer)
         except Exception as error:  # a template raises what jinja or its author chose
             raise InputError(
                 f"the chat template of {actor.source} cannot render a row with tools ({type(error).__name__}: {error}): "
-                "choose a model whose template takes tools, or give its folder a chat_template.jinja that does"
+                "set `teacher.chat_template: qwen3`, or give its folder a chat_template.jinja that takes tools"
             ) from error
 
     def _compare_headers(self) -> None:
@@ -244,8 +240,7 @@ class _Rehearsal:
 
     def _about_the_students_template(self) -> str:
         """Says where the student's own template differs, because it is not used."""
-        teacher, student = self.teacher.tokenizer, self.student.tokenizer
-        if student.chat_template == teacher.chat_template:
+        if self.student.own_template in (None, self.teacher.tokenizer.chat_template):
             return ""
         return "; the student's own template differs and is not used: it learns the teacher's, which is saved with it"
 

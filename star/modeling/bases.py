@@ -22,11 +22,12 @@ from star.modeling.models import add_lora_adapters, base_source, load_model, loa
 from star.modeling.special_tokens import (
     PRODUCT_TOKENS,
     adds_bos,
-    differences_from_settled,
     is_one_token,
     missing_tokens,
     rebuild,
+    settle_alike,
 )
+from star.modeling.tokenizer import tokenizer_differences
 
 # Settings of generation that are kept. Others, such as suppressed tokens or a penalty for repetition, would change what
 # a model says in the stages that use transformers' `generate`, and in no other.
@@ -101,7 +102,7 @@ def open_base(
     source, revision = base_source(settings.base), settings.revision
     # Compared before the model is loaded: another family is refused without reading its weights.
     raw = load_tokenizer(source, revision=revision)
-    if differences := differences_from_settled(load_tokenizer(source, revision=revision), tokenizer):
+    if differences := tokenizer_differences(settle_alike(raw, tokenizer), tokenizer):
         raise InputError(
             f"the tokenizer of the student {source} is not the one that its teacher's signal was stored with ({differences}): "
             "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from star.chat import END_OF_TEXT, FORMAT_TOKENS, IM_END, IM_START
-from star.modeling.tokenizer import tokenizer_differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,8 +47,8 @@ def rebuild(
 ) -> "PreTrainedTokenizerBase":
     """A tokenizer with further tokens, which adds no special token to a text.
 
-    A tokenizer that needs no change of its tokens stays of its class, so that the files that it is saved to stay as they
-    were.
+    A tokenizer whose tokens need no change is changed in place and stays of its class, so that the files that it is saved
+    to stay as they were.
 
     Args:
         added: tokens to add, in this order.
@@ -119,9 +118,7 @@ def missing_tokens(tokenizer: "PreTrainedTokenizerBase", settled: "PreTrainedTok
     return sorted(ids, key=lambda token: ids[token])
 
 
-def differences_from_settled(tokenizer: "PreTrainedTokenizerBase", settled: "PreTrainedTokenizerBase") -> str:
-    """Says where a base's tokenizer would differ from a settled one after it was settled alike; empty where it would not."""
-    template = str(settled.chat_template)
-    end = str(settled.eos_token)
-    alike = rebuild(tokenizer, added=missing_tokens(tokenizer, settled), chat_template=template, end=end)
-    return tokenizer_differences(alike, settled)
+def settle_alike(tokenizer: "PreTrainedTokenizerBase", settled: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """A student's tokenizer, settled as that of its teacher. Both make the same ids if the two are of one family."""
+    added = missing_tokens(tokenizer, settled)
+    return rebuild(tokenizer, added=added, chat_template=str(settled.chat_template), end=str(settled.eos_token))

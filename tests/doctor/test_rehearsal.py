@@ -126,6 +126,10 @@ def template_that_shows_names_only(models: Path) -> None:
     set_template(models / "teacher", lambda text: names + text.replace(TOOLS_OPENING, "{%- if false %}"))
 
 
+def template_with_another_dialect(models: Path) -> None:
+    set_template(models / "teacher", lambda text: text.replace('"arguments": \' }}', '"parameters": \' }}'))
+
+
 def template_without_header(models: Path) -> None:
     set_template(models / "teacher", lambda text: text.replace("{%- if add_generation_prompt %}", "{%- if false %}"))
 
@@ -222,10 +226,6 @@ def no_such_folder(models: Path) -> None:
 SETUPS: list[tuple[Callable[[Path], None], str, str, str]] = [
     (other_tokenizer, "tokenizers", "more ids differ", "choose a student of the teacher's family"),
     (one_other_token, "tokenizers", 'is "<tool_call>" and "<tool>"', "choose a student of the teacher's family"),
-    (template_without_tools, "template", "leaves the tools out of the prompt", "choose a model whose template takes tools"),
-    (no_template, "template", "has no chat template", "choose an instruct model"),
-    (template_that_refuses_tools, "template", "no tools here", "choose a model whose template takes tools"),
-    (template_that_shows_names_only, "template", "city is not in it", "choose a model whose template takes tools"),
     (template_without_header, "template", "'<|im_end|>\\n<|im_start|>assistant'", "`add_generation_prompt`"),
     (template_that_opens_a_call, "template", "<tool_call>", "`add_generation_prompt`"),
     (no_tokenizer_config, "teacher", "no tokenizer_config.json", "give a Hugging Face model folder"),
@@ -243,7 +243,6 @@ SETUPS: list[tuple[Callable[[Path], None], str, str, str]] = [
     (architecture_without_text, "student", "vit", "choose a model"),
     (code_of_its_own, "teacher", "code", "choose a model"),
     (head_too_small, "tokenizers", "has 250 rows", "resize its embeddings"),
-    (no_end_token, "teacher", "no end token", "set `eos_token`"),
     (damaged_weights, "rehearsal", "NaN", "its weights are damaged"),
     (no_such_folder, "student", "there is no model folder at", "give a Hugging Face model folder"),
 ]  # fmt: skip
@@ -258,6 +257,34 @@ def test_what_would_stop_a_run_is_named_in_one_line(
     assert all(check.passed for check in passed) and not failed.passed
     assert failed.name == step, failed
     assert fault in failed.detail and cure in failed.detail and "\n" not in failed.detail
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (template_without_tools, "shows no tools"),
+        (no_template, "has no chat template"),
+        (template_that_refuses_tools, "no tools here"),
+        (template_that_shows_names_only, "shows no tools"),
+        (template_with_another_dialect, "writes calls in another form"),
+    ],
+)
+def test_a_base_whose_template_cannot_be_used_gets_ours_or_is_refused_as_one_chooses(
+    break_it: Callable[[Path], None], reason: str, models: Path
+) -> None:
+    break_it(models)
+    checks = checks_of(models)
+    assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
+    assert "chat template: STAR's (qwen3), because" in checks[1].detail and reason in checks[1].detail
+    own = {"teacher": {"base": str(models / "teacher"), "chat_template": "own"}}
+    *_, refused = list(rehearse(Config.model_validate(own)))
+    assert refused.name == "teacher" and reason in refused.detail and "chat_template: auto" in refused.detail
+
+
+def test_an_end_token_that_nobody_named_is_taken_from_the_template(models: Path) -> None:
+    no_end_token(models)
+    checks = checks_of(models)
+    assert all(check.passed for check in checks) and "end of turn <|im_end|>" in checks[1].detail
 
 
 def test_a_teacher_that_is_fine_tuned_may_have_any_header(models: Path) -> None:
