@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from star.config.base import Section
 from star.config.files import GgufFile, ModelFolder, to_model_folder
-from star.config.training import SimRL, Training
+from star.config.training import FineTuning, SimRL, Training
 
 
 class Architecture(Section):
@@ -61,7 +61,7 @@ class Teacher(Section):
         description="Add the tags of reasoning and calls, and those of turns, as single tokens to a pretrained base that lacks them; "
         "teacher and student alike",
     )
-    sft: Training | None = Field(
+    sft: FineTuning | None = Field(
         None, description="Supervised training on the rows, before Sim-RL; a base from scratch needs it"
     )
     refine: Annotated[SimRL | None, BeforeValidator(_expand_refine_shorthand)] = Field(

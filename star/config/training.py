@@ -28,8 +28,13 @@ class Training(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="Sequences per forward pass; the whole batch by default"
     )
-    learning_rate: float = Field(gt=0, description="Peak learning rate of AdamW")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay of AdamW")
+    learning_rate: float = Field(gt=0, description="Peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay")
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        "adamw",
+        description="Optimiser: AdamW, or Adafactor, whose state is a few numbers per row and column of a weight instead of "
+        "8 bytes per parameter",
+    )
     save_steps: int = Field(50, ge=1, description="Steps between checkpoints, from which a killed run resumes")
 
     @model_validator(mode="after")
@@ -45,10 +50,19 @@ class Lora(Section):
     alpha: int = Field(128, ge=1, description="The adapters' product is scaled by alpha / rank")
 
 
+class FineTuning(Training):
+    """A supervised training on the rows."""
+
+    lora: Lora | None = Field(
+        None,
+        description="Train low-rank adapters; they are merged in before Sim-RL. By default all weights are trained",
+    )
+
+
 class Distill(Training):
     """The distillation loss (CKD or a baseline) and its training."""
 
-    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate of AdamW")
+    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate")
     kind: Literal["ce", "fkl", "rkl", "akl", "rskd", "ckd"] = Field(
         "ckd", description="Loss: CKD, or one of the baselines in the paper's comparison"
     )

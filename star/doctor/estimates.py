@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from star.config.experiment import Config
 from star.config.files import ModelFolder
 from star.config.models import Architecture, Student, Teacher
-from star.config.training import Distill, SimRL, Training
+from star.config.training import Distill, FineTuning, SimRL, Training
 from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _training_bytes(model: Teacher | Student, training: Training | SimRL | None)
 
 
 def _adapters_only(training: Training | SimRL) -> bool:
-    return isinstance(training, Distill | SimRL) and training.lora is not None
+    return isinstance(training, FineTuning | Distill | SimRL) and training.lora is not None
 
 
 def host_memory_needed(config: Config, stage: str, *, accelerator: bool, processes: int) -> float:

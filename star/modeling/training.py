@@ -132,13 +132,14 @@ def _default_logging_steps(settings: Training | SimRL) -> int:
 def supervised_arguments(
     settings: Training, *, folder: Path, seed: int, bf16: bool, logging_steps: int | None = None
 ) -> TrainingArguments:
-    """Arguments of supervised training and distillation: AdamW, warm-up for 5% of the steps, decay in the last 30%."""
+    """Arguments of supervised training and distillation: warm-up for 5% of the steps, decay in the last 30%."""
     common = common_arguments(
         settings, folder=folder, seed=seed, bf16=bf16, batch_size=settings.batch_size, logging_steps=logging_steps
     )
     arguments = TrainingArguments(
         **common,
         weight_decay=settings.weight_decay,
+        optim="adafactor" if settings.optimizer == "adafactor" else "adamw_torch_fused",
         adam_beta2=0.98,  # the default 0.999 averages over more steps than a short training has
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={"num_decay_steps": settings.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},

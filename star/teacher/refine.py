@@ -13,7 +13,7 @@ from star.config.experiment import Config
 from star.config.models import Architecture, Scratch
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base, open_tokenizer
-from star.modeling.models import save_model_atomically
+from star.modeling.models import add_lora_adapters, save_model_atomically
 from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
@@ -104,9 +104,10 @@ def _base(
 ) -> PreTrainedModel:
     """Loads the base's model, or trains one from scratch to copy (see star/modeling/scratch.py)."""
     base = config.teacher.base
+    lora = config.teacher.sft.lora if config.teacher.sft else None
     if isinstance(base, Architecture):
         assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
-        return build_base(
+        model = build_base(
             base,
             config.scratch,
             tokenizer=tokenizer,
@@ -116,4 +117,5 @@ def _base(
             precision=config.precision,
             log_metrics=log_metrics,
         )
-    return open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True)
+        return add_lora_adapters(model, lora) if lora else model
+    return open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)

@@ -1,0 +1,40 @@
+"""Tests which models compute in bf16, and that a training keeps fp32 weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
+
+from star.config.experiment import Config
+from star.modeling import precision
+from star.modeling.models import load_model
+from star.modeling.precision import computes_in_bf16, weights_dtype
+
+NARROW, WIDE = (Qwen3Config(hidden_size=width) for width in (128, 256))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the rule of CPUs")
+@pytest.mark.parametrize(("has_bf16", "wide"), [(True, True), (False, False)])
+def test_a_cpu_with_bf16_uses_it_for_wide_models(has_bf16: bool, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_bf16)
+    assert computes_in_bf16("auto", WIDE) is wide and not computes_in_bf16("auto", NARROW)
+    assert computes_in_bf16("bf16", NARROW) and not computes_in_bf16("fp32", WIDE)
+    assert weights_dtype("bf16", NARROW, trained=True) == torch.float32
+
+
+def test_only_weights_that_are_read_are_bf16(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
+    assert load_model(tmp_path, precision="bf16").dtype == torch.bfloat16
+    assert load_model(tmp_path, precision="bf16", training=True).dtype == torch.float32
+    if not torch.cuda.is_available():
+        assert load_model(tmp_path).dtype == torch.float32
+
+
+def test_another_precision_runs_the_stages_that_compute_again() -> None:
+    from star.stages import STAGES
+
+    exact = Config(precision="fp32")
+    again = [stage.name for stage in STAGES if Config().slice(stage.sections) != exact.slice(stage.sections)]
+    assert again == ["refine-teacher", "rollout", "extract-topk", "distill", "refine", "evaluate"]

@@ -1,0 +1,108 @@
+"""Tests the fine-tuning: its loss without the logits of prompts, its optimisers, and adapters."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
+
+from star import stages
+from star.config.experiment import Config
+from star.config.models import Teacher
+from star.config.training import FineTuning, Lora, Training
+from star.modeling.head import is_plain_head
+from star.modeling.models import load_model
+from star.modeling.training import IGNORE_INDEX, collate_completions, seed_everything, supervised_arguments, train
+from star.teacher.sft import SMALL_VOCABULARY, SupervisedTrainer
+
+VOCABULARY = SMALL_VOCABULARY + 8
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+}
+
+
+class DrawnRows(Dataset):
+    """Rows of random ids and lengths."""
+
+    def __init__(self, count: int) -> None:
+        draw = np.random.default_rng(0)
+        self.rows = [draw.integers(3, VOCABULARY, draw.integers(4, 40)).tolist() for _ in range(count)]
+        self.lengths = [len(row) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        ids = self.rows[index]
+        return {"input_ids": ids, "labels": [IGNORE_INDEX] * 2 + ids[2:]}
+
+
+def trainer_of(kind: type[Trainer], folder: Path, **settings: Any) -> Trainer:
+    seed_everything(1)
+    sizes = Training(**{"batch_size": 8, "micro_batch_size": 2, "steps": 4, "learning_rate": 1e-2, **settings})
+    return kind(
+        model=LlamaForCausalLM(LlamaConfig(**SIZES)),
+        args=supervised_arguments(sizes, folder=folder / "sft", seed=7, bf16=False, logging_steps=1),
+        train_dataset=DrawnRows(20),
+        data_collator=partial(collate_completions, pad_id=0),
+    )
+
+
+def weights_of(trainer: Trainer, folder: Path) -> torch.Tensor:
+    train(trainer, phase="sft", label="train", state=folder, log_metrics=lambda metrics, step: None)
+    model: Any = trainer.model
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_sorted_rows_without_the_logits_of_prompts_train_alike(tmp_path: Path) -> None:
+    # 4 steps of 8 rows over 20 rows: an epoch ends within.
+    plain, fused = (trainer_of(kind, tmp_path / kind.__name__) for kind in (Trainer, SupervisedTrainer))
+    assert isinstance(fused, SupervisedTrainer) and fused.fuses_head
+    expected, weights = (weights_of(trainer, tmp_path / type(trainer).__name__) for trainer in (plain, fused))
+    assert (weights - expected).abs().max() < 2e-5
+    losses, expected_losses = (
+        [entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (fused, plain)
+    )
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_killed_training_resumes_to_the_bit(optimizer: str, tmp_path: Path) -> None:
+    whole = weights_of(trainer_of(SupervisedTrainer, tmp_path, optimizer=optimizer, save_steps=1), tmp_path)
+    # As if it was killed after step 3, which is the first of the second epoch.
+    shutil.rmtree(tmp_path / "sft" / "checkpoint-4")
+    resumed = weights_of(trainer_of(SupervisedTrainer, tmp_path, optimizer=optimizer, save_steps=1), tmp_path)
+    assert torch.equal(whole, resumed)
+
+
+def test_a_model_that_scales_its_logits_computes_its_loss_itself() -> None:
+    def made(kind: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+        seed_everything(1)
+        return kind(config)
+
+    assert is_plain_head(made(LlamaForCausalLM, LlamaConfig(**SIZES)))
+    assert not is_plain_head(made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25)))
+
+
+def test_a_teacher_that_is_fine_tuned_with_adapters_is_a_plain_model(
+    micro: Config, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    sft = FineTuning(steps=1, batch_size=2, learning_rate=1e-2, lora=Lora(rank=2, alpha=4))
+    teacher = Teacher(base=str(finished["refine-teacher"]), sft=sft)
+    config = micro.model_copy(update={"teacher": teacher})
+    stages.refine_teacher(config, data=finished["synthesize"], out=tmp_path / "out")
+    before, after = (dict(load_model(f).named_parameters()) for f in (finished["refine-teacher"], tmp_path / "out"))
+    assert before.keys() == after.keys() and not list((tmp_path / "out").glob("adapter*"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.endswith("_proj.weight") for name in changed)
