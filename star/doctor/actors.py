@@ -65,7 +65,7 @@ def load_actor(
         teacher: the loaded teacher, where `settings` are the student's: a student from scratch gets its tokenizer.
 
     Raises:
-        InputError: the model or its tokenizer cannot be loaded.
+        InputError: the model or its tokenizer cannot be loaded, or the student's layers cannot be dropped.
     """
     from star.modeling.bases import fit_to_tokenizer, settle_tokenizer
     from star.modeling.models import base_source, load_tokenizer
@@ -84,6 +84,9 @@ def load_actor(
         tokenizer = settle_alike(raw, teacher.tokenizer)
     model, loaded = _load_model_or_miniature(source, settings.revision)
     fit_to_tokenizer(model, tokenizer, raw=raw)
+    if isinstance(settings, Student) and settings.layers:
+        _try_to_shorten(source, settings)
+        about = f"; {settings.layers} of its layers are kept"
     return Actor(str(source), tokenizer, model, f"{loaded}{about}", own_template)
 
 
@@ -97,6 +100,23 @@ def _build_from_scratch(
     tokenizer = teacher.tokenizer if teacher else scratch_tokenizer(rows, config.scratch)
     model = scratch_model(architecture, tokenizer, seed=config.seed)
     return Actor("scratch", tokenizer, model, "built from scratch with random weights")
+
+
+def _try_to_shorten(source: Path | str, student: Student) -> None:
+    """Drops the student's layers from its base without weights (meta device).
+
+    Raises:
+        InputError: the base has fewer layers, or layers that need each other.
+    """
+    import torch
+
+    from star.modeling.layers import keep_layers
+    from star.modeling.models import describe_model, empty_model
+
+    assert student.layers is not None  # noqa: S101 - the caller looks
+    empty = empty_model(describe_model(source, revision=student.revision), source=source)
+    with torch.device("meta"):
+        keep_layers(empty, student.layers, source=str(source))
 
 
 def _load_model_or_miniature(source: Path | str, revision: str | None) -> tuple["PreTrainedModel", str]:

@@ -151,10 +151,14 @@ def _parameters_of(described: "PretrainedConfig", source: str) -> int:
 def _describe(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
     from transformers import Qwen3Config
 
+    from star.modeling.layers import shorten_config
     from star.modeling.models import base_source, describe_model
 
     if isinstance(model.base, Architecture):
         # The embedding of a model from scratch is small, so any vocabulary will do.
         return Qwen3Config(vocab_size=1024, tie_word_embeddings=True, **model.base.model_dump()), "scratch"
     source = model.base.read_description() if isinstance(model.base, ModelFolder) else base_source(model.base)
-    return describe_model(source, revision=model.revision), str(source)
+    described = describe_model(source, revision=model.revision)
+    if isinstance(model, Student) and model.layers:
+        described = shorten_config(described, model.layers, source=str(source))
+    return described, str(source)

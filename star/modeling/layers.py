@@ -8,7 +8,6 @@ cannot be healed. The first layer reads the embeddings and the last one writes f
 """
 
 import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,8 @@ def keep_layers(model: PreTrainedModel, count: int, *, source: str | Path) -> Pr
         InputError: the model has fewer layers, or layers that need each other.
     """
     stack = _layers_of(model, source)
-    if count > len(stack):
-        raise InputError(
-            f"`student.layers` is {count} and {source} has {len(stack)} layers: give a smaller number, or leave it out"
-        )
     _refuse_shared(model.config, stack, source)
+    config = shorten_config(model.config, count, source=source)
     kept = choose_layers(count, of=len(stack))
     prefix = next(name for name, module in model.named_modules() if module is stack) + "."
     names = {f"{prefix}{old}.": f"{prefix}{new}." for new, old in enumerate(kept)}
@@ -55,7 +51,7 @@ def keep_layers(model: PreTrainedModel, count: int, *, source: str | Path) -> Pr
             weights[names[layer] + name.removeprefix(layer)] = tensor
     try:
         # A new model, and not the old one with fewer layers: each layer knows its number, by which it finds its cache.
-        smaller = type(model)(_cut(model.config, kept, of=len(stack))).to(model.device, model.dtype)
+        smaller = type(model)(config).to(model.device, model.dtype)
         smaller.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(
@@ -64,6 +60,31 @@ def keep_layers(model: PreTrainedModel, count: int, *, source: str | Path) -> Pr
         ) from error
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller.train(model.training)
+
+
+def shorten_config(config: PretrainedConfig, count: int, *, source: str | Path) -> PretrainedConfig:
+    """The configuration of the model that `keep_layers` makes.
+
+    Raises:
+        InputError: the model has fewer layers.
+    """
+    smaller = copy.deepcopy(config)
+    text = smaller.get_text_config()
+    of = text.num_hidden_layers
+    if count > of:
+        raise InputError(
+            f"`student.layers` is {count} and {source} has {of} layers: give a smaller number, or leave it out"
+        )
+    kept = choose_layers(count, of=of)
+    for name, value in list(vars(text).items()):
+        if not isinstance(value, list) or name in NOT_PER_LAYER or name.endswith("_token_id"):
+            continue
+        if name in LISTS_OF_LAYERS:
+            setattr(text, name, [kept.index(layer) for layer in value if layer in kept])
+        elif len(value) == of:
+            setattr(text, name, [value[layer] for layer in kept])
+    text.num_hidden_layers = count
+    return smaller
 
 
 def _layers_of(model: PreTrainedModel, source: str | Path) -> nn.ModuleList:
@@ -86,18 +107,3 @@ def _refuse_shared(config: PretrainedConfig, stack: nn.ModuleList, source: str |
             f"the layers of {source} share weights or keys, so that none can be dropped: choose another base for the student, or "
             "leave `student.layers` out"
         )
-
-
-def _cut(config: PretrainedConfig, kept: Sequence[int], *, of: int) -> PretrainedConfig:
-    """The configuration with these of its layers."""
-    smaller = copy.deepcopy(config)
-    text = smaller.get_text_config()
-    for name, value in list(vars(text).items()):
-        if not isinstance(value, list) or name in NOT_PER_LAYER or name.endswith("_token_id"):
-            continue
-        if name in LISTS_OF_LAYERS:
-            setattr(text, name, [kept.index(layer) for layer in value if layer in kept])
-        elif len(value) == of:
-            setattr(text, name, [value[layer] for layer in kept])
-    text.num_hidden_layers = len(kept)
-    return smaller

@@ -33,6 +33,7 @@ def shortened(micro: Config, base: Path, **settings: object) -> Config:
     return micro.model_copy(update={"student": Student(base=str(base), **settings)})
 
 
+@pytest.mark.slow
 def test_a_killed_healing_goes_on_and_ends_with_the_same_student(
     micro: Config, base: Path, finished: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -61,15 +62,24 @@ def test_a_killed_healing_goes_on_and_ends_with_the_same_student(
     assert metrics["heal_loss"] == losses[-1] < losses[0]
 
 
-def test_layers_alone_are_dropped_without_a_training(
+def test_layers_are_dropped_and_healed_before_the_distillation(
     micro: Config, base: Path, finished: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = shortened(micro, base, layers=3)
-    stages.distill(config, topk=finished["extract-topk"], out=tmp_path / "student")
-    assert load_model(tmp_path / "student").config.num_hidden_layers == 3
-    assert not (tmp_path / "student" / "heal_curve.json").exists()
+    phases: list[str] = []
+
+    def log(values: dict[str, float], step: int) -> None:
+        phases.extend(name.partition("/")[0] for name in values if name.endswith("/loss"))
+
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    workspace.out.mkdir()
+    workspace.state.mkdir()
+    topk = finished["extract-topk"]
     with pytest.raises(InputError, match=r"`student.layers` is 5 and .* has 4 layers"):
-        stages.distill(shortened(micro, base, layers=5), topk=finished["extract-topk"], out=tmp_path / "none")
+        distill_student(shortened(micro, base, layers=5), topk, workspace=workspace, log_metrics=log)
+    config = shortened(micro, base, layers=3, heal=HEAL.model_copy(update={"steps": 1}))
+    distill_student(config, topk, workspace=workspace, log_metrics=log)
+    assert phases == ["heal", *["ckd"] * micro.distill.steps]
+    assert load_model(workspace.out).config.num_hidden_layers == 3
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

@@ -14,7 +14,7 @@ from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
 from star.config.load import load_config
 from star.config.training import Lora
-from star.doctor import actors, machine
+from star.doctor import actors, estimates, machine
 from star.doctor.check import Check
 from star.doctor.rehearsal import rehearse
 from star.doctor.rehearsal_record import passed_before, rehearse_once
@@ -299,6 +299,23 @@ def test_a_large_model_is_rehearsed_as_a_miniature(models: Path, monkeypatch: py
     assert [check.name for check in checks] == STEPS and all(check.passed for check in checks)
     assert "rehearsed as a miniature; the headers of its 1 weight files are valid" in checks[1].detail
     assert f"{len(load_tokenizer(models / 'teacher')) + 20} and" in checks[3].detail  # the heads keep their rows
+
+
+def test_a_student_that_loses_layers_is_tried_without_weights(models: Path) -> None:
+    layers = SIZES.num_hidden_layers
+    student = {"base": str(models / "student"), "layers": 2}
+    checks = checks_of(models, student=student)
+    assert checks[2].passed and checks[2].detail.endswith("; 2 of its layers are kept")
+    smaller, whole = (
+        Config.model_validate({"student": given, "teacher": {"base": str(models / "teacher")}})
+        for given in (student, {**student, "layers": layers})
+    )
+    assert estimates.host_memory_needed(
+        smaller, "distill", accelerator=False, processes=1
+    ) < estimates.host_memory_needed(whole, "distill", accelerator=False, processes=1)
+    [*_, failed] = checks_of(models, student={**student, "layers": layers + 1})
+    assert (failed.name, failed.passed) == ("student", False)
+    assert f"`student.layers` is {layers + 1} and" in failed.detail
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "another file"])
