@@ -134,7 +134,9 @@ def _run_on_rank0(
             run.log_metrics(metrics)
             for report in (*workspace.out.glob("report.*"), *workspace.out.glob("card.*")):
                 run.log_artifact(report)
-        origin |= card_facts(config, stage.sections, workspace.out)
+        # The evaluation reads the sections of the models too, but makes none.
+        if stage.trains or "data" in stage.sections:
+            origin |= card_facts(config, stage.sections, workspace.out)
         return Result(metrics | metrics_of_held(metrics["seconds"]), origin)  # MLflow's run has these by itself
 
     sources = [*map(Path, inputs.values()), *paths_in(settings)]

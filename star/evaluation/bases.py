@@ -13,14 +13,18 @@ base, because a model whose layers were just dropped says nothing either.
 """
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from star.config.experiment import Config
 from star.config.files import Input
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Precision
 from star.errors import InputError
+from star.folders.manifest import read_manifest
+from star.progress import print_line
 
 BASES = BASE, TEACHER_BASE, STUDENT_BASE = "base", "teacher-base", "student-base"  # names in reports and metrics
 
@@ -67,6 +71,34 @@ def bases_beside(config: Config, *, teacher: Path) -> dict[str, PretrainedBase]:
         for name, base in shown.items()
         if config.evaluate.bases and not isinstance(base.settings.base, Architecture)
     }
+
+
+def keep_true_bases(bases: Mapping[str, PretrainedBase], models: Mapping[str, Path]) -> dict[str, PretrainedBase]:
+    """Those bases that the manifests of the trained models name too; says which one is left out.
+
+    A student of `star distill --student X` was not trained from the base of the configuration.
+
+    Args:
+        models: the folders of the trained models, by name.
+    """
+    kept = {}
+    for name, base in bases.items():
+        # The refined student's base is that of the distilled one.
+        others = [of for of in base.trained if of != "refined" and not _is_made_from(base, models[of])]
+        if others:
+            print_line(f"{name} is not evaluated: it is not the base that {models[others[0]]} was trained from")
+        else:
+            kept[name] = base
+    return kept
+
+
+def _is_made_from(base: PretrainedBase, folder: Path) -> bool:
+    """Whether the stage that wrote a model's folder noted this base (star/registry/base_facts.py)."""
+    noted: dict[str, Any] = read_manifest(folder).origin.get("base", {})
+    settings = base.settings
+    if isinstance(settings.base, Input):
+        return noted.get("sha256") == settings.base.sha256
+    return (noted.get("name"), noted.get("revision")) == (settings.base, settings.revision)
 
 
 def settled_base(base: PretrainedBase, folder: Path, *, precision: Precision) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.bases import bases_beside
+from star.evaluation.bases import bases_beside, keep_true_bases
 from star.evaluation.evaluate import READING, TIMING, log_model_runs, score_and_write
 from star.evaluation.gather import gather
 from star.evaluation.gathered import Gathered, GatheredModel
@@ -31,8 +31,9 @@ def evaluate_run(
     Returns:
         The metrics of `score_and_write`, or of `write_shard`.
     """
+    bases = keep_true_bases(bases_beside(config, teacher=models["teacher"]), models)
     gathered = gather(
-        {**bases_beside(config, teacher=models["teacher"]), **models},
+        {**bases, **models},
         data,
         config=config,
         state=workspace.state,

@@ -1,6 +1,7 @@
 """Pretrained bases beside the models trained from them: which are shown, how they are asked, and what the report says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from star.config.base import canonical
 from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.bases import bases_beside, settled_base
+from star.evaluation.bases import bases_beside, keep_true_bases, settled_base
 from star.evaluation.gathered import Gathered
 from star.hashing import digest_of
 from star.stages import evaluate, stage_named
@@ -31,8 +32,16 @@ def pretrained(micro: Config, finished: dict[str, Path]) -> Config:
 
 
 @pytest.fixture(scope="module")
-def inputs(finished: dict[str, Path]) -> dict[str, Path]:
-    return {key: finished[source] for key, source in stage_named("evaluate").inputs.items()}
+def inputs(pretrained: Config, finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of the micro run, of which teacher and distilled student say that they were trained from that base."""
+    folders = {key: finished[source] for key, source in stage_named("evaluate").inputs.items()}
+    copies = tmp_path_factory.mktemp("trained")
+    for name in ("teacher", "distilled"):
+        folders[name] = shutil.copytree(folders[name], copies / name)
+        manifest = json.loads((copies / name / "manifest.json").read_text())
+        manifest["origin"]["base"] = {"kind": "folder", "sha256": pretrained.teacher.base.sha256}
+        (copies / name / "manifest.json").write_text(json.dumps(manifest))
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +112,16 @@ def test_the_gate_compares_models_of_runs_with_other_bases(pretrained: Config) -
     del settings["evaluate"]["bases"]
     assert decoding(pretrained) == decoding(run_of(pretrained, bases=False)) == digest_of(canonical(settings))
     assert decoding(run_of(pretrained, max_new_tokens=5)) != decoding(pretrained)
+
+
+def test_a_base_from_which_a_model_was_not_trained_is_left_out(
+    pretrained: Config, inputs: dict[str, Path], finished: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bases = bases_beside(pretrained, teacher=inputs["teacher"])
+    assert keep_true_bases(bases, inputs) == bases
+    other = {**inputs, "distilled": finished["distill"]}
+    assert keep_true_bases(bases, other) == {}
+    assert f"base is not evaluated: it is not the base that {finished['distill']}" in capsys.readouterr().err
 
 
 def test_a_base_that_cannot_be_loaded_says_how_to_go_on_without_it(
