@@ -31,7 +31,7 @@ What is overridden of TRL, in the order in which a step calls it:
     _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
                                              Ours: has a prompt in it once for all of its rollouts.
 
-The last two share the prompts of a model that `shares_prompts` (star/simrl/shared_prompts.py); they are TRL's for others.
+The last two share the prompts of a model that `shares_prompts` (star/modeling/prompt_groups.py); they are TRL's for others.
 
 TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's
 `_generate` runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These
@@ -56,6 +56,7 @@ from star.chat import prompt_opening
 from star.config.training import Precision, SimRL
 from star.errors import InputError
 from star.modeling.precision import computes_in_bf16
+from star.modeling.prompt_groups import shares_prompts
 from star.modeling.prompts import Prompt
 from star.modeling.tokenizer import ids_without_token, tokenize
 from star.rewards.baselines import REWARDS
@@ -71,7 +72,7 @@ from star.simrl.filter_and_refill import (
 from star.simrl.grpo_config import grpo_config, reward_names
 from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
 from star.simrl.sampling_metrics import describe_broken_formats, sampling_metrics
-from star.simrl.shared_prompts import shared_log_probs, shares_prompts
+from star.simrl.shared_prompts import shared_log_probs
 
 if TYPE_CHECKING:
     from trl.trainer.grpo_trainer import RewardFunc
@@ -159,7 +160,9 @@ class SimRLTrainer(GRPOTrainer):
         self._rollouts_to_replay: list[Rollout] | None = None
         self._sampling_keys: list[RolloutKey] = []
         head = model.get_output_embeddings()
-        self.shares_prompts = shares_prompts(model)  # looked at before TRL changes the model's forward pass
+        self.shares_prompts = shares_prompts(
+            model, work="Sim-RL"
+        )  # looked at before TRL changes the model's forward pass
         self._padding_ids = ids_without_token(processing_class, rows=head.weight.shape[0])
         # Cached per trainer, not on the method, so that a trainer's cache ends with it.
         self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)

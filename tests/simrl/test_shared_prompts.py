@@ -10,11 +10,12 @@ from trl.trainer.utils import add_fused_lm_head
 
 from star.config.training import Lora, SimRL
 from star.data.rows import read_rows
+from star.modeling import prompt_groups
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
+from star.modeling.prompt_groups import pack_groups, shares_prompts, why_not_shared
 from star.modeling.prompts import render_rows
 from star.modeling.training import train
-from star.simrl import shared_prompts
-from star.simrl.shared_prompts import pack_rollouts, shared_log_probs, shares_prompts, why_not_shared
+from star.simrl.shared_prompts import shared_log_probs
 from star.simrl.trainer import SimRLTrainer, build_trainer
 
 VOCAB_SIZE = 300
@@ -123,7 +124,7 @@ def test_log_probs_and_gradients_are_those_of_each_rollout_alone(family: str) ->
 
 def test_a_prompt_is_fed_once_for_neighbours() -> None:
     prompts, completions = [[5, 6, 7], [5, 6, 7], [8, 9]], [[1, 2], [3, 4, 5], [6]]
-    packed = pack_rollouts(prompts, completions, device=torch.device("cpu"))
+    packed = pack_groups(prompts, completions, device=torch.device("cpu"))
     assert packed.input_ids_GL.tolist() == [[5, 6, 7, 1, 3, 4], [8, 9, 0, 0, 0, 0]]
     assert packed.position_ids_GL[0].tolist() == [0, 1, 2, 3, 3, 4]
     assert packed.branch_GL.tolist() == [[0, 0, 0, 1, 2, 2], [0, 0, -1, -1, -1, -1]]
@@ -143,9 +144,9 @@ def test_a_prompt_is_fed_once_for_neighbours() -> None:
 def test_a_model_that_cannot_share_is_found_out(
     family: str, arguments: dict, reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_prompts, "MIN_WIDTH", 1)
-    assert not shares_prompts(small_model(family, **arguments))
-    assert f"once for each rollout, and not once for all of them, as this model cannot: {reason}" in caplog.text
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
+    assert not shares_prompts(small_model(family, **arguments), work="Sim-RL")
+    assert f"once for each completion, and not once for all of them, as this model cannot: {reason}" in caplog.text
 
 
 def test_models_with_other_positions_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +184,7 @@ def test_a_training_takes_the_same_steps_and_resumes_to_the_byte(
     assert not narrow.shares_prompts  # so its numbers are those that TRL's layout gives
     start = torch.cat([value.flatten().clone() for value in narrow.model.state_dict().values()])
     _, expected = trained(narrow, tmp_path / "narrow_state")
-    monkeypatch.setattr(shared_prompts, "MIN_WIDTH", 1)
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
     sharing = trainer_of(finished, tmp_path / "sharing")
     assert sharing.shares_prompts
     curve, weights = trained(sharing, tmp_path / "sharing_state")
