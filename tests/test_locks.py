@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 VLLM_LOCKS = [ROOT / "requirements" / f"{name}.lock" for name in ("vllm", "vllm-cpu")]
 LOCKS = sorted(set((ROOT / "requirements").glob("*.lock")) - {*VLLM_LOCKS})
+FETCHED = sorted((ROOT / "requirements").glob("real-*.txt"))  # what `make real` takes a file out of
 BFCL = ROOT / "star" / "evaluation" / "bfcl" / "requirements.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -68,7 +69,7 @@ def test_the_image_is_built_with_a_companys_index_and_keeps_nothing_of_it() -> N
         }
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, *VLLM_LOCKS, BFCL], ids=lambda lock: lock.stem)
+@pytest.mark.parametrize("lock", [*LOCKS, *VLLM_LOCKS, BFCL, *FETCHED], ids=lambda lock: lock.stem)
 def test_every_entry_has_one_version_and_hashes(lock: Path) -> None:
     found = entries(lock)
     assert found
@@ -177,7 +178,9 @@ def test_whatever_is_installed_is_locked_and_comes_from_one_index(file: Path) ->
     text = re.sub(r"\\\n", " ", file.read_text())
     text = text.replace("$(LOCKED)", "--require-hashes --no-deps")
     text = text.replace("$(TORCH)", "--require-hashes --no-deps")  # or, without a lock, the version of constraints.txt
-    commands = [line for line in text.splitlines() if re.search(r"\bpip install\b", line) and line[:1] != "#"]
+    commands = [
+        line for line in text.splitlines() if re.search(r"\bpip (install|download)\b", line) and line[:1] != "#"
+    ]
     for command in commands:
         assert "--require-hashes --no-deps" in command or re.search(
             r"--no-deps --no-build-isolation (--editable )?\.", command

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star.config.experiment import Config
+from star.config.files import GgufFile
 from star.config.model_files import read_json_object
 from star.config.models import Architecture, Student, Teacher
 from star.errors import InputError
@@ -38,7 +39,7 @@ class Actor:
     """A model of the profile, or its miniature, as the rehearsal uses it.
 
     Attributes:
-        source: folder or hub id, or "scratch".
+        source: folder, GGUF file or hub id, or "scratch".
         loaded: what was loaded, as one phrase.
         own_template: the chat template that the base itself has.
     """
@@ -74,10 +75,11 @@ def load_actor(
     if isinstance(settings.base, Architecture):
         return _build_from_scratch(settings.base, config, rows=rows, teacher=teacher)
     source = base_source(settings.base)
+    name = settings.base.path if isinstance(settings.base, GgufFile) else str(source)
     raw = load_tokenizer(source, revision=settings.revision)
     own_template, about = raw.chat_template, ""
     if isinstance(settings, Teacher):
-        opened = settle_tokenizer(raw, settings=settings, source=str(source))
+        opened = settle_tokenizer(raw, settings=settings, source=name)
         tokenizer, about = opened.tokenizer, f"; {opened.about}"
     else:
         assert teacher is not None  # noqa: S101 - the teacher is loaded first
@@ -87,7 +89,7 @@ def load_actor(
     if isinstance(settings, Student) and settings.layers:
         _try_to_shorten(source, settings)
         about = f"; {settings.layers} of its layers are kept"
-    return Actor(str(source), tokenizer, model, f"{loaded}{about}", own_template)
+    return Actor(name, tokenizer, model, f"{loaded}{about}", own_template)
 
 
 def _build_from_scratch(

@@ -3,7 +3,7 @@
 from star.doctor.costs import ModelSize, Workload, stage_costs
 from star.units import format_bytes
 
-QWEN3_8B, QWEN3_06B = ModelSize(8.19e9, 147_456), ModelSize(0.596e9, 114_688)
+QWEN3_8B, QWEN3_06B = ModelSize(8.19e9, 147_456, 36), ModelSize(0.596e9, 114_688, 28)
 ROWS = (20_000, 128_000, 1_000_000, 100_000_000)
 CARDS = (1, 8, 64)
 SHARDED = ("rollout", "extract-topk", "evaluate")  # their work on the host is divided too

@@ -1,6 +1,6 @@
 """Estimates what each stage costs: time of a core and of a card, disk. docs/scale.md says what they rest on.
 
-    teacher, student = ModelSize(8.19e9, 147_456), ModelSize(0.596e9, 114_688)
+    teacher, student = ModelSize(8.19e9, 147_456, 36), ModelSize(0.596e9, 114_688, 28)
     work = workload_of(load_config("qwen3-0.6b"), teacher=teacher, student=student, vocab_size=151_936)
     stage_costs(work)["rollout"].card_seconds / 3600          # hours of one card, H100 with 80 GB
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from star.config.experiment import Config
 from star.config.training import SimRL, Training
+from star.doctor.sample_rows import COMPLETION_TOKENS, PROMPT_TOKENS, Lengths, typical_lengths
 from star.topk.disk_space import max_bytes_per_token
 
 # Measured with benchmarks/scale.py: seconds of one core, and bytes.
@@ -32,16 +33,14 @@ BYTES_PER_SECOND = 3.35e12  # of its memory
 CARD_MEMORY = 80e9
 TRAINING_UTILISATION, PREFILL_UTILISATION, DECODING_UTILISATION = 0.35, 0.5, 0.6
 
-# Lengths are those of the data, which nobody knows before there is any: these are typical.
-PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
-
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model: its number of parameters, and the bytes that keys and values of one token take in bf16."""
+    """A model: its number of parameters, the bytes that keys and values of one token take in bf16, and its number of layers."""
 
     parameters: float
     cache_bytes: float
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,11 @@ class Workload:
         rows: rows of the training set that are rolled out.
         made_rows, heldout_rows: rows that are generated, and rows that are evaluated on.
         samples, evaluated_samples: answers drawn for each row.
-        warm_sequences, distilled_sequences: sequences that the teacher's supervised training and the distillation see.
+        warm_sequences, distilled_sequences: sequences that the teacher's supervised training sees, and healing and distillation.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
+        prompt_tokens, completion_tokens: means over the rows that are trained on.
+        heldout_prompt_tokens: mean over the rows that are evaluated on.
     """
 
     teacher: ModelSize
@@ -74,6 +75,7 @@ class Workload:
     student_group: int
     prompt_tokens: float = PROMPT_TOKENS
     completion_tokens: float = COMPLETION_TOKENS
+    heldout_prompt_tokens: float = PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
@@ -91,27 +93,34 @@ class Cost:
     disk: float
 
 
-def workload_of(config: Config, *, teacher: ModelSize, student: ModelSize, vocab_size: int) -> Workload:
-    """The work of a configuration. It has no lengths, so those are typical ones, within its limits."""
-    rows = config.rollout.prompts or config.data.generated_rows
+def workload_of(
+    config: Config, *, teacher: ModelSize, student: ModelSize, vocab_size: int, lengths: Lengths | None = None
+) -> Workload:
+    """The work of a configuration.
+
+    Args:
+        lengths: of its rows; by default typical ones within its limits.
+    """
+    lengths = lengths or typical_lengths(config)
     return Workload(
         teacher=teacher,
         student=student,
-        rows=rows,
-        made_rows=config.data.generated_rows,
+        rows=min(config.rollout.prompts or lengths.rows, lengths.rows),
+        made_rows=lengths.read_rows,
         heldout_rows=config.data.heldout_rows,
         samples=config.rollout.samples,
         evaluated_samples=1 + config.evaluate.samples,
         top_k=min(config.topk.top_k, vocab_size),
         vocab_size=vocab_size,
         warm_sequences=_sequences(config.teacher.sft),
-        distilled_sequences=_sequences(config.distill),
+        distilled_sequences=_sequences(config.student.heal) + _sequences(config.distill),
         teacher_refine=_completions(config.teacher.refine),
         student_refine=_completions(config.refine),
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
         student_group=config.refine.num_generations,
-        prompt_tokens=min(PROMPT_TOKENS, config.max_prompt_tokens),
-        completion_tokens=min(COMPLETION_TOKENS, config.rollout.max_new_tokens),
+        prompt_tokens=lengths.prompt_tokens,
+        completion_tokens=min(lengths.completion_tokens, config.rollout.max_new_tokens),
+        heldout_prompt_tokens=lengths.heldout_prompt_tokens,
     )
 
 

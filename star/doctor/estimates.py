@@ -7,22 +7,25 @@ it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
-from star.config.files import ModelFolder
-from star.config.models import Architecture, Student, Teacher
+from star.config.files import GgufFile, ModelFolder
+from star.config.models import Architecture, Base, Student, Teacher
 from star.config.training import Distill, FineTuning, SimRL, Training
 from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
+from star.doctor.sample_rows import COMPLETION_TOKENS, PROMPT_TOKENS, Lengths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 GIB = 1 << 30
 QWEN3_VOCABULARY = 152_000
+# Bytes per activation. Under autocast some stay in fp32.
+ACTIVATION, ACTIVATION_BF16 = 4, 2.6
 # Bytes per parameter.
 TRAINED = 16  # fp32 weights and gradients, two fp32 moments of AdamW
 REFERENCE = 4  # fp32 weights that the KL term compares with
 FROZEN = 2  # bf16 weights
 ADAPTED = 2.5  # bf16 weights, and adapters of a few percent of them with their gradients and moments
-FULL = 4  # fp32 weights, as they are loaded without an accelerator, and for a training of all weights
+FULL = 4  # fp32 weights: of a training of all weights, and without an accelerator where the CPU has no bf16
 SAVED = 12  # of a checkpoint of all weights: fp32, with two moments
 CHECKPOINTS = 2  # the last complete one stays until the next one is
 PROCESS_BYTES = GIB / 2  # of Python with torch and transformers
@@ -67,65 +70,104 @@ def _adapters_only(training: Training | SimRL) -> bool:
     return isinstance(training, FineTuning | Distill | SimRL) and training.lora is not None
 
 
-def host_memory_needed(config: Config, stage: str, *, accelerator: bool, processes: int) -> float:
+def host_memory_needed(config: Config, stage: str, *, accelerator: bool, processes: int, bf16: bool = False) -> float:
     """Bytes of a node's own memory that a stage needs at the very least.
 
-    Without an accelerator that is all of the training, in fp32. With one, each process loads the weights there before they
-    move. vLLM and a teacher's server take weights elsewhere.
+    Without an accelerator that is all of the training, in fp32, with the activations of one micro batch. With one, each
+    process loads the weights there before they move. vLLM and a teacher's server take weights elsewhere.
 
     Args:
         accelerator: whether the node has one.
         processes: of the training on one node.
+        bf16: whether a CPU computes in it.
     """
     teacher = config.teacher
     trainings: dict[str, tuple[Teacher | Student, list[Training | SimRL]]] = {
         "refine-teacher": (teacher, [training for training in (teacher.sft, teacher.refine) if training]),
-        "distill": (config.student, [config.distill]),
+        "distill": (config.student, [training for training in (config.student.heal, config.distill) if training]),
         "refine": (config.student, [config.refine]),
     }
     model, trained = trainings.get(stage, (teacher, []))
     served = {"rollout": config.rollout.server, "extract-topk": config.topk.server}.get(stage)
     if served or (stage in ("rollout", "extract-topk") and stage in config.vllm_stages()):
         return PROCESS_BYTES
-    bytes_per_parameter: list[float] = [FROZEN if accelerator else FULL]
+    described, source = describe_base(model)
+    parameters = _parameters_of(described, source)
+    needs: list[float] = [parameters * (FROZEN if accelerator or bf16 else FULL)]
     for training in trained:
         if accelerator:
-            bytes_per_parameter.append(FROZEN if _adapters_only(training) else FULL)
-        elif _adapters_only(training):
-            bytes_per_parameter.append(FULL + ADAPTED - FROZEN)
-        else:
-            bytes_per_parameter.append(TRAINED + (REFERENCE if isinstance(training, SimRL) and training.beta else 0))
-    return processes * (PROCESS_BYTES + max(bytes_per_parameter) * _count_parameters(model))
+            needs.append(parameters * (FROZEN if _adapters_only(training) else FULL))
+            continue
+        reference = REFERENCE if isinstance(training, SimRL) and training.beta else 0
+        per_parameter = FULL + ADAPTED - FROZEN if _adapters_only(training) else TRAINED + reference
+        values = _activations(config, training, described)
+        needs.append(parameters * per_parameter + values * (ACTIVATION_BF16 if bf16 else ACTIVATION))
+    return processes * (PROCESS_BYTES + max(needs))
+
+
+def _activations(config: Config, training: Training | SimRL, described: "PretrainedConfig") -> float:
+    """Number of values that the layers keep of a micro batch for the backward pass on a CPU, where nothing is computed twice.
+
+    A layer keeps about 12 values per token of its width and 7 of its feed-forward width. Sequences are as long as the profile
+    allows, up to typical lengths: batches by length bring the longest ones together.
+    """
+    text = described.get_text_config()
+    if isinstance(training, SimRL):
+        whole, answer = training.prompts_per_step * training.num_generations, training.max_new_tokens
+    else:
+        whole, answer = training.batch_size, config.rollout.max_new_tokens
+    tokens = (training.micro_batch_size or whole) * (
+        min(PROMPT_TOKENS, config.max_prompt_tokens) + min(COMPLETION_TOKENS, answer)
+    )
+    # Of a mixture of experts a token uses a few; their widths differ by family, so the width of the model stands in.
+    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    return tokens * text.num_hidden_layers * (12 * text.hidden_size + 7 * inner)
 
 
 def disk_needed(config: Config) -> float:
-    """Bytes that a run on one machine writes: the results of all stages, the largest checkpoints, and models of the hub.
+    """Bytes that a run on one machine writes: results, the published student, the largest checkpoints, and bases of elsewhere.
+
+    A base of the hub is downloaded, and one that is a GGUF file becomes a folder in fp32.
 
     Raises:
         InputError: a model's configuration cannot be loaded.
     """
     work = workload(config)
-    results = sum(cost.disk for cost in stage_costs(work).values())
-    on_the_hub = [
-        size.parameters
-        for model, size in ((config.teacher, work.teacher), (config.student, work.student))
-        if isinstance(model.base, str)
-    ]
+    results = sum(cost.disk for cost in stage_costs(work).values()) + FROZEN * work.student.parameters
+    sizes = {"teacher": (config.teacher.base, work.teacher), "student": (config.student.base, work.student)}
+    # One that both share is there once.
+    bases = {str(base): _bytes_to_bring(base) * size.parameters for base, size in sizes.values()}
     trained = [work.student.parameters]
     if any(training and not _adapters_only(training) for training in (config.teacher.sft, config.teacher.refine)):
         trained.append(work.teacher.parameters)
-    return results + FROZEN * sum(on_the_hub) + CHECKPOINTS * SAVED * max(trained)
+    return results + sum(bases.values()) + CHECKPOINTS * SAVED * max(trained)
 
 
-def workload(config: Config) -> Workload:
+def _bytes_to_bring(base: Base) -> float:
+    """Bytes per parameter that a base takes beside where it lies now."""
+    if isinstance(base, GgufFile):
+        return FULL
+    return FROZEN if isinstance(base, str) or (isinstance(base, ModelFolder) and base.is_in_s3) else 0
+
+
+def workload(config: Config, lengths: Lengths | None = None) -> Workload:
     """The work of a configuration, with the sizes of its models, for which only their configurations are downloaded.
+
+    Args:
+        lengths: of its rows; by default typical ones.
 
     Raises:
         InputError: a model's configuration cannot be loaded.
     """
-    teacher, student = _describe(config.teacher), _describe(config.student)
+    teacher, student = describe_base(config.teacher), describe_base(config.student)
     vocab_size = config.scratch.vocab_size if config.scratch else teacher[0].get_text_config().vocab_size
-    return workload_of(config, teacher=_model_size(*teacher), student=_model_size(*student), vocab_size=vocab_size)
+    return workload_of(
+        config,
+        teacher=_model_size(*teacher),
+        student=_model_size(*student),
+        vocab_size=vocab_size,
+        lengths=lengths,
+    )
 
 
 def _model_size(described: "PretrainedConfig", source: str) -> ModelSize:
@@ -134,11 +176,12 @@ def _model_size(described: "PretrainedConfig", source: str) -> ModelSize:
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     # Keys and values in bf16.
-    return ModelSize(_parameters_of(described, source), 2 * 2 * text.num_hidden_layers * heads * width)
+    layers = text.num_hidden_layers
+    return ModelSize(_parameters_of(described, source), 2 * 2 * layers * heads * width, layers)
 
 
 def _count_parameters(model: Teacher | Student) -> int:
-    return _parameters_of(*_describe(model))
+    return _parameters_of(*describe_base(model))
 
 
 def _parameters_of(described: "PretrainedConfig", source: str) -> int:
@@ -148,7 +191,12 @@ def _parameters_of(described: "PretrainedConfig", source: str) -> int:
     return count_parameters(empty_model(described, source=source))
 
 
-def _describe(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
+def describe_base(model: Teacher | Student) -> tuple["PretrainedConfig", str]:
+    """The configuration of the model that a base becomes, and what names it in errors.
+
+    Raises:
+        InputError: the configuration cannot be loaded.
+    """
     from transformers import Qwen3Config
 
     from star.modeling.layers import shorten_config

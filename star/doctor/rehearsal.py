@@ -18,7 +18,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,13 +27,12 @@ from star.config.models import Architecture
 from star.config.safety import use_safety
 from star.doctor.actors import Actor, load_actor
 from star.doctor.check import Check, run_check
+from star.doctor.sample_rows import sample_rows
 from star.errors import InputError
 
 if TYPE_CHECKING:
     from star.modeling.prompts import Prompt
 
-MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch is trained
-SEED_ROWS = 8  # read of the seed data
 REHEARSED_ROWS = 4  # rendered and trained on
 SAMPLED_TOKENS = 16
 THINK_TAGS = re.compile(r"</?think>\s*")
@@ -88,30 +86,8 @@ class _Rehearsal:
         self.config = config
 
     def make_rows(self) -> str:
-        from star.data.cleaning import clean
-        from star.data.generate_offline import generate_rows
-        from star.data.importers import import_rows
-        from star.data.tool_files import load_tools
-
-        data = self.config.data
-        tools = load_tools(data.tools.read_verified())
-        seed_rows = import_rows(data.seed_data.read_verified(), source="seed") if data.seed_data else iter(())
-        made = generate_rows(
-            tools,
-            min(data.generated_rows, MADE_ROWS),
-            seed=self.config.seed,
-            tools_per_prompt=data.tools_per_prompt,
-            kinds=data.kinds,
-            masked=data.masked,
-        )
-        cleaned = clean([*islice(seed_rows, SEED_ROWS), *made])
-        if not cleaned.kept:
-            raise InputError(
-                f"none of the first {len(cleaned.rejects)} rows is clean ({cleaned.reasons()}): correct `data.seed_data`, "
-                "or generate rows"
-            )
-        self.rows = cleaned.kept
-        return f"{len(cleaned.kept)} clean rows of the first {len(cleaned.kept) + len(cleaned.rejects)}"
+        self.rows, looked_at = sample_rows(self.config)
+        return f"{len(self.rows)} clean rows of the first {looked_at}"
 
     def load_teacher(self) -> str:
         self.teacher = load_actor(self.config.teacher, self.config, rows=self.rows)
@@ -151,8 +127,10 @@ class _Rehearsal:
         from star.modeling.prompts import within_length
 
         teacher = self.teacher
-        # Of every kind one, and those with tools first: they are what the template may lack.
-        chosen = {row.get("kind", ""): row for row in reversed(self.rows) if row["tools"]} or {"": self.rows[0]}
+        # Of every kind one, and those with tools first: they are what the template may lack. The shortest, because longer ones than
+        # max_prompt_tokens are left out.
+        by_length = sorted(self.rows, key=lambda row: len(str(row)), reverse=True)
+        chosen = {row.get("kind", ""): row for row in by_length if row["tools"]} or {"": by_length[-1]}
         rendered = self._render_rows(list(chosen.values())[:REHEARSED_ROWS], teacher)
         self.prompts = within_length(rendered, teacher.tokenizer, max_prompt_tokens=self.config.max_prompt_tokens)
         for prompt in self.prompts:

@@ -1,6 +1,7 @@
 """The configuration: validation at load, errors that name the key, and digests by section."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,23 @@ from star.stages import STAGES
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_packaged_profile_loads(profile: str) -> None:
     assert load_config(profile).name == profile
+
+
+def test_the_profiles_of_the_real_model_load_where_make_real_puts_its_files(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    makefile = (root / "Makefile").read_text()
+    for variable in ("MODEL", "API"):
+        [place] = re.findall(rf"^{variable} := (downloads/\S+)$", makefile, re.MULTILINE)
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_text(variable)
+    shutil.copytree(root / "configs", tmp_path / "configs")
+    model = tmp_path / "downloads/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    for profile in sorted((tmp_path / "configs").glob("smollm2*.yaml")):
+        config = load_config(profile)
+        assert (config.name, config.teacher.base.path) == (profile.stem, str(model))
+        # Fewer rows would say nothing; a gate that nothing passes, or everything, neither.
+        assert config.data.heldout_rows >= 50 and 0 < config.registry.gate.min_exact_match < 1
+    assert load_config(tmp_path / "configs/smollm2-api.yaml").data.tools.path.endswith("downloads/airflow/openapi.yaml")
 
 
 def test_the_paper_profile_carries_the_papers_values() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from star.config.cluster import Cluster, Node
 from star.config.experiment import Config
+from star.doctor.cost_lines import cost_lines
 from star.doctor.cost_tables import paper_workload, size_table, stage_table
 from star.doctor.costs import stage_costs, store_bytes
-from star.doctor.machine import cost_lines
 from star.topk.store import TopKStore, TopKWriter
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"

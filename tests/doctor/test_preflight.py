@@ -296,12 +296,14 @@ def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
             "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
     scratch = {"vocab_size": 1000, "warmup": {"steps": 1, "learning_rate": 1e-3}}
     small = SMALL.model_dump()
-    settings = {"scratch": scratch, "teacher": {"base": base, "refine": {"steps": 1}}, "student": {"base": small}}
+    refine = {"steps": 1, "micro_batch_size": 1}
+    settings = {"scratch": scratch, "teacher": {"base": base, "refine": refine}, "student": {"base": small}}
     full = Config.model_validate(settings)
     assert memory_needed(full, "refine-teacher") / GIB > 80
     # Each process loads the weights into the node's own memory first; a node without an accelerator trains there.
     assert 52 < host_memory_needed(full, "refine-teacher", accelerator=True, processes=2) / GIB < 56
-    assert 105 < host_memory_needed(full, "refine-teacher", accelerator=False, processes=1) / GIB < 135
+    # There it also keeps the activations of a micro batch, nearly 40 GiB for each of its sequences.
+    assert 145 < host_memory_needed(full, "refine-teacher", accelerator=False, processes=1) / GIB < 175
     assert 175 < disk_needed(full) / GIB < 190  # two checkpoints of 12 bytes per parameter, and the weights
     settings["teacher"]["refine"]["lora"] = {}
     adapters = Config.model_validate(settings)

@@ -1,0 +1,115 @@
+"""Makes a few rows as the stage synthesize would, and measures how long they are: time and memory of a run depend on it."""
+
+from dataclasses import dataclass
+from itertools import chain, islice
+from statistics import fmean
+from typing import Any
+
+from star.config.experiment import Config
+from star.errors import InputError
+
+MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch is trained
+SEED_ROWS = 64  # read of the seed data
+COUNTED_ROWS = 200_000  # of the seed data; more are not counted
+# Where no row can be measured: typical ones.
+PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many rows a run has, and how long they are.
+
+    Attributes:
+        read_rows: rows that are generated or imported.
+        rows: those of the training set that are short enough to be used.
+        prompt_tokens, completion_tokens: means over the used rows.
+        heldout_prompt_tokens: mean over all rows. Held-out rows are used whatever their length.
+    """
+
+    read_rows: int
+    rows: int
+    prompt_tokens: float
+    completion_tokens: float
+    heldout_prompt_tokens: float
+
+
+def typical_lengths(config: Config) -> Lengths:
+    """Typical lengths within the limits of a profile, and its generated rows: what is known without a look at any row."""
+    prompt, made = min(PROMPT_TOKENS, config.max_prompt_tokens), config.data.generated_rows
+    completion = min(COMPLETION_TOKENS, config.rollout.max_new_tokens)
+    return Lengths(made, config.rollout.prompts or made, prompt, completion, prompt)
+
+
+def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
+    """Returns the clean ones of a few rows, and how many rows were looked at: the first of the seed data, and generated ones.
+
+    Raises:
+        InputError: there are none, or none is clean.
+    """
+    from star.data.cleaning import clean
+    from star.data.generate_offline import generate_rows
+    from star.data.importers import import_rows
+    from star.data.tool_files import load_tools
+
+    data = config.data
+    if data.seed_data is None and not data.generated_rows:
+        raise InputError(
+            "this profile has no rows: give yours with --seed-data or `data.seed_data`, or set `data.generated_rows`"
+        )
+    given = import_rows(data.seed_data.read_verified(), source="seed") if data.seed_data else iter(())
+    made = generate_rows(
+        load_tools(data.tools.read_verified()),
+        min(data.generated_rows, MADE_ROWS),
+        seed=config.seed,
+        tools_per_prompt=data.tools_per_prompt,
+        kinds=data.kinds,
+        masked=data.masked,
+    )
+    cleaned = clean([*islice(given, SEED_ROWS), *made])
+    if not cleaned.kept:
+        raise InputError(
+            f"none of the first {len(cleaned.rejects)} rows is clean ({cleaned.reasons()}): correct `data.seed_data`, "
+            "or generate rows"
+        )
+    return cleaned.kept, len(cleaned.kept) + len(cleaned.rejects)
+
+
+def measure_lengths(config: Config) -> Lengths:
+    """Measures a few rows with the tokenizer of a pretrained teacher.
+
+    Raises:
+        InputError: no row is clean or short enough, or the tokenizer cannot be loaded.
+    """
+    from star.modeling.bases import open_tokenizer
+    from star.modeling.prompts import render_rows
+    from star.modeling.tokenizer import tokenize
+
+    limit, read_rows = config.max_prompt_tokens, config.data.generated_rows + _count_seed_rows(config)
+    rows, looked_at = sample_rows(config)
+    tokenizer = open_tokenizer(config.teacher).tokenizer
+    prompts = render_rows(rows, tokenizer)
+
+    def count(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in chain.from_iterable(tokenize(texts, tokenizer))]
+
+    prompt_lengths = count([prompt.text for prompt in prompts])
+    answer_lengths = count([prompt.target_after_opening for prompt in prompts])
+    used = [place for place, length in enumerate(prompt_lengths) if length <= limit]
+    if not used:
+        raise InputError(f"all of the first {len(rows)} prompts are longer than max_prompt_tokens = {limit}: raise it")
+    trained = max(0, read_rows * len(rows) / looked_at - config.data.heldout_rows) * len(used) / len(rows)
+    return Lengths(
+        read_rows,
+        int(trained),
+        fmean(prompt_lengths[place] for place in used),
+        fmean(answer_lengths[place] for place in used),
+        fmean(prompt_lengths),
+    )
+
+
+def _count_seed_rows(config: Config) -> int:
+    from star.data.read_records import read_records
+
+    if config.data.seed_data is None:
+        return 0
+    return sum(1 for _ in islice(read_records(config.data.seed_data.read_verified()), COUNTED_ROWS))

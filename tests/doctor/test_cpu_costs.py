@@ -1,0 +1,106 @@
+"""What `star doctor` says of a CPU: times grow with the work, memory with the micro batch, and rows are measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star.config.experiment import Config
+from star.config.load import load_config
+from star.doctor import cost_lines
+from star.doctor.costs import ModelSize, workload_of
+from star.doctor.cpu_costs import SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
+from star.doctor.estimates import GIB, describe_base, host_memory_needed
+from star.doctor.sample_rows import Lengths, measure_lengths, sample_rows
+from star.modeling.scratch import scratch_model
+from star.modeling.tokenizer import bootstrap_tokenizer
+
+# Two cores with AVX-512 and bf16, as measured, and SmolLM2-135M.
+TWO_CORES = Cpu(flops=430e9, bytes_per_second=20e9, weight_bytes=2)
+SMOLLM2 = ModelSize(134_515_008, 23_040, 30)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    tokenizer = bootstrap_tokenizer()
+    scratch_model(load_config("tiny").student.base, tokenizer, seed=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pretrained(base: Path, **settings: object) -> Config:
+    bases = {"teacher": {"base": str(base)}, "student": {"base": str(base)}}
+    return Config.model_validate({**bases, **settings})
+
+
+def test_a_stage_takes_longer_where_it_has_more_to_do(base: Path) -> None:
+    def seconds(lengths: Lengths, cpu: Cpu = TWO_CORES, **settings: object) -> dict[str, float]:
+        config = pretrained(base, **settings)
+        work = workload_of(config, teacher=SMOLLM2, student=SMOLLM2, vocab_size=49_152, lengths=lengths)
+        return stage_seconds(config, work, cpu)
+
+    lengths = Lengths(500, 180, 320, 75, 540)
+    before = seconds(lengths)
+    assert min(before.values()) >= SECONDS_TO_START
+    longer = seconds(replace(lengths, prompt_tokens=640))
+    assert all(longer[stage] > before[stage] for stage in ("rollout", "extract-topk", "distill", "refine"))
+    assert seconds(replace(lengths, heldout_prompt_tokens=1000))["evaluate"] > before["evaluate"]
+    assert seconds(lengths, distill={"steps": 2000})["distill"] > before["distill"]
+    slower = seconds(lengths, replace(TWO_CORES, flops=TWO_CORES.flops / 10))
+    assert all(slower[stage] > before[stage] for stage in before if stage != "refine-teacher")
+    # 8 sequences of 400 tokens take about 10 s a step at 330 tokens per second, as measured.
+    distill = {"steps": 100, "batch_size": 8}
+    assert 0.7 < (seconds(lengths, distill=distill)["distill"] - SECONDS_TO_START) / (100 * 8 * 395 / 330) < 1.5
+
+
+def test_the_cpu_is_measured_in_the_type_that_is_computed_in() -> None:
+    measured = measure_cpu(bf16=False)
+    assert measured.weight_bytes == 4 and measured.flops > 1e8 and measured.bytes_per_second > 1e7
+
+
+def test_memory_grows_with_the_micro_batch_and_not_with_the_name_of_the_model(base: Path) -> None:
+    def needed(micro_batch_size: int, *, bf16: bool = False) -> float:
+        distill = {"steps": 1, "batch_size": 64, "micro_batch_size": micro_batch_size}
+        config = pretrained(base, distill=distill, max_prompt_tokens=512)
+        return host_memory_needed(config, "distill", accelerator=False, processes=1, bf16=bf16)
+
+    assert needed(64, bf16=True) < needed(64)
+    assert needed(64) - needed(32) == pytest.approx(2 * (needed(32) - needed(16)))
+    assert needed(1) < GIB
+
+
+def test_a_student_that_loses_layers_is_counted_without_them(base: Path) -> None:
+    config = pretrained(base)
+    shortened = config.student.model_copy(update={"layers": 2})
+    assert describe_base(config.student)[0].num_hidden_layers == 3
+    assert describe_base(shortened)[0].num_hidden_layers == 2
+
+
+def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_path: Path) -> None:
+    generated = pretrained(base, data={"generated_rows": 500, "heldout_rows": 50})
+    lengths = measure_lengths(generated)
+    assert lengths.read_rows == 500 and 350 < lengths.rows <= 450
+    assert lengths.prompt_tokens == lengths.heldout_prompt_tokens > lengths.completion_tokens > 1
+    # Of long rows only some are trained on; all of them are evaluated on.
+    shorter = measure_lengths(generated.model_copy(update={"max_prompt_tokens": int(lengths.prompt_tokens)}))
+    assert shorter.rows < lengths.rows
+    assert shorter.prompt_tokens < lengths.prompt_tokens == shorter.heldout_prompt_tokens
+    # Rows of a file are counted, though few are read.
+    rows, _ = sample_rows(generated)
+    seeds = tmp_path / "rows.jsonl"
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
+    given = pretrained(base, data={"seed_data": str(seeds), "generated_rows": 0, "heldout_rows": 50})
+    assert measure_lengths(given).read_rows == 20 * len(rows)
+
+
+def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(cost_lines, "measure_cpu", lambda *, bf16: TWO_CORES)
+    heading, *lines = cost_lines.cost_lines(pretrained(base))
+    assert "measured on some rows" in heading
+    assert all("of this CPU" in line for line in lines if "synthesize" not in line)
+    assert lines[-1].split()[:3] == ["all", "of", "them"]
+    # A profile for a cluster is not for this CPU.
+    assert not any("of this CPU" in line for line in cost_lines.cost_lines(pretrained(base), here=False))
