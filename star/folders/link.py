@@ -18,14 +18,15 @@ def link_large_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def copy_folder_with_links(folder: Path, target: Path) -> None:
-    """Copies all files below a folder with `link_large_or_copy`. What a link leads to is copied."""
-    shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=_link_large)
+def copy_folder(folder: Path, target: Path, *, link: bool) -> None:
+    """Copies all files below a folder, large ones as links if `link` says so. What a link leads to is copied."""
 
+    def copy(source: str | os.DirEntry[str], place: str) -> str:
+        # Without the mode: a copy of a read-only file belongs to whoever asked for it.
+        (link_large_or_copy if link else shutil.copyfile)(Path(source), Path(place))
+        return place
 
-def _link_large(source: str | os.DirEntry[str], target: str) -> str:
-    link_large_or_copy(Path(source), Path(target))
-    return target
+    shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=copy)
 
 
 def link_or_copy(source: Path, target: Path, *, read_only: bool = False) -> None:

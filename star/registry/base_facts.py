@@ -7,13 +7,13 @@ a licence file whose text is known. These texts are others' claims. Where nothin
 """
 
 import re
-import struct
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from star.config.files import GgufFile, ModelFolder
+from star.config.files import GgufFile
 from star.config.models import Architecture, Student, Teacher
+from star.errors import InputError
 from star.yaml_documents import parse_yaml
 
 CARD = "README.md"
@@ -31,10 +31,8 @@ LICENCE_TEXTS = {
     "LLAMA 3.3 COMMUNITY LICENSE": "llama3.3",
     "Gemma Terms of Use": "gemma",
 }
-READ_BYTES = 2**18  # of a card or a licence; a GGUF file's general facts are at its beginning
+READ_BYTES = 2**18  # of a card or a licence
 TEXT_LENGTH = 200  # characters that are kept of a fact
-GGUF_SIZES = dict(zip(range(8), (1, 1, 2, 2, 4, 4, 4, 1), strict=True)) | {10: 8, 11: 8, 12: 8}  # value type -> bytes
-GGUF_TEXT, GGUF_LIST = 8, 9
 
 
 def base_facts(model: Teacher | Student) -> dict[str, Any]:
@@ -50,14 +48,17 @@ def base_facts(model: Teacher | Student) -> dict[str, Any]:
     if isinstance(base, str):
         revision = {"revision": model.revision} if model.revision else {}
         return {"kind": "hub", "name": base, **revision, **_facts_of_hub(base, model.revision)}
-    place = Path(base.path)
     facts = {"kind": "folder", "name": base.path.rstrip("/").rpartition("/")[2], "sha256": base.sha256}
     if isinstance(base, GgufFile):
         facts |= {"kind": "gguf", "name": base.file_name}
-        said = _facts_of_card(place.parent / CARD) or _facts_of_gguf(place)
-        return facts | (said or _facts_of_licence_file(place.parent))
-    assert isinstance(base, ModelFolder)  # noqa: S101 - there is no other kind
-    return facts | (_facts_of_card(place / CARD) or _facts_of_licence_file(place))
+    # Somebody may have changed or removed it since it was loaded. That is no reason to lose the stage's work.
+    with suppress(InputError):
+        place = base.read_verified()
+        if isinstance(base, GgufFile):
+            said = _facts_of_card(place.parent / CARD) or _facts_of_gguf(place)
+            return facts | (said or _facts_of_licence_file(place.parent))
+        return facts | (_facts_of_card(place / CARD) or _facts_of_licence_file(place))
+    return facts
 
 
 def _facts_of_hub(model: str, revision: str | None) -> dict[str, str]:
@@ -90,48 +91,11 @@ def _facts_of_licence_file(folder: Path) -> dict[str, str]:
 
 
 def _facts_of_gguf(file: Path) -> dict[str, str]:
-    said = {}
-    try:
-        for key, value in _general_texts(memoryview(_beginning(file))):
-            said[key.removeprefix("general.").replace(".", "_")] = value[:TEXT_LENGTH]
-    # The file is another's: it may end early, or name types that there are not.
-    except (struct.error, KeyError):
-        return {}
-    return {key: said[key] for key in CARD_FIELDS if key in said}
+    from star.modeling.gguf_header import read_gguf_header
 
-
-def _general_texts(content: memoryview) -> Iterator[tuple[str, str]]:
-    """The texts among a GGUF file's `general.` entries, which come first."""
-    magic, _, _, entries = struct.unpack_from("<4sIQQ", content)
-    place = struct.calcsize("<4sIQQ")
-    if magic != b"GGUF":
-        return
-
-    def number(form: str) -> int:
-        nonlocal place
-        (found,) = struct.unpack_from(form, content, place)
-        place += struct.calcsize(form)
-        return found
-
-    def text() -> str:
-        nonlocal place
-        length = number("<Q")
-        start, place = place, place + length
-        return bytes(content[start:place]).decode("utf-8", "replace")
-
-    for _ in range(entries):
-        key, kind = text(), number("<I")
-        if not key.startswith("general."):
-            return
-        if kind == GGUF_TEXT:
-            yield key, text()
-            continue
-        of, count = (number("<I"), number("<Q")) if kind == GGUF_LIST else (kind, 1)
-        if of == GGUF_TEXT:
-            for _ in range(min(count, READ_BYTES)):
-                text()
-        else:
-            place += GGUF_SIZES[of] * count
+    said = read_gguf_header(file).metadata
+    found = {key: said.get(f"general.{key.replace('_', '.')}") for key in CARD_FIELDS}
+    return {key: text[:TEXT_LENGTH] for key, text in found.items() if isinstance(text, str) and text}
 
 
 def _beginning(file: Path) -> bytes:

@@ -36,6 +36,8 @@ def card_facts(config: Config, sections: Collection[str], out: Path) -> dict[str
     for name in ("teacher", "student"):
         if name in sections:
             facts["base"] = base_facts(getattr(config, name))
+    if "student" in sections and config.student.layers:
+        facts["base"]["layers"] = config.student.layers
     if trained := list(_trainings(config, sections)):
         facts["trained"] = trained
     return facts
@@ -51,6 +53,8 @@ def _trainings(config: Config, sections: Collection[str]) -> Iterator[dict[str, 
             yield _training("simrl", config.teacher.refine)
     if "distill" in sections:
         yield from _warmup(config, config.student)
+        if config.student.heal:
+            yield _training("heal", config.student.heal)
         yield _training(config.distill.kind, config.distill)
     if "refine" in sections:
         yield _training("simrl", config.refine)

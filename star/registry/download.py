@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from star.errors import InputError, UnavailableError
-from star.folders.link import copy_folder_with_links
+from star.folders.link import copy_folder
 from star.folders.owners import create_folder, refuse_others
 from star.folders.s3_client import is_outage
 from star.registry.local_artifacts import folder_in_home
@@ -125,10 +125,10 @@ def _download_artifacts(version: Version, path: str, *, to: Path, link: bool = F
                 version.source if in_bucket else f"models:/{version.name}/{version.version}"
             )
             location = _refuse_other_server(version, store)
-            place = folder_in_home(location) if link and not path else None
+            place = folder_in_home(location) if not path else None
             # The folder of a version that was deleted is missing: MLflow says so.
             if place and place.is_dir():
-                copy_folder_with_links(place, to)
+                copy_folder(place, to, link=link)
             else:
                 store.download_artifacts(path, dst_path=str(to))
     except InputError:

@@ -31,7 +31,7 @@ or `vllm serve FOLDER --enable-auto-tool-choice --tool-call-parser hermes`."""
 TRAININGS = {
     "warmup": "copying random tokens",
     "sft": "supervised training on the rows",
-    "heal": "supervised training on the teacher's answers",
+    "heal": "healing (forward KL) on the teacher's stored probabilities",
     "ce": "supervised training on the teacher's answers",
     "ckd": "constrained knowledge distillation (CKD) on the teacher's stored probabilities",
 }
@@ -48,23 +48,43 @@ def model_card(settings: Registry, *, entry: dict, evaluation: dict, lineage: di
         evaluation: the report, content of evaluation.json.
         lineage: content of lineage.json.
     """
-    origins = {summary["stage"]: summary.get("origin", {}) for summary in lineage.get("stages", {}).values()}
+    origins = _origins(lineage)
     base = origins.get("distill", {}).get("base", {})
     licence = settings.license or licence_of(base)
-    teacher = next((model for model in evaluation.get("models", ()) if model["name"] == "teacher"), {})
     parts = [
         f"---\n{''.join(_metadata(licence, settings, base, origins))}---\n\n# {escape_markdown(settings.model_name)}\n\n",
-        f"A function-calling model of {entry.get('parameters', 0):,} parameters",
-        f"{' in bf16' if lineage.get('precision') == 'bf16' else ''}, made with STAR (arXiv 2602.03022).\n\n",
-        f"## How it was made\n\n{_of_student(origins, base)} {_of_teacher(origins, base, entry, teacher)}\n\n",
+        f"{_how_it_was_made(entry, evaluation, lineage)}\n\n",
         _data(origins),
-        _scores(entry, teacher.get("scores", {}), evaluation["suite"]),
+        f"## Scores\n\n{_scores(entry, evaluation)}",
         f"## Intended use\n\n{INTENDED_USE}\n\n## How to load it\n\n{USAGE}\n\n",
         "## Where it comes from\n\n`lineage.json` beside this file; `star lineage` checks it. ",
         f"Data `{lineage['data'][:12]}`, teacher `{lineage['teacher'][:12]}`, tokenizer `{lineage['tokenizer'][:12]}`.\n\n",
         f"## Licence\n\n{_licence_text(licence, base)}\n",
     ]
     return "".join(parts)
+
+
+def description(entry: dict, *, evaluation: dict, lineage: dict) -> str:
+    """What MLflow's page of the version says, as Markdown: how it was made, and the scores. The arguments are those of `model_card`."""
+    return f"{_how_it_was_made(entry, evaluation, lineage)}\n\n{_scores(entry, evaluation)}"
+
+
+def _origins(lineage: dict) -> dict[str, dict]:
+    """Stage -> what its manifest says of where and of what it was made."""
+    return {summary["stage"]: summary.get("origin", {}) for summary in lineage.get("stages", {}).values()}
+
+
+def _teacher_in(evaluation: dict) -> dict:
+    return next((model for model in evaluation.get("models", ()) if model["name"] == "teacher"), {})
+
+
+def _how_it_was_made(entry: dict, evaluation: dict, lineage: dict) -> str:
+    """Sentences about the size of the model, its base and trainings, and those of its teacher."""
+    precision = " in bf16" if lineage.get("precision") == "bf16" else ""
+    size = f"A function-calling model of {entry.get('parameters', 0):,} parameters{precision}, made with STAR (arXiv 2602.03022)."
+    origins = _origins(lineage)
+    base = origins.get("distill", {}).get("base", {})
+    return f"{size} {_of_student(origins, base)} {_of_teacher(origins, base, entry, _teacher_in(evaluation))}"
 
 
 def licence_of(base: dict[str, Any]) -> str:
@@ -107,7 +127,7 @@ def _of_teacher(origins: dict[str, dict], student_base: dict[str, Any], entry: d
         larger = f"{other / size:.1f} times" if other > size else f"{other / size:.0%} of"
         compared = f" has {other:,} parameters, {larger} those of the model, and"
     base = own.get("base", {})
-    same = base == student_base and base.get("kind") not in (None, "scratch")
+    same = base == student_base and base.get("kind") not in (None, "scratch")  # with all of its layers
     began = "the same base" if same else _base_in_words(base)
     return f"Its teacher{compared} began as {began}.{_trainings_in_words(own.get('trained', ()))}"
 
@@ -118,15 +138,17 @@ def _base_in_words(base: dict[str, Any]) -> str:
         return "a base that was not recorded"
     if kind == "scratch":
         return "random weights"
-    which = [f"{key} {base[key][:12]}, " for key in ("revision", "sha256") if base.get(key)]
-    return (
-        f"{escape_markdown(base['name'])} ({''.join(which)}licence {escape_markdown(base.get('license', 'unknown'))})"
-    )
+    layers = f"{base['layers']} layers of " if base.get("layers") else ""
+    which = "".join(f"{key} {base[key][:12]}, " for key in ("revision", "sha256") if base.get(key))
+    return f"{layers}{escape_markdown(base['name'])} ({which}licence {escape_markdown(base.get('license', 'unknown'))})"
 
 
 def _trainings_in_words(trainings: Any) -> str:
     """` It was trained by 80 steps of CKD, then 10 steps of Sim-RL.`, or nothing for a model that was not trained."""
-    said = [f"{training['steps']:,} steps of {_training_in_words(training)}" for training in trainings]
+    said = [
+        f"{training['steps']:,} step{'s' * (training['steps'] != 1)} of {_training_in_words(training)}"
+        for training in trainings
+    ]
     return f" It was trained by {', then '.join(said)}." if said else ""
 
 
@@ -163,14 +185,15 @@ def _licence_text(licence: str, base: dict[str, Any]) -> str:
     return f"{said}. That of the base is {escape_markdown(base.get('license', 'not known'))}: what it demands holds for this model too."
 
 
-def _scores(entry: dict, teacher: dict[str, dict], suite: dict[str, dict]) -> str:
-    """The section with the scores of the model, and the teacher's beside them."""
-    suites = ", ".join(f"{name}: {found.get('rows', '?')} rows" for name, found in suite.items())
+def _scores(entry: dict, evaluation: dict) -> str:
+    """The scores of the model with the teacher's beside them, as a table, and the model's exact match by category."""
+    suites = ", ".join(f"{name}: {found.get('rows', '?')} rows" for name, found in evaluation["suite"].items())
+    teacher = _teacher_in(evaluation).get("scores", {})
     rows = "".join(_score_row(score, value, teacher) for score, value in entry["scores"].items())
     kinds = "".join(_kind_row(kind, found) for kind, found in (entry.get("by_kind") or {}).items())
     by_kind = f"\n| category | rows | exact match |\n|---|---:|---:|\n{kinds}" if kinds else ""
     head = "| score | mean | interval | teacher |\n|---|---:|---:|---:|\n"
-    return f"## Scores\n\nMeasured on {escape_markdown(suites)}; 95% intervals.\n\n{head}{rows}{by_kind}\n"
+    return f"Measured on {escape_markdown(suites)}; 95% intervals.\n\n{head}{rows}{by_kind}\n"
 
 
 def _score_row(score: str, value: dict, teacher: dict[str, dict]) -> str:

@@ -5,7 +5,6 @@ registered, and kept in the home's `lineages/` under that sha256, because `star 
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from star.registry.promotion.ledger import Ledger, entry_name
 from star.registry.promotion.open_ledger import find_ledger, reaches_ledgers
 from star.registry.promotion.records import Registration, VersionContent
 from star.registry.promotion.version_records import REGISTRATIONS, VERSIONS, recorded_versions, with_registration
-from star.registry.versions import Version, list_versions
+from star.registry.versions import DIGEST, Version, list_versions
 from star.tracking.reason import reason_of
 from star.tracking.searches import read_pages
 from star.tracking.server import connect
@@ -29,7 +28,6 @@ from star.tracking.server import connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-DIGEST = re.compile(r"[0-9a-f]{64}")
 NAMES_PER_PAGE = 1000
 
 

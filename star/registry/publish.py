@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from star.digest_cache import digests_of
 from star.errors import InputError
-from star.folders.link import copy_folder_with_links
+from star.folders.link import copy_folder
 from star.hashing import digest_of
 from star.json_file import write_json
 from star.registry.bucket import address_of, store_in_bucket
@@ -28,12 +28,14 @@ from star.registry.lineage import LINEAGE_FILE
 from star.registry.local_artifacts import folder_in_home
 from star.registry.location import registry_location
 from star.registry.versions import (
+    DIGEST,
     DIGEST_TAG,
-    FILES_TAG,
+    DIGESTS_TAG,
     LINEAGE_TAG,
     NAME_PATTERN,
     SCORE_TAG,
     Version,
+    digests_tag,
     find_version,
     read_version,
     version_pages,
@@ -125,7 +127,7 @@ def create_version(
 
     Last, so that whatever is listed as a version is complete. A kill before leaves a LoggedModel that `reconcile` removes.
     """
-    tags = {DIGEST_TAG: model_digest, FILES_TAG: json.dumps(stored.files)} | _tags(scores, lineage)
+    tags = {DIGEST_TAG: model_digest, DIGESTS_TAG: digests_tag(stored.files, lineage)} | _tags(scores, lineage)
     model = stored.logged_model
     run_id = model.source_run_id or None  # MLflow's accounts refuse "", which a server says for None
     entry = connect().create_model_version(
@@ -157,9 +159,18 @@ def ensure_registered_model(client: "MlflowClient", name: str) -> None:
 def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mapping[str, str]) -> Version:
     """Writes newer scores and lineage to a version's tags, and returns the version with them."""
     client = connect()
-    for key, value in _tags(scores, lineage).items():
+    tags = _tags(scores, lineage)
+    if any(DIGEST.fullmatch(value) for value in lineage.values()):
+        written = find_version(version.name, version=version.version)
+        tags[DIGESTS_TAG] = digests_tag(written.files, {**written.lineage, **lineage})
+    for key, value in tags.items():
         client.set_model_version_tag(version.name, str(version.version), key, value)
     return find_version(version.name, version=version.version)
+
+
+def describe_version(version: Version, description: str) -> None:
+    """Writes the Markdown that MLflow's page of a version shows first."""
+    connect().update_model_version(version.name, str(version.version), description)
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -211,7 +222,7 @@ def delete_logged_models(name: str) -> None:
 def _store_artifacts(client: "MlflowClient", model: "LoggedModel", folder: Path) -> None:
     """Stores the folder's files as the artifacts of a LoggedModel: links of large ones where the store is in this home."""
     if place := folder_in_home(model.artifact_location):
-        copy_folder_with_links(folder, place)
+        copy_folder(folder, place, link=True)
         return
     with transfer_timeout():
         client.log_model_artifacts(model.model_id, str(folder))
@@ -232,7 +243,8 @@ def transfer_timeout() -> Iterator[None]:
 
 def _tags(scores: Mapping[str, float], lineage: Mapping[str, str]) -> dict[str, str]:
     tags = {mlflow_key(SCORE_TAG + key): repr(float(value)) for key, value in scores.items()}
-    return tags | {mlflow_key(LINEAGE_TAG + key): value for key, value in lineage.items()}
+    readable = {key: value for key, value in lineage.items() if not DIGEST.fullmatch(value)}
+    return tags | {mlflow_key(LINEAGE_TAG + key): value for key, value in readable.items()}
 
 
 def _logged_model(

@@ -33,14 +33,14 @@ from star.json_file import write_json
 from star.redaction import redacted
 from star.registry.download import download_file, download_version
 from star.registry.lineage import build_lineage
-from star.registry.model_card import model_card
+from star.registry.model_card import description, model_card
 from star.registry.promotion.find import as_known
 from star.registry.promotion.gate import Check, Measurements, Verdict, check_gate
 from star.registry.promotion.open_ledger import require_ledger
 from star.registry.promotion.promote_and_rollback import Overtaken, current_decision, promote, record_refusal
 from star.registry.promotion.records import CHAMPION, Decision
 from star.registry.promotion.register_model import register_or_find, update_registration
-from star.registry.publish import add_documents
+from star.registry.publish import add_documents, describe_version
 from star.registry.published_weights import Precision, place_model_files
 from star.registry.smoke_test import run_smoke_test
 from star.registry.versions import READING_KEY, Version, find_version
@@ -96,6 +96,7 @@ class Candidate:
     version: Version
     measurements: Measurements
     passed_over: list[str]  # versions that say that they are this model, and are not
+    description: str  # Markdown: scores, and how the model was made
     trained: Path | None = None  # the folder with the trained weights, where those that are published were converted
 
     @property
@@ -120,6 +121,7 @@ class Outcome:
     verdict: Verdict
     champion_before: int | None
     champion: int | None
+    description: str  # of the version, without what was decided
 
 
 def register_and_promote(refined: Path, evaluation: Path, *, settings: Registry, out: Path) -> dict[str, float]:
@@ -183,7 +185,9 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     # The content may have been registered before, with the scores of another evaluation.
     if version.lineage.get("evaluation") != evaluation.manifest.digest:
         version = update_registration(version, scores=evaluation.scores, lineage=tags)
-    return Candidate(version, evaluation.measurements(), passed_over, trained=refined if converted else None)
+    described = description(evaluation.model, evaluation=evaluation.report, lineage=lineage)
+    trained = refined if converted else None
+    return Candidate(version, evaluation.measurements(), passed_over, described, trained)
 
 
 def _precision(settings: Registry, manifest: Manifest) -> Precision:
@@ -295,7 +299,7 @@ def _decide(candidate: Candidate, result: GateResult) -> Outcome:
     if candidate.decided_before and champion != version.version:
         cure = f"`star promote {version.version} --name {version.name}` makes it the champion all the same"
         verdict = Verdict(verdict.checks, [*verdict.notes, f"decided on before, and not again: {cure}"])
-    return Outcome(version, verdict, result.over.aliases.get(CHAMPION), champion)
+    return Outcome(version, verdict, result.over.aliases.get(CHAMPION), champion, candidate.description)
 
 
 def _promote_or_refuse(version: Version, result: GateResult) -> Verdict:
@@ -333,6 +337,8 @@ def _report(outcome: Outcome, out: Path) -> None:
     }
     write_json(out / GATE, gate)
     (out / GATE_PAGE).write_text(_gate_page(outcome), encoding="utf-8")
+    # Not who is champion, which can change tomorrow.
+    describe_version(version, f"{escape_markdown(version)} {_verdict_in_words(verdict)}.\n\n{outcome.description}")
     if run := current_run():
         said = {"star.gate": _passed_or_refused(verdict), "star.version": str(version.version)}
         # The exit handler of a pipeline says it (star/cluster/pipeline_end.py).
@@ -363,6 +369,10 @@ def _in_words(outcome: Outcome) -> str:
     return f"{version} was refused by the gate: {now}"
 
 
+def _verdict_in_words(verdict: Verdict) -> str:
+    return "passed the gate" if verdict.passed else "was refused by the gate"
+
+
 def _gate_page(outcome: Outcome) -> str:
     """gate.json as a page of Markdown, as the pages of KFP and MLflow show it."""
     version, verdict, before = outcome.version, outcome.verdict, outcome.champion_before
@@ -378,6 +388,5 @@ def _gate_page(outcome: Outcome) -> str:
         for check in verdict.checks
     )
     notes = "".join(f"\n{escape_markdown(note)}\n" for note in verdict.notes)
-    said = "passed the gate" if verdict.passed else "was refused by the gate"
-    title = f"# {escape_markdown(version.name)} version {version.version} {said}"
+    title = f"# {escape_markdown(version)} {_verdict_in_words(verdict)}"
     return f"{title}\n\n{against}\n\n| | bar | how it went |\n|---|---|---|\n{rows}{notes}"

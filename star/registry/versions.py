@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 PAGE = 100  # versions that MLflow is asked for at a time, each with all its tags
 SHOWN = 20  # numbers of versions in an error's message
 NEWEST_FIRST = ["version_number DESC"]
-# Tags of a version. The last two are prefixes: one tag per score and per entry of the lineage.
-DIGEST_TAG, FILES_TAG = "star.model_digest", "star.files"
+# Tags of a version. The last two are prefixes: one tag per score, and per entry of the lineage that a person can read. The digests, of
+# files and of the lineage, are one tag as JSON, because MLflow's page shows every tag. Older versions have them in tags of their own.
+DIGEST_TAG, FILES_TAG, DIGESTS_TAG = "star.model_digest", "star.files", "star.verification"
 SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
+DIGEST = re.compile(r"[0-9a-f]{64}")
 READING_KEY = "reading"  # key of the lineage: `reading` of the evaluation, which one of an older STAR does not have
 # The excluded characters separate the parts of a reference. A quote would end the filter string of a search in MLflow.
 NAME_PATTERN = r"[^/:@'\"]+"
@@ -180,6 +182,7 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
         aliases: all aliases of the registered model, because a searched entry does not hold its own.
     """
     number = int(entry.version)
+    files, digests = _read_digests(entry.tags.get(DIGESTS_TAG, "{}"))
 
     def tags_with_prefix(prefix: str) -> dict[str, str]:
         return {key.removeprefix(prefix): value for key, value in entry.tags.items() if key.startswith(prefix)}
@@ -189,10 +192,10 @@ def read_version(entry: "ModelVersion", *, aliases: Mapping[str, int | str]) -> 
         version=number,
         aliases=tuple(sorted(alias for alias, version in aliases.items() if int(version) == number)),
         scores=_numbers(tags_with_prefix(SCORE_TAG)),
-        lineage=tags_with_prefix(LINEAGE_TAG),
+        lineage=tags_with_prefix(LINEAGE_TAG) | digests,
         created=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC),
         model_digest=entry.tags.get(DIGEST_TAG, ""),
-        files=_digests(entry.tags.get(FILES_TAG, "{}")),
+        files=files or _texts(_json_of(entry.tags.get(FILES_TAG, "{}"))),
         source=entry.source or "",
         run_id=entry.run_id or None,
     )
@@ -234,14 +237,30 @@ def _numbers(tags: Mapping[str, str]) -> dict[str, float]:
     return numbers
 
 
-def _digests(tag: str) -> dict[str, str]:
-    """File -> sha256 of a tag; none if the tag is not of that form, as if it were missing."""
+def digests_tag(files: Mapping[str, str], lineage: Mapping[str, str]) -> str:
+    """The content of the tag DIGESTS_TAG: sha256 by file, and the digests of a lineage."""
+    digests = {key: value for key, value in lineage.items() if DIGEST.fullmatch(value)}
+    return json.dumps({"files": dict(files), "lineage": digests})
+
+
+def _read_digests(tag: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The files and the lineage of `digests_tag`; none if the tag is not of that form, as if it were missing."""
+    content = _json_of(tag)
+    found = content if isinstance(content, dict) else {}
+    return _texts(found.get("files")), _texts(found.get("lineage"))
+
+
+def _json_of(tag: str) -> object:
     try:
-        files = json.loads(tag)
+        return json.loads(tag)
     except (ValueError, RecursionError):
-        return {}
-    is_valid = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
-    return files if is_valid else {}
+        return None
+
+
+def _texts(content: object) -> dict[str, str]:
+    """An object of texts, such as file -> sha256; an empty one in place of anything else."""
+    is_valid = isinstance(content, dict) and all(isinstance(value, str) for value in content.values())
+    return content if is_valid else {}  # type: ignore[return-value]  # JSON has no other keys than texts
 
 
 def is_version_reference(model: str) -> bool:

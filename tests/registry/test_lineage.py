@@ -68,6 +68,9 @@ def test_the_whole_tree_is_in_the_model_and_holds(
     assert print_lineage(str(published), name="star") == []
     tags = find_version("star").lineage
     assert {"data", "teacher", "tokenizer", "decoding", "evaluation", "gate"} <= tags.keys()
+    # MLflow's page shows each tag in a row: the digests have one together.
+    shown = connect().get_model_version("star", "1").tags
+    assert [key for key, value in shown.items() if len(value) > 63] == ["star.model_digest", "star.verification"]
 
 
 def test_what_was_changed_is_named(published: Path, home: Path) -> None:

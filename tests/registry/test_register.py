@@ -21,7 +21,9 @@ def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(
     home: Path, micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     gate = micro.registry.gate.model_copy(update={"min_exact_match": 1.0})
-    strict = micro.model_copy(update={"registry": micro.registry.model_copy(update={"gate": gate})})
+    registry = micro.registry.model_copy(update={"precision": "bf16"})
+    micro = micro.model_copy(update={"registry": registry})
+    strict = micro.model_copy(update={"registry": registry.model_copy(update={"gate": gate})})
     inputs = {"refined": finished["refine"], "evaluation": finished["evaluate"]}
     for config, verdict, before in (
         (strict, "was refused by the gate", "There was no champion before."),
@@ -37,6 +39,11 @@ def test_the_gates_decision_is_a_file_a_page_and_artifacts_of_the_run(
         for check in decision["checks"]:
             assert ("| passed |" if check["passed"] else "| **failed** |") in page
         assert find_version("star", version=1).aliases == ()
+        # MLflow's page of the version shows it first.
+        described = connect().get_model_version("star", "1").description
+        assert described.startswith(f"star version 1 {verdict}.") and "| exact\\_match |" in described
+        smoke = next(check["reason"] for check in decision["checks"] if check["name"] == "smoke")
+        assert "nats per token from the trained weights" in smoke
     assert "decided on before, and not again" in page  # looser bars do not undo what was decided
     client = connect()
     runs = client.search_runs([client.get_experiment_by_name("star").experiment_id])
