@@ -11,6 +11,7 @@ from typing import NamedTuple
 from star.html_kit import SERIES_COLOURS, escape_html, visible
 
 Point = tuple[float, float]
+LABEL_CHARACTERS = 12  # of a series: the length of "student-base"
 
 
 class Dot(NamedTuple):
@@ -49,10 +50,10 @@ def interval_chart(title: str, rows: list[Dot]) -> str:
     low, high = _padded(min(row.low for row in rows), max(row.high for row in rows))
     body = ""
     for i, row in enumerate(rows):
-        y, (x, x_low, x_high) = 12 + 22 * i, (_scale(v, low, high, 70, 180) for v in (row.value, row.low, row.high))
+        y, (x, x_low, x_high) = 12 + 22 * i, (_scale(v, low, high, 82, 180) for v in (row.value, row.low, row.high))
         body += (
-            f'<g class="c{row.colour % SERIES_COLOURS}"><text x="0" y="{y + 4}">{escape_html(_clip(row.label, 11))}</text>'
-            f'<path class="rule" d="M66 {y}H184"/><path class="whisker" d="M{x_low:.1f} {y}H{x_high:.1f}"/>'
+            f'<g class="c{row.colour % SERIES_COLOURS}"><text x="0" y="{y + 4}">{escape_html(_clip(row.label, LABEL_CHARACTERS))}</text>'
+            f'<path class="rule" d="M78 {y}H184"/><path class="whisker" d="M{x_low:.1f} {y}H{x_high:.1f}"/>'
             f'<circle class="dot" cx="{x:.1f}" cy="{y}" r="4.5"/>'
             f'<text class="end" x="236" y="{y + 4}">{escape_html(row.shown)}</text></g>'
         )
@@ -102,7 +103,7 @@ def line_chart(
     """Lines over a light grid, with their intervals shaded and their labels at the right end."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for y in [*(y for _, y in line.points), *(y for band in line.band for y in band[1:])]]
-    (y_low, y_high), right = _padded(min(ys), max(ys)), width - (70 if any(line.label for line in lines) else 8)
+    (y_low, y_high), right = _padded(min(ys), max(ys)), width - (92 if any(line.label for line in lines) else 8)
 
     def at(x: float, y: float) -> str:
         return f"{_scale(x, min(xs), max(xs), 44, right):.1f} {_scale(y, y_low, y_high, height - 24, 8):.1f}"
@@ -132,7 +133,7 @@ def _end_labels(lines: list[Line], y_low: float, y_high: float, right: int, heig
     for line in sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1]):
         y = max(_scale(line.points[-1][1], y_low, y_high, height - 24, 8), free)
         body += f'<text class="c{line.colour % SERIES_COLOURS} series" x="{right + 9}" y="{y + 4:.1f}">'
-        body += f"{escape_html(_clip(line.label, 10))}</text>"
+        body += f"{escape_html(_clip(line.label, LABEL_CHARACTERS))}</text>"
         free = y + 13
     return body
 
