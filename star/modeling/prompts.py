@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from star.chat import THINK_CLOSE, THINK_OPEN, prompt_opening, render_prompt, render_target
+from star.chat import IM_START, THINK_CLOSE, THINK_OPEN, prompt_opening, render_prompt, render_target
 from star.errors import InputError
 from star.modeling.tokenizer import tokenize
 
@@ -72,6 +72,14 @@ def render_rows(rows: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase"
 def template_opening(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The opening that the tokenizer's template writes at the end of every prompt; "" for most templates."""
     return prompt_opening(render_prompt([{"role": "user", "content": "Hello"}], [], tokenizer))
+
+
+def template_beginning(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The beginning-of-sequence token, if the tokenizer's template writes it at the start of every prompt; else ""."""
+    bos = tokenizer.bos_token
+    prompt = render_prompt([{"role": "user", "content": "Hello"}], [], tokenizer)
+    # Some families open every turn with their BOS, which is then the turn's.
+    return bos if bos and bos != IM_START and prompt.startswith(bos) else ""
 
 
 def within_length(

@@ -24,7 +24,7 @@ from star.evaluation.bfcl.scores import bfcl_scores
 from star.evaluation.candidate import Candidate
 from star.evaluation.suite_scores import ScoringSettings, SuiteScores
 from star.hashing import digest_of
-from star.modeling.prompts import template_opening
+from star.modeling.prompts import template_beginning, template_opening
 from star.progress import Bar
 
 MAX_OPEN_CONVERSATIONS = 64  # enough to fill batches; each is a process
@@ -72,10 +72,11 @@ def ask_suite(candidate: Candidate, data: Path | None) -> HarnessReport | None:
     categories = candidate.shard.select(chosen)
     if not categories:
         return None
-    # The harness's prompts end with the header. A model whose template opens the answer was trained to go on from there.
-    opening = template_opening(candidate.tokenizer)
+    # The harness's prompts begin with the first turn and end with the header. A model was trained with the BOS of its family
+    # before that, and behind it with the beginning of the answer that its template writes.
+    beginning, opening = template_beginning(candidate.tokenizer), template_opening(candidate.tokenizer)
     return run_harness(
-        lambda queries: candidate.reply("bfcl", [query["prompt"] + opening for query in queries]),
+        lambda queries: candidate.reply("bfcl", [beginning + query["prompt"] + opening for query in queries]),
         label=f"BFCL of the {candidate.name} model",
         categories=tuple(categories),
         limit=candidate.settings.limit,
