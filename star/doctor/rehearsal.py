@@ -277,6 +277,7 @@ class _Rehearsal:
             state=folder / "state",
             pad_id=self.teacher.tokenizer.pad_token_id,
             seed=self.config.seed,
+            precision=self.config.precision,
         )
         batch = next(iter(trainer.get_train_dataloader()))
         try:

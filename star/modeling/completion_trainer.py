@@ -66,7 +66,8 @@ class CompletionTrainer(Trainer):
         labels_BL = inputs["labels"][:, 1:]
         is_completion_BL = labels_BL != IGNORE_INDEX
         hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
-        if self.args.bf16:  # the loss runs outside autocast, which would multiply the head by bf16
+        # The loss runs outside autocast. On a GPU it multiplies the head in bf16. A CPU would convert both for each chunk.
+        if self.args.bf16 and hidden_TH.is_cuda:
             hidden_TH = hidden_TH.bfloat16()
         labels_T = labels_BL[is_completion_BL]
         head = model.get_output_embeddings()

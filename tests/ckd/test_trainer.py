@@ -155,7 +155,7 @@ def test_recomputed_activations_change_nothing(
     assert torch.allclose(weights[0], weights[1], atol=1e-7)
 
 
-def test_half_precision_multiplies_the_head_in_half_precision(
+def test_half_precision_multiplies_the_head_in_half_precision_on_a_gpu_only(
     micro: Config, finished: dict[str, Path], tmp_path: Path
 ) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro)
@@ -163,7 +163,7 @@ def test_half_precision_multiplies_the_head_in_half_precision(
     exact = trainer.compute_loss(trainer.model, batch)
     trainer.args.bf16 = True
     loss = trainer.compute_loss(trainer.model, batch)
-    assert loss.dtype == torch.float32 and loss != exact
+    assert loss.dtype == torch.float32 and bool(loss != exact) == torch.cuda.is_available()
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
     loss.backward()
     assert trainer.model.get_output_embeddings().weight.grad.dtype == torch.float32
