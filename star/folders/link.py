@@ -29,7 +29,7 @@ def copy_folder(folder: Path, target: Path, *, link: bool) -> None:
     shutil.copytree(folder, target, dirs_exist_ok=True, copy_function=copy)
 
 
-def link_or_copy(source: Path, target: Path, *, read_only: bool = False) -> None:
+def link_or_copy(source: Path | str, target: Path | str, *, read_only: bool = False) -> None:
     """Links a file of this user to a second place, or copies it.
 
     It is copied where the file system cannot link (another one, or one without links), and if it is a link or belongs to
@@ -39,6 +39,7 @@ def link_or_copy(source: Path, target: Path, *, read_only: bool = False) -> None
         read_only: takes the right to write from the file, because a program that writes to one of the two names would
             change both. For files that are in two published folders.
     """
+    source, target = Path(source), Path(target)
     status = source.lstat()
     if stat.S_ISREG(status.st_mode) and is_own(source):
         try:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from star import distributed
 from star.config.experiment import Config
 from star.config.models import Architecture, Scratch
+from star.folders.link import link_or_copy
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base, open_tokenizer
 from star.modeling.models import add_lora_adapters, save_model_atomically
@@ -75,7 +76,8 @@ def make_teacher(
             log_artifact=log_artifact,
         )
     else:
-        shutil.copytree(trained, workspace.out, dirs_exist_ok=True)
+        # Linked, because the state goes with the workspace.
+        shutil.copytree(trained, workspace.out, dirs_exist_ok=True, copy_function=link_or_copy)
     counts = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
     return counts | copy_learning_curves(workspace.state, out=workspace.out, metrics=SIMRL_METRICS)
 
