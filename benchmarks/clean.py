@@ -166,7 +166,7 @@ def register(folders: Mapping[str, Path], scratch: Path) -> int:
     refined, evaluation = folders["refine"], folders["evaluate"]
     digest = read_manifest(refined).digest
     report = {"lineage": {"data": read_manifest(folders["synthesize"]).digest}, "suite": {}}
-    lineage = build_lineage(refined, evaluation, report=report, model=digest)
+    lineage = build_lineage(refined, evaluation, report=report, model=digest, published=refined)
     model = scratch / digest
     model.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):

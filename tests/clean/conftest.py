@@ -66,7 +66,7 @@ def register_run(folders: dict[str, Path], scratch: Path, *, name: str = "star")
     refined, evaluation = folders["refine"], folders["evaluate"]
     digest = read_manifest(refined).digest
     report = {"lineage": {"data": read_manifest(folders["synthesize"]).digest}, "suite": {}}
-    lineage = build_lineage(refined, evaluation, report=report, model=digest)
+    lineage = build_lineage(refined, evaluation, report=report, model=digest, published=refined)
     model = scratch / digest
     model.mkdir(parents=True)
     for file in FILES["refine"]:
