@@ -51,7 +51,8 @@ def keep_layers(model: PreTrainedModel, count: int, *, source: str | Path) -> Pr
             weights[names[layer] + name.removeprefix(layer)] = tensor
     try:
         # A new model, and not the old one with fewer layers: each layer knows its number, by which it finds its cache.
-        smaller = type(model)(config).to(model.device, model.dtype)
+        smaller: Any = type(model)(config)
+        smaller.to(device=model.device, dtype=model.dtype)
         smaller.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, StrictDataclassError) as error:
         raise InputError(
@@ -59,7 +60,8 @@ def keep_layers(model: PreTrainedModel, count: int, *, source: str | Path) -> Pr
             "choose another base for the student, or leave `student.layers` out"
         ) from error
     smaller.generation_config = copy.deepcopy(model.generation_config)
-    return smaller.train(model.training)
+    shortened: PreTrainedModel = smaller.train(model.training)
+    return shortened
 
 
 def shorten_config(config: PretrainedConfig, count: int, *, source: str | Path) -> PretrainedConfig:
@@ -102,7 +104,7 @@ def _layers_of(model: PreTrainedModel, source: str | Path) -> nn.ModuleList:
 def _refuse_shared(config: PretrainedConfig, stack: nn.ModuleList, source: str | Path) -> None:
     """Raises InputError for layers that share weights, or that read the keys and values of others."""
     weights = [id(weight) for layer in stack for weight in layer.parameters()]
-    if len(set(weights)) < len(weights) or getattr(config.get_text_config(), "num_kv_shared_layers", 0):
+    if len(set(weights)) < len(weights) or getattr(config.get_text_config(), "num_kv_shared_layers", None):
         raise InputError(
             f"the layers of {source} share weights or keys, so that none can be dropped: choose another base for the student, or "
             "leave `student.layers` out"
