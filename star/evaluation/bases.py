@@ -35,13 +35,14 @@ class PretrainedBase:
 
     Attributes:
         settings: the section of the configuration that names it.
-        teacher: the folder of the teacher, whose settled tokenizer all models of a run have.
+        teacher: the folder of the teacher, whose settled tokenizer all models of a run have; None for a base alone, whose
+            own tokenizer is settled.
         trained: names of the evaluated models that were trained from it.
     """
 
     settings: Teacher | Student
-    teacher: Path
-    trained: tuple[str, ...]
+    teacher: Path | None
+    trained: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -101,22 +102,45 @@ def _is_made_from(base: PretrainedBase, folder: Path) -> bool:
     return (noted.get("name"), noted.get("revision")) == (settings.base, settings.revision)
 
 
+def as_it_can_be_asked(model: Path | str) -> Path | str | PretrainedBase:
+    """The model itself, where its own chat template shows tools and writes calls as STAR reads them; else a base to settle.
+
+    A model that is asked without the tools cannot call any, and its score would say nothing about it.
+
+    Args:
+        model: a folder or hub id.
+    """
+    from star.modeling.chat_templates import reason_against_own
+    from star.modeling.models import load_tokenizer
+
+    if (reason := reason_against_own(load_tokenizer(model))) is None:
+        return model
+    print_line(f"{model} is asked with STAR's chat template (qwen3), because {reason}")
+    return PretrainedBase(Teacher(base=str(model.absolute()) if isinstance(model, Path) else model), None)
+
+
 def settled_base(base: PretrainedBase, folder: Path, *, precision: Precision) -> Path:
     """Writes a base as an ordinary model folder, settled as its training settles it. A finished folder is used again.
 
     Raises:
         InputError: the base cannot be loaded.
     """
-    from star.modeling.bases import open_base
+    from star.modeling.bases import open_base, open_tokenizer
     from star.modeling.models import load_tokenizer, save_model_atomically
 
     if folder.is_dir():
         return folder
     try:
-        tokenizer = load_tokenizer(base.teacher)
+        if base.teacher is None:
+            assert isinstance(base.settings, Teacher)  # noqa: S101 - a student has the tokenizer of its teacher
+            tokenizer = open_tokenizer(base.settings).tokenizer
+        else:
+            tokenizer = load_tokenizer(base.teacher)
         model = open_base(base.settings, tokenizer=tokenizer, precision=precision)
         save_model_atomically(model, tokenizer, folder)
     except InputError as error:
+        if base.teacher is None:
+            raise
         raise InputError(f"{error}; or leave the bases out of the evaluation (`evaluate.bases: false`)") from error
     del model
     gc.collect()

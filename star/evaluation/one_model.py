@@ -97,9 +97,10 @@ def _evaluate(
     source: Path | str, data: Path | None, *, config: Config, workspace: Workspace, title: str
 ) -> dict[str, float]:
     # Imported in here, because the code digest is taken over what this function imports.
+    from star.evaluation.bases import as_it_can_be_asked
     from star.evaluation.evaluate import evaluate_models
 
-    models = {Path(title).name or title: source}
+    models = {Path(title).name or title: as_it_can_be_asked(source)}
     return evaluate_models(models, data, config=config, workspace=workspace, title=f"Evaluation of {title}")
 
 

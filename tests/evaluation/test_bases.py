@@ -9,9 +9,10 @@ import pytest
 from star.config.base import canonical
 from star.config.experiment import Config
 from star.errors import InputError
-from star.evaluation.bases import bases_beside, keep_true_bases, settled_base
+from star.evaluation.bases import PretrainedBase, as_it_can_be_asked, bases_beside, keep_true_bases, settled_base
 from star.evaluation.gathered import Gathered
 from star.hashing import digest_of
+from star.modeling.models import load_tokenizer
 from star.stages import evaluate, stage_named
 
 
@@ -122,6 +123,19 @@ def test_a_base_from_which_a_model_was_not_trained_is_left_out(
     other = {**inputs, "distilled": finished["distill"]}
     assert keep_true_bases(bases, other) == {}
     assert f"base is not evaluated: it is not the base that {finished['distill']}" in capsys.readouterr().err
+
+
+def test_a_model_whose_template_shows_no_tools_is_asked_with_one_that_does(
+    inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert as_it_can_be_asked(inputs["refined"]) == inputs["refined"]
+    mute = shutil.copytree(inputs["refined"], tmp_path / "mute")
+    (mute / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    base = as_it_can_be_asked(mute)
+    assert isinstance(base, PretrainedBase)
+    assert f"{mute} is asked with STAR's chat template (qwen3), because the base's own" in capsys.readouterr().err
+    settled = load_tokenizer(settled_base(base, tmp_path / "settled", precision="auto"))
+    assert settled.chat_template == load_tokenizer(inputs["refined"]).chat_template
 
 
 def test_a_base_that_cannot_be_loaded_says_how_to_go_on_without_it(
