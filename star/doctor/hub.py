@@ -4,6 +4,7 @@ The hub's own client retries every file of every model for minutes where no netw
 """
 
 import os
+import re
 from functools import partial
 
 from star.config.experiment import Config
@@ -15,6 +16,7 @@ from star.http_client import send
 from star.http_exchange import NoAnswerError
 
 ANSWER_SECONDS = 4.0
+COMMIT = re.compile("[0-9a-f]{40}")
 HUB = "model hub"  # name of the check
 
 
@@ -41,9 +43,10 @@ def check_hub(models: list[Teacher | Student]) -> str:
     """
     from huggingface_hub import constants
 
+    unpinned = _without_commit(models)
     reason = "the offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_no_answer(models[0])
     if reason is None:
-        return f"{constants.ENDPOINT} answers"
+        return f"{constants.ENDPOINT} answers{unpinned}"
     # transformers and the hub's client read these at each call, and take the cache then.
     constants.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"] = True, "1"
     if missing := sorted({str(model.base) for model in models if not _is_cached(model)}):
@@ -51,7 +54,15 @@ def check_hub(models: list[Teacher | Student]) -> str:
             f"{reason}, and {', '.join(missing)} not in the cache: tokenizers and memory of the models are not checked; connect to the "
             "network, set HF_ENDPOINT to a mirror, or name a model folder"
         )
-    return f"{reason}; the models are in the cache"
+    return f"{reason}; the models are in the cache{unpinned}"
+
+
+def _without_commit(models: list[Teacher | Student]) -> str:
+    """Says which models are named without a commit: under a branch, or the newest one, a change on the hub is not noticed."""
+    names = sorted({str(model.base) for model in models if not COMMIT.fullmatch(model.revision or "")})
+    if not names:
+        return ""
+    return f"; {', '.join(names)} may change there unnoticed: set `revision` to a commit"
 
 
 def _why_no_answer(model: Teacher | Student) -> str | None:

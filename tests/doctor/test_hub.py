@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from star.config.experiment import Config
 from star.config.load import load_config
+from star.config.models import Student
 from star.doctor.hub import check_hub, hub_models
 from star.doctor.preflight import preflight_checks
 from star.errors import InputError
@@ -91,6 +92,12 @@ def test_cached_models_need_no_hub(config: Config, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cache(config, tmp_path / "cache")
     assert check_hub(hub_models(config)).endswith("the models are in the cache")
+
+
+def test_a_model_without_a_commit_is_named(config: Config, hub: type[Answer]) -> None:
+    branch = config.model_copy(update={"student": Student(base="team/model", revision="main")})
+    said = check_hub(hub_models(branch))
+    assert said.endswith("answers; team/model may change there unnoticed: set `revision` to a commit")
 
 
 def test_any_answer_will_do_but_that_of_a_broken_server(config: Config, hub: type[Answer]) -> None:
