@@ -1,6 +1,7 @@
 """Run by test_trainer.py under torchrun: trains two steps and writes which groups each process saw and trained on.
 
-Arguments: the model's folder, the data's folder, the folder for `groups-<rank>.json`.
+A prompt is computed once for its rollouts. Arguments: the model's folder, the data's folder, the folder for
+`groups-<rank>.json` and the trained weights `weights-<rank>.pt`.
 """
 
 import json
@@ -8,10 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+import torch
 from transformers import TrainerCallback
 
 from star.config.training import SimRL
 from star.data.rows import read_rows
+from star.modeling import prompt_groups
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import render_rows
 from star.simrl.trainer import SimRLTrainer, build_trainer
@@ -28,6 +31,7 @@ def main(model: Path, data: Path, out: Path) -> None:
     # In double precision: a product's last bit depends on how many rows it has, and in single precision that draws another
     # token once in some thousand steps.
     policy = load_model(model).double()
+    prompt_groups.MIN_WIDTH = 1
     trainer: SimRLTrainer = build_trainer(policy, tokenizer, prompts, settings=SETTINGS, folder=out / "simrl", seed=7)
     steps: list[dict] = []
 
@@ -40,7 +44,10 @@ def main(model: Path, data: Path, out: Path) -> None:
             steps.append({"sampled": sampled, "batch": [group.row["row"] for group in trainer.batch_groups]})
 
     trainer.add_callback(Record())
+    assert trainer.shares_prompts
     trainer.train()
+    weights = torch.cat([value.flatten() for value in trainer.accelerator.unwrap_model(trainer.model).parameters()])
+    torch.save(weights.detach(), out / f"weights-{os.environ['RANK']}.pt")
     (out / f"groups-{os.environ['RANK']}.json").write_text(json.dumps(steps), encoding="utf-8")
 
 
