@@ -45,7 +45,7 @@ LOG = re.compile(r"\d{8}-\d{6}\.(log|events\.jsonl)")
 
 
 def find_leftovers(protection: Protection, *, aliased: Mapping[str, str] | None) -> Iterator[Entry]:
-    """Unfinished work, interrupted removals, downloads, fetched inputs, spools and logs.
+    """Unfinished work, interrupted removals, downloads, fetched and converted inputs, spools and logs.
 
     Args:
         protection: for how many days they stay, and what is in use or named.
@@ -61,7 +61,9 @@ def find_leftovers(protection: Protection, *, aliased: Mapping[str, str] | None)
             yield _judge_download(path, protection, aliased)
     for path in sorted(_children(home() / INPUTS)):
         if path.is_dir() and path.name != SEEN and not is_renamed(path):
-            yield _judge(path, days, kind="input from S3", in_use=why_in_use(fetched_place_of(path), protection))
+            yield _judge(
+                path, days, kind="fetched or converted input", in_use=why_in_use(fetched_place_of(path), protection)
+            )
     for path in sorted(_children(spools_folder())):
         if not is_renamed(path):
             yield _judge_spool(path, days)

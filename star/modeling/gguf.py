@@ -9,6 +9,7 @@ folder that somebody else has made: chat template and tokenizer are tried before
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -52,10 +53,11 @@ def folder_of_gguf(file: Path, *, sha256: str) -> Path:
         if not _is_whole(folder, digest):
             header = read_gguf_header(file)
             create_private(place)
-            partial = folder.with_name(f".{folder.name}.arriving")
-            for old in (partial, folder):
+            for old in (folder, *place.glob(f".{folder.name}-*")):
                 refuse_others(old)
                 shutil.rmtree(old, ignore_errors=True)
+            # A name of its own: the child of a killed process may still be writing.
+            partial = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
             with Bar(f"convert {file.name}", 1) as bar:
                 _convert(file, header, out=partial)
                 bar.advance()

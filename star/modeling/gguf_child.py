@@ -55,7 +55,6 @@ def convert_gguf(file: Path, *, out: Path) -> str | None:
     configuration = type(model.config).from_dict(model.config.to_dict())
     if hasattr(configuration, "quantization_config"):
         del configuration.quantization_config
-    configuration.architectures = [type(model).__name__]
     with torch.device("meta"):
         plain = type(model)(configuration)
     plain.load_state_dict(model.state_dict(), assign=True)
