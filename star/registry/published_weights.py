@@ -5,6 +5,7 @@ keep fp32. Published in bf16, the model takes half the space, and that is the pr
 """
 
 import json
+import shutil
 from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
@@ -73,6 +74,7 @@ def _write_in_bf16(source: Path, target: Path) -> int:
             tensor = weights.get_tensor(name)
             tensors[name] = tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
         save_file(tensors, target, metadata=weights.metadata())
+    shutil.copymode(source, target)  # save_file lets nobody else read it
     return sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 QUERY = "Book a flight from Oslo to Rome"
 NEW_TOKENS = 72
-# Mean KL divergence in nats per token. Rounding to bf16 costs a thousandth; an answer changes with tenths.
+# Mean KL divergence in nats per token. Rounding to bf16 costs less than a thousandth; an answer changes with tenths.
 LARGEST_DIVERGENCE = 0.05
 
 

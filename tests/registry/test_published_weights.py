@@ -42,6 +42,7 @@ def test_every_fp32_weight_becomes_the_nearest_one_of_bf16(sharded: Path, tmp_pa
         assert torch.equal(converted.state_dict()[name], weight.to(torch.bfloat16))
     index = json.loads((published / "model.safetensors.index.json").read_text())
     shards = sorted(published.glob("*.safetensors"))
+    assert all(shard.stat().st_mode == (sharded / shard.name).stat().st_mode for shard in shards)
     assert len(shards) > 1 and index["metadata"]["total_size"] == sum(map(tensor_bytes, shards))
     assert place_model_files(sharded, tmp_path / "again", precision="bf16")
     assert {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()} == {
