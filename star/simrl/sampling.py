@@ -29,21 +29,32 @@ class SeededSampling(LogitsProcessor):
 
     Args:
         excluded_ids: ids that are never drawn, such as rows of the head that are no token.
+        moves_generator: whether torch's own generator moves on as if `torch.multinomial` had drawn the tokens. TRL
+            shuffles the rollouts with it.
     """
 
     def __init__(
-        self, keys: Sequence[RolloutKey], *, temperature: float, max_new_tokens: int, excluded_ids: Sequence[int] = ()
+        self,
+        keys: Sequence[RolloutKey],
+        *,
+        temperature: float,
+        max_new_tokens: int,
+        excluded_ids: Sequence[int] = (),
+        moves_generator: bool = False,
     ) -> None:
         # Drawn by numpy on the CPU, whose streams are the same whatever the device.
         uniforms = [np.random.default_rng(key).random(max_new_tokens, dtype=np.float32) for key in keys]
         self.uniforms_TB = torch.from_numpy(np.stack(uniforms, axis=1))
         self.temperature, self.position = temperature, 0
+        self.moved_rows = len(keys) if moves_generator else 0
         self.excluded_ids = torch.tensor(excluded_ids, dtype=torch.int64)
 
     def __call__(self, input_ids: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
         """Returns [B, V] scores: 0 for each row's drawn token, minus infinity for all others."""
         if len(self.excluded_ids):
             scores_BV = scores_BV.index_fill(-1, self.excluded_ids.to(scores_BV.device), -torch.inf)
+        if self.moved_rows:
+            torch.empty(self.moved_rows, scores_BV.shape[-1], device=scores_BV.device).exponential_()
         cumulative_BV = (scores_BV.float() / self.temperature).softmax(-1).cumsum(-1)
         uniforms_B1 = self.uniforms_TB[self.position].to(scores_BV.device)[:, None]
         self.position += 1

@@ -225,6 +225,7 @@ class SimRLTrainer(GRPOTrainer):
             temperature=self.settings.temperature,
             max_new_tokens=self.settings.max_new_tokens,
             excluded_ids=self._padding_ids,
+            moves_generator=not self.shares_prompts,  # or TRL's shuffling would be another than in earlier versions
         )
         with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)

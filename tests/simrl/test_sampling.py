@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from star.modeling.models import load_model, load_tokenizer
 from star.simrl.sampling import SeededSampling, use_sampling
@@ -36,3 +37,27 @@ def test_what_is_sampled_does_not_depend_on_the_batch(finished: dict[str, Path])
     assert [sample([key])[0] for key in range(3)] == together
     assert sample([2, 0]) == [together[2], together[0]]
     assert "generate" not in vars(model)
+
+
+def test_the_generator_moves_on_as_in_transformers_own_loop(finished: dict[str, Path]) -> None:
+    """TRL shuffles the rollouts with it, and the order of a sum decides about its last bit."""
+    folder = finished["refine-teacher"]
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    batch = tokenizer(["weather in Oslo", "x", "x", "x"], return_tensors="pt", padding=True, add_special_tokens=False)
+    settings = {"do_sample": True, "max_new_tokens": 24, "temperature": 1.0, "top_k": 0}
+    drawn, states = [], []
+    for own_loop in (True, False):
+        sampling = SeededSampling(
+            [(7, row) for row in range(4)], temperature=1.0, max_new_tokens=24, moves_generator=not own_loop
+        )
+        torch.manual_seed(3)
+        with torch.no_grad():
+            if own_loop:
+                ids = model.generate(**batch, **settings, logits_processor=LogitsProcessorList([sampling]))
+            else:
+                with use_sampling(model, sampling):
+                    ids = model.generate(**batch, **settings)
+        drawn.append(ids)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*drawn)
+    assert torch.equal(*states)
