@@ -15,7 +15,7 @@ P blocks, B ids per block.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -33,12 +33,20 @@ from star.folders.manifest import read_manifest
 from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompt_groups import pack_groups, packed_inputs, shares_prompts
 from star.modeling.tokenizer import ids_without_token, tokenizer_digest, vocabulary_size
 from star.progress import Bar, print_line
 from star.teacher.openai_server import TeacherServer
 from star.teacher.vllm_engine import TeacherEngine
 from star.topk.disk_space import max_bytes_per_token, require_disk_space
-from star.topk.sequences import TOKENIZER, StoredSequences, copy_sequences, read_lengths, read_sequences
+from star.topk.sequences import (
+    TOKENIZER,
+    Lengths,
+    StoredSequences,
+    copy_sequences,
+    read_lengths_of_parts,
+    read_sequences,
+)
 from star.topk.store import TopKWriter
 from star.units import format_bytes, format_seconds
 
@@ -85,32 +93,57 @@ def extract_top_k(
     tokenizer = load_tokenizer(teacher)
     # Kept beside the ids, because the distillation compares it with the student's.
     tokenizer.save_pretrained(out / TOKENIZER)
-    batches = copy_shard(rollouts, out, shard=shard, batch_tokens=settings.batch_tokens)
-    ids, sequences = read_sequences(out)
     rows = AutoConfig.from_pretrained(teacher, trust_remote_code=False).get_text_config().vocab_size
     stored = choose_ids(tokenizer, rows=rows, top_k=settings.top_k)
-    top_k = _connect_back_end(teacher, tokenizer, settings, precision=precision, stored=stored)
+    top_k, share = _connect_back_end(teacher, tokenizer, settings, precision=precision, stored=stored)
+    batches = copy_shard(rollouts, out, shard=shard, batch_tokens=settings.batch_tokens, share_prompts=share)
+    ids, sequences = read_sequences(out)
     # In the header of every file, so that a store never mixes the signals of two teachers.
     provenance = {"teacher": read_manifest(teacher).digest, "tokenizer": tokenizer_digest(tokenizer)}
     with TopKWriter(out, stored.k, vocab_size=stored.vocab_size, provenance=provenance) as writer:
         return store_top_k(top_k, ids, sequences, batches, writer=writer)
 
 
-def copy_shard(rollouts: Path, out: Path, *, shard: Shard, batch_tokens: int) -> list[np.ndarray]:
+def copy_shard(
+    rollouts: Path, out: Path, *, shard: Shard, batch_tokens: int, share_prompts: bool = False
+) -> list[np.ndarray]:
     """Copies the sequences of a shard to `out`, in the order of the rollout, which does not depend on `batch_tokens`.
+
+    Args:
+        share_prompts: whether the sequences of a prompt stay in one batch, where its tokens count once.
 
     Returns:
         the shard's batches, as indices of the copied sequences.
     """
-    lengths = read_lengths(rollouts)
+    lengths = read_lengths_of_parts(rollouts)
+    if share_prompts:
+        every_batch = batches_by_prompt(lengths, batch_tokens=batch_tokens)
+    else:
+        every_batch = batches_by_length(lengths.prompts_S + lengths.completions_S, batch_tokens=batch_tokens)
     # The batches of all sequences are made before the shard takes its own: a batch is the same in any number of shards.
-    batches = shard.select(list(batches_by_length(lengths, batch_tokens=batch_tokens)))
-    taken = np.zeros(len(lengths), bool)
+    batches = shard.select(list(every_batch))
+    taken = np.zeros(len(lengths.prompts_S), bool)
     for batch in batches:
         taken[batch] = True
     copy_sequences(rollouts, out, taken=taken)
     place_in_copy = np.cumsum(taken) - 1
     return [place_in_copy[batch] for batch in batches]
+
+
+def batches_by_prompt(lengths: Lengths, *, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Yields batches of indices of sequences in which the sequences of a prompt stand side by side.
+
+    A batch of prompts, each with its completions behind it and padded to the longest, has at most `batch_tokens` tokens,
+    unless a single one is longer.
+    """
+    starts = np.flatnonzero(lengths.is_new_S)
+    if not len(starts):
+        return
+    # The last token of a completion is not read.
+    packed_lengths = lengths.prompts_S[starts] + np.add.reduceat(np.maximum(lengths.completions_S - 1, 0), starts)
+    sequences_of = np.split(np.arange(len(lengths.prompts_S)), starts[1:])
+    for prompts in batches_by_length(packed_lengths, batch_tokens=batch_tokens):
+        yield np.concatenate([sequences_of[prompt] for prompt in prompts])
 
 
 def choose_ids(tokenizer: PreTrainedTokenizerBase, *, rows: int, top_k: int) -> StoredIds:
@@ -122,15 +155,17 @@ def choose_ids(tokenizer: PreTrainedTokenizerBase, *, rows: int, top_k: int) -> 
 
 def _connect_back_end(
     teacher: Path, tokenizer: PreTrainedTokenizerBase, settings: TopK, *, precision: Precision, stored: StoredIds
-) -> TopKFunction:
-    """Starts the back end of the settings; returns its top-k function."""
+) -> tuple[TopKFunction, bool]:
+    """Starts the back end of the settings; returns its top-k function, and whether that shares prompts in a batch."""
     k, excluded = stored.k, stored.excluded_ids
     if settings.server:
-        return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded)
+        return partial(TeacherServer(settings.server).top_k, k=k, excluded_ids=excluded), False
     if settings.vllm:
-        return partial(TeacherEngine(teacher, settings.vllm, max_logprobs=k).top_k, k=k, excluded_ids=excluded)
+        engine = TeacherEngine(teacher, settings.vllm, max_logprobs=k)
+        return partial(engine.top_k, k=k, excluded_ids=excluded), False
     model = load_model(teacher, precision=precision).eval()
-    return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded)
+    share = shares_prompts(model, work="The extraction")
+    return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded, share_prompts=share), share
 
 
 def store_top_k(
@@ -190,7 +225,12 @@ def _add_batch(writer: TopKWriter, ids: list[str], results: list[tuple[Tensor, T
 
 
 def model_top_k(
-    model: PreTrainedModel, *, pad_id: int, k: int, excluded_ids: AbstractSequence[int] = ()
+    model: PreTrainedModel,
+    *,
+    pad_id: int,
+    k: int,
+    excluded_ids: AbstractSequence[int] = (),
+    share_prompts: bool = False,
 ) -> TopKFunction:
     """Returns the function that computes the top-k of a batch with this model, in one forward pass per batch.
 
@@ -201,28 +241,43 @@ def model_top_k(
     Args:
         k: at most as many as there are ids that are not excluded.
         excluded_ids: rows of the head that are no token.
+        share_prompts: whether a prompt is computed once for the neighbours in a batch that have it.
     """
     head = model.get_output_embeddings()
     weight_VH, bias_V = head.weight, getattr(head, "bias", None)
+    if weight_VH.device.type == "cpu":
+        # Logits in bf16 have three digits, and the store has more. Only GPUs sum bf16 factors in fp32.
+        weight_VH = weight_VH.float()
     row_bytes = weight_VH.shape[0] * 4
-    buffer_CV = weight_VH.new_empty(max(1, CHUNK_BYTES // row_bytes), weight_VH.shape[0])
+    buffer_CV = weight_VH.new_empty(max(1, CHUNK_BYTES // row_bytes), weight_VH.shape[0], dtype=torch.float32)
     excluded = torch.tensor(excluded_ids, dtype=torch.int64, device=weight_VH.device)
     rows_in_cache = max(1, CACHE_BYTES // row_bytes) if weight_VH.device.type == "cpu" else len(buffer_CV)
 
+    def hidden_states(sequences: list[Sequence]) -> Tensor:
+        if not share_prompts:
+            return torch.cat(completion_hidden_states(model, sequences, pad_id=pad_id))
+        prompts, completions = [s.prompt_ids for s in sequences], [s.completion_ids for s in sequences]
+        packed = pack_groups(prompts, completions, device=model.device)
+        hidden_GLH = model.get_decoder()(**packed_inputs(packed, model), use_cache=False).last_hidden_state
+        return hidden_GLH[packed.rows_N, packed.columns_N]
+
     @torch.inference_mode()
     def top_k(sequences: list[Sequence]) -> list[tuple[Tensor, Tensor]]:
-        hidden = completion_hidden_states(model, sequences, pad_id=pad_id)
         results = []
-        for hidden_CH in torch.cat(hidden).split(len(buffer_CV)):
-            logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)])
+        for hidden_CH in hidden_states(sequences).split(len(buffer_CV)):
+            logits_CV = buffer_CV[: len(hidden_CH)]
+            if weight_VH.dtype == torch.float32:
+                torch.mm(hidden_CH.float(), weight_VH.T, out=logits_CV)
+            else:
+                logits_CV.copy_(torch.mm(hidden_CH, weight_VH.T, out_dtype=torch.float32))
             if bias_V is not None:
                 logits_CV += bias_V
             if len(excluded):
                 logits_CV.index_fill_(1, excluded, -torch.inf)
-            results += [top_k_logprobs(rows_CV.float(), k) for rows_CV in logits_CV.split(rows_in_cache)]
+            results += [top_k_logprobs(rows_CV, k) for rows_CV in logits_CV.split(rows_in_cache)]
         ids_NK, logprobs_NK = (torch.cat(parts).cpu() for parts in zip(*results, strict=True))
         # The chunks ignore where sequences end, so the rows are split into sequences only now.
-        lengths = [len(hidden_TH) for hidden_TH in hidden]
+        lengths = [len(sequence.completion_ids) for sequence in sequences]
         return list(zip(ids_NK.split(lengths), logprobs_NK.split(lengths), strict=True))
 
     return top_k

@@ -12,6 +12,7 @@ tokenizer/          the tokenizer of the ids; written by extract-topk
 from collections.abc import Iterator
 from collections.abc import Sequence as AbstractSequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -111,16 +112,33 @@ def sequences_file(folder: Path) -> Path:
     return mapped if mapped.exists() else folder / SEQUENCES
 
 
+class Lengths(NamedTuple):
+    """Tokens of every sequence S, and whether its prompt is another one than that of the sequence before."""
+
+    prompts_S: np.ndarray
+    completions_S: np.ndarray
+    is_new_S: np.ndarray
+
+
 def read_lengths(folder: Path) -> np.ndarray:
-    """Reads the number of tokens of every sequence, prompt and completion together, group by group."""
-    lengths = [np.zeros(0, np.int64)]
+    """Reads the number of tokens of every sequence, prompt and completion together."""
+    lengths = read_lengths_of_parts(folder)
+    return lengths.prompts_S + lengths.completions_S
+
+
+def read_lengths_of_parts(folder: Path) -> Lengths:
+    """Reads the number of tokens of every sequence, group by group."""
+    prompts_S, completions_S, is_new_S = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for group in read_groups(sequences_file(folder), columns=["id", PROMPT, COMPLETION]):
         if not len(group):
             continue
         _, prompts, completions = _columns(group)
-        prompt_lengths = pc.fill_null(pc.list_value_length(prompts), 0).to_numpy()[rows_with_prompt(prompts)]
-        lengths.append(prompt_lengths.astype(np.int64) + pc.list_value_length(completions).to_numpy())
-    return np.concatenate(lengths)
+        lengths = pc.fill_null(pc.list_value_length(prompts), 0).to_numpy()
+        prompts_S.append(lengths[rows_with_prompt(prompts)].astype(np.int64))
+        completions_S.append(pc.list_value_length(completions).to_numpy().astype(np.int64))
+        # A prompt is null where it is that of the row above; the first of a group is always written.
+        is_new_S.append(prompts.is_valid().to_numpy(zero_copy_only=False))
+    return Lengths(np.concatenate(prompts_S), np.concatenate(completions_S), np.concatenate(is_new_S))
 
 
 def copy_sequences(folder: Path, out: Path, *, taken: np.ndarray) -> None:
