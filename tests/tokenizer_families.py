@@ -28,7 +28,7 @@ NPM_DIGESTS = {
     "gptoss": "c96bd71f681401990116cf005a7525a21c6ae8f175ac6383ef00194b9d35e014",
 }
 SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
-MERGES = 600
+MERGES = 2000
 LAST_CHARACTER = "ʯ"  # of the single characters that stay; the bytes of a byte-level vocabulary are below
 # Of a family's hundreds of reserved tokens the first few stay.
 RESERVED = ("<unused", "<|reserved", "<reserved")
