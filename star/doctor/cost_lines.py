@@ -36,7 +36,7 @@ def cost_lines(config: Config, *, here: bool = True) -> Iterator[str]:
         here: whether the run is to be on this machine: without a GPU its CPU computes.
     """
     try:
-        work, measured = _work(config)
+        work, measured = _work(config, here=here)
         on_cpu = here and _is_for_this_cpu(config)
         on_this_cpu = stage_seconds(config, work, measure_cpu(bf16=cpu_computes_in_bf16(config))) if on_cpu else {}
     except InputError as error:
@@ -52,10 +52,10 @@ def cost_lines(config: Config, *, here: bool = True) -> Iterator[str]:
         yield from _lines_of_cards(stage_costs(work), config)
 
 
-def _work(config: Config) -> tuple[Workload, bool]:
+def _work(config: Config, *, here: bool) -> tuple[Workload, bool]:
     """The work of a configuration, and whether its rows were measured."""
-    # A tokenizer from scratch is trained on the rows first.
-    if isinstance(config.teacher.base, Architecture):
+    # A tokenizer from scratch is trained on the rows first. What a cluster reads may be out of reach here.
+    if not here or isinstance(config.teacher.base, Architecture):
         return workload(config), False
     return workload(config, measure_lengths(config)), True
 

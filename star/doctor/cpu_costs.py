@@ -147,9 +147,9 @@ def _evaluation(config: Config, work: Workload, cpu: Cpu) -> float:
     rows, settings = work.heldout_rows, config.evaluate
     trained = _longest(work, settings.max_new_tokens)
     asked = [(work.teacher, trained), (work.student, trained), (work.student, trained)]
-    # A pretrained base is asked too, and rambles to the last token.
+    # A pretrained base rambles to the last token.
     asked += [
-        (work.student if name == STUDENT_BASE else work.teacher, settings.max_new_tokens)
+        (work.student if name == STUDENT_BASE else work.teacher, float(settings.max_new_tokens))
         for name in bases_beside(config, teacher=Path())
     ]
     seconds = 0.0

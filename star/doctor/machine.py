@@ -12,7 +12,7 @@ from star.config.cluster import ModelStage
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
 from star.doctor.cost_lines import cost_lines, cpu_computes_in_bf16, has_pretrained_base
-from star.doctor.estimates import GIB, disk_needed, host_memory_needed
+from star.doctor.estimates import GIB, disk_needed, host_memory_needed, memory_needed
 from star.doctor.hub import HUB
 from star.doctor.preflight import preflight_checks
 from star.errors import InputError
@@ -44,7 +44,7 @@ def room_checks(config: Config) -> Iterator[Check]:
     yield run_check("disk", partial(_check_disk, config))
     yield run_check("memory", partial(_check_memory, config, has_gpu=has_gpu))
     if has_gpu:
-        yield Check("GPU", True, torch.cuda.get_device_name())
+        yield run_check("GPU", partial(_check_gpu, config))
     elif has_pretrained_base(config):
         yield Check("GPU", True, "none: the CPU does it, and the costs below say in what time")
 
@@ -71,6 +71,19 @@ def _check_memory(config: Config, *, has_gpu: bool) -> str:
     # The kernel keeps a part for itself: a machine sold with 64 GiB reports a little less.
     if memory < needed * 0.95:
         raise InputError(f"{said}: lower its micro_batch_size or max_prompt_tokens, or choose a larger machine")
+    return said
+
+
+def _check_gpu(config: Config) -> str:
+    import torch
+
+    served = {"rollout": config.rollout.server, "extract-topk": config.topk.server}
+    needs = {stage: memory_needed(config, stage) / GIB for stage in get_args(ModelStage) if not served.get(stage)}
+    stage = max(needs, key=lambda name: needs[name])
+    has = torch.cuda.get_device_properties(0).total_memory / GIB
+    said = f"{torch.cuda.get_device_name()} with {has:.3g} GiB, {stage} needs at least {needs[stage]:.3g} for weights and optimiser"
+    if has < needs[stage]:
+        raise InputError(f"{said}: take a larger one, or train adapters (`lora`)")
     return said
 
 

@@ -3,12 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from star.config.experiment import Config
 from star.config.load import load_config
-from star.doctor import cost_lines
+from star.doctor import cost_lines, machine
 from star.doctor.costs import ModelSize, workload_of
 from star.doctor.cpu_costs import SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
 from star.doctor.estimates import GIB, describe_base, host_memory_needed
@@ -104,3 +105,16 @@ def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkey
     assert lines[-1].split()[:3] == ["all", "of", "them"]
     # A profile for a cluster is not for this CPU.
     assert not any("of this CPU" in line for line in cost_lines.cost_lines(pretrained(base), here=False))
+
+
+def test_a_gpu_must_hold_the_training(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gpu(memory: int) -> machine.Check:
+        monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=memory))
+        checks = {check.name: check for check in machine.room_checks(pretrained(base, refine={"steps": 1}))}
+        return checks["GPU"]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Card")
+    assert gpu(80 * GIB).passed
+    small = gpu(2**20)
+    assert not small.passed and small.detail.startswith("Card with") and "adapters" in small.detail
