@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from star.config.files import HUB_ID, refuse_folder_of_name
+from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.owners import create_in_home
 from star.registry.download import download_version
@@ -30,17 +31,21 @@ def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
 
     Args:
         model: a version or alias of the registered model `name`, NAME/3, NAME@alias, or the NAME of a registered model,
-            which stands for its champion. A folder is meant only where it is written as a path, such as ./NAME: whoever
-            can make a folder called `champion` here must not decide which model is asked.
+            which stands for its champion. A folder or GGUF file is meant only where it is written as a path, such as
+            ./NAME: whoever can make a folder called `champion` here must not decide which model is asked.
 
     Raises:
         InputError: there is neither.
     """
     folder = Path(model).expanduser()
     if is_written_as_path(model):
+        if folder.suffix == ".gguf" and folder.is_file():
+            from star.modeling.gguf import folder_of_gguf
+
+            return None, folder_of_gguf(folder, sha256=digest_of_file(folder))
         if not folder.is_dir():
             raise InputError(
-                f"no model folder at {model}: give a folder, an alias such as champion, or a version number"
+                f"no model folder at {model}: give a folder, a GGUF file, an alias such as champion, or a version number"
             )
         return None, folder
     try:
