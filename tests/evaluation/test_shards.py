@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -100,13 +101,12 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
         merge([*shards, tmp_path / "copy"], out=out)
     with pytest.raises(InputError, match="is a whole result, not a shard"):
         merge([finished["evaluate"], *shards[1:]], out=out)
-    evaluate(several.model_copy(update={"seed": 8}), **inputs, out=tmp_path / "seed", shard="1/3")
+    settings = of_another_run(shards[0], tmp_path / "settings", config_digest="0" * 64)
     with pytest.raises(InputError, match="differ in their config_digest"):
-        merge([*shards[1:], tmp_path / "seed"], out=out)
-    other = {**inputs, "teacher": other_teacher(inputs["teacher"], tmp_path / "teacher")}
-    evaluate(several, **other, out=tmp_path / "other", shard="1/3")
+        merge([*shards[1:], settings], out=out)
+    teacher = of_another_run(shards[0], tmp_path / "teacher", inputs={"teacher": "0" * 64})
     with pytest.raises(InputError, match="differ in their inputs"):
-        merge([*shards[1:], tmp_path / "other"], out=out)
+        merge([*shards[1:], teacher], out=out)
     (tmp_path / "copy" / "gathered.json").write_text("{}")
     with pytest.raises(InputError, match=r"gathered\.json is missing or was changed"):
         merge([tmp_path / "copy", *shards[1:]], out=out)
@@ -115,14 +115,13 @@ def test_what_is_not_all_of_one_evaluation_is_refused(
     assert not out.exists()
 
 
-def other_teacher(teacher: Path, copy: Path) -> Path:
-    """The same model in a folder with another digest."""
+def of_another_run(shard: Path, folder: Path, **made_with: object) -> Path:
+    """A copy of the shard whose manifest says that it was made with other settings or inputs."""
     from star.folders.publish import publish
 
-    shutil.copytree(teacher, copy)
-    (copy / "note.txt").write_text("another")
-    publish(copy, out=copy.with_name("other-teacher"), manifest=read_manifest(teacher))
-    return copy.with_name("other-teacher")
+    copy = shutil.copytree(shard, folder.with_name(f"{folder.name}-files"))
+    publish(copy, out=folder, manifest=replace(read_manifest(shard), **made_with))
+    return folder
 
 
 def test_the_models_are_tracked_once_by_the_merge(shards: list[Path], own_home: Path, tmp_path: Path) -> None:
