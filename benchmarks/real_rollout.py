@@ -49,16 +49,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         model = load_model(options.model).eval()
     tokenizer = load_tokenizer(options.model)
     prompts = read_prompts(options, tokenizer)
-    work: Callable[[Any, Any, list[str], argparse.Namespace], list] = {
+    phases: dict[str, Callable[..., list]] = {
         "rollout": roll_out,
         "simrl": draw_for_simrl,
         "greedy": answer_greedily,
         "extraction": extract,
-    }[options.phase]
+    }
     with torch.inference_mode():
         model(torch.tensor([[5, 6, 7]]))  # what is set up once
     began = time.monotonic(), time.process_time()
-    drawn = work(model, tokenizer, prompts, options)
+    drawn = phases[options.phase](model, tokenizer, prompts, options)
     ended = time.monotonic(), time.process_time()
     lengths = [len(row) for row in drawn]
     return {

@@ -2,6 +2,7 @@
 
     python benchmarks/topk_extraction.py                 # one thread; a quarter of an hour, 3 GB
     python benchmarks/topk_extraction.py --only tiny     # one of the models
+    python benchmarks/topk_extraction.py --teacher runs/latest/refine-teacher --rollout runs/latest/rollout    # a real one
 
 The models have the Qwen3 architecture and random weights. The rollouts are random tokens with the lengths of function
 calls: prompts of 150 to 300 tokens, completions of 20 to 60. Each column is a rate in completion tokens per second, the
@@ -12,6 +13,11 @@ median over turns in which all columns run on the same batches:
 - `extraction`: the work of `star extract-topk`: `store_top_k` into a store on disk.
 - `training`: forward, CKD loss and backward of a student of the same size, without an optimiser.
 - `reading`: every sequence of the store, decoded and verified.
+
+With a teacher and its rollout there is one table: bytes per token of a store of --tokens tokens, the largest difference
+between a stored log-probability and the computed one, whether the ids are the same, and the rates of extraction and of
+the plain forward pass, in turns, on the first --timed-tokens of them. All threads are used. The extraction computes the
+prompt of a wide model once for all its samples, which the plain forward pass does not.
 
 The table of memory is about a process that reads all of a store, for stores of growing size.
 """
@@ -31,12 +37,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
-from star.teacher.extract import model_top_k, store_top_k
-from star.topk.sequences import SEQUENCES, read_sequences
+from star.modeling.models import load_model, load_tokenizer
+from star.modeling.prompt_groups import shares_prompts
+from star.teacher.extract import TopKFunction, batches_by_prompt, choose_ids, model_top_k, store_top_k
+from star.topk.sequences import SEQUENCES, Lengths, StoredSequences, read_sequences
 from star.topk.store import TopKStore, TopKWriter
 
 
@@ -141,7 +149,7 @@ def train(model, sequences: list[Sequence], batches: list[np.ndarray], *, folder
         model.zero_grad()
 
 
-def time_call(function: Callable[[], None]) -> float:
+def time_call(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
@@ -180,6 +188,85 @@ def print_row(model: str, row: dict[str, float]) -> None:
     print(f"| {model} | " + " | ".join(cells) + " |", flush=True)
 
 
+def measure_rollout(options: argparse.Namespace) -> None:
+    """Extracts the signal of a real teacher over its rollout, and prints size, error and speed."""
+    tokenizer, model = load_tokenizer(options.teacher), load_model(options.teacher).eval()
+    share = shares_prompts(model, work="The extraction")
+    width = model.get_output_embeddings().weight.shape[0]
+    stored = choose_ids(tokenizer, rows=width, top_k=options.top_k)
+    excluded = stored.excluded_ids
+    top_k = model_top_k(model, pad_id=tokenizer.pad_token_id, k=stored.k, excluded_ids=excluded, share_prompts=share)
+    ids, sequences = read_sequences(options.rollout)
+    completions_S = sequences.completion_lengths()
+    count = min(int(np.searchsorted(completions_S.cumsum(), options.tokens)) + 1, len(completions_S))
+    batches = plan_batches(sequences, range(count), share=share, batch_tokens=options.batch_tokens)
+    error, same_ids = 0.0, True
+    with tempfile.TemporaryDirectory() as root:
+        computed: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def recording(batch: list[Sequence]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            results = top_k(batch)
+            computed.update(zip((ids[index] for index in next(order)), results, strict=True))
+            return results
+
+        order = iter(batches)
+        with TopKWriter(root, stored.k, vocab_size=stored.vocab_size) as writer:
+            store_top_k(recording, ids, sequences, batches, writer=writer)
+        store = TopKStore(root)
+        for name, (ids_TK, logprobs_TK) in computed.items():
+            stored_ids_TK, stored_logprobs_TK = store[name]
+            same_ids &= bool((np.sort(stored_ids_TK, 1) == np.sort(ids_TK.numpy(), 1)).all())
+            error = max(error, float(np.abs(stored_logprobs_TK - logprobs_TK.numpy()).max()))
+        bytes_per_token, tokens = store.size / store.tokens, store.tokens
+    masses = [float(logprobs_TK.exp().sum(1).mean()) for _, logprobs_TK in computed.values()]
+    timed = range(min(int(np.searchsorted(completions_S.cumsum(), options.timed_tokens)) + 1, count))
+    rates = time_in_turns(model, top_k, sequences, timed, share=share, options=options)
+    print(
+        "| tokens | k | bytes per token | largest error, nats | same ids | mass of the top k | extraction | model() | ratio |"
+    )
+    print("|---:|---:|---:|---:|---|---:|---:|---:|---:|")
+    print(
+        f"| {tokens:,} | {stored.k} | {bytes_per_token:.0f} | {error:.4f} | {'yes' if same_ids else 'no'} | "
+        f"{statistics.fmean(masses):.4f} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[0] / rates[1]:.2f} |"
+    )
+
+
+def plan_batches(sequences: StoredSequences, chosen: range, *, share: bool, batch_tokens: int) -> list[np.ndarray]:
+    """The batches in which the extraction computes the chosen sequences."""
+    prompts = [sequences.arrays(index)[0] for index in chosen]
+    is_new_S = [index == 0 or not np.array_equal(prompt, prompts[index - 1]) for index, prompt in enumerate(prompts)]
+    lengths = Lengths(
+        np.array([len(prompt) for prompt in prompts]),
+        sequences.completion_lengths()[: len(prompts)],
+        np.array(is_new_S),
+    )
+    if share:
+        return list(batches_by_prompt(lengths, batch_tokens=batch_tokens))
+    return list(batches_by_length(lengths.prompts_S + lengths.completions_S, batch_tokens=batch_tokens))
+
+
+def time_in_turns(
+    model: PreTrainedModel,
+    top_k: TopKFunction,
+    sequences: StoredSequences,
+    chosen: range,
+    *,
+    share: bool,
+    options: argparse.Namespace,
+) -> tuple[float, float]:
+    """Completion tokens per second of the extraction, without writing, and of the plain forward pass: medians."""
+    given = [sequences[index] for index in chosen]
+    tokens = sum(len(sequence.completion_ids) for sequence in given)
+    planned = plan_batches(sequences, chosen, share=share, batch_tokens=options.batch_tokens)
+    plain = batches_by_length(list(map(len, given)), batch_tokens=options.batch_tokens)
+    plain_batches = [[given[index] for index in batch] for batch in plain]
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(options.turns):
+        seconds[0].append(time_call(lambda: [top_k([given[index] for index in batch]) for batch in planned]))
+        seconds[1].append(time_call(lambda: forward(model, plain_batches)))
+    return tokens / statistics.median(seconds[0]), tokens / statistics.median(seconds[1])
+
+
 READER = """
 import sys
 from star.topk.store import TopKStore
@@ -210,7 +297,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CASES, action="append", help="one of the models; can be given several times")
     parser.add_argument("--turns", type=int, default=3, help="number of turns; the table shows medians")
+    parser.add_argument("--teacher", type=Path, help="model folder; then --rollout is needed")
+    parser.add_argument("--rollout", type=Path, help="folder of `star rollout`, of sequences that the teacher sampled")
+    parser.add_argument("--tokens", type=int, default=20_000, help="completion tokens of the real teacher's store")
+    parser.add_argument("--timed-tokens", type=int, default=2000, help="completion tokens of the real teacher's rates")
+    parser.add_argument("--top-k", type=int, default=100)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
     arguments = parser.parse_args()
+    if arguments.teacher:
+        measure_rollout(arguments)
+        return
     torch.set_num_threads(1)
     print("| model | " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * len(COLUMNS), flush=True)
     for name in arguments.only or CASES:
