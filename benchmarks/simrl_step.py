@@ -86,6 +86,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         model = load_model(arguments.model, training=True)
         trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=Path(folder), seed=7)
         trainer.create_optimizer_and_scheduler(2)
+        trainer.accelerator.prepare_model(trainer.model)  # as a training does, for its autocast
         trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
         for first in (0, arguments.prompts):
             seconds = take_step(trainer, range(first, first + arguments.prompts))
@@ -149,21 +150,24 @@ def take_step(trainer: Any, rows: range) -> dict[str, float]:
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     names = list(results)
     lines = [
-        "| part | " + " | ".join(f"{name}: wall s | CPU s | tokens/s" for name in names) + " | times faster (CPU) |",
+        "| part | "
+        + " | ".join(f"{name}: wall s | CPU s | tokens/s" for name in names)
+        + " | times faster (wall, CPU) |",
         "|---|" + "---:|" * (3 * len(names) + 1),
     ]
     for part in (*PARTS, "all but sampling", "all"):
         chosen = [each for each in PARTS if part == "all" or (each != "sampling" and part != each) or part == each]
         chosen = chosen if part.startswith("all") else [part]
-        cells, cpu = [], []
+        cells, totals = [], []
         for name in names:
             wall, cpu_seconds = (
                 statistics.median(sum(turn[each + suffix] for each in chosen) for turn in results[name])
                 for suffix in ("", "_cpu")
             )
             cells.append(f"{wall:.2f} | {cpu_seconds:.2f} | {results[name][0]['tokens'] / wall:,.0f}")
-            cpu.append(cpu_seconds)
-        lines.append(f"| {part} | " + " | ".join(cells) + f" | {cpu[0] / cpu[-1]:.2f} |")
+            totals.append((wall, cpu_seconds))
+        faster = ", ".join(f"{before / after:.2f}" for before, after in zip(totals[0], totals[-1], strict=True))
+        lines.append(f"| {part} | " + " | ".join(cells) + f" | {faster} |")
     return "\n".join(lines)
 
 

@@ -84,15 +84,17 @@ class HeldoutCheck(TrainerCallback):
         exact = []
         for start in range(0, len(self.prompts), batch_size):
             batch = self.prompts[start : start + batch_size]
-            answers = generate(
-                model,
-                self.trainer.processing_class,
-                [prompt.text for prompt in batch],
-                samples=1,
-                temperature=0.0,
-                max_new_tokens=settings.max_new_tokens,
-                seed=self.trainer.args.seed,
-            )
+            # Around the whole sampling, so that bf16 weights are made of the trained ones once and not for every token.
+            with self.trainer.accelerator.autocast():
+                answers = generate(
+                    model,
+                    self.trainer.processing_class,
+                    [prompt.text for prompt in batch],
+                    samples=1,
+                    temperature=0.0,
+                    max_new_tokens=settings.max_new_tokens,
+                    seed=self.trainer.args.seed,
+                )
             exact += [
                 int(exact_match(answer[0].text, prompt.target, prompt.tools))
                 for answer, prompt in zip(answers, batch, strict=True)

@@ -227,7 +227,8 @@ class SimRLTrainer(GRPOTrainer):
             excluded_ids=self._padding_ids,
             moves_generator=not self.shares_prompts,  # or TRL's shuffling would be another than in earlier versions
         )
-        with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
+        # Around the whole sampling, so that bf16 weights are made of the trained ones once and not for every token.
+        with use_sampling(self.accelerator.unwrap_model(self.model), sampling), self.accelerator.autocast():
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:

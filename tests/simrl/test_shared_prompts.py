@@ -161,11 +161,11 @@ def test_models_with_other_positions_are_found_out(monkeypatch: pytest.MonkeyPat
     assert reason is not None and reason.startswith("hidden states differ by")
 
 
-def trainer_of(finished: dict[str, Path], folder: Path) -> SimRLTrainer:
+def trainer_of(finished: dict[str, Path], folder: Path, **arguments: str) -> SimRLTrainer:
     teacher = finished["refine-teacher"]
     prompts = render_rows(list(read_rows(finished["synthesize"] / "train.jsonl")), load_tokenizer(teacher))
     return build_trainer(
-        load_model(teacher), load_tokenizer(teacher), prompts, settings=SETTINGS, folder=folder, seed=7
+        load_model(teacher), load_tokenizer(teacher), prompts, settings=SETTINGS, folder=folder, seed=7, **arguments
     )
 
 
@@ -203,3 +203,19 @@ def test_a_training_takes_the_same_steps_and_resumes_to_the_byte(
     resumed_curve, resumed = trained(trainer_of(finished, tmp_path / "stopped"), tmp_path / "stopped_state")
     assert resumed_curve == curve
     assert torch.equal(resumed, weights)
+
+
+def test_log_probs_in_bf16_are_close_to_those_in_fp32(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
+    ids, mask, longest = padded(*rollouts())
+    found = []
+    for precision in ("fp32", "bf16"):
+        trainer = trainer_of(finished, tmp_path, precision=precision)
+        # In two passes, the second of which begins within a group.
+        log_probs, entropies, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, longest, 4)
+        assert log_probs.dtype == entropies.dtype == torch.float32
+        found.append(log_probs)
+    difference = (found[0] - found[1]).abs().max()
+    assert 0 < difference < 0.2
