@@ -41,7 +41,10 @@ def test_a_shard_is_read_as_it_was_written(tmp_path) -> None:
     gathered = Gathered(
         title="Two models",
         settings={"seed": 7, "evaluate": {"suites": ["acebench", "bfcl"], "samples": 4, "bfcl_categories": None}},
-        models=[GatheredModel(name, 10, 40, timing, suites) for name, timing in zip("ab", timings, strict=True)],
+        models=[
+            GatheredModel("a", 10, 40, timings[0], suites),
+            GatheredModel("b", 10, 40, timings[1], suites, base="a"),
+        ],
         curves={},
         lineage={"a": "0" * 64},
         stages=[],
@@ -50,7 +53,8 @@ def test_a_shard_is_read_as_it_was_written(tmp_path) -> None:
     assert read_shard(tmp_path) == gathered
     written = json.loads((tmp_path / "gathered.json").read_text())
     assert list(written) == ["title", "settings", "models", "curves", "lineage", "stages", "reading"]
-    assert [list(model) for model in written["models"]] == [["name", "parameters", "memory", "suites"]] * 2
+    keys = ["name", "parameters", "memory", "suites"]
+    assert [list(model) for model in written["models"]] == [keys, [*keys, "base"]]
     assert json.loads((tmp_path / "timing.json").read_text()) == {
         "a": {"tokens": 420, "seconds": 1.93, "latency": 0.21},
         "b": {"tokens": 0, "seconds": 0.0},
