@@ -1,25 +1,55 @@
-"""Tells whether a model's logits are its last hidden states times its head's weights, which the fused losses compute."""
+"""Tells whether a model's logits are its last hidden states times its head, which the fused losses and the top-k compute.
+
+Some architectures change the logits behind the head: they scale or cap them. The names of these settings differ, so a
+few tokens are tried.
+
+Shapes: T tokens, H hidden, V vocabulary.
+"""
 
 import torch
 from transformers import PreTrainedModel
 
+from star.errors import InputError
+
+
+def is_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are `hidden @ head.weight.T`, without a bias."""
+    return getattr(model.get_output_embeddings(), "bias", None) is None and _logits_are_head_output(model)
+
+
+def require_head_output(model: PreTrainedModel, *, what: str, adds_bias: bool = False) -> None:
+    """Checks that the logits are the head's output.
+
+    Args:
+        what: names the model in the error.
+        adds_bias: whether the caller adds the head's bias, where it has one.
+
+    Raises:
+        InputError: they are not, so probabilities that are computed from the head would be others than the model's.
+    """
+    if not (_logits_are_head_output(model) if adds_bias else is_plain_head(model)):
+        raise InputError(
+            f"{what} is of the architecture {type(model).__name__}, whose logits are not its head's product alone (a cap, a "
+            "scale or a bias), and the distillation computes with the head: choose a model of another family"
+        )
+
 
 @torch.no_grad()
-def is_plain_head(model: PreTrainedModel) -> bool:
-    """Whether `logits == hidden @ head.weight.T`, found by computing both for a few tokens.
-
-    Some architectures add a bias, scale the logits or cap them. The names of these settings differ, hence the trial.
-    """
+def _logits_are_head_output(model: PreTrainedModel) -> bool:
+    # The logits of few tokens, or of random weights, may be too small for a cap to show.
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        return False
     was_training = model.training
     model.eval()  # without dropout, so that both passes compute the same
     try:
-        input_ids = torch.arange(3, 7, device=model.device)[None]
+        head = model.get_output_embeddings()
+        input_ids = torch.arange(min(4, len(head.weight)), device=model.device)[None]
         hidden_1TH = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
-        weight_VH = model.get_output_embeddings().weight
+        expected_1TV = head(hidden_1TH.to(head.weight.dtype)).float()
         logits_1TV = model(input_ids=input_ids, use_cache=False).logits.float()
-        product_1TV = (hidden_1TH.to(weight_VH.dtype) @ weight_VH.T).float()
     finally:
         model.train(was_training)
     # In relation to the largest logit, because the products may be summed in another order.
-    tolerance = 1e-4 if weight_VH.dtype == torch.float32 else 2e-2
-    return float((logits_1TV - product_1TV).abs().max()) <= tolerance * float(product_1TV.abs().max())
+    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 2e-2
+    # Written with `not`, because damaged weights (NaN) are no matter of the head and have errors of their own.
+    return not float((logits_1TV - expected_1TV).abs().max()) > tolerance * float(expected_1TV.abs().max())

@@ -32,6 +32,7 @@ from star.config.training import Precision
 from star.folders.manifest import read_manifest
 from star.folders.shard import Shard
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
+from star.modeling.head import require_head_output
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompt_groups import pack_groups, packed_inputs, shares_prompts
 from star.modeling.tokenizer import ids_without_token, tokenizer_digest, vocabulary_size
@@ -242,7 +243,11 @@ def model_top_k(
         k: at most as many as there are ids that are not excluded.
         excluded_ids: rows of the head that are no token.
         share_prompts: whether a prompt is computed once for the neighbours in a batch that have it.
+
+    Raises:
+        InputError: the model's logits are not its head's output.
     """
+    require_head_output(model, what="the teacher", adds_bias=True)
     head = model.get_output_embeddings()
     weight_VH, bias_V = head.weight, getattr(head, "bias", None)
     if weight_VH.device.type == "cpu":

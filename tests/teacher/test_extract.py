@@ -22,6 +22,7 @@ from star import stages
 from star.config.experiment import Config
 from star.errors import InputError
 from star.folders.manifest import read_manifest
+from star.modeling.generation import Sequence, completion_hidden_states
 from star.modeling.models import load_model
 from star.teacher.extract import model_top_k, store_top_k, top_k_logprobs
 from star.topk.inspection import inspect_store, print_inspection
@@ -320,3 +321,13 @@ def test_an_extraction_killed_at_random_times_ends_with_the_same_bytes(
         assert again.returncode == 0, again.stderr
         assert read_manifest(out).digest == read_manifest(finished["extract-topk"]).digest
         assert json.loads((out / "index.json").read_text())["tokens"] == TopKStore(out).tokens
+
+
+def test_a_bf16_model_on_a_cpu_gives_logits_that_are_not_rounded(finished: dict[str, Path]) -> None:
+    model, k = load_model(finished["refine-teacher"], precision="bf16").cpu().eval(), 4
+    sequences = [Sequence([5, 6, 7], [8, 9, 10, 11])]
+    [(ids_TK, logprobs_TK)] = model_top_k(model, pad_id=0, k=k)(sequences)
+    [hidden_TH] = completion_hidden_states(model, sequences, pad_id=0)
+    exact_TV = torch.log_softmax(hidden_TH.float() @ model.get_output_embeddings().weight.detach().float().T, dim=1)
+    assert torch.allclose(logprobs_TK, exact_TV.topk(k, dim=1).values, atol=1e-5)
+    assert torch.allclose(logprobs_TK, exact_TV.gather(1, ids_TK), atol=1e-5)

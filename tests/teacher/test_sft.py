@@ -15,9 +15,11 @@ from star import stages
 from star.config.experiment import Config
 from star.config.models import Teacher
 from star.config.training import FineTuning, Lora, Training
+from star.errors import InputError
 from star.modeling.head import is_plain_head
 from star.modeling.models import load_model
 from star.modeling.training import IGNORE_INDEX, collate_completions, seed_everything, supervised_arguments, train
+from star.teacher.extract import model_top_k
 from star.teacher.sft import SMALL_VOCABULARY, SupervisedTrainer
 
 VOCABULARY = SMALL_VOCABULARY + 8
@@ -91,8 +93,10 @@ def test_a_model_that_scales_its_logits_computes_its_loss_itself() -> None:
         seed_everything(1)
         return kind(config)
 
-    assert is_plain_head(made(LlamaForCausalLM, LlamaConfig(**SIZES)))
-    assert not is_plain_head(made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25)))
+    scaled = made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25))
+    assert is_plain_head(made(LlamaForCausalLM, LlamaConfig(**SIZES))) and not is_plain_head(scaled)
+    with pytest.raises(InputError, match="the teacher is of the architecture CohereForCausalLM"):
+        model_top_k(scaled, pad_id=0, k=4)
 
 
 def test_a_teacher_that_is_fine_tuned_with_adapters_is_a_plain_model(
