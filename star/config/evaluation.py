@@ -85,7 +85,9 @@ class Registry(Section):
     )
     base_model: Annotated[str, matching(r"[\w.-]+/[\w.-]+", "a Hugging Face id, such as Qwen/Qwen3-0.6B")] | None = (
         Field(
-            None, description="Hugging Face id of the student's base for the card, where the base is a folder or a file"
+            None,
+            description="Hugging Face id of the student's base for the card, where the base is a folder or a file; a profile that "
+            "extends this one with another base does not inherit it",
         )
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(

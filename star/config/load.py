@@ -99,7 +99,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
         return content
     if depth == MAX_EXTENDS:
         raise InputError(f"{path}: more than {MAX_EXTENDS} files extend each other: does one extend itself?")
-    return _merge(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
+    return _extend(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
 
 
 def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
@@ -124,6 +124,25 @@ def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
 
 def _has_no_folder(path: str) -> bool:
     return path.startswith(PACKAGED) or is_s3_url(path) or is_on_hub(path)
+
+
+def _extend(profile: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A profile with the settings of one that extends it."""
+    merged = _merge(profile, over)
+    registry = merged.get("registry")
+    # The name of the older base on the hub is not that of another one.
+    if (
+        _students_base(profile) != _students_base(merged)
+        and isinstance(registry, dict)
+        and "base_model" not in (over.get("registry") or {})
+    ):
+        merged["registry"] = {key: value for key, value in registry.items() if key != "base_model"}
+    return merged
+
+
+def _students_base(profile: dict[str, Any]) -> object:
+    student = profile.get("student")
+    return student.get("base") if isinstance(student, dict) else None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

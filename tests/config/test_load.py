@@ -140,6 +140,19 @@ def test_a_revision_stays_with_its_base(student: str, revision: str | None, tmp_
     assert config.teacher.revision == load_config("qwen3-0.6b").teacher.revision
 
 
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ("student: {base: team/other}", None),
+        ("student: {base: team/other}\nregistry: {base_model: a/b}", "a/b"),
+        ("student: {layers: 14}\nregistry: {license: mit}", "team/base"),
+    ],
+)
+def test_the_name_of_a_base_on_the_hub_stays_with_it(settings: str, named: str | None, tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("extends: qwen3-0.6b\nregistry: {base_model: team/base}\n")
+    assert load_config(write(tmp_path, f"extends: first.yaml\n{settings}\n")).registry.base_model == named
+
+
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "tiny"])
 def test_the_shipped_bases_have_a_revision(profile: str) -> None:
     config = load_config(profile)
