@@ -84,12 +84,11 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps these rows, given in ascending order. They move within the memory, which takes no more of it."""
-        for place, row in enumerate(indices.tolist()):
-            if place < row:
-                self._key_room[place].copy_(self._key_room[row])
-                self._value_room[place].copy_(self._value_room[row])
-        self._key_room, self._value_room = self._key_room[: len(indices)], self._value_room[: len(indices)]
-        self._show(self.get_seq_length())
+        rows, tokens = len(indices), self.get_seq_length()
+        self._key_room[:rows, :, :tokens] = self._key_room[indices, :, :tokens]
+        self._value_room[:rows, :, :tokens] = self._value_room[indices, :, :tokens]
+        self._key_room, self._value_room = self._key_room[:rows], self._value_room[:rows]
+        self._show(tokens)
 
     def _show(self, tokens: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = self._key_room[:, :, :tokens], self._value_room[:, :, :tokens]
@@ -185,13 +184,13 @@ def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, 
     given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
     outputs = causal_model(**given, return_dict=True)
     cache = outputs.past_key_values
-    cache.batch_select_indices(prompt_of_row_B)
-    cache.layers = [
-        RoomyLayer(cast(Tensor, layer.keys), cast(Tensor, layer.values))
-        if type(layer) is DynamicLayer and layer.is_initialized
-        else layer
-        for layer in cache.layers
-    ]
+    # Layer by layer, so that no second copy of the whole cache exists.
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)
+            cache.layers[number] = RoomyLayer(keys[prompt_of_row_B], values[prompt_of_row_B])
+        else:
+            layer.batch_select_indices(prompt_of_row_B)
     model_kwargs |= causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
     return outputs.logits[:, -1].float()[prompt_of_row_B]
 
