@@ -106,10 +106,9 @@ def config_of(micro: Config, folder: Path, *, add_format_tokens: bool) -> Config
     settings = micro.model_dump()
     base = {"base": str(folder), "add_format_tokens": add_format_tokens}
     settings["teacher"] |= base
-    steps = 40 if add_format_tokens else 70  # without the tags as tokens the answer is longer
-    settings["teacher"]["sft"] |= {"steps": steps, "batch_size": 2, "learning_rate": 1e-2, "save_steps": steps}
+    settings["teacher"]["sft"] |= {"steps": 60, "batch_size": 4, "learning_rate": 1e-2, "save_steps": 60}
     settings["student"] = {"base": str(folder)}
-    settings["rollout"] |= {"prompts": 4, "max_new_tokens": 60, "temperature": 0.2}
+    settings["rollout"] |= {"prompts": 4, "max_new_tokens": 60, "temperature": 0.1}
     for name in ("teacher", "student"):
         refine = settings["teacher"]["refine"] if name == "teacher" else settings["refine"]
         tokens = 60 if name == "teacher" else 2
