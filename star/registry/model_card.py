@@ -186,19 +186,22 @@ def _licence_text(licence: str, base: dict[str, Any]) -> str:
 
 
 def _scores(entry: dict, evaluation: dict) -> str:
-    """The scores of the model with the teacher's beside them, as a table, and the model's exact match by category."""
+    """The scores of the model with those of its teacher and base beside them, as a table, and its exact match by category."""
     suites = ", ".join(f"{name}: {found.get('rows', '?')} rows" for name, found in evaluation["suite"].items())
-    teacher = _teacher_in(evaluation).get("scores", {})
-    rows = "".join(_score_row(score, value, teacher) for score, value in entry["scores"].items())
+    beside = {"teacher": _teacher_in(evaluation)}
+    if base := next((model for model in evaluation.get("models", ()) if model["name"] == entry.get("base")), None):
+        beside["base, untrained"] = base
+    others = [model.get("scores", {}) for model in beside.values()]
+    rows = "".join(_score_row(score, value, others) for score, value in entry["scores"].items())
     kinds = "".join(_kind_row(kind, found) for kind, found in (entry.get("by_kind") or {}).items())
     by_kind = f"\n| category | rows | exact match |\n|---|---:|---:|\n{kinds}" if kinds else ""
-    head = "| score | mean | interval | teacher |\n|---|---:|---:|---:|\n"
+    head = f"| score | mean | interval | {' | '.join(beside)} |\n|---|---:|---:|{'---:|' * len(beside)}\n"
     return f"Measured on {escape_markdown(suites)}; 95% intervals.\n\n{head}{rows}{by_kind}\n"
 
 
-def _score_row(score: str, value: dict, teacher: dict[str, dict]) -> str:
+def _score_row(score: str, value: dict, others: list[dict[str, dict]]) -> str:
     name = f"{score} (official reading)" if score == "mean_reward" else score
-    beside = f"{teacher[score]['mean']:.4f}" if score in teacher else ""
+    beside = " | ".join(f"{scores[score]['mean']:.4f}" if score in scores else "" for scores in others)
     return f"| {escape_markdown(name)} | {value['mean']:.4f} | {value['low']:.4f} to {value['high']:.4f} | {beside} |\n"
 
 

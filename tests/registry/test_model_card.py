@@ -108,6 +108,18 @@ def test_the_licence_is_the_one_that_is_set_or_that_of_the_base(base: dict, sett
     assert {key: value for key, value in head.items() if key not in constant} == expected
 
 
+def test_the_scores_of_an_evaluated_base_stand_beside_those_of_the_model() -> None:
+    base = {"name": "student-base", "scores": {"exact_match": {"mean": 0.0, "low": 0.0, "high": 0.1}}}
+    evaluation = {**EVALUATION, "models": [base, *EVALUATION["models"]]}
+    entry = {**ENTRY, "base": "student-base"}
+    made = lineage(student={"base": HUB}, teacher={})
+    card = model_card(Registry(), entry=entry, evaluation=evaluation, lineage=made)
+    assert "| score | mean | interval | teacher | base, untrained |" in card
+    [row] = [line for line in card.splitlines() if "exact" in line and "| 0.0000 |" in line]
+    assert row.endswith(" | 0.0000 |")
+    assert "untrained" not in model_card(Registry(), entry=ENTRY, evaluation=EVALUATION, lineage=made)
+
+
 def test_names_of_others_are_no_markup() -> None:
     bad = "<script>|`*_[x](y)"
     made = lineage(
