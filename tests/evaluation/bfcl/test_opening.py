@@ -1,14 +1,19 @@
 """A model whose chat template opens the answer is asked BFCL's prompts with that opening."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from star.chat import CHAT_TEMPLATE
 from star.config.evaluation import Evaluate
 from star.evaluation.bfcl import run
 from star.evaluation.candidate import Candidate
 from star.evaluation.journal import Journal
+from star.folders.shard import Shard
 from star.modeling.models import load_model, load_tokenizer
+from star.modeling.tokenizer import bootstrap_tokenizer
 
 PROMPT = "<|im_start|>user\nPing.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -26,3 +31,20 @@ def test_the_harness_gets_the_whole_completion(
     run.ask_suite(candidate, None)
     assert candidate.first_prompts == [PROMPT + "<think>\n" * opens]
     assert replies[0]["text"].startswith("<think>\n") or not opens
+
+
+def test_a_family_with_a_bos_has_it_before_the_harness_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bootstrap_tokenizer()
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = "{{- bos_token }}" + CHAT_TEMPLATE
+    asked: list[str] = []
+    monkeypatch.setattr(run, "run_harness", lambda answer, **_: answer([{"prompt": PROMPT}]))
+    candidate: Any = SimpleNamespace(
+        name="model",
+        settings=Evaluate(),
+        shard=Shard(),
+        tokenizer=tokenizer,
+        reply=lambda suite, prompts: asked.extend(prompts),
+    )
+    run.ask_suite(candidate, None)
+    assert asked == ["<|endoftext|>" + PROMPT]
