@@ -102,20 +102,21 @@ def _is_made_from(base: PretrainedBase, folder: Path) -> bool:
     return (noted.get("name"), noted.get("revision")) == (settings.base, settings.revision)
 
 
-def as_it_can_be_asked(model: Path | str) -> Path | str | PretrainedBase:
+def as_it_can_be_asked(model: Path | str, *, title: str) -> Path | str | PretrainedBase:
     """The model itself, where its own chat template shows tools and writes calls as STAR reads them; else a base to settle.
 
     A model that is asked without the tools cannot call any, and its score would say nothing about it.
 
     Args:
         model: a folder or hub id.
+        title: the model as the user named it.
     """
     from star.modeling.chat_templates import reason_against_own
     from star.modeling.models import load_tokenizer
 
     if (reason := reason_against_own(load_tokenizer(model))) is None:
         return model
-    print_line(f"{model} is asked with STAR's chat template (qwen3), because {reason}")
+    print_line(f"{title} is asked with STAR's chat template (qwen3), because {reason}")
     return PretrainedBase(Teacher(base=str(model.absolute()) if isinstance(model, Path) else model), None)
 
 

@@ -100,7 +100,7 @@ def _evaluate(
     from star.evaluation.bases import as_it_can_be_asked
     from star.evaluation.evaluate import evaluate_models
 
-    models = {Path(title).name or title: as_it_can_be_asked(source)}
+    models = {Path(title).name or title: as_it_can_be_asked(source, title=title)}
     return evaluate_models(models, data, config=config, workspace=workspace, title=f"Evaluation of {title}")
 
 

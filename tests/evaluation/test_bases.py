@@ -128,12 +128,12 @@ def test_a_base_from_which_a_model_was_not_trained_is_left_out(
 def test_a_model_whose_template_shows_no_tools_is_asked_with_one_that_does(
     inputs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert as_it_can_be_asked(inputs["refined"]) == inputs["refined"]
+    assert as_it_can_be_asked(inputs["refined"], title="refined") == inputs["refined"]
     mute = shutil.copytree(inputs["refined"], tmp_path / "mute")
     (mute / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    base = as_it_can_be_asked(mute)
+    base = as_it_can_be_asked(mute, title="mute.gguf")
     assert isinstance(base, PretrainedBase)
-    assert f"{mute} is asked with STAR's chat template (qwen3), because the base's own" in capsys.readouterr().err
+    assert "mute.gguf is asked with STAR's chat template (qwen3), because the base's own" in capsys.readouterr().err
     settled = load_tokenizer(settled_base(base, tmp_path / "settled", precision="auto"))
     assert settled.chat_template == load_tokenizer(inputs["refined"]).chat_template
 
