@@ -14,6 +14,7 @@ from star.config.models import Architecture, Scratch
 from star.folders.link import link_or_copy
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base, open_tokenizer
+from star.modeling.head import require_head_output
 from star.modeling.models import add_lora_adapters, save_model_atomically
 from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
@@ -120,4 +121,7 @@ def _base(
             log_metrics=log_metrics,
         )
         return add_lora_adapters(model, lora) if lora else model
-    return open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
+    teacher = open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
+    # The extraction checks it too, but that comes after the trainings.
+    require_head_output(teacher, what="the teacher", adds_bias=True)
+    return teacher
