@@ -38,7 +38,9 @@ def check_node_memory(config: Config) -> str:
         said = ", ".join(
             f"{stage} needs at least {needed:.3g} GiB and has {has:.3g}" for stage, (needed, has) in short.items()
         )
-        raise InputError(f"{said}: raise `memory` of the node, lower its micro_batch_size, or place the stage on another")
+        raise InputError(
+            f"{said}: raise `memory` of the node, lower its micro_batch_size, or place the stage on another"
+        )
     stage, (needed, has) = max(found.items(), key=lambda entry: entry[1][0] / entry[1][1])
     return f"{stage} needs at least {needed:.3g} of {has:.3g} GiB on its node, other stages a smaller part"
 
