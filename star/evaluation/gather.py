@@ -67,7 +67,8 @@ def gather(
 def _gather_model_once(
     name: str, model: ModelSource, data: Path | None, *, config: Config, state: Path, shard: Shard, base: str | None
 ) -> GatheredModel:
-    finished, settled = state / f"{name}.json", state / name
+    # Not the name alone: `star evaluate --model ..` names a model so, and this folder is removed below.
+    finished, settled = state / f"{name}.json", state / f"{name}-settled"
     if not finished.exists():
         source = (
             settled_base(model, settled, precision=config.precision) if isinstance(model, PretrainedBase) else model

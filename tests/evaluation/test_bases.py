@@ -10,7 +10,8 @@ from star.config.base import canonical
 from star.config.experiment import Config
 from star.errors import InputError
 from star.evaluation.bases import PretrainedBase, as_it_can_be_asked, bases_beside, keep_true_bases, settled_base
-from star.evaluation.gathered import Gathered
+from star.evaluation.gather import gather
+from star.evaluation.gathered import Gathered, GatheredModel, Timing
 from star.hashing import digest_of
 from star.modeling.models import load_tokenizer
 from star.stages import evaluate, stage_named
@@ -94,7 +95,22 @@ def test_a_base_is_shown_first_and_compared_with_what_was_trained_from_it(
     assert found["lineage"]["base"] == pretrained.teacher.base.sha256
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert metrics["base_mean_reward"] == metrics["teacher_mean_reward"]
-    assert not list(evaluation.parent.glob("*/base")), "its weights are gone"
+
+
+def test_a_base_has_weights_while_it_is_asked_and_nothing_else_is_removed(
+    pretrained: Config, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: str, model: Path, *_: object, **__: object) -> GatheredModel:
+        assert (model / "model.safetensors").is_file()
+        return GatheredModel(name, 1, 4, Timing(0, 0.0), {})
+
+    monkeypatch.setattr("star.evaluation.gather._gather_model", ask)
+    state = tmp_path / "work" / "state"
+    state.mkdir(parents=True)
+    models = bases_beside(pretrained, teacher=inputs["teacher"]) | dict.fromkeys((".", ".."), inputs["refined"])
+    found = gather(models, None, config=pretrained, state=state, title="a model in the current folder")
+    assert [model.name for model in found.models] == ["base", ".", ".."]
+    assert sorted(file.name for file in state.iterdir()) == ["...json", "..json", "base.json"]
 
 
 def test_the_report_says_what_the_base_reaches(evaluation: Path) -> None:
