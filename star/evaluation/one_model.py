@@ -77,7 +77,7 @@ def evaluate_one(
         inputs: dict[str, Manifest | str] = {"model": _digest_or_id(source)}
         if data:
             inputs["data"] = open_input(data, stage="synthesize")
-        settled = json.dumps([title, config.slice(("seed", "evaluate"))])
+        settled = json.dumps([title, config.slice(("seed", "precision", "evaluate"))])
         return draft_manifest(STAGE, settings=settled, code=code_digest(_evaluate), inputs=inputs)
 
     def work(workspace: Workspace, manifest: Manifest) -> Result:
