@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 CONTENT_TAG = "star.content"  # tag of a LoggedModel: digest of the hashes of its files
 MODEL_TAG = "star.name"  # tag of a LoggedModel: the registered model that it is meant for
+DESCRIPTION_CHARACTERS = 5000  # of a version; PostgreSQL refuses more for MLflow, SQLite does not
 TRANSFER_SECONDS = 600  # a server may store gigabytes before it answers
 AUDIT_PAGE = 500  # LoggedModels or versions that MLflow is asked for at a time where all are read
 UNFINISHED_SECONDS = 3600  # a publication that is unfinished for longer was killed
@@ -169,7 +170,9 @@ def update_tags(version: Version, *, scores: Mapping[str, float], lineage: Mappi
 
 
 def describe_version(version: Version, description: str) -> None:
-    """Writes the Markdown that MLflow's page of a version shows first."""
+    """Writes the Markdown that MLflow's page of a version shows first. Lines that do not fit are left out."""
+    if len(description) > DESCRIPTION_CHARACTERS:
+        description = description[: description.rfind("\n", 0, DESCRIPTION_CHARACTERS)]
     connect().update_model_version(version.name, str(version.version), description)
 
 

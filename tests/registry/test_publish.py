@@ -12,6 +12,7 @@ from star.registry.download import download_version_as
 from star.registry.find_model import download_model, get_model_folder
 from star.registry.promotion.promote_and_rollback import promote
 from star.registry.promotion.register_model import register_model
+from star.registry.publish import describe_version
 from star.registry.versions import Version, find_version, list_versions
 from star.tracking.runs import stage_run
 from star.tracking.server import connect
@@ -59,6 +60,13 @@ def test_a_version_tells_where_it_comes_from(home: Path, model: Path) -> None:
     assert newest.lineage == {"data": "5eed", "code": "abc"}
     assert newest.created >= oldest.created
     assert set(newest.files) == set(content(model))
+
+
+def test_a_description_that_is_too_long_for_mlflows_database_ends_with_a_whole_line(home: Path, model: Path) -> None:
+    line = "| exact_match | 0.8150 |"
+    describe_version(register(model), "\n".join([line] * 300))
+    described = connect().get_model_version("tiny", "1").description
+    assert 4900 < len(described) <= 5000 and set(described.splitlines()) == {line}
 
 
 def test_the_same_model_is_registered_once(home: Path, model: Path) -> None:
