@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from star.config.files import HUB_ID, refuse_folder_of_name
+from star.config.model_files import is_gguf
 from star.digest_cache import digest_of_file
 from star.errors import InputError
 from star.folders.owners import create_in_home
@@ -39,7 +40,7 @@ def find_model(model: str, *, name: str) -> tuple[Version | None, Path]:
     """
     folder = Path(model).expanduser()
     if is_written_as_path(model):
-        if folder.suffix == ".gguf" and folder.is_file():
+        if is_gguf(model) and folder.is_file():
             from star.modeling.gguf import folder_of_gguf
 
             return None, folder_of_gguf(folder, sha256=digest_of_file(folder))

@@ -35,7 +35,7 @@ TRAININGS = {
     "ce": "supervised training on the teacher's answers",
     "ckd": "constrained knowledge distillation (CKD) on the teacher's stored probabilities",
 }
-LICENCE_ID = re.compile(r"[\w.+-]+")
+LICENCE_ID = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)  # `-` alone would be no YAML
 OTHER, FROM_SCRATCH = "other", "apache-2.0"
 
 

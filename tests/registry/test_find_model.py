@@ -36,9 +36,9 @@ def test_a_word_is_a_registered_model_and_a_path_a_folder(shop: Path, capsys: py
     assert capsys.readouterr().err == ""
     for path in ("./shop", str(shop)):
         assert find_model(path, name="shop") == (None, Path(path))
-    Path("cut.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=r"cut\.gguf"):  # converted, were it whole
-        find_model("./cut.gguf", name="shop")
+    Path("cut.GGUF").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"cut\.GGUF has 4 bytes"):  # converted, were it whole
+        find_model("./cut.GGUF", name="shop")
 
 
 def test_a_word_is_never_a_folder(shop: Path) -> None:

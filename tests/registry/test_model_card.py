@@ -92,6 +92,7 @@ def test_the_card_of_a_pretrained_student_names_its_base_its_licence_and_its_tra
             {"license": "mit", "base_model": "a/b"},
         ),
         ({"kind": "folder", "name": "b"}, {}, {"license": "other", "license_name": "unknown"}),
+        ({"kind": "folder", "name": "b", "license": "-"}, {}, {"license": "other", "license_name": "unknown"}),
         ({"kind": "folder", "name": "b", "license": 'mit"\nx: y'}, {}, {"license": "other", "license_name": "unknown"}),
         (
             {"kind": "folder", "name": "b", "license": "other", "license_name": 'a": [b', "license_link": "LICENSE"},
