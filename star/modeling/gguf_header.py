@@ -176,7 +176,8 @@ def _refuse_other_kinds(header: GgufHeader, file: Path) -> None:
         raise InputError(f"{file} has no tokenizer or no number of layers in its metadata: choose another file")
     # transformers reads neither, and the model would be another one from the first token on.
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if "rope_freqs.weight" in header.tensors or (scaling != "none" and architecture != "gpt-oss"):
+    has_factors = any(name.startswith(("rope_freqs", "rope_factors")) for name in header.tensors)
+    if has_factors or (scaling != "none" and architecture != "gpt-oss"):
         raise InputError(
             f"{file} scales its positions (rope), which transformers does not read from a GGUF file: give the model as a folder "
             "with safetensors"

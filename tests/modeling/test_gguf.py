@@ -4,6 +4,7 @@ import contextlib
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -142,6 +143,14 @@ def test_a_cut_file_is_refused(file: Path, tmp_path: Path) -> None:
             {"tokenizer.ggml.tokens": ["a"], "other.block_count": 1, "other.rope.scaling.type": "yarn"},
             "scales its positions",
         ),
+        (
+            {
+                "tokenizer.ggml.tokens": ["a"],
+                "other.block_count": 1,
+                "rope_factors_long.weight": np.ones(4, np.float32),
+            },
+            "scales its positions",
+        ),
         ({"split.count": 3}, r"is one of 3 parts: merge them"),
         ({"general.type": "adapter"}, "holds the type 'adapter' and no model"),
         ({"other.block_count": 1}, "has no tokenizer or no number of layers"),
@@ -153,7 +162,8 @@ def test_what_is_no_whole_model_is_refused(tmp_path: Path, entries: dict, said: 
     file = tmp_path / "other.gguf"
     writer = GGUFWriter(file, "other")
     for key, value in entries.items():
-        add = {str: writer.add_string, list: writer.add_array, int: writer.add_uint32}[type(value)]
+        kinds = {str: writer.add_string, list: writer.add_array, int: writer.add_uint32, np.ndarray: writer.add_tensor}
+        add = kinds[type(value)]
         add(key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
