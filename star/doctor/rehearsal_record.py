@@ -15,7 +15,9 @@ from star.doctor.rehearsal import rehearse
 from star.folders.owners import create_private, is_own
 from star.hashing import digest_of
 
-SECTIONS = ("seed", "max_prompt_tokens", "data", "scratch", "teacher", "student", "rollout", "topk", "distill")
+SECTIONS = (
+    "seed", "max_prompt_tokens", "precision", "data", "scratch", "teacher", "student", "rollout", "topk", "distill",
+)  # fmt: skip
 
 
 def rehearse_once(config: Config, folder: Path) -> Iterator[Check]:
