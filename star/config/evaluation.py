@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from star.config.base import Section, matching
 from star.config.files import CheckoutFolder
 from star.config.teacher_signal import Engine
+from star.config.training import Precision
 
 Suite = Literal["heldout", "bfcl", "acebench"]
 
@@ -90,7 +91,7 @@ class Registry(Section):
             "extends this one with another base does not inherit it",
         )
     )
-    precision: Literal["auto", "bf16", "fp32"] = Field(
+    precision: Precision = Field(
         "auto",
         description="Weights of the published model; `auto` is bf16 for a pretrained base of the student and fp32 for one from scratch",
     )
