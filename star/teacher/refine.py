@@ -19,7 +19,7 @@ from star.modeling.models import add_lora_adapters, save_model_atomically
 from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
-from star.modeling.training import LogMetrics, copy_learning_curves
+from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything
 from star.progress import print_line
 from star.simrl.refine import SIMRL_METRICS, LogArtifact, refine_model
 from star.teacher.sft import fine_tune
@@ -120,6 +120,7 @@ def _base(
             precision=config.precision,
             log_metrics=log_metrics,
         )
+        seed_everything(config.seed)  # adapters start alike, whether the base was read from disk or built just now
         return add_lora_adapters(model, lora) if lora else model
     teacher = open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
     # The extraction checks it too, but that comes after the trainings.
