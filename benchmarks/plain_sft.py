@@ -21,7 +21,9 @@ from star.evaluation.compare import print_comparison
 from star.evaluation.evaluate import EVALUATION, evaluate_models
 from star.evaluation.gather import ModelSource
 from star.evaluation.one_model import choose_suites, evaluate_one
+from star.folders.manifest import read_manifest
 from star.folders.workspace import Workspace
+from star.hashing import digest_of
 from star.stages import refine_teacher
 
 CATEGORIES = ("simple_python", "multiple", "irrelevance")
@@ -52,7 +54,7 @@ def main() -> None:
         chosen = choose_suites(
             config, suites=("bfcl",), limit=arguments.bfcl, bfcl_categories=tuple(arguments.categories)
         )
-        evaluate_on_bfcl(sft, run / "refine", config=chosen, out=out / "bfcl")
+        evaluate_on_bfcl(sft, run / "refine", config=chosen, out=out)
 
 
 def evaluate_on_bfcl(sft: Path, refined: Path, *, config: Config, out: Path) -> None:
@@ -60,6 +62,10 @@ def evaluate_on_bfcl(sft: Path, refined: Path, *, config: Config, out: Path) -> 
     # The profile has one base, that of the student, under whichever name.
     [base, *_] = bases_beside(config, teacher=sft).values()
     models: dict[str, ModelSource] = {"base": replace(base, trained=("sft", "refined")), "sft": sft, "refined": refined}
+    # A folder of its own, so that answers of other models or to other entries are never taken for these.
+    asked = config.slice(("seed", "precision", "evaluate"))
+    work = digest_of([base.identity, read_manifest(sft).digest, read_manifest(refined).digest, asked])
+    out /= f"bfcl-{work[:12]}"
     workspace = Workspace(out, out / "state")
     workspace.state.mkdir(parents=True, exist_ok=True)
     evaluate_models(models, None, config=config, workspace=workspace, title="BFCL: plain training against STAR")

@@ -30,7 +30,9 @@ from star.config.load import load_config
 from star.config.models import Student
 from star.config.training import Distill, Training
 from star.evaluation.evaluate import evaluate_models
+from star.folders.manifest import read_manifest
 from star.folders.workspace import Workspace
+from star.hashing import digest_of
 from star.modeling.models import count_parameters, load_model, load_tokenizer
 from star.topk.sequences import TOKENIZER
 
@@ -62,7 +64,9 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         heal_steps = arguments.heal_steps or max(1, config.distill.steps // 2)
         rows = distil_all(config, arguments.run / "extract-topk", arguments.layers, heal_steps=heal_steps, out=out)
-        workspace = Workspace(out=out / "evaluation", state=out / "evaluation-state")
+        # Answers of other students are never taken for these.
+        work = digest_of([read_manifest(row.folder).digest for row in rows.values()] + [config.slice(("evaluate",))])
+        workspace = Workspace(out=out / "evaluation", state=out / f"evaluation-state-{work[:12]}")
         for folder in (workspace.out, workspace.state):
             folder.mkdir(exist_ok=True)
         evaluate_models(
