@@ -21,7 +21,8 @@ QWEN3_VOCABULARY = 152_000
 # Bytes per activation. Under autocast some stay in fp32.
 ACTIVATION, ACTIVATION_BF16 = 4, 2.6
 # Bytes per parameter.
-TRAINED = 16  # fp32 weights and gradients, two fp32 moments of AdamW
+TRAINED = 8  # fp32 weights and gradients
+MOMENTS = 8  # two in fp32, of AdamW; Adafactor has a few numbers per row and column of a weight
 REFERENCE = 4  # fp32 weights that the KL term compares with
 FROZEN = 2  # bf16 weights
 ADAPTED = 2.5  # bf16 weights, and adapters of a few percent of them with their gradients and moments
@@ -50,7 +51,7 @@ def memory_needed(config: Config, stage: str) -> float:
         # The two trainings follow each other, so the larger one decides.
         return max(_training_bytes(teacher, training) for training in (teacher.sft, teacher.refine))
     if stage == "distill":
-        return _training_bytes(student, config.distill)
+        return max(_training_bytes(student, training) for training in (student.heal, config.distill))
     if stage == "refine":
         return _training_bytes(student, config.refine)
     return FROZEN * _count_parameters(teacher)
@@ -61,9 +62,15 @@ def _training_bytes(model: Teacher | Student, training: Training | SimRL | None)
         return FROZEN * _count_parameters(model)
     if _adapters_only(training):
         return ADAPTED * _count_parameters(model)
+    return _bytes_per_parameter(training) * _count_parameters(model)
+
+
+def _bytes_per_parameter(training: Training | SimRL) -> float:
+    """What a training of all weights keeps of each: weight, gradient, the optimiser's state, and where Sim-RL started from."""
+    moments = 0 if isinstance(training, Training) and training.optimizer == "adafactor" else MOMENTS
     # With a KL term Sim-RL keeps the weights it started from beside the trained ones. Adapters need no copy: they are switched off.
     reference = REFERENCE if isinstance(training, SimRL) and training.beta else 0
-    return (TRAINED + reference) * _count_parameters(model)
+    return TRAINED + moments + reference
 
 
 def _adapters_only(training: Training | SimRL) -> bool:
@@ -98,8 +105,7 @@ def host_memory_needed(config: Config, stage: str, *, accelerator: bool, process
         if accelerator:
             needs.append(parameters * (FROZEN if _adapters_only(training) else FULL))
             continue
-        reference = REFERENCE if isinstance(training, SimRL) and training.beta else 0
-        per_parameter = FULL + ADAPTED - FROZEN if _adapters_only(training) else TRAINED + reference
+        per_parameter = FULL + ADAPTED - FROZEN if _adapters_only(training) else _bytes_per_parameter(training)
         values = _activations(config, training, described)
         needs.append(parameters * per_parameter + values * (ACTIVATION_BF16 if bf16 else ACTIVATION))
     return processes * (PROCESS_BYTES + max(needs))

@@ -288,6 +288,9 @@ def test_the_estimate_includes_adapters_and_the_reference_weights(models: Path) 
     refine["lora"] = {}
     assert memory_needed(Config.model_validate(settings), "refine-teacher") == 2.5 * count
     assert memory_needed(Config.model_validate(settings), "rollout") == 2 * count
+    # The larger of two trainings decides.
+    settings["teacher"]["sft"] = {"steps": 1, "learning_rate": 1e-4, "optimizer": "adafactor"}
+    assert memory_needed(Config.model_validate(settings), "refine-teacher") == 8 * count
 
 
 def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
