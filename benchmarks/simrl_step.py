@@ -1,6 +1,6 @@
 """Measures a step of Sim-RL on any model, part by part, for this checkout and another one side by side.
 
-    git worktree add ../before e4168e7
+    git worktree add ../before COMMIT
     python benchmarks/simrl_step.py MODEL --against ../before       # 512 tokens, 4 prompts of 8 rollouts each
 
 Every turn runs each checkout in a process of its own. A process takes one step to warm up and one that counts:
