@@ -118,9 +118,10 @@ def test_a_download_that_is_named_or_in_use_stays(runs: Path) -> None:
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (download / name).write_text("{}")
     (download / "lineage.json").write_text(json.dumps({"model": download.name}))
-    make_old(download, days=60)
+    (runs / "models" / ".publish-killed").mkdir()
+    make_old(runs / "models", days=60)
     place = f"runs/models/{download.name}"
-    assert going(make_plan(Config())) == {place}
+    assert going(make_plan(Config())) == {place, "runs/models/.publish-killed"}
     named = Config.model_validate({"student": {"base": str(download)}})
     make_old(download, days=60)  # its digest was read
     assert why_of(make_plan(named), place).endswith("or the profile names it")
