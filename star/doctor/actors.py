@@ -66,9 +66,10 @@ def load_actor(
         teacher: the loaded teacher, where `settings` are the student's: a student from scratch gets its tokenizer.
 
     Raises:
-        InputError: the model or its tokenizer cannot be loaded, or the student's layers cannot be dropped.
+        InputError: the model or its tokenizer cannot be loaded, the student's layers cannot be dropped, or adapters would be
+            trained on a base that gets new tokens.
     """
-    from star.modeling.bases import fit_to_tokenizer, settle_tokenizer
+    from star.modeling.bases import fit_to_tokenizer, refuse_new_tokens, settle_tokenizer
     from star.modeling.models import base_source, load_tokenizer
     from star.modeling.special_tokens import settle_alike
 
@@ -84,12 +85,21 @@ def load_actor(
     else:
         assert teacher is not None  # noqa: S101 - the teacher is loaded first
         tokenizer = settle_alike(raw, teacher.tokenizer)
+    if _adapters_train_first(settings, config):
+        refuse_new_tokens(raw, tokenizer, source=name)
     model, loaded = _load_model_or_miniature(source, settings.revision)
     fit_to_tokenizer(model, tokenizer, raw=raw)
     if isinstance(settings, Student) and settings.layers:
         _try_to_shorten(source, settings)
         about = f"; {settings.layers} of its layers are kept"
     return Actor(name, tokenizer, model, f"{loaded}{about}", own_template)
+
+
+def _adapters_train_first(settings: Teacher | Student, config: Config) -> bool:
+    """Whether nothing trains the embeddings of a base before its adapters are trained on rows or samples."""
+    if isinstance(settings, Teacher):
+        return bool(settings.sft and settings.sft.lora)
+    return bool(config.distill.lora and not settings.heal)
 
 
 def _build_from_scratch(

@@ -96,7 +96,8 @@ def open_base(
         lora: adapters to train.
 
     Raises:
-        InputError: the base cannot be loaded, or its tokenizer makes other ids than the settled one.
+        InputError: the base cannot be loaded, its tokenizer makes other ids than the settled one, or adapters are to be
+            trained on a base that gets new tokens.
     """
     assert not isinstance(settings.base, Architecture)  # noqa: S101 - a base from scratch is built instead
     source, revision = base_source(settings.base), settings.revision
@@ -107,9 +108,32 @@ def open_base(
             f"the tokenizer of the student {source} is not the one that its teacher's signal was stored with ({differences}): "
             "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"
         )
+    if lora:
+        refuse_new_tokens(raw, tokenizer, source=str(source))
     model = load_model(source, revision=revision, precision=precision, training=training and lora is None)
     fit_to_tokenizer(model, tokenizer, raw=raw)
     return add_lora_adapters(model, lora) if lora else model
+
+
+def refuse_new_tokens(raw: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
+    """Checks that a base gets no new token, because adapters leave the embeddings and the head as they are.
+
+    The logit of a token that stays the mean of its pieces is the mean of their logits. One of the pieces always has a
+    larger one, so that no greedy answer would have the token, and none would end.
+
+    Args:
+        raw: the tokenizer as the base has it.
+        tokenizer: the settled tokenizer.
+        source: names the base in the error.
+
+    Raises:
+        InputError: it gets new tokens.
+    """
+    if added := missing_tokens(raw, tokenizer):
+        raise InputError(
+            f"{source} lacks the tokens {' '.join(added)}, and adapters (`lora`) do not train new ones, so that it would never "
+            "write them: train all weights (leave `lora` out), or choose a base that has them"
+        )
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """A pretrained base is opened with settled template, tokens, embeddings and generation settings, whatever its family."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Pr
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, IM_END, IM_START, render_prompt
 from star.config.models import Student, Teacher
+from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.bases import fit_to_tokenizer, open_base, open_tokenizer, settle_tokenizer
 from star.modeling.models import load_model, load_tokenizer
@@ -203,6 +205,14 @@ def test_a_student_of_another_family_is_refused_before_its_weights_are_read(tmp_
     (base / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="choose a student of the teacher's family"):
         open_base(Student(base=str(base)), tokenizer=teacher)
+
+
+def test_adapters_are_refused_where_new_tokens_would_stay_untrained(tmp_path: Path) -> None:
+    base = write_model(foreign_tokenizer(tmp_path / "base", template=HERMES))
+    own, ours = open_tokenizer(Teacher(base=str(base))), open_tokenizer(Teacher(base=str(base), chat_template="qwen3"))
+    open_base(Student(base=str(base)), tokenizer=own.tokenizer, lora=Lora(rank=2))
+    with pytest.raises(InputError, match=rf"lacks the tokens {re.escape(IM_END)}, .*leave `lora` out"):
+        open_base(Student(base=str(base)), tokenizer=ours.tokenizer, lora=Lora(rank=2))
 
 
 def test_a_settled_tokenizer_is_settled(tmp_path: Path) -> None:
