@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
 
-from star.modeling.step_order import SortedSteps
+from star.modeling.step_order import SortedSteps, TellEpoch
 from star.modeling.training import IGNORE_INDEX
 
 
@@ -42,7 +42,10 @@ class CompletionTrainer(Trainer):
         if step_rows == self.args.per_device_train_batch_size:
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
-        return SortedSteps(np.asarray(rows.lengths), step_rows=step_rows, seed=self.args.data_seed or self.args.seed)
+        seed = self.args.data_seed or self.args.seed
+        sampler = SortedSteps(np.asarray(rows.lengths), step_rows=step_rows, seed=seed)
+        self.add_callback(TellEpoch(sampler))
+        return sampler
 
     def loss_of_completions(
         self, model: nn.Module, inputs: dict[str, Tensor], loss: Callable[[Tensor, Tensor, Tensor], Any]

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 
 class SortedSteps(Sampler[int]):
@@ -35,7 +36,7 @@ class SortedSteps(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's loader before each epoch, also where a training resumes."""
+        """Called before each epoch: by accelerate's loader, and by `TellEpoch` where that does not."""
         self.shuffled.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
@@ -43,3 +44,18 @@ class SortedSteps(Sampler[int]):
         for start in range(0, len(order), self.step_rows):
             step = order[start : start + self.step_rows]
             yield from step[np.argsort(self.lengths[step], kind="stable")].tolist()
+
+
+class TellEpoch(TrainerCallback):
+    """Tells a sampler which epoch begins.
+
+    Of several ranks that resume within an epoch, accelerate's loaders do not: they skip batches of a wrapper that hides
+    the sampler, and the rest of the epoch would have the order of the first one.
+    """
+
+    def __init__(self, sampler: SortedSteps) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        """Sets the sampler's epoch."""
+        self.sampler.set_epoch(int(state.epoch or 0))  # within an epoch it is a fraction

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from accelerate.data_loader import SeedableRandomSampler
+from accelerate.data_loader import DataLoaderShard, SeedableRandomSampler, prepare_data_loader, skip_first_batches
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState
 
-from star.modeling.step_order import SortedSteps
+from star.modeling.step_order import SortedSteps, TellEpoch
 
 
 @given(
@@ -40,3 +42,19 @@ def test_padding_falls() -> None:
 
     shuffled = padded(list(SeedableRandomSampler(range(512), data_seed=7)))
     assert shuffled > 1.5 and padded(list(SortedSteps(lengths, step_rows=64, seed=7))) == pytest.approx(1.1, abs=0.08)
+
+
+def test_a_rank_of_two_that_resumes_within_an_epoch_goes_on_with_its_order() -> None:
+    def loader_of_rank() -> tuple[SortedSteps, DataLoaderShard]:
+        sampler = SortedSteps(np.arange(24), step_rows=8, seed=3)
+        loader = DataLoader(list(range(24)), batch_size=2, sampler=sampler)
+        return sampler, prepare_data_loader(loader, num_processes=2, process_index=1, put_on_device=False)
+
+    _, loader = loader_of_rank()
+    loader.set_epoch(1)
+    whole = [rows.tolist() for rows in loader]
+    sampler, loader = loader_of_rank()
+    rest = skip_first_batches(loader, 2)
+    TellEpoch(sampler).on_epoch_begin(None, TrainerState(epoch=1 + 2 / 6), TrainerControl())
+    rest.set_epoch(1)
+    assert [rows.tolist() for rows in rest] == whole[2:]
