@@ -181,7 +181,9 @@ def _settle_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
         if embedding.padding_idx is not None:
             embedding.padding_idx = tokenizer.pad_token_id
     ends = _as_list(generation.eos_token_id)
-    kept = {name: value for name in KEPT_GENERATION if (value := getattr(generation, name, None)) is not None}
+    # Of a model that does not sample, the others have no effect, and transformers would refuse to save them.
+    names = KEPT_GENERATION if generation.do_sample else ()
+    kept = {name: value for name in names if (value := getattr(generation, name, None)) is not None}
     model.generation_config = GenerationConfig(
         bos_token_id=generation.bos_token_id,
         eos_token_id=generation.eos_token_id if end in ends else [end, *ends],

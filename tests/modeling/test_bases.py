@@ -14,7 +14,7 @@ from star.config.models import Student, Teacher
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.bases import fit_to_tokenizer, open_base, open_tokenizer, settle_tokenizer
-from star.modeling.models import load_model, load_tokenizer
+from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import template_beginning
 from star.modeling.special_tokens import PRODUCT_TOKENS
 from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_digest
@@ -197,6 +197,15 @@ def test_the_ids_of_a_model_follow_its_tokenizer(tmp_path: Path) -> None:
     assert generation.eos_token_id == [end, 2] and generation.pad_token_id == padding
     assert (generation.do_sample, generation.top_p) == (True, 0.9)
     assert generation.repetition_penalty is None and generation.suppress_tokens is None
+
+
+def test_a_base_with_settings_of_a_sampling_that_it_does_not_do_can_be_saved(tmp_path: Path) -> None:
+    base = write_model(foreign_tokenizer(tmp_path / "base", template=None))
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6, "top_k": 20}')
+    tokenizer = open_tokenizer(Teacher(base=str(base))).tokenizer
+    save_model(open_base(Teacher(base=str(base)), tokenizer=tokenizer), tokenizer, tmp_path / "saved")
+    generation = load_model(tmp_path / "saved").generation_config
+    assert (generation.do_sample, generation.temperature, generation.top_p, generation.top_k) == (None,) * 4
 
 
 def test_a_student_of_another_family_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
