@@ -81,7 +81,8 @@ def test_what_mlflow_and_the_ledger_hold(home: Path, tmp_path: Path) -> None:
     client = connect()
     for tag in ("star.lineage.data", "star.lineage.teacher", "star.score.exact_match"):
         client.set_model_version_tag("star", "1", tag, PLANTED)
-    client.set_model_version_tag("star", "1", "star.files", PLANTED)
+    digests = json.dumps({"files": PLANTED, "lineage": {PLANTED: PLANTED}})
+    client.set_model_version_tag("star", "1", "star.verification", digests)
     (folder / "lineage.json").write_text(
         json.dumps(
             {

@@ -22,7 +22,7 @@ from star.registry.promotion.promote_by_reference import promote_model
 from star.registry.promotion.reconcile import reconcile
 from star.registry.promotion.register_model import register_model, update_registration
 from star.registry.publish import hash_files
-from star.registry.versions import DIGEST_TAG, FILES_TAG, find_version, list_versions
+from star.registry.versions import DIGEST_TAG, DIGESTS_TAG, FILES_TAG, digests_tag, find_version, list_versions
 from star.tracking.server import connect, experiment_id
 
 SCORES = {"exact_match": 0.9, "mean_reward": 0.8, "format_errors": 0.0}
@@ -169,7 +169,7 @@ def test_files_that_changed_in_place_are_refused(registered: Path, home: Path, c
     with pytest.raises(InputError, match="are not those registered"):
         promote_model("2", name="tiny", to="champion", reason="")
     # Tags that say the same as the changed files do not help.
-    connect().set_model_version_tag("tiny", "1", FILES_TAG, json.dumps(hash_files(stored.parent)))
+    connect().set_model_version_tag("tiny", "1", DIGESTS_TAG, digests_tag(hash_files(stored.parent), {}))
     with pytest.raises(InputError, match="are not those registered"):
         find_model("1", name="tiny")
 

@@ -14,7 +14,7 @@ from star.registry.promotion.records import Attempt
 from star.registry.promotion.register_model import register_model, register_or_find, update_registration
 from star.registry.promotion.version_records import find_recorded, record_content, write_registration
 from star.registry.publish import hash_files
-from star.registry.versions import DIGEST_TAG, FILES_TAG, find_version, list_versions
+from star.registry.versions import DIGEST_TAG, DIGESTS_TAG, digests_tag, find_version, list_versions
 from star.tracking.server import connect, experiment_id
 
 ARGUMENTS = {"name": "tiny", "scores": {"exact_match": 0.9}, "lineage": {"data": "5eed"}, "model_digest": "d1"}
@@ -28,7 +28,7 @@ def plant(folder: Path, files: dict[str, str]) -> None:
     logged = client.create_logged_model(experiment_id(client), name="planted")
     client.log_model_artifacts(logged.model_id, str(folder))
     client.finalize_logged_model(logged.model_id, "READY")
-    tags = {DIGEST_TAG: "d1", FILES_TAG: json.dumps(files), "star.lineage.gate": "passed"}
+    tags = {DIGEST_TAG: "d1", DIGESTS_TAG: digests_tag(files, {}), "star.lineage.gate": "passed"}
     client.create_model_version("tiny", f"models:/{logged.model_id}", tags=tags)
 
 
