@@ -352,7 +352,7 @@ def test_a_compiled_pipeline_names_what_pods_can_read(tmp_path: Path, profile: C
     [pipeline, platforms] = yaml.load_all(text, Loader=yaml.CSafeLoader)
     executors = platforms["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     with_keys = {name.removeprefix("exec-") for name, given in executors.items() if "secretAsEnv" in given}
-    assert with_keys == {"preflight", "synthesize", "refine-teacher", "register"}
+    assert with_keys == {"preflight", "synthesize", "refine-teacher", "evaluate", "register"}
     [mounted] = executors["exec-synthesize"]["configMapAsVolume"]
     assert (mounted["configMapName"], mounted["optional"]) == ("company-ca", True)
     container = pipeline["deploymentSpec"]["executors"]["exec-synthesize"]["container"]
