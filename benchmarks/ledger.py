@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -213,7 +213,8 @@ def main() -> None:
     parser.add_argument("store", choices=["s3", "sqlite", "postgresql"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000])
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    # MLflow on PostgreSQL writes artifacts to ./mlruns.
+    with tempfile.TemporaryDirectory() as scratch, chdir(scratch):
         home, folder = Path(scratch) / "home", Path(scratch) / "model"
         os.environ["STAR_HOME"] = str(home)
         folder.mkdir()
