@@ -10,8 +10,9 @@ uploads what is missing.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from star.config.base import Section
 from star.config.experiment import Config
 from star.config.files import FileRef, Input, files_of, inputs_in
 from star.digest_cache import digests_of
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
 
 MB = 10**6
+Settings = TypeVar("Settings", bound=Section)
 
 
 def upload_inputs(config: Config) -> Config:
@@ -103,7 +105,15 @@ def _in_megabytes(bar: Bar) -> Callable[[int], None]:
     return advance
 
 
-def _with_input(config: Config, name: str, source: Input) -> Config:
-    section, _, key = name.partition(".")
-    changed = getattr(config, section).model_copy(update={key: source})
-    return config.model_copy(update={section: changed})
+def _with_input(settings: Settings, name: str, source: Input) -> Settings:
+    """The settings with another input under a name such as `data.tools` or `data.sources.0.path`."""
+    key, _, rest = name.partition(".")
+    changed: Any = source
+    if rest:
+        inner = getattr(settings, key)
+        if isinstance(inner, tuple):
+            place, _, rest = rest.partition(".")
+            changed = (*inner[: int(place)], _with_input(inner[int(place)], rest, source), *inner[int(place) + 1 :])
+        else:
+            changed = _with_input(inner, rest, source)
+    return settings.model_copy(update={key: changed})

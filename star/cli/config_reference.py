@@ -33,8 +33,9 @@ star run --config my.yaml
 Every value is validated before anything starts. An unknown key is refused. The defaults are the paper's values where the paper gives one.
 A changed setting makes the stages that read its section run again, and what follows them; all other results stay cached.
 
-In the tables, `a.b` is the key `b` inside of `a`, and `NAME` stands for a name that you choose. The default `none` means that the key is
-not set (`null` in YAML). `required` holds only where the section or the settings around it are given.
+In the tables, `a.b` is the key `b` inside of `a`, `a[].b` the key `b` of each entry of the list `a`, and `NAME` stands for a name
+that you choose. The default `none` means that the key is not set (`null` in YAML). `required` holds only where the section or the
+settings around it are given.
 """
 TAIL = """
 ## Environment variables
@@ -94,7 +95,8 @@ def reference() -> str:
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield _row(prefix + name, field)
-        inner = f"{prefix}{name}.NAME." if _origin(field.annotation) is dict else f"{prefix}{name}."
+        origin = _origin(field.annotation)
+        inner = f"{prefix}{name}{'.NAME' if origin is dict else '[]' if origin is tuple else ''}."
         for section in _sections(field.annotation):
             if not issubclass(section, Input):  # written as a path; STAR adds the sha256
                 yield from _rows(section, inner)

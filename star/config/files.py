@@ -176,13 +176,17 @@ def choose_rows(names: Collection[str], read: object = None) -> list[str]:
 
 
 def inputs_in(settings: Section, prefix: str = "") -> Iterator[tuple[str, Input]]:
-    """Yields the name of each setting that is an input, like `data.tools`, and the input."""
+    """Yields the name of each setting that is an input, like `data.tools` or `data.sources.0.path`, and the input."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, Input):
             yield f"{prefix}{name}", value
         elif isinstance(value, Section):
             yield from inputs_in(value, f"{prefix}{name}.")
+        elif isinstance(value, tuple):
+            for place, entry in enumerate(value):
+                if isinstance(entry, Section):
+                    yield from inputs_in(entry, f"{prefix}{name}.{place}.")
 
 
 def read_input(content: object) -> FileRef | RowsFolder:
@@ -228,17 +232,16 @@ def paths_in(settings: str) -> list[Path]:
     """The local paths of the inputs that settings name, as JSON; of one in S3 the place of its copy. Not those of the package."""
 
     def below(value: object) -> Iterator[Path]:
-        if isinstance(value, dict):
-            if value.keys() >= {"path", "sha256"}:
-                path = value["path"]
-                if is_gguf(value.get("name") or path) and value["sha256"]:
-                    yield fetched_place(value["sha256"])  # the model folder that is made of it
-                # What comes from the hub lies in its client's cache.
-                if not path.startswith(PACKAGED) and not is_on_hub(path):
-                    yield fetched_place(value["sha256"]) if is_s3_url(path) else Path(path)
-                return
-            for inner in value.values():
-                yield from below(inner)
+        if isinstance(value, dict) and value.keys() >= {"path", "sha256"}:
+            path = value["path"]
+            if is_gguf(value.get("name") or path) and value["sha256"]:
+                yield fetched_place(value["sha256"])  # the model folder that is made of it
+            # What comes from the hub lies in its client's cache.
+            if not path.startswith(PACKAGED) and not is_on_hub(path):
+                yield fetched_place(value["sha256"]) if is_s3_url(path) else Path(path)
+            return
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from below(inner)
 
     return list(below(json.loads(settings)))
 

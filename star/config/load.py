@@ -105,21 +105,28 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
 def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
     """Resolves the paths in a file against the file's folder. A `base` counts as a path if such a folder exists."""
     for section, key in PATHS:
-        settings = content.get(section)
-        if not isinstance(settings, dict):
-            continue
-        value = settings.get(key)
-        if isinstance(value, dict) and isinstance(repo := value.get("repo"), str) and (folder / repo).is_dir():
-            settings[key] = {**value, "repo": str((folder / repo).resolve())}
-        if isinstance(value, dict) and isinstance(path := value.get("path"), str):
-            settings[key] = {**value, "path": path if _has_no_folder(path) else str(folder / Path(path).expanduser())}
-        if not isinstance(value, str) or _has_no_folder(value):
-            continue
-        if key == "base":
-            refuse_folder_of_name(value, folder / value)
-        # What is not written as a path, such as a/b/c, may be a mistake, so the folder must exist.
-        if key != "base" or is_gguf(value) or (folder / value).is_dir():
-            settings[key] = str(folder / Path(value).expanduser())
+        if isinstance(settings := content.get(section), dict):
+            _make_path_absolute(settings, key, folder=folder)
+    data = content.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else ():
+        if isinstance(source, dict):
+            _make_path_absolute(source, "path", folder=folder)
+
+
+def _make_path_absolute(settings: dict[str, Any], key: str, *, folder: Path) -> None:
+    value = settings.get(key)
+    if isinstance(value, dict) and isinstance(repo := value.get("repo"), str) and (folder / repo).is_dir():
+        settings[key] = {**value, "repo": str((folder / repo).resolve())}
+    if isinstance(value, dict) and isinstance(path := value.get("path"), str):
+        settings[key] = {**value, "path": path if _has_no_folder(path) else str(folder / Path(path).expanduser())}
+    if not isinstance(value, str) or _has_no_folder(value):
+        return
+    if key == "base":
+        refuse_folder_of_name(value, folder / value)
+    # What is not written as a path, such as a/b/c, may be a mistake, so the folder must exist.
+    if key != "base" or is_gguf(value) or (folder / value).is_dir():
+        settings[key] = str(folder / Path(value).expanduser())
 
 
 def _has_no_folder(path: str) -> bool:

@@ -56,6 +56,11 @@ class Teacher(Section):
         description="Chat template of a pretrained base: `own`, `qwen3` (STAR's), or `auto`: its own where that shows tools and writes "
         "calls as STAR reads them, else STAR's",
     )
+    open_think: bool = Field(
+        False,
+        description="End every prompt with an opened `<think>`, as the paper does, so that models go on from there; teacher and "
+        "student alike",
+    )
     add_format_tokens: bool = Field(
         False,
         description="Add the tags of reasoning and calls, and those of turns, as single tokens to a pretrained base that lacks them; "

@@ -35,7 +35,13 @@ class Rollout(Section):
     prompts: int | None = Field(None, ge=1, description="Number of training prompts to sample; all by default")
     samples: int = Field(8, ge=1, description="Samples per prompt")
     temperature: float = Field(1.0, gt=0, description="Sampling temperature")
-    max_new_tokens: int = Field(512, ge=1, description="Most tokens in a sample")
+    max_new_tokens: int = Field(512, ge=1, description="Most tokens in a sample; longer ones are dropped")
+    cut_at: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens that are kept of a longer sample, the last of them replaced by the end token; by default samples are "
+        "not cut",
+    )
     batch_size: int = Field(64, ge=1, description="Prompts per generation batch")
     min_reward: float | None = Field(
         None,
@@ -51,6 +57,20 @@ class Rollout(Section):
     def _one_back_end(self) -> Self:
         _require_one_back_end(self.server, self.vllm)
         return self
+
+    @model_validator(mode="after")
+    def _cut_can_happen(self) -> Self:
+        if self.cut_at is not None and self.cut_at >= self.max_new_tokens:
+            raise ValueError(
+                f"`cut_at` {self.cut_at} cuts nothing, because no sample has more than `max_new_tokens` {self.max_new_tokens}: raise "
+                "`max_new_tokens`, or leave `cut_at` out"
+            )
+        return self
+
+    @property
+    def kept_tokens(self) -> int:
+        """Most tokens in a sequence's completion."""
+        return self.cut_at or self.max_new_tokens
 
 
 class TopK(Section):

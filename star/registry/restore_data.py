@@ -10,6 +10,7 @@ lineage is read.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,8 @@ from star.errors import InputError
 from star.folders.owners import create_folder
 from star.registry.find_model import find_model
 from star.registry.lineage import LINEAGE_FILE, Given, copy_in_home, described
+
+SOURCE = re.compile(r"sources\.[0-9]+\.path")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _setting(name: str) -> str:
         ValueError: there is no such setting.
     """
     section, _, key = name.partition(".")
-    if section != "data" or key not in Data.model_fields:
+    if section != "data" or (key not in Data.model_fields and not SOURCE.fullmatch(key)):
         raise ValueError(f"no setting {name!r}")
     return name
 
@@ -132,7 +135,8 @@ def _fetch_through_dvc(setting: str, source: Given, dvc: DvcSource, *, because: 
 
 def _put(setting: str, source: Given, copy: Path, to: Path) -> Restored:
     """Copies into the folder under the name that it had, and compares the copy with the sha256 once more."""
-    key = setting.rpartition(".")[2]
+    # `seed_data`, or `source-0` for the first of `data.sources`.
+    key = setting.removeprefix("data.").removesuffix(".path").replace("sources.", "source-")
     own_name = source.file_name if isinstance(source, FileRef) else key
     name = PurePosixPath(source.dvc.path).name if source.dvc else own_name
     if name in ("", ".", "..") or (to / name).exists():
