@@ -93,9 +93,10 @@ def make_trainer(phase: str, model: Any, folder: Path, options: argparse.Namespa
         from star.teacher.sft import SupervisedTrainer as TrainerOfRows
     except ImportError:
         from transformers import Trainer as TrainerOfRows
+    counted = {"sequences": len(rows)} if hasattr(Training, "count_steps") else {}  # since epochs can be counted
     return TrainerOfRows(
         model=model,
-        args=supervised_arguments(Training(**sizes), folder=folder / "state", seed=1, **bf16),
+        args=supervised_arguments(Training(**sizes), folder=folder / "state", seed=1, **bf16, **counted),
         train_dataset=Rows(rows),
         data_collator=partial(collate_completions, pad_id=0),
     )

@@ -57,13 +57,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the students and the report; a temporary one by default")
     arguments = parser.parse_args()
     config = load_config(arguments.config)
-    if arguments.steps:
-        config = config.model_copy(update={"distill": _with_steps(config.distill, arguments.steps)})
+    steps = arguments.steps or config.distill.steps
+    if steps is None:
+        parser.error(f"{arguments.config} counts the distillation in epochs: give --steps")
+    config = config.model_copy(update={"distill": _with_steps(config.distill, steps)})
     with tempfile.TemporaryDirectory() as temporary:
         out = (arguments.out or Path(temporary)).absolute()
         out.mkdir(parents=True, exist_ok=True)
-        heal_steps = arguments.heal_steps or max(1, config.distill.steps // 2)
-        rows = distil_all(config, arguments.run / "extract-topk", arguments.layers, heal_steps=heal_steps, out=out)
+        heal_steps = arguments.heal_steps or max(1, steps // 2)
+        topk = arguments.run / "extract-topk"
+        rows = distil_all(config, topk, arguments.layers, steps=steps, heal_steps=heal_steps, out=out)
         # Answers of other students are never taken for these.
         work = digest_of([read_manifest(row.folder).digest for row in rows.values()] + [config.slice(("evaluate",))])
         workspace = Workspace(out=out / "evaluation", state=out / f"evaluation-state-{work[:12]}")
@@ -76,10 +79,10 @@ def main() -> None:
             workspace=workspace,
             title="Students of one base",
         )
-        print_table(rows, workspace.out, vocabulary=len(load_tokenizer(arguments.run / "extract-topk" / TOKENIZER)))
+        print_table(rows, workspace.out, vocabulary=len(load_tokenizer(topk / TOKENIZER)))
 
 
-def distil_all(config: Config, topk: Path, layers: int, *, heal_steps: int, out: Path) -> dict[str, Row]:
+def distil_all(config: Config, topk: Path, layers: int, *, steps: int, heal_steps: int, out: Path) -> dict[str, Row]:
     """Distils each student, and returns its row by its name."""
     base, loss = config.student, config.distill
     heal = Training(**{name: getattr(loss, name) for name in Training.model_fields} | {"steps": heal_steps})
@@ -88,7 +91,7 @@ def distil_all(config: Config, topk: Path, layers: int, *, heal_steps: int, out:
         "whole": distil(config, base.model_copy(update={"layers": None, "heal": None}), topk, out / "whole"),
         f"{layers} layers": distil(config, shorter, topk, out / "short"),
         f"{layers} layers, longer CKD": distil(
-            config.model_copy(update={"distill": _with_steps(loss, loss.steps + heal_steps)}),
+            config.model_copy(update={"distill": _with_steps(loss, steps + heal_steps)}),
             shorter,
             topk,
             out / "longer",
@@ -133,7 +136,7 @@ def print_table(rows: dict[str, Row], evaluation: Path, *, vocabulary: int) -> N
 
 
 def _with_steps(settings: Distill, steps: int) -> Distill:
-    return settings.model_copy(update={"steps": steps})
+    return settings.model_copy(update={"steps": steps, "epochs": None})
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ class CKDTrainer(CompletionTrainer):
         bf16 = computes_in_bf16(precision, model.config)
         super().__init__(
             model=model,
-            args=supervised_arguments(settings, folder=state, seed=seed, bf16=bf16, logging_steps=1),
+            args=supervised_arguments(
+                settings, folder=state, seed=seed, bf16=bf16, sequences=len(rows), logging_steps=1
+            ),
             train_dataset=rows,
             data_collator=BatchCollator(rows, pad_id=pad_id),
         )

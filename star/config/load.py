@@ -157,6 +157,10 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     # A revision is a commit of one model's repository, so another `base` does not inherit it.
     if over.get("base", base.get("base")) != base.get("base"):
         merged.pop("revision", None)
+    # Both say how long a training is, so one takes the place of the other.
+    for length, other in (("steps", "epochs"), ("epochs", "steps")):
+        if over.get(length) is not None and other not in over:
+            merged.pop(other, None)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         # An input at another place is another one, and a field of the older would not fit: only `rev` and the like are merged.

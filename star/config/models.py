@@ -27,6 +27,14 @@ class Scratch(Section):
     warmup: Training = Field(description="Training on copying a random sequence of tokens")
     warmup_span: int = Field(12, ge=2, description="Length in tokens of the sequence to copy")
 
+    @model_validator(mode="after")
+    def _warmup_is_counted_in_steps(self) -> "Scratch":
+        if self.warmup.steps is None:
+            raise ValueError(
+                "`warmup` has no set of rows to pass over, because each is drawn for its step: give `steps`"
+            )
+        return self
+
 
 Base = Annotated[
     ModelFolder | GgufFile | Architecture | str,

@@ -1,5 +1,7 @@
 """Defines the settings of the three kinds of training: supervised, distillation (section `distill`), and Sim-RL (section `refine`)."""
 
+from fractions import Fraction
+from math import ceil
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -20,10 +22,52 @@ def _require_whole_micro_batches(micro_batch_size: int | None, batch_size: int) 
         raise ValueError(f"micro_batch_size {micro_batch_size} must divide the batch of {batch_size}")
 
 
-class Training(Section):
-    """A supervised training, counted in optimiser steps."""
+class Schedule(Section):
+    """How the learning rate moves. By default as in the paper's trainings: OpenRLHF's schedule."""
 
-    steps: int = Field(ge=1, description="Number of optimiser steps")
+    kind: Literal["cosine", "stable-decay"] = Field(
+        "cosine",
+        description="After the warm-up: `cosine` falls to the last step, `stable-decay` stays at the peak and falls in a straight line "
+        "in the last 30% of the steps",
+    )
+    warmup: float = Field(
+        0.03, ge=0, le=0.5, description="Share of the steps in which the learning rate rises to its peak"
+    )
+    final: float = Field(0.1, ge=0, le=1, description="Learning rate of the last step, as a share of the peak")
+
+
+class Optimisation(Section):
+    """What supervised training and Sim-RL have in common: how long they are, and how their optimiser steps."""
+
+    steps: int | None = Field(None, ge=1, description="Number of optimiser steps; give this or `epochs`")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Number of passes over the training set, in place of `steps`; a share of one, such as 0.5, too",
+    )
+    schedule: Schedule = Schedule()
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of AdamW's mean of squared gradients")
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> "Optimisation":
+        if self.steps is None and self.epochs is None:
+            raise ValueError("how long is it? Give `steps` or `epochs`")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("`steps` and `epochs` both say how long it is: give one of them")
+        return self
+
+    def _count_steps(self, *, rounds_per_epoch: int, steps_per_round: int = 1) -> int:
+        """`steps`, or those of the rounds that make `epochs`: the last round is whole, and there is at least one."""
+        if self.epochs is None:
+            assert self.steps is not None  # noqa: S101 - the validation requires one of the two
+            return self.steps
+        # Of the decimal number that is written: 0.1 of 30 is 3, and in binary a little more, which would round up to 4.
+        return max(1, ceil(Fraction(str(self.epochs)) * rounds_per_epoch)) * steps_per_round
+
+
+class Training(Optimisation):
+    """A supervised training."""
+
     batch_size: int = Field(128, ge=1, description="Sequences per optimiser step")
     micro_batch_size: int | None = Field(
         None, ge=1, description="Sequences per forward pass; the whole batch by default"
@@ -41,6 +85,10 @@ class Training(Section):
     def _micro_batches_fill_the_batch(self) -> "Training":
         _require_whole_micro_batches(self.micro_batch_size, self.batch_size)
         return self
+
+    def count_steps(self, sequences: int) -> int:
+        """Optimiser steps of the training on so many sequences. Of 100 in batches of 32, one epoch is 4 steps: the last has 4."""
+        return self._count_steps(rounds_per_epoch=ceil(sequences / self.batch_size))
 
 
 class Lora(Section):
@@ -104,12 +152,21 @@ class VLLM(Section):
 RewardName = Literal["similarity", "similarity-typed", "binary", "toolrl"]
 
 
-class SimRL(Section):
+class SimRL(Optimisation):
     """Sim-RL: GRPO on the similarity reward (section 3.3 of the paper)."""
 
-    steps: int = Field(ge=1, description="Number of optimiser steps")
     prompts_per_step: int = Field(16, ge=1, description="Prompts per optimiser step")
     num_generations: int = Field(8, ge=2, description="Rollouts per prompt")
+    updates_per_rollout: int = Field(
+        1,
+        ge=1,
+        description="Optimiser steps between samplings: so many times `prompts_per_step` prompts are sampled at once, and each step "
+        "trains on its share of them, with PPO's clipping at 0.2; the official training has 8 steps of 16 prompts",
+    )
+    loss: Literal["token", "sequence"] = Field(
+        "token",
+        description="What the loss is the mean over: all tokens, so that long completions weigh more, or the means of the completions",
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="Completions per forward pass; the whole step by default"
     )
@@ -165,3 +222,28 @@ class SimRL(Section):
     def _micro_batches_fill_the_step(self) -> "SimRL":
         _require_whole_micro_batches(self.micro_batch_size, self.prompts_per_step * self.num_generations)
         return self
+
+    @model_validator(mode="after")
+    def _ends_and_checkpoints_are_between_rollouts(self) -> "SimRL":
+        updates = self.updates_per_rollout
+        for name, steps in (("steps", self.steps), ("save_steps", self.save_steps)):
+            if steps is not None and steps % updates:
+                # Or completions would be sampled for nothing, and would have to be kept with a checkpoint.
+                raise ValueError(
+                    f"{name} {steps} must be a multiple of updates_per_rollout {updates}, such as {ceil(steps / updates) * updates}"
+                )
+        return self
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts that are sampled at once, for the next `updates_per_rollout` steps."""
+        return self.prompts_per_step * self.updates_per_rollout
+
+    def count_steps(self, prompts: int) -> int:
+        """Optimiser steps of the training on so many prompts.
+
+        An epoch has whole rollouts: what is left of the prompts waits for the next epoch, which has another order. Prompts that
+        replace those that the filter drops do not count.
+        """
+        rollouts = prompts // self.prompts_per_rollout
+        return self._count_steps(rounds_per_epoch=rollouts, steps_per_round=self.updates_per_rollout)

@@ -14,6 +14,7 @@ def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
     return Workload(
         teacher=teacher,
         student=QWEN3_06B,
+        training_rows=rows,
         rows=rows,
         made_rows=rows,
         heldout_rows=1000,

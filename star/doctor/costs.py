@@ -48,7 +48,8 @@ class Workload:
     """Everything that the costs depend on.
 
     Attributes:
-        rows: rows of the training set that are rolled out.
+        training_rows: rows of the training set.
+        rows: those of them that are rolled out.
         made_rows, heldout_rows: rows that are generated, and rows that are evaluated on.
         samples, evaluated_samples: answers drawn for each row.
         warm_sequences, distilled_sequences: sequences that the teacher's supervised training sees, and healing and distillation.
@@ -60,6 +61,7 @@ class Workload:
 
     teacher: ModelSize
     student: ModelSize
+    training_rows: int
     rows: int
     made_rows: int
     heldout_rows: int
@@ -102,20 +104,24 @@ def workload_of(
         lengths: of its rows; by default typical ones within its limits.
     """
     lengths = lengths or typical_lengths(config)
+    rows = min(config.rollout.prompts or lengths.rows, lengths.rows)
+    # At most: how many samples of the teacher are kept is not known before.
+    samples = rows * config.rollout.samples
     return Workload(
         teacher=teacher,
         student=student,
-        rows=min(config.rollout.prompts or lengths.rows, lengths.rows),
+        training_rows=lengths.rows,
+        rows=rows,
         made_rows=lengths.read_rows,
         heldout_rows=config.data.heldout_rows,
         samples=config.rollout.samples,
         evaluated_samples=1 + config.evaluate.samples,
         top_k=min(config.topk.top_k, vocab_size),
         vocab_size=vocab_size,
-        warm_sequences=_sequences(config.teacher.sft),
-        distilled_sequences=_sequences(config.student.heal) + _sequences(config.distill),
-        teacher_refine=_completions(config.teacher.refine),
-        student_refine=_completions(config.refine),
+        warm_sequences=_sequences(config.teacher.sft, lengths.rows),
+        distilled_sequences=_sequences(config.student.heal, samples) + _sequences(config.distill, samples),
+        teacher_refine=_completions(config.teacher.refine, lengths.rows),
+        student_refine=_completions(config.refine, lengths.rows),
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
         student_group=config.refine.num_generations,
         prompt_tokens=lengths.prompt_tokens,
@@ -201,9 +207,10 @@ def simrl_seconds(model: ModelSize, work: Workload, *, completions: float, per_p
     return sampled + training_seconds(model, tokens) + reference
 
 
-def _sequences(training: Training | None) -> int:
-    return training.steps * training.batch_size if training else 0
+def _sequences(training: Training | None, available: int) -> int:
+    """Sequences that a training reads, of a set with so many."""
+    return training.count_steps(available) * training.batch_size if training else 0
 
 
-def _completions(training: SimRL | None) -> int:
-    return training.steps * training.prompts_per_step * training.num_generations if training else 0
+def _completions(training: SimRL | None, prompts: int) -> int:
+    return training.count_steps(prompts) * training.prompts_per_step * training.num_generations if training else 0

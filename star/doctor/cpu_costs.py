@@ -72,7 +72,7 @@ def stage_seconds(config: Config, work: Workload, cpu: Cpu) -> dict[str, float]:
     sampling, answers = config.rollout, work.rows * work.samples
     read = work.rows * work.prompt_tokens + answers * work.completion_tokens
     seconds = {
-        "refine-teacher": _supervised(teacher, work, config.teacher.sft, cpu)
+        "refine-teacher": _supervised(teacher, work, config.teacher.sft, cpu, available=work.training_rows)
         + _simrl(teacher, work, config.teacher.refine, cpu),
         "rollout": _reading(teacher, work.rows * work.prompt_tokens, cpu)
         + _writing(
@@ -83,8 +83,8 @@ def stage_seconds(config: Config, work: Workload, cpu: Cpu) -> dict[str, float]:
             longest=_longest(work, sampling.max_new_tokens),
         ),
         "extract-topk": _reading(teacher, read, cpu),
-        "distill": _supervised(student, work, config.student.heal, cpu)
-        + _supervised(student, work, config.distill, cpu),
+        "distill": _supervised(student, work, config.student.heal, cpu, available=answers)
+        + _supervised(student, work, config.distill, cpu, available=answers),
         "refine": _simrl(student, work, config.refine, cpu),
         "evaluate": _evaluation(config, work, cpu),
     }
@@ -114,32 +114,31 @@ def _updates(model: ModelSize, tokens: float, *, steps: int, cpu: Cpu) -> float:
     return passes + steps * BYTES_PER_UPDATE * model.parameters / cpu.bytes_per_second
 
 
-def _supervised(model: ModelSize, work: Workload, training: Training | None, cpu: Cpu) -> float:
+def _supervised(model: ModelSize, work: Workload, training: Training | None, cpu: Cpu, *, available: int) -> float:
+    """A training on a set of so many sequences."""
     if training is None:
         return 0
-    tokens = training.steps * training.batch_size * (work.prompt_tokens + work.completion_tokens)
-    return _updates(model, tokens, steps=training.steps, cpu=cpu)
+    steps = training.count_steps(available)
+    tokens = steps * training.batch_size * (work.prompt_tokens + work.completion_tokens)
+    return _updates(model, tokens, steps=steps, cpu=cpu)
 
 
 def _simrl(model: ModelSize, work: Workload, training: SimRL | None, cpu: Cpu) -> float:
     """Samples a step's groups, reads them with the old weights and the starting ones, and trains on them."""
     if training is None:
         return 0
-    groups, group = training.steps * training.prompts_per_step, training.num_generations
+    steps, group = training.count_steps(work.training_rows), training.num_generations
+    groups = steps * training.prompts_per_step
     sampled = _reading(model, groups * work.prompt_tokens, cpu) + _writing(
         model,
         cpu,
         answers=groups * group,
-        batch=training.prompts_per_step * group,
+        batch=training.prompts_per_rollout * group,
         longest=_longest(work, training.max_new_tokens),
     )
     tokens = groups * (work.prompt_tokens + group * work.completion_tokens)
     read = _reading(model, tokens, cpu) * (2 if training.beta else 1)
-    return (
-        sampled * (REFILLED if training.max_refills else 1)
-        + read
-        + _updates(model, tokens, steps=training.steps, cpu=cpu)
-    )
+    return sampled * (REFILLED if training.max_refills else 1) + read + _updates(model, tokens, steps=steps, cpu=cpu)
 
 
 def _evaluation(config: Config, work: Workload, cpu: Cpu) -> float:

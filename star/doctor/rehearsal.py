@@ -269,7 +269,7 @@ class _Rehearsal:
         from star.ckd.trainer import CKDTrainer
 
         count = len(self.answers)
-        one_step = {"steps": 1, "batch_size": count, "micro_batch_size": count, "lora": None}
+        one_step = {"steps": 1, "epochs": None, "batch_size": count, "micro_batch_size": count, "lora": None}
         trainer = CKDTrainer(
             self.student.model,
             folder,

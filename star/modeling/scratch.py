@@ -59,9 +59,10 @@ def build_base(
         return load_model(finished, precision=precision, training=True)
     model = scratch_model(architecture, tokenizer, seed=seed)
     bf16 = computes_in_bf16(precision, model.config)
-    arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed, bf16=bf16)
+    assert scratch.warmup.steps is not None  # noqa: S101 - the configuration requires it
     # As many rows as the steps read, so that no row repeats.
     count = scratch.warmup.steps * scratch.warmup.batch_size
+    arguments = supervised_arguments(scratch.warmup, folder=state / "warmup", seed=seed, bf16=bf16, sequences=count)
     rows = CopyRows(count, span=scratch.warmup_span, vocab_size=len(tokenizer), seed=seed)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     train(trainer, phase="warmup", label=label, state=state, log_metrics=log_metrics)

@@ -17,6 +17,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from star import distributed
-from star.config.training import HALF_MICRO_BATCH, SimRL, Training
+from star.config.training import HALF_MICRO_BATCH, Schedule, SimRL, Training
 from star.errors import GpuMemoryError, InputError
 from star.folders import checkpoints_s3
 from star.progress import Bar, print_line
@@ -66,7 +67,9 @@ def common_arguments(
     seed: int,
     bf16: bool,
     batch_size: int,
+    steps: int,
     logging_steps: int | None = None,
+    logged_with: int = 1,
 ) -> dict[str, Any]:
     """TrainingArguments that every trainer has.
 
@@ -76,7 +79,9 @@ def common_arguments(
         folder: where checkpoints go.
         bf16: whether forward and backward passes compute in bf16 (`precision.computes_in_bf16`).
         batch_size: sequences per optimiser step over all ranks.
+        steps: number of optimiser steps.
         logging_steps: steps between logged metrics; by default such that about 50 steps are logged.
+        logged_with: the default is a multiple of this number, of which `settings.save_steps` is a multiple, too.
 
     Raises:
         InputError: the ranks cannot share the batch evenly, or micro batches do not fill a rank's share.
@@ -94,14 +99,18 @@ def common_arguments(
         micro_batch_size = _halved(micro_batch_size, share=share)
     return {
         "output_dir": str(folder),
-        "max_steps": settings.steps,
+        "max_steps": steps,
         "per_device_train_batch_size": micro_batch_size,
         "gradient_accumulation_steps": share // micro_batch_size,
         "learning_rate": settings.learning_rate,
+        **_schedule_arguments(settings.schedule, steps=steps),
+        "adam_beta2": settings.beta2,
+        "max_grad_norm": 1.0,  # OpenRLHF's default
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": 2,  # one more than needed: a kill may cut the newest one short
-        "logging_steps": logging_steps or _default_logging_steps(settings),
+        "logging_steps": logging_steps
+        or _default_logging_steps(steps, save_steps=settings.save_steps, multiple_of=logged_with),
         "seed": seed,
         "data_seed": seed,
         "disable_tqdm": True,
@@ -121,30 +130,50 @@ def _halved(micro_batch_size: int, *, share: int) -> int:
     return next(size for size in range(half, 0, -1) if share % size == 0)
 
 
-def _default_logging_steps(settings: Training | SimRL) -> int:
-    """The largest divisor of save_steps that logs at least 50 steps."""
+def _default_logging_steps(steps: int, *, save_steps: int, multiple_of: int) -> int:
+    """The largest divisor of save_steps that logs at least 50 steps, or the smallest, where all log fewer."""
     # A divisor, so that metrics are logged at every checkpoint and no half-made sum is lost with a kill: a resumed
     # training then logs the same values as an uninterrupted one.
-    most = max(1, settings.steps // 50)
-    return next(steps for steps in range(min(most, settings.save_steps), 0, -1) if settings.save_steps % steps == 0)
+    divisors = [size for size in range(multiple_of, save_steps + 1, multiple_of) if save_steps % size == 0]
+    return max((size for size in divisors if size <= steps // 50), default=divisors[0])
+
+
+def _schedule_arguments(schedule: Schedule, *, steps: int) -> dict[str, Any]:
+    """A schedule in transformers' terms."""
+    if schedule.kind == "cosine":
+        kind, values = "cosine_with_min_lr", {"min_lr_rate": schedule.final}
+    else:
+        kind = "warmup_stable_decay"
+        values = {"num_decay_steps": steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": schedule.final}
+    return {
+        "lr_scheduler_type": kind,
+        "lr_scheduler_kwargs": values,
+        # Of the decimal number that is written, which in binary may be a little less.
+        "warmup_steps": int(Fraction(str(schedule.warmup)) * steps),
+    }
 
 
 def supervised_arguments(
-    settings: Training, *, folder: Path, seed: int, bf16: bool, logging_steps: int | None = None
+    settings: Training, *, folder: Path, seed: int, bf16: bool, sequences: int, logging_steps: int | None = None
 ) -> TrainingArguments:
-    """Arguments of supervised training and distillation: warm-up for 5% of the steps, decay in the last 30%."""
+    """Arguments of supervised training and distillation.
+
+    Args:
+        sequences: those of the training set, of which epochs are counted.
+    """
     common = common_arguments(
-        settings, folder=folder, seed=seed, bf16=bf16, batch_size=settings.batch_size, logging_steps=logging_steps
+        settings,
+        folder=folder,
+        seed=seed,
+        bf16=bf16,
+        batch_size=settings.batch_size,
+        steps=settings.count_steps(sequences),
+        logging_steps=logging_steps,
     )
     arguments = TrainingArguments(
         **common,
         weight_decay=settings.weight_decay,
         optim="adafactor" if settings.optimizer == "adafactor" else "adamw_torch_fused",
-        adam_beta2=0.98,  # the default 0.999 averages over more steps than a short training has
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": settings.steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": 0.05},
-        warmup_steps=max(1, settings.steps // 20),
-        max_grad_norm=1.0,
     )
     return use_one_gpu(arguments)
 

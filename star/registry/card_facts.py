@@ -2,7 +2,7 @@
 
     synthesize       {"data": {"sources": {"xlam": 452}, "licences": {"CC-BY-4.0": 452}}}
     refine-teacher   {"base": {"kind": "hub", "name": "Qwen/Qwen3-8B", ...}, "trained": [{"phase": "sft", "steps": 300}, ...]}
-    distill          {"base": {...}, "trained": [{"phase": "ckd", "steps": 1000}]}
+    distill          {"base": {...}, "trained": [{"phase": "ckd", "epochs": 1}]}
     refine           {"trained": [{"phase": "simrl", "steps": 500, "reward": "similarity"}]}
 
 The manifest of the refined model holds the origins of all stages before it, so whoever publishes it needs no other folder.
@@ -66,9 +66,8 @@ def _warmup(config: Config, model: Teacher | Student) -> Iterator[dict[str, Any]
 
 
 def _training(phase: str, settings: Training | SimRL) -> dict[str, Any]:
-    return {"phase": phase, "steps": settings.steps} | (
-        {"reward": settings.reward} if isinstance(settings, SimRL) else {}
-    )
+    length = {"epochs": settings.epochs} if settings.steps is None else {"steps": settings.steps}
+    return {"phase": phase, **length} | ({"reward": settings.reward} if isinstance(settings, SimRL) else {})
 
 
 def _facts_of_data(statistics: Path) -> dict[str, dict[str, int]]:

@@ -144,12 +144,14 @@ def _base_in_words(base: dict[str, Any]) -> str:
 
 
 def _trainings_in_words(trainings: Any) -> str:
-    """` It was trained by 80 steps of CKD, then 10 steps of Sim-RL.`, or nothing for a model that was not trained."""
-    said = [
-        f"{training['steps']:,} step{'s' * (training['steps'] != 1)} of {_training_in_words(training)}"
-        for training in trainings
-    ]
+    """` It was trained by 1 epoch of CKD, then 10 steps of Sim-RL.`, or nothing for a model that was not trained."""
+    said = [f"{_length_in_words(training)} of {_training_in_words(training)}" for training in trainings]
     return f" It was trained by {', then '.join(said)}." if said else ""
+
+
+def _length_in_words(training: dict[str, Any]) -> str:
+    count, unit = (training["steps"], "step") if "steps" in training else (training["epochs"], "epoch")
+    return f"{count:,g} {unit}{'s' * (count != 1)}"
 
 
 def _training_in_words(training: dict[str, Any]) -> str:

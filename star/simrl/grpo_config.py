@@ -11,11 +11,19 @@ from star.config.training import SimRL
 from star.errors import InputError
 from star.modeling.training import common_arguments
 
+# TRL's names. `dapo` divides by the number of tokens in the whole batch, so that all tokens weigh alike. The official
+# training divides by those of a micro batch of two completions, in which a short one's tokens weigh more.
+LOSSES = {"token": "dapo", "sequence": "grpo"}
+CLIPPING = 0.2  # of the ratio to the probability when it was sampled: OpenRLHF's default
 
-def grpo_config(settings: SimRL, *, folder: Path, seed: int, bf16: bool, longest_prompt: int) -> GRPOConfig:
+
+def grpo_config(
+    settings: SimRL, *, folder: Path, seed: int, bf16: bool, prompts: int, longest_prompt: int
+) -> GRPOConfig:
     """TRL's arguments for this process, one of `WORLD_SIZE` ranks. A group is never split between processes.
 
     Args:
+        prompts: those of the training set, of which epochs are counted.
         bf16: whether forward and backward passes compute in bf16.
         longest_prompt: its tokens; vLLM reserves memory for one sequence of this length with a completion.
 
@@ -27,9 +35,17 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int, bf16: bool, longest
         raise InputError(
             f"prompts_per_step = {settings.prompts_per_step} cannot be shared by {processes} processes: take a multiple"
         )
-    batch_size = settings.prompts_per_step * settings.num_generations
+    common = common_arguments(
+        settings,
+        folder=folder,
+        seed=seed,
+        bf16=bf16,
+        batch_size=settings.prompts_per_step * settings.num_generations,
+        steps=settings.count_steps(prompts),
+        logged_with=settings.updates_per_rollout,
+    )
     return GRPOConfig(
-        **common_arguments(settings, folder=folder, seed=seed, bf16=bf16, batch_size=batch_size),
+        **common,
         **_vllm_arguments(settings, longest_prompt=longest_prompt),
         num_generations=settings.num_generations,
         beta=settings.beta,
@@ -37,15 +53,13 @@ def grpo_config(settings: SimRL, *, folder: Path, seed: int, bf16: bool, longest
         max_completion_length=settings.max_new_tokens,
         # Only the first reward trains; TRL logs the others.
         reward_weights=[1.0] + [0.0] * (len(reward_names(settings)) - 1),
-        loss_type="grpo",
+        loss_type=LOSSES[settings.loss],
         scale_rewards="group",
-        # As in the official training: OpenRLHF's defaults.
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        warmup_steps=settings.steps * 3 // 100,
-        adam_beta2=0.95,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
+        # TRL's "steps" are forward passes. With more than those of one optimiser step it computes the probabilities of the
+        # sampled tokens once, before the first step.
+        steps_per_generation=common["gradient_accumulation_steps"] * settings.updates_per_rollout,
+        epsilon=CLIPPING,
+        weight_decay=0.0,  # OpenRLHF's default
     )
 
 

@@ -37,9 +37,9 @@ def hold_out_prompts(prompts: list[Prompt], *, settings: SimRL, seed: int) -> tu
         (training prompts, check prompts), both in the given order.
     """
     count = settings.check_prompts
-    if settings.check_steps is None or settings.check_steps > settings.steps:
+    if settings.check_steps is None or settings.check_steps > settings.count_steps(len(prompts)):
         return prompts, []
-    if len(prompts) - count < settings.prompts_per_step:
+    if len(prompts) - count < settings.prompts_per_rollout:
         logger.warning("%d prompts are too few to hold %d out: exact match is not checked", len(prompts), count)
         return prompts, []
     # By a hash of the row id, so that the order of the rows does not matter.
@@ -80,7 +80,7 @@ class HeldoutCheck(TrainerCallback):
     def _exact_matches(self) -> list[int]:
         """1 per check prompt whose greedy answer is exact, else 0."""
         model, settings = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.settings
-        batch_size = settings.prompts_per_step * settings.num_generations  # as many sequences as a step samples at once
+        batch_size = settings.prompts_per_rollout * settings.num_generations  # as many sequences as are sampled at once
         exact = []
         for start in range(0, len(self.prompts), batch_size):
             batch = self.prompts[start : start + batch_size]

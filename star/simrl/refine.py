@@ -5,6 +5,7 @@ modules of this room:
 
     trainer.py             the training itself: GRPO on TRL's trainer, with dynamic filtering
     grpo_config.py         TRL's arguments of the settings
+    prompt_order.py        the order of the prompts in each epoch
     filter_and_refill.py   which groups of rollouts are kept, and which prompts replace the dropped ones
     sampling.py            sampling that a resumed run repeats exactly
     shared_prompts.py      log-probs of rollouts with their prompt computed once

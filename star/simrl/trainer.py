@@ -70,6 +70,7 @@ from star.simrl.filter_and_refill import (
     refill_size,
 )
 from star.simrl.grpo_config import grpo_config, reward_names
+from star.simrl.prompt_order import SeedOfEpoch
 from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
 from star.simrl.sampling_metrics import describe_broken_formats, sampling_metrics
 from star.simrl.shared_prompts import shared_log_probs
@@ -98,9 +99,10 @@ def build_trainer(
         InputError: fewer prompts than a step takes, prompts_per_step that the processes cannot share, or vLLM is set
             but not installed.
     """
-    if len(prompts) < settings.prompts_per_step:
+    if len(prompts) < settings.prompts_per_rollout:
+        updates = f" for {settings.updates_per_rollout} updates" if settings.updates_per_rollout > 1 else ""
         raise InputError(
-            f"{len(prompts)} prompts cannot fill a step of prompts_per_step = {settings.prompts_per_step}: lower it"
+            f"{len(prompts)} prompts cannot fill a step of prompts_per_step = {settings.prompts_per_step}{updates}: lower it"
         )
     rows = Dataset.from_dict(
         {
@@ -115,7 +117,9 @@ def build_trainer(
         prompts,
         settings,
         model=model,
-        args=grpo_config(settings, folder=folder, seed=seed, bf16=bf16, longest_prompt=longest_prompt),
+        args=grpo_config(
+            settings, folder=folder, seed=seed, bf16=bf16, prompts=len(prompts), longest_prompt=longest_prompt
+        ),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -231,14 +235,20 @@ class SimRLTrainer(GRPOTrainer):
         with use_sampling(self.accelerator.unwrap_model(self.model), sampling), self.accelerator.autocast():
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
 
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
+        """Overrides TRL's method: a resumed training finds the order of its epoch again."""
+        sampler: Any = super()._get_train_sampler(dataset)
+        self.add_callback(SeedOfEpoch(sampler, seed=self.args.seed))
+        return sampler
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Overrides TRL's method: the rollouts of a group stay together in the micro batches."""
         if not self.shares_prompts:
             return super()._prepare_inputs(generation_batch)
-        micro_batch = self._step % self.args.gradient_accumulation_steps
+        micro_batch = self._step % self.args.steps_per_generation
         if micro_batch == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs = split_tensor_dict(batch, self.args.gradient_accumulation_steps)
+            self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
         return self._buffered_inputs[micro_batch]
 
     def _get_per_token_logps_and_entropies(
@@ -289,7 +299,7 @@ class SimRLTrainer(GRPOTrainer):
         Args:
             inputs: this process's rows of the step, each `num_generations` times in a row.
         """
-        count = self.settings.prompts_per_step
+        count = self.settings.prompts_per_rollout
         self.sampled_groups, kept, refills = [], [], 0
         while True:
             self.sampled_groups += self._sample_groups(inputs)
@@ -307,12 +317,20 @@ class SimRLTrainer(GRPOTrainer):
         return self._share_of_rank(choose_batch(kept, dropped, count=count))
 
     def _share_of_rank(self, groups: list[Group]) -> list[Group]:
-        """This process's groups of a batch."""
+        """This process's groups of a batch, those of its first update first."""
         if not self.shares_prompts:
             return self._slice_of_rank(groups)
-        # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
-        ordered = sorted(groups, key=lambda group: group.packed_tokens, reverse=True)
-        return ordered[self.accelerator.process_index :: self.accelerator.num_processes]
+        rank, processes, size = (
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self.settings.prompts_per_step,
+        )
+        share: list[Group] = []
+        for update in range(0, len(groups), size):
+            # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
+            ordered = sorted(groups[update : update + size], key=lambda group: group.packed_tokens, reverse=True)
+            share += ordered[rank::processes]
+        return share
 
     def is_kept(self, group: Group) -> bool:
         """Whether dynamic filtering keeps a group."""
@@ -326,7 +344,7 @@ class SimRLTrainer(GRPOTrainer):
             missing=missing,
             kept=kept,
             tried=len(self.sampled_groups),
-            limit=self.settings.prompts_per_step,
+            limit=self.settings.prompts_per_rollout,
             multiple=processes,
         )
         rows = draw_refill_rows(
@@ -375,6 +393,6 @@ class SimRLTrainer(GRPOTrainer):
                 "step %d: %d of %d groups in the batch have no learning signal, after %d refills",
                 self.state.global_step + 1,
                 missing,
-                self.settings.prompts_per_step,
+                self.settings.prompts_per_rollout,
                 refills,
             )

@@ -51,7 +51,9 @@ def fine_tune(
     bf16 = computes_in_bf16(precision, model.config)
     trainer = SupervisedTrainer(
         model=model,
-        args=supervised_arguments(settings, folder=workspace.state / "sft", seed=seed, bf16=bf16),
+        args=supervised_arguments(
+            settings, folder=workspace.state / "sft", seed=seed, bf16=bf16, sequences=len(prompts)
+        ),
         train_dataset=SupervisedRows(prompts, tokenizer),
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )

@@ -194,7 +194,7 @@ def test_one_process_trains_on_one_gpu(
 ) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda arguments: getattr(arguments, "_n_gpu", 4)))
     monkeypatch.setattr(TrainingArguments, "_setup_devices", torch.device("cpu"))
-    arguments = supervised_arguments(micro.distill, folder=tmp_path, seed=1, bf16=False)
+    arguments = supervised_arguments(micro.distill, folder=tmp_path, seed=1, bf16=False, sequences=32)
     assert (arguments.n_gpu, arguments.train_batch_size) == (1, micro.distill.batch_size)
     assert "4 GPUs are visible and this process trains on one" in caplog.text
 

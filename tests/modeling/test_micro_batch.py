@@ -24,7 +24,7 @@ def test_a_halved_micro_batch_fills_the_same_batch(
     settings = Training(steps=1, batch_size=24, micro_batch_size=micro_batch_size, learning_rate=1e-3)
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
     monkeypatch.setenv(HALF_MICRO_BATCH, "1")
-    arguments = common_arguments(settings, folder=tmp_path, seed=7, bf16=False, batch_size=24)
+    arguments = common_arguments(settings, folder=tmp_path, seed=7, bf16=False, batch_size=24, steps=1)
     assert arguments["per_device_train_batch_size"] == halved
     assert halved * arguments["gradient_accumulation_steps"] * ranks == 24
 

@@ -268,9 +268,9 @@ def test_vllm_settings_reach_trl_and_a_missing_vllm_is_an_input_error(
         SimRL(steps=1, vllm={"mode": "server"})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="not installed"):
-        grpo_config(server, folder=tmp_path, seed=1, bf16=False, longest_prompt=900)
+        grpo_config(server, folder=tmp_path, seed=1, bf16=False, prompts=100, longest_prompt=900)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    arguments = grpo_config(server, folder=tmp_path, seed=1, bf16=False, longest_prompt=900)
+    arguments = grpo_config(server, folder=tmp_path, seed=1, bf16=False, prompts=100, longest_prompt=900)
     assert (arguments.use_vllm, arguments.vllm_mode, arguments.vllm_server_base_url) == (
         True,
         "server",
@@ -278,7 +278,7 @@ def test_vllm_settings_reach_trl_and_a_missing_vllm_is_an_input_error(
     )
     assert arguments.vllm_max_model_length == 900 + server.max_new_tokens
     colocated = SimRL(steps=1, vllm={"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2})
-    arguments = grpo_config(colocated, folder=tmp_path, seed=1, bf16=False, longest_prompt=900)
+    arguments = grpo_config(colocated, folder=tmp_path, seed=1, bf16=False, prompts=100, longest_prompt=900)
     assert (arguments.vllm_mode, arguments.vllm_gpu_memory_utilization, arguments.vllm_tensor_parallel_size) == (
         "colocate",
         0.5,
@@ -289,7 +289,7 @@ def test_vllm_settings_reach_trl_and_a_missing_vllm_is_an_input_error(
 def test_groups_are_not_split_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="prompts_per_step = 4 cannot be shared by 3 processes"):
-        grpo_config(SETTINGS, folder=tmp_path, seed=1, bf16=False, longest_prompt=900)
+        grpo_config(SETTINGS, folder=tmp_path, seed=1, bf16=False, prompts=100, longest_prompt=900)
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def trainer_of(kind: type[Trainer], folder: Path, **settings: Any) -> Trainer:
     sizes = Training(**{"batch_size": 8, "micro_batch_size": 2, "steps": 4, "learning_rate": 1e-2, **settings})
     return kind(
         model=LlamaForCausalLM(LlamaConfig(**SIZES)),
-        args=supervised_arguments(sizes, folder=folder / "sft", seed=7, bf16=False, logging_steps=1),
+        args=supervised_arguments(sizes, folder=folder / "sft", seed=7, bf16=False, sequences=20, logging_steps=1),
         train_dataset=DrawnRows(20),
         data_collator=partial(collate_completions, pad_id=0),
     )

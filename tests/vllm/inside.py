@@ -36,7 +36,7 @@ def check_trl() -> dict:
     from star.simrl.grpo_config import grpo_config
 
     profile = load_config("qwen3-0.6b")
-    arguments = grpo_config(profile.refine, folder=Path("none"), seed=7, bf16=False, longest_prompt=5000)
+    arguments = grpo_config(profile.refine, folder=Path("none"), seed=7, bf16=False, prompts=100, longest_prompt=5000)
     tree = ast.parse(inspect.getsource(generation))
     passed = {
         name: {keyword.arg for call in calls(tree, name) for keyword in call.keywords if keyword.arg}
