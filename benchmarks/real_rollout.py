@@ -104,7 +104,7 @@ def draw_for_simrl(model: Any, tokenizer: Any, prompts: list[str], options: argp
     import torch
 
     from star.modeling.generation import end_tokens
-    from star.simrl.sampling import SeededSampling, use_sampling
+    from star.modeling.sampling import SeededSampling, use_sampling
 
     drawn: list[list[int]] = []
     ends = end_tokens(model, tokenizer)

@@ -161,6 +161,16 @@ def supervised_arguments(
     Args:
         sequences: those of the training set, of which epochs are counted.
     """
+    values = supervised_values(
+        settings, folder=folder, seed=seed, bf16=bf16, sequences=sequences, logging_steps=logging_steps
+    )
+    return use_one_gpu(TrainingArguments(**values))
+
+
+def supervised_values(
+    settings: Training, *, folder: Path, seed: int, bf16: bool, sequences: int, logging_steps: int | None = None
+) -> dict[str, Any]:
+    """`supervised_arguments` by name, for trainers that have a class of arguments of their own."""
     common = common_arguments(
         settings,
         folder=folder,
@@ -170,12 +180,11 @@ def supervised_arguments(
         steps=settings.count_steps(sequences),
         logging_steps=logging_steps,
     )
-    arguments = TrainingArguments(
+    return {
         **common,
-        weight_decay=settings.weight_decay,
-        optim="adafactor" if settings.optimizer == "adafactor" else "adamw_torch_fused",
-    )
-    return use_one_gpu(arguments)
+        "weight_decay": settings.weight_decay,
+        "optim": "adafactor" if settings.optimizer == "adafactor" else "adamw_torch_fused",
+    }
 
 
 def use_one_gpu(arguments: TrainingArguments) -> TrainingArguments:

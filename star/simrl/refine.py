@@ -7,7 +7,6 @@ modules of this room:
     grpo_config.py         TRL's arguments of the settings
     prompt_order.py        the order of the prompts in each epoch
     filter_and_refill.py   which groups of rollouts are kept, and which prompts replace the dropped ones
-    sampling.py            sampling that a resumed run repeats exactly
     shared_prompts.py      log-probs of rollouts with their prompt computed once
     sampling_metrics.py    what is logged of a step's sampling
     completion_tables.py   tables of sampled completions, shown as one page (completions_page.py)

@@ -25,7 +25,7 @@ What is overridden of TRL, in the order in which a step calls it:
                                              Ours: replays the chosen rollouts, which are sampled already.
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
-                                             (star/simrl/sampling.py); vLLM is left as it is.
+                                             (star/modeling/sampling.py); vLLM is left as it is.
     _prepare_inputs(batch)                   TRL: shuffles the chosen rollouts and cuts them into micro batches.
                                              Ours: leaves groups together, groups of similar length beside each other.
     _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
@@ -58,6 +58,7 @@ from star.errors import InputError
 from star.modeling.precision import computes_in_bf16
 from star.modeling.prompt_groups import shares_prompts
 from star.modeling.prompts import Prompt
+from star.modeling.sampling import RolloutKey, SeededSampling, use_sampling
 from star.modeling.tokenizer import ids_without_token, tokenize
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
@@ -71,7 +72,6 @@ from star.simrl.filter_and_refill import (
 )
 from star.simrl.grpo_config import grpo_config, reward_names
 from star.simrl.prompt_order import SeedOfEpoch
-from star.simrl.sampling import RolloutKey, SeededSampling, use_sampling
 from star.simrl.sampling_metrics import describe_broken_formats, sampling_metrics
 from star.simrl.shared_prompts import shared_log_probs
 

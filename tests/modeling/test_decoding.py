@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from star.modeling.decoding import decode
-from star.simrl.sampling import SeededSampling
+from star.modeling.sampling import SeededSampling
 
 VOCABULARY = 300
 ENDS = [7, 8, 9, 11]

@@ -14,8 +14,8 @@ from star.folders.shard import Shard
 from star.modeling.generation import Sample, Sequence, generate
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt
+from star.modeling.sampling import SeededSampling, use_sampling
 from star.modeling.tokenizer import ids_without_token, vocabulary_size
-from star.simrl.sampling import SeededSampling, use_sampling
 from star.teacher.extract import extract_top_k
 from star.teacher.openai_server import completion_top_k
 from star.teacher.rollout import assign_verdicts

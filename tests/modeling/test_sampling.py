@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from star.modeling.models import load_model, load_tokenizer
-from star.simrl.sampling import SeededSampling, use_sampling
+from star.modeling.sampling import SeededSampling, use_sampling
 
 
 def test_tokens_are_drawn_by_their_probability() -> None:
