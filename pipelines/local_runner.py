@@ -92,7 +92,7 @@ def run_local(config: Config) -> PipelineResult:
         create_in_home(name)
     # The display opens the file before the first stage has written to it.
     events.touch()
-    _require_rehearsal(config, root)
+    require_rehearsal(config, root)
     work_before = os.environ.get("STAR_WORK")
     # kfp starts the tasks as processes that inherit this environment, which is how they find home and work folder.
     os.environ["STAR_HOME"] = str(root)
@@ -103,7 +103,7 @@ def run_local(config: Config) -> PipelineResult:
         with (
             # kfp answers for a cached stage by the folder of an older run, which only the next stage reads.
             using([root / "pipeline"], by="star run"),
-            sigterm_raises_system_exit(before_exit=_terminate_stages),
+            sigterm_raises_system_exit(before_exit=terminate_stages),
             parent as run,
             send_events_to(str(events)),
             ProgressDisplay(events) as display,
@@ -117,7 +117,7 @@ def run_local(config: Config) -> PipelineResult:
     return PipelineResult(folders, display.ran, time.monotonic() - start, log, run.run_id)
 
 
-def _require_rehearsal(config: Config, root: Path) -> None:
+def require_rehearsal(config: Config, root: Path) -> None:
     """Rehearses a run that has a pretrained model, unless the same rehearsal passed before.
 
     Models from scratch are made to fit each other by the stages, so there is nothing to find.
@@ -139,7 +139,7 @@ def _require_rehearsal(config: Config, root: Path) -> None:
         raise PipelineError(f"the rehearsal failed, no stage was started: {'; '.join(failed)}", input_fault=True)
 
 
-def _terminate_stages() -> None:
+def terminate_stages() -> None:
     """Sends SIGTERM to the running stage. kfp alone would wait until the stage has finished."""
     import psutil
 

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from star.tracking.runs import Run
 
 
+def _holds(folder: Path) -> bool:
+    # A named function, because a stage is sent to other processes.
+    return True
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage of the graph.
@@ -50,7 +55,7 @@ class Stage:
     sections: tuple[str, ...]
     cached: bool = True
     trains: bool = False
-    is_valid: Callable[[Path], bool] = lambda folder: True
+    is_valid: Callable[[Path], bool] = _holds
 
 
 def draft_of(stage: Stage, config: Config, *, inputs: Mapping[str, Manifest], part: str | None = None) -> Manifest:

@@ -14,6 +14,7 @@ A stage function imports what it needs inside `work`. This keeps `star --help` f
 part of the cache key, follows exactly these imports (star/folders/code_digest.py).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,8 +142,16 @@ def distill(
     return run_stage(stage_named("distill"), work, config, inputs={"topk": topk}, out=out, resume=resume)
 
 
-def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool = True) -> Metrics:
-    """Refines the distilled student with Sim-RL on the training prompts. Writes a model folder."""
+def refine(
+    config: Config, *, student: Path, data: Path, out: Path, made_by: str = "distill", resume: bool = True
+) -> Metrics:
+    """Refines the distilled student with Sim-RL on the training prompts. Writes a model folder.
+
+    Args:
+        made_by: the stage that wrote the student; `star study` also refines students that were not distilled.
+    """
+    stage = stage_named("refine")
+    stage = replace(stage, inputs={**stage.inputs, "student": made_by})
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.data.rows import read_rows
@@ -158,9 +167,7 @@ def refine(config: Config, *, student: Path, data: Path, out: Path, resume: bool
             log_artifact=run.log_artifact,
         )
 
-    return run_stage(
-        stage_named("refine"), work, config, inputs={"student": student, "data": data}, out=out, resume=resume
-    )
+    return run_stage(stage, work, config, inputs={"student": student, "data": data}, out=out, resume=resume)
 
 
 def evaluate(

@@ -52,6 +52,7 @@ OTHER_READERS = {
     "cluster": "the compiler of the pipeline and the pre-flight",
     "safety": "everything that loads a model",
     "keep": "`star clean`",
+    "study": "[`star study`](study.md)",
 }
 # Variables that people set -> their meaning. Those that STAR sets for its own processes are not among them.
 VARIABLES = {

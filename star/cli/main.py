@@ -33,6 +33,7 @@ from star.cli.options import (
 from star.cli.registry import lineage, models_app, promote, registry_app, rollback, tracking_app
 from star.cli.schedule import pipeline_app
 from star.cli.stage import run_and_print, run_stage
+from star.cli.study import study_app
 from star.cli.topk import topk_app
 from star.cluster.failure import report_error
 from star.errors import PipelineError, cure_of
@@ -194,6 +195,7 @@ for command in (compare, call, promote, rollback, lineage):
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
 app.add_typer(registry_app, name="registry", rich_help_panel=MODELS)
 app.add_typer(tracking_app, name="tracking", rich_help_panel=MODELS)
+app.add_typer(study_app, name="study", rich_help_panel=MODELS)
 app.add_typer(data_app, name="data", rich_help_panel=TOOLS)
 app.add_typer(topk_app, name="topk", rich_help_panel=TOOLS)
 app.add_typer(pipeline_app, name="pipeline", rich_help_panel=TOOLS)

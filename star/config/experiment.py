@@ -18,6 +18,7 @@ from star.config.keep import Keep
 from star.config.models import Architecture, Scratch, Student, Teacher
 from star.config.plain_text import refusal
 from star.config.safety import Safety
+from star.config.study import Study
 from star.config.task_secrets import HUB_TOKENS, S3_KEYS, TaskName
 from star.config.teacher_signal import Rollout, TopK
 from star.config.training import Distill, Precision, SimRL
@@ -57,6 +58,7 @@ class Config(Section):
     cluster: Cluster = Cluster()
     safety: Safety = Safety()
     keep: Keep = Keep()
+    study: Study | None = None
 
     @model_validator(mode="before")
     @classmethod

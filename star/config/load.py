@@ -99,7 +99,7 @@ def _read_yaml(path: Path, *, depth: int = 0) -> dict[str, Any]:
         return content
     if depth == MAX_EXTENDS:
         raise InputError(f"{path}: more than {MAX_EXTENDS} files extend each other: does one extend itself?")
-    return _extend(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
+    return extend(_read_yaml(_find(base, folder=path.parent), depth=depth + 1), content)
 
 
 def _make_absolute(content: dict[str, Any], *, folder: Path) -> None:
@@ -133,8 +133,8 @@ def _has_no_folder(path: str) -> bool:
     return path.startswith(PACKAGED) or is_s3_url(path) or is_on_hub(path)
 
 
-def _extend(profile: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """A profile with the settings of one that extends it."""
+def extend(profile: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A profile with the settings of one that extends it, section by section."""
     merged = _merge(profile, over)
     registry = merged.get("registry")
     # The name of the older base on the hub is not that of another one.

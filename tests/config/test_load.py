@@ -192,9 +192,8 @@ def test_a_changed_setting_touches_only_the_stages_that_read_it() -> None:
 
 
 def test_every_section_is_read_by_a_stage() -> None:
-    assert {section for stage in STAGES for section in stage.sections} | {"name", "cluster", "keep", "safety"} == set(
-        Config.model_fields
-    )
+    others = {"name", "cluster", "keep", "safety", "study"}
+    assert {section for stage in STAGES for section in stage.sections} | others == set(Config.model_fields)
 
 
 def test_sha256_of_a_missing_file_names_it(tmp_path: Path) -> None:

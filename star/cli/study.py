@@ -1,0 +1,48 @@
+"""Defines `star study`: compares ways to train a student, and writes the page about it."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigArgument = Annotated[str, typer.Option("--config", "-c", help="A YAML file with a section `study`.")]
+ResultsOption = Annotated[
+    Path | None, typer.Option(help="CSV with one line per cell and seed. Default: study/NAME.csv in the home.")
+]
+
+study_app = typer.Typer(help="Compare ways to train a student on one task, with several seeds.", no_args_is_help=True)
+
+
+@study_app.command()
+def run(
+    config: ConfigArgument = "configs/study-tiny.yaml",
+    results: ResultsOption = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes at a time, of one thread each. Default: one per CPU.")
+    ] = None,
+    cell: Annotated[str | None, typer.Option(help="Only cells of this name; `*` stands for anything.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only cells with this seed.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what there is to do, and how long it takes.")] = False,
+) -> None:
+    """Train and evaluate every cell of the study that is not done yet. Says first how long that takes.
+
+    Examples:
+
+    `star study run --config configs/study-tiny.yaml --results docs/study/tiny.csv`
+
+    `star study run --cell 'ckd+*' --seed 11 --workers 1`
+    """
+    from star.config.load import load_config
+    from star.home import home
+    from star.study.run import choose_cells, print_plan, run_study
+
+    settings = load_config(config)
+    cells = choose_cells(settings, cell=cell, seed=seed)
+    workers = workers or len(os.sched_getaffinity(0))
+    print_plan(settings, cells, workers=workers)
+    if plan:
+        return
+    results = results or home() / "study" / f"{settings.name}.csv"
+    run_study(settings, cells, results=results, workers=workers)
+    typer.echo(str(results))

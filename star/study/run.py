@@ -1,0 +1,197 @@
+"""Runs a study on this machine: every piece of work once, in a process of its own, several at a time. Goes on where a killed one stopped.
+
+    star study run --config configs/study-tiny.yaml
+
+What is done is kept by the stages themselves, so nothing else needs to be remembered: started again, a study finds finished work done and a
+killed training's checkpoint. A process has one thread, whatever the number of processes, because the number of threads decides how sums are
+rounded: the results are the same with any `--workers`.
+
+In MLflow the study is a run, with a child for every stage and one for every cell, which has the cell's scores.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from fnmatch import fnmatch
+from multiprocessing import get_context
+from pathlib import Path
+
+from star.config.experiment import Config
+from star.errors import InputError, PipelineError, cure_of
+from star.folders.in_use import using
+from star.folders.owners import create_in_home
+from star.home import home
+from star.pipelines.local_runner import require_rehearsal, terminate_stages
+from star.progress import print_line
+from star.sigterm import sigterm_raises_system_exit
+from star.study.evaluate import MODEL
+from star.study.grid import Cell, cells_of
+from star.study.plan import plan_lines
+from star.study.results import SCORES, failed_row, row_of, write_result
+from star.study.work import Work, all_work
+from star.terminal import guard_terminal
+from star.tracking.runs import child_run, pipeline_run
+from star.units import format_seconds
+
+
+def choose_cells(config: Config, *, cell: str | None, seed: int | None) -> list[Cell]:
+    """The study's cells, or those whose name matches a pattern such as `ckd+*`, or that have one seed.
+
+    Raises:
+        InputError: there is no such cell.
+    """
+    cells = cells_of(config)
+    chosen = [one for one in cells if (cell is None or fnmatch(one.name, cell)) and (seed is None or one.seed == seed)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(one.name for one in cells))
+        raise InputError(f"the study has no cell {cell or ''} with seed {seed}: its cells are {names}")
+    return chosen
+
+
+def print_plan(config: Config, cells: list[Cell], *, workers: int) -> None:
+    """Prints what is to be done, and about how long it takes."""
+    assert config.study is not None  # noqa: S101 - cells_of refuses a configuration without it
+    work = all_work(one for cell in cells for one in cell.work)
+    for line in plan_lines(work, cells=len(cells), expected=config.study.seconds, workers=workers):
+        print_line(line)
+
+
+def run_study(config: Config, cells: list[Cell], *, results: Path, workers: int) -> None:
+    """Does the work of the cells and writes their lines to the file `results`.
+
+    Raises:
+        InputError: the teacher is not good enough to compare students of it.
+        PipelineError: some work failed. Everything that does not need it is done.
+    """
+    root = home()
+    for name in ("logs", "study"):
+        create_in_home(name)
+    require_rehearsal(config, root)
+    os.environ["STAR_HOME"] = str(root)  # the processes may have another working directory
+    for variable, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(variable, value)
+    run = pipeline_run(config.name, params={"config": config.name, "cells": len(cells)}, tags={"star.study": "study"})
+    with (
+        using([root / "study"], by="star study run"),
+        sigterm_raises_system_exit(before_exit=terminate_stages),
+        run,
+    ):
+        failed = do_work(all_work([cells[0].evaluation_teacher]), workers=workers)
+        _require_good_teacher(config, cells[0].evaluation_teacher, failed)
+        recorder = _Recorder(cells, results)
+        failed = do_work(all_work(one for cell in cells for one in cell.work), workers=workers, after=recorder.record)
+    if failed:
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        raise PipelineError(f"{len(failed)} pieces of work of the study have no result: {reasons}", input_fault=False)
+
+
+def _require_good_teacher(config: Config, evaluation: Work, failed: dict[str, str]) -> None:
+    assert config.study is not None  # noqa: S101 - cells_of refuses a configuration without it
+    if failed:
+        raise PipelineError(f"the teacher has no result: {next(iter(failed.values()))}", input_fault=False)
+    exact, least = evaluation.metrics()[f"{MODEL}_exact_match"], config.study.min_teacher_exact_match
+    print_line(f"the teacher answers {exact:.1%} of the held-out rows exactly")
+    if exact < least:
+        raise InputError(
+            f"that is less than `study.min_teacher_exact_match` ({least:.0%}), and students of a weak teacher say little about "
+            "the ways to distil it: train it longer, or make the task easier, before anything is compared"
+        )
+
+
+class _Recorder:
+    """Writes the line of a cell, and its run in MLflow, as soon as all of its work is done or some of it has failed."""
+
+    def __init__(self, cells: list[Cell], results: Path) -> None:
+        self.cells, self.results, self.open = cells, results, list(cells)
+
+    def record(self, done: set[str], failed: dict[str, str]) -> None:
+        for cell in list(self.open):
+            keys = [work.key for work in cell.work]
+            reasons = [failed[key] for key in keys if key in failed]
+            if not reasons and not done.issuperset(keys):
+                continue
+            self.open.remove(cell)
+            row = failed_row(cell, reasons[0]) if reasons else row_of(cell)
+            # Unchanged, it was recorded by an earlier run, which has logged it too.
+            if not write_result(self.results, row, order=self.cells) or reasons:
+                continue
+            names = ("sweep", "value", "kd", "rl", "seed")
+            with child_run(cell.name, params={name: row[name] for name in names}, tags={"star.study": "cell"}) as run:
+                run.log_metrics({name: float(row[name]) for name in SCORES})
+            print_line(f"{cell.name}, seed {cell.seed}: {float(row['exact_match']):.1%} exact")
+
+
+def do_work(
+    work: list[Work], *, workers: int, after: Callable[[set[str], dict[str, str]], None] = lambda done, failed: None
+) -> dict[str, str]:
+    """Does all work in processes of their own, at most `workers` at a time. Work whose input failed fails with the same reason.
+
+    Args:
+        work: in the order of `all_work`; the first that is ready starts first.
+        after: called after each piece with the keys of the finished work, and those of the failed work with the reasons.
+
+    Returns:
+        The keys of the failed work with the reasons.
+
+    Raises:
+        PipelineError: a process was killed.
+    """
+    waiting, done, failed = list(work), set[str](), dict[str, str]()
+    running: dict[Future[str | None], Work] = {}
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=guard_terminal
+    )
+    with pool:
+        while waiting or running:
+            for one in list(waiting):
+                if reason := next((failed[before.key] for before in one.inputs.values() if before.key in failed), None):
+                    failed[one.key] = reason
+                    waiting.remove(one)
+                elif len(running) < workers and all(before.key in done for before in one.inputs.values()):
+                    running[pool.submit(_do, one)] = one
+                    waiting.remove(one)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                one = running.pop(future)
+                if reason := _result_of(future, one):
+                    failed[one.key] = reason
+                else:
+                    done.add(one.key)
+                _print_end(one, reason, number=len(done) + len(failed), total=len(work))
+            after(done, failed)
+    return failed
+
+
+def _result_of(future: "Future[str | None]", work: Work) -> str | None:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise PipelineError(
+            f"a process of the study was killed, perhaps that of {work.label}, for its memory: run the same command again to go on, "
+            f"with fewer --workers if that is the reason; the log is {work.log}",
+            input_fault=False,
+        ) from error
+
+
+def _print_end(work: Work, reason: str | None, *, number: int, total: int) -> None:
+    said = f"failed: {reason}" if reason else format_seconds(work.metrics()["seconds"])
+    kind = {"distill": work.config.distill.kind, "refine": work.config.refine.reward}.get(work.label, "")
+    print_line(f"[{number}/{total}] {' '.join(filter(None, (work.label, kind)))}, seed {work.config.seed}: {said}")
+
+
+def _do(work: Work) -> str | None:
+    """Does one piece of work in this process. Returns why it failed, or None.
+
+    As a text, because not every exception can be sent to another process.
+    """
+    with work.log.open("a", encoding="utf-8", buffering=1) as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+        try:
+            work.run()
+        except Exception as error:
+            traceback.print_exception(error)
+            return cure_of(error) or f"{type(error).__name__}: {error}; the log is {work.log}"
+    return None

@@ -1,0 +1,98 @@
+"""Tests which cells a study has, and which work they share."""
+
+import pytest
+
+from star.config.experiment import Config
+from star.config.study import Study, Sweep
+from star.errors import InputError
+from star.study.grid import cells_of
+from star.study.plan import duration
+from star.study.work import all_work
+
+
+def with_study(config: Config, **settings: object) -> Config:
+    return config.model_copy(update={"study": Study(**settings)})  # type: ignore[arg-type]  # validated by pydantic
+
+
+def labels(work: list) -> list[str]:
+    return sorted(one.label for one in work)
+
+
+def test_cells_share_everything_but_what_makes_them_different(micro: Config) -> None:
+    cells = cells_of(with_study(micro, seeds=(1, 2), kd=("fkl", "ckd"), rl=("none", "similarity")))
+    assert [cell.name for cell in cells][:4] == ["fkl+none", "fkl+similarity", "ckd+none", "ckd+similarity"]
+    work = all_work(one for cell in cells for one in cell.work)
+    shared = ["synthesize", "refine-teacher", "rollout", "extract-topk"]
+    # Two seeds: a base for each, two distillations, two trainings with Sim-RL; the teacher and eight students are evaluated.
+    assert labels(work) == sorted(
+        [*shared, *["student-base"] * 2, *["distill"] * 4, *["refine"] * 4, *["evaluate"] * 9]
+    )
+
+
+def test_no_work_stands_before_its_inputs(micro: Config) -> None:
+    cells = cells_of(with_study(micro, kd=("none", "ckd"), rl=("none", "binary")))
+    seen: set[str] = set()
+    for work in all_work(one for cell in cells for one in cell.work):
+        assert {before.key for before in work.inputs.values()} <= seen
+        seen.add(work.key)
+
+
+def test_without_distillation_the_base_itself_is_refined(micro: Config) -> None:
+    [cell] = cells_of(with_study(micro, seeds=(1,), kd=("none",), rl=("binary",)))
+    assert cell.student.inputs["student"].label == "student-base"
+    assert cell.student.made_by == "refine-teacher"
+    assert cell.student.config.refine.reward == "binary"
+    assert cell.student.config.seed == 1
+    assert cell.teacher.config.seed == micro.seed
+
+
+def test_the_base_is_trained_as_the_student_and_not_as_the_teacher(micro: Config) -> None:
+    pretrain = {"steps": 3, "batch_size": 4, "learning_rate": 0.001}
+    [cell] = cells_of(with_study(micro, seeds=(1,), kd=("none",), rl=("none",), pretrain=pretrain))
+    made = cell.student.config.teacher
+    assert made.base == micro.student.base
+    assert made.sft is not None and made.sft.steps == 3
+    assert made.refine is None
+
+
+def test_a_value_of_a_sweep_that_the_profile_has_is_the_cell_of_the_grid(micro: Config) -> None:
+    sweep = Sweep(kd=("ckd",), rl=("none",), values={"16": {"topk": {"top_k": 16}}, "4": {"topk": {"top_k": 4}}})
+    same, other = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",), sweeps={"top_k": sweep}))[1:]
+    [grid] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",)))
+    assert same.name == "top_k=16/ckd+none" and same.student.key == grid.student.key
+    assert other.student.key != grid.student.key and other.teacher.key == grid.teacher.key
+
+
+def test_a_sweep_can_take_a_setting_away(micro: Config) -> None:
+    sweep = Sweep(rl=("similarity",), values={"off": {"refine": {"keep_between": None}}})
+    cell = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",), sweeps={"filtering": sweep}))[-1]
+    assert cell.student.config.refine.keep_between is None
+
+
+def test_an_unknown_setting_of_a_sweep_is_named(micro: Config) -> None:
+    sweep = Sweep(values={"4": {"topk": {"tok_k": 4}}})
+    with pytest.raises(InputError, match=r"study\.sweeps\.top_k\.values\.4.*topk\.tok_k"):
+        cells_of(with_study(micro, sweeps={"top_k": sweep}))
+
+
+def test_the_profile_is_refused_without_a_study(micro: Config) -> None:
+    with pytest.raises(InputError, match="section `study`"):
+        cells_of(micro)
+
+
+def test_a_student_that_loses_layers_cannot_go_without_distillation(micro: Config) -> None:
+    student = micro.student.model_copy(update={"base": "example/model", "layers": 2})
+    with pytest.raises(InputError, match="leave `none` out"):
+        cells_of(with_study(micro.model_copy(update={"student": student}), kd=("none", "ckd")))
+
+
+def test_the_duration_counts_what_can_be_done_at_once(micro: Config) -> None:
+    [cell] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("similarity",)))
+    seconds = {
+        "synthesize": 1.0, "refine-teacher": 10.0, "student-base": 4.0, "rollout": 2.0, "extract-topk": 3.0,
+        "distill": 5.0, "refine": 6.0, "evaluate": 0.5,
+    }  # fmt: skip
+    # One after the other: all of it, with three evaluations.
+    assert duration(cell.work, seconds=seconds, workers=1) == 32.5
+    # The base and the evaluations but the last go beside the chain from the data to the refined student.
+    assert duration(cell.work, seconds=seconds, workers=4) == 27.5
