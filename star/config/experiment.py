@@ -1,8 +1,8 @@
 """Defines the whole configuration: one YAML file per experiment, with every setting validated before anything starts.
 
 A stage gets only the sections that it reads (`Config.slice`). A changed setting therefore changes the digest of the stages that read
-it, and of no other. The defaults are the paper's values (arXiv 2602.03022, section 4 and appendix); a profile in `configs/` states what
-differs.
+it, and of no other. The defaults are the paper's values (arXiv 2602.03022), where it gives one; docs/paper.md has the
+source of each.
 """
 
 from typing import Any

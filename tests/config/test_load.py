@@ -39,14 +39,6 @@ def test_the_profiles_of_the_real_model_load_where_make_real_puts_its_files(tmp_
     assert load_config(tmp_path / "configs/smollm2-api.yaml").data.tools.path.endswith("downloads/airflow/openapi.yaml")
 
 
-def test_the_paper_profile_carries_the_papers_values() -> None:
-    config = load_config("qwen3-0.6b")
-    assert (config.teacher.base, config.student.base) == ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B")
-    assert (config.topk.top_k, config.distill.top_m, config.distill.tail_weight) == (100, 100, 10.0)
-    assert (config.distill.learning_rate, config.refine.learning_rate) == (3e-6, 3e-7)
-    assert (config.rollout.samples, config.distill.batch_size, config.refine.prompts_per_step) == (8, 128, 128)
-
-
 def write(folder: Path, text: str) -> Path:
     file = folder / "config.yaml"
     file.write_text(text, encoding="utf-8")
