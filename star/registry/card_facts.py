@@ -51,10 +51,11 @@ def _trainings(config: Config, sections: Collection[str]) -> Iterator[dict[str, 
             yield _training("sft", config.teacher.sft)
         if config.teacher.refine:
             yield _training("simrl", config.teacher.refine)
-    if "distill" in sections:
+    if "student" in sections:
         yield from _warmup(config, config.student)
         if config.student.heal:
             yield _training("heal", config.student.heal)
+    if "distill" in sections:
         yield _training(config.distill.kind, config.distill)
     if "refine" in sections:
         yield _training("simrl", config.refine)

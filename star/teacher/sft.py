@@ -44,8 +44,13 @@ def fine_tune(
     precision: Precision,
     workspace: Workspace,
     log_metrics: LogMetrics,
+    label: str = "train the teacher",
 ) -> None:
-    """Trains `model` on the targets of the rows; a killed training resumes from `workspace.state`. Collective."""
+    """Trains `model` on the targets of the rows; a killed training resumes from `workspace.state`. Collective.
+
+    Args:
+        label: text beside the progress bar.
+    """
     # Seeded here, so that a base that is only read and one that was trained just now give the same fine-tuning.
     seed_everything(seed)
     bf16 = computes_in_bf16(precision, model.config)
@@ -57,7 +62,7 @@ def fine_tune(
         train_dataset=SupervisedRows(prompts, tokenizer),
         data_collator=partial(collate_completions, pad_id=tokenizer.pad_token_id),
     )
-    train(trainer, phase="sft", label="train the teacher", state=workspace.state, log_metrics=log_metrics)
+    train(trainer, phase="sft", label=label, state=workspace.state, log_metrics=log_metrics)
 
 
 class SupervisedTrainer(CompletionTrainer):
