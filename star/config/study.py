@@ -7,8 +7,10 @@ from pydantic import Field, model_validator
 from star.config.base import Section
 from star.config.training import Training
 
-# `none` distils nothing: the student's base goes to Sim-RL as it is.
-KD = Literal["none", "ce", "fkl", "rkl", "akl", "rskd", "ckd"]
+# `none` distils nothing: the student's base goes to Sim-RL as it is. `cold-start` trains the base on the rows' own answers, and
+# `on-policy-*` on its own samples with the teacher in memory.
+KD = Literal["none", "ce", "fkl", "rkl", "akl", "rskd", "ckd", "cold-start", "on-policy-fkl", "on-policy-rkl"]
+PAPERS_KD: tuple[KD, ...] = ("none", "ce", "fkl", "rkl", "akl", "rskd", "ckd")
 # `none` ends with the distilled student.
 RL = Literal["none", "binary", "toolrl", "similarity"]
 
@@ -21,8 +23,9 @@ class Sweep(Section):
         ("none", "similarity"), min_length=1, description="Rewards that are repeated with each value"
     )
     values: dict[str, dict[str, Any]] = Field(
-        min_length=1,
-        description="Name of each value -> the settings that it replaces, as a profile that extends this one would",
+        {},
+        description="Name of each value -> the settings that it replaces, as a profile that extends this one would; by default the "
+        "profile's own settings once, for distillations that the grid does not have",
     )
 
 
@@ -33,7 +36,10 @@ class Study(Section):
         (11, 12, 13), min_length=1, description="Seeds of the students: of their bases, distillation and Sim-RL"
     )
     kd: tuple[KD, ...] = Field(
-        get_args(KD), min_length=1, description="Distillations of the grid; `none` leaves it out"
+        PAPERS_KD,
+        min_length=1,
+        description="Distillations of the grid: those of the paper; `none`, which leaves it out; `cold-start` on the rows' own answers; "
+        "`on-policy-fkl` and `on-policy-rkl` on the student's samples",
     )
     rl: tuple[RL, ...] = Field(
         get_args(RL), min_length=1, description="Rewards of Sim-RL in the grid; `none` leaves it out"

@@ -12,9 +12,11 @@ What of the work depends on what:
         └──► the student's base ────────────────────────► distill ─► refine ─► evaluate
              once per seed                                once per kind, seed    once per cell and seed
 
+In place of `distill` stand the stages of arms.py where the student is trained on the rows or on its own samples.
+
 The base of a student from scratch is made by the stage that trains models from scratch, `refine-teacher`: it learns to copy, and then
 trains on the rows for as long as `study.pretrain` says. So Sim-RL without distillation starts from a model that knows a part of the task,
-as it would with a pretrained one.
+as it would with a pretrained one. The base of a student that loses layers is made of the store, because it is healed on that.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +30,12 @@ from star.config.models import Architecture, Teacher
 from star.config.study import KD, RL, Study
 from star.config.training import FineTuning
 from star.errors import InputError
+from star.study.arms import FINE_TUNE, ON_POLICY, SHORTEN
 from star.study.work import Work, all_work
 
 GRID = "grid"  # the sweep of the cells that belong to none
+# Distillation -> `distill.kind`, where they have other names. A training on the rows is one with cross-entropy.
+LOSSES = {"cold-start": "ce", "on-policy-fkl": "fkl", "on-policy-rkl": "rkl"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,9 @@ class Cell:
     def name(self) -> str:
         """The cell without its seed: `ckd+similarity`, or `top_k=10/ckd+similarity` in a sweep."""
         arm = f"{self.kd}+{self.rl}"
-        return arm if self.sweep == GRID else f"{self.sweep}={self.value}/{arm}"
+        if self.sweep == GRID:
+            return arm
+        return f"{self.sweep}={self.value}/{arm}" if self.value else f"{self.sweep}/{arm}"
 
     @property
     def work(self) -> list[Work]:
@@ -82,7 +89,7 @@ def cells_of(config: Config) -> list[Cell]:
     arms = [(GRID, "", config, study.kd, study.rl)] + [
         (sweep, value, _changed(config, over, place=f"study.sweeps.{sweep}.values.{value}"), varied.kd, varied.rl)
         for sweep, varied in study.sweeps.items()
-        for value, over in varied.values.items()
+        for value, over in (varied.values or {"": {}}).items()
     ]
     return [
         _cell(shared, study, kd=kd, rl=rl, seed=seed, sweep=sweep, value=value)
@@ -94,13 +101,8 @@ def cells_of(config: Config) -> list[Cell]:
 
 
 def _require_possible(config: Config, study: Study) -> None:
-    kinds = {*study.kd, *(kd for sweep in study.sweeps.values() for kd in sweep.kd)}
     if study.pretrain and not isinstance(config.student.base, Architecture):
         raise InputError("`study.pretrain` is for a base from scratch, and the student's is pretrained: leave it out")
-    if "none" in kinds and config.student.layers is not None:
-        raise InputError(
-            "a student that loses layers must be distilled before anything else: leave `none` out of `study.kd` and the sweeps"
-        )
 
 
 def _changed(config: Config, over: dict[str, Any], *, place: str) -> Config:
@@ -115,7 +117,7 @@ def _changed(config: Config, over: dict[str, Any], *, place: str) -> Config:
 
 def _cell(shared: Config, study: Study, *, kd: KD, rl: RL, seed: int, sweep: str, value: str) -> Cell:
     own: dict[str, Any] = {"seed": seed}
-    own |= {} if kd == "none" else {"distill": {"kind": kd}}
+    own |= {} if kd == "none" else {"distill": {"kind": LOSSES.get(kd, kd)}}
     own |= {} if rl == "none" else {"refine": {"reward": rl}}
     config = Config.model_validate(extend(shared.model_dump(mode="json"), own))
     data = Work.of("synthesize", shared)
@@ -143,25 +145,34 @@ def _cell(shared: Config, study: Study, *, kd: KD, rl: RL, seed: int, sweep: str
 
 
 def _student_before_rl(config: Config, study: Study, *, kd: KD, data: Work, teacher: Work, shared: Config) -> Work:
-    """The distilled student, or its base where nothing is distilled.
+    """The student that was distilled or trained otherwise, or its base where nothing is done.
 
     Args:
         config: the cell's settings, with its seed.
         shared: the same with the profile's seed, for what all cells share.
     """
-    base = _base(config, study, data=data)
-    if kd == "none":
-        return base
     rollouts = Work.of("rollout", shared, data=data, teacher=teacher)
     topk = Work.of("extract-topk", shared, rollouts=rollouts, teacher=teacher)
-    # A pretrained base is read from its own place, where its layers can be dropped and healed.
-    built = {"student": base} if isinstance(config.student.base, Architecture) else {}
-    return Work.of("distill", config, topk=topk, **built)
+    base = _base(config, study, data=data, topk=topk)
+    if kd == "none":
+        return base
+    if kd == "cold-start":
+        return Work.trained(FINE_TUNE, config, student=base, data=data)
+    if kd in ("on-policy-fkl", "on-policy-rkl"):
+        return Work.trained(ON_POLICY, config, student=base, teacher=teacher, data=data)
+    # A whole pretrained base is read from its own place.
+    is_made = isinstance(config.student.base, Architecture) or config.student.layers is not None
+    return Work.of("distill", config, topk=topk, **({"student": base} if is_made else {}))
 
 
-def _base(config: Config, study: Study, *, data: Work) -> Work:
-    """The student before any distillation: made by the stage that makes teachers, with the student's settings in their place."""
+def _base(config: Config, study: Study, *, data: Work, topk: Work) -> Work:
+    """The student before any training that is compared.
+
+    It is made by the stage that makes teachers, with the student's settings in their place. Layers are dropped by a stage of its own.
+    """
     student = config.student
+    if student.layers is not None:
+        return Work(SHORTEN, config, {"topk": topk}, "student-base")
     pretrain = FineTuning(**study.pretrain.model_dump()) if study.pretrain else None
     as_teacher = Teacher(
         base=student.base,

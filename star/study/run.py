@@ -177,7 +177,8 @@ def _result_of(future: "Future[str | None]", work: Work) -> str | None:
 
 def _print_end(work: Work, reason: str | None, *, number: int, total: int) -> None:
     said = f"failed: {reason}" if reason else format_seconds(work.metrics()["seconds"])
-    kind = {"distill": work.config.distill.kind, "refine": work.config.refine.reward}.get(work.label, "")
+    loss = work.config.distill.kind
+    kind = {"distill": loss, "distill-on-policy": loss, "refine": work.config.refine.reward}.get(work.label, "")
     print_line(f"[{number}/{total}] {' '.join(filter(None, (work.label, kind)))}, seed {work.config.seed}: {said}")
 
 

@@ -55,6 +55,11 @@ class Work:
         return cls(stage_named("refine"), config, {"student": student, "data": data}, "refine", student.stage.name)
 
     @classmethod
+    def trained(cls, stage: Stage, config: Config, *, student: "Work", **inputs: "Work") -> "Work":
+        """The work of a stage of arms.py that trains a student that any stage made."""
+        return cls(stage, config, {"student": student, **inputs}, stage.name, student.stage.name)
+
+    @classmethod
     def evaluated(cls, config: Config, *, model: "Work", data: "Work") -> "Work":
         """The evaluation of one model on the held-out rows."""
         return cls(EVALUATE, config, {"model": model, "data": data}, "evaluate", model.stage.name)

@@ -80,10 +80,38 @@ def test_the_profile_is_refused_without_a_study(micro: Config) -> None:
         cells_of(micro)
 
 
-def test_a_student_that_loses_layers_cannot_go_without_distillation(micro: Config) -> None:
+def test_a_student_that_loses_layers_is_shortened_once_for_all_losses(micro: Config) -> None:
     student = micro.student.model_copy(update={"base": "example/model", "layers": 2})
-    with pytest.raises(InputError, match="leave `none` out"):
-        cells_of(with_study(micro.model_copy(update={"student": student}), kd=("none", "ckd")))
+    cells = cells_of(
+        with_study(micro.model_copy(update={"student": student}), seeds=(1,), kd=("none", "fkl", "ckd"), rl=("none",))
+    )
+    base, *distilled = [cell.student for cell in cells]
+    assert (base.stage.name, base.label) == ("shorten", "student-base")
+    assert [work.inputs["student"].key for work in distilled] == [base.key] * 2
+
+
+def test_the_arms_that_the_pipeline_lacks_start_from_the_same_base(micro: Config) -> None:
+    kinds = ("none", "ckd", "cold-start", "on-policy-fkl", "on-policy-rkl")
+    cells = cells_of(with_study(micro, seeds=(1,), kd=kinds, rl=("similarity",)))
+    before = {cell.kd: cell.before_rl for cell in cells}
+    assert {work.inputs["student"].key for kd, work in before.items() if kd != "none"} == {before["none"].key}
+    losses = {kd: (work.stage.name, work.config.distill.kind) for kd, work in before.items()}
+    assert losses["cold-start"] == ("fine-tune", "ce")
+    assert losses["on-policy-fkl"] == ("distill-on-policy", "fkl")
+    assert losses["on-policy-rkl"] == ("distill-on-policy", "rkl")
+    # As many updates as the distillation has.
+    assert {work.config.distill.steps for work in before.values()} == {micro.distill.steps}
+    assert before["on-policy-rkl"].inputs["teacher"].key == cells[0].teacher.key
+    made_by = {cell.kd: cell.student.made_by for cell in cells}
+    assert made_by == {kd: work.stage.name for kd, work in before.items()}
+    assert len({cell.student.key for cell in cells}) == len(kinds)
+
+
+def test_a_sweep_without_values_adds_distillations_to_the_grid(micro: Config) -> None:
+    sweep = Sweep(kd=("cold-start", "ckd"), rl=("none",))
+    [grid, *cells] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",), sweeps={"arms": sweep}))
+    assert [cell.name for cell in cells] == ["arms/cold-start+none", "arms/ckd+none"]
+    assert cells[1].student.key == grid.student.key
 
 
 def test_the_duration_counts_what_can_be_done_at_once(micro: Config) -> None:
