@@ -10,7 +10,7 @@ SHARDED = ("rollout", "extract-topk", "evaluate")  # their work on the host is d
 
 
 def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
-    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, 500 steps of Sim-RL twice."""
+    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, and for each model three of Sim-RL."""
     return Workload(
         teacher=teacher,
         student=QWEN3_06B,
@@ -24,8 +24,8 @@ def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
         vocab_size=151_936,
         warm_sequences=0,
         distilled_sequences=rows * 8,
-        teacher_refine=500 * 128 * 8,
-        student_refine=500 * 128 * 8,
+        teacher_refine=3 * rows * 8,
+        student_refine=3 * rows * 8,
         teacher_group=8,
         student_group=8,
     )

@@ -200,11 +200,11 @@ def generation_seconds(model: ModelSize, work: Workload, *, prompts: float, answ
 
 
 def simrl_seconds(model: ModelSize, work: Workload, *, completions: float, per_prompt: int) -> float:
-    """Card seconds of Sim-RL: sampling, the training on what was sampled, and the log-probabilities of the starting model."""
+    """Card seconds of Sim-RL: sampling, the training on what was sampled, and its log-probs by the starting model and the sampling one."""
     sampled = generation_seconds(model, work, prompts=completions / per_prompt, answers=completions)
     tokens = completions * (work.prompt_tokens + work.completion_tokens)
-    reference = 2 * model.parameters * tokens / (FLOPS * PREFILL_UTILISATION)
-    return sampled + training_seconds(model, tokens) + reference
+    log_probs = 2 * 2 * model.parameters * tokens / (FLOPS * PREFILL_UTILISATION)
+    return sampled + training_seconds(model, tokens) + log_probs
 
 
 def _sequences(training: Training | None, available: int) -> int:

@@ -140,14 +140,17 @@ def _default_logging_steps(steps: int, *, save_steps: int, multiple_of: int) -> 
 
 def _schedule_arguments(schedule: Schedule, *, steps: int) -> dict[str, Any]:
     """A schedule in transformers' terms."""
-    if schedule.kind == "cosine":
-        kind, values = "cosine_with_min_lr", {"min_lr_rate": schedule.final}
-    else:
-        kind = "warmup_stable_decay"
-        values = {"num_decay_steps": steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": schedule.final}
+    curves: dict[str, tuple[str, dict[str, Any]]] = {
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": schedule.final}),
+        "stable-decay": (
+            "warmup_stable_decay",
+            {"num_decay_steps": steps * 3 // 10, "decay_type": "linear", "min_lr_ratio": schedule.final},
+        ),
+    }
+    kind, arguments = curves[schedule.kind]
     return {
         "lr_scheduler_type": kind,
-        "lr_scheduler_kwargs": values,
+        "lr_scheduler_kwargs": arguments,
         # Of the decimal number that is written, which in binary may be a little less.
         "warmup_steps": int(Fraction(str(schedule.warmup)) * steps),
     }

@@ -150,8 +150,9 @@ def _trainings_in_words(trainings: Any) -> str:
 
 
 def _length_in_words(training: dict[str, Any]) -> str:
-    count, unit = (training["steps"], "step") if "steps" in training else (training["epochs"], "epoch")
-    return f"{count:,g} {unit}{'s' * (count != 1)}"
+    if "steps" in training:
+        return f"{training['steps']:,} step{'s' * (training['steps'] != 1)}"
+    return f"{training['epochs']:g} epoch{'s' * (training['epochs'] != 1)}"
 
 
 def _training_in_words(training: dict[str, Any]) -> str:

@@ -16,6 +16,9 @@ One step, with prompts_per_step = 4, num_generations = 2 and max_refills = 2; th
 After `max_refills` refills the places that are left go to the dropped groups of the widest reward spread. Several
 processes share each round's prompts, exchange the groups, and take equal slices of the same batch.
 
+With updates_per_rollout = 8 a batch has the groups of 8 steps. Checkpoints and logged steps lie between batches, so a
+resumed training samples its next batch, and none is kept with a checkpoint.
+
 What is overridden of TRL, in the order in which a step calls it:
 
     _generate_and_score_completions(inputs)  TRL: samples the inputs, then computes advantages and reference log-probs.
@@ -26,6 +29,8 @@ What is overridden of TRL, in the order in which a step calls it:
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
                                              (star/modeling/sampling.py); vLLM is left as it is.
+    _get_train_sampler()                     TRL: orders the prompts of all epochs, one after the other.
+                                             Ours: seeds each epoch's order (star/simrl/prompt_order.py).
     _prepare_inputs(batch)                   TRL: shuffles the chosen rollouts and cuts them into micro batches.
                                              Ours: leaves groups together, groups of similar length beside each other.
     _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
@@ -146,7 +151,8 @@ class SimRLTrainer(GRPOTrainer):
     # Narrower than in Trainer, where both may be None or of other kinds.
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
-    _buffered_inputs: Any  # TRL's: the micro batches of a step
+    args: GRPOConfig
+    _buffered_inputs: Any  # TRL's: the micro batches of a rollout's steps
 
     def __init__(
         self,
@@ -164,9 +170,8 @@ class SimRLTrainer(GRPOTrainer):
         self._rollouts_to_replay: list[Rollout] | None = None
         self._sampling_keys: list[RolloutKey] = []
         head = model.get_output_embeddings()
-        self.shares_prompts = shares_prompts(
-            model, work="Sim-RL"
-        )  # looked at before TRL changes the model's forward pass
+        # Looked at before TRL changes the model's forward pass.
+        self.shares_prompts = shares_prompts(model, work="Sim-RL")
         self._padding_ids = ids_without_token(processing_class, rows=head.weight.shape[0])
         # Cached per trainer, not on the method, so that a trainer's cache ends with it.
         self.score = lru_cache(maxsize=SCORE_CACHE_SIZE)(self._score)
@@ -320,15 +325,12 @@ class SimRLTrainer(GRPOTrainer):
         """This process's groups of a batch, those of its first update first."""
         if not self.shares_prompts:
             return self._slice_of_rank(groups)
-        rank, processes, size = (
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            self.settings.prompts_per_step,
-        )
-        share: list[Group] = []
-        for update in range(0, len(groups), size):
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        updates, share = self.settings.updates_per_rollout, list[Group]()
+        for update in range(updates):
+            # Every so many-th group: dropped ones that fill the batch come last, and are not all of one update.
             # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
-            ordered = sorted(groups[update : update + size], key=lambda group: group.packed_tokens, reverse=True)
+            ordered = sorted(groups[update::updates], key=lambda group: group.packed_tokens, reverse=True)
             share += ordered[rank::processes]
         return share
 

@@ -85,6 +85,18 @@ def test_accumulated_micro_batches_train_like_the_whole_batch(
     assert (weights[0] - weights[1]).abs().max() < 0.02 * moved
 
 
+def test_an_epoch_reads_each_sequence_once(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"steps": None, "epochs": 1, "batch_size": 4, "micro_batch_size": 2, "save_steps": 2}
+    trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, **settings)
+    read: list[int] = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: read.extend(row["index"] for row in rows) or collate(rows)
+    train(trainer, phase="ckd", label="test", state=tmp_path, log_metrics=lambda values, step: None)
+    assert sorted(read) == list(range(len(trainer.train_dataset)))
+    curve = json.loads((tmp_path / "ckd_curve.json").read_text(encoding="utf-8"))
+    assert curve[-1]["step"] == trainer.args.max_steps == math.ceil(len(read) / 4)
+
+
 def test_what_is_logged_adds_up_to_the_loss(micro: Config, finished: dict[str, Path], tmp_path: Path) -> None:
     trainer = trainer_for(finished["extract-topk"], finished["distill"], tmp_path, micro, steps=3, tail_weight=2.0)
     trainer.train()

@@ -88,6 +88,24 @@ def test_extends_overrides_section_by_section(tmp_path: Path) -> None:
     assert (config.seed, config.distill.steps, config.distill.top_m) == (3, 8, 5)
 
 
+@pytest.mark.parametrize(
+    ("inherited", "own", "length"),
+    [
+        ("steps: 7", "epochs: 2", (None, 2)),
+        ("epochs: 2", "steps: 7", (7, None)),
+        ("epochs: 2", "top_m: 3", (None, 2)),
+        ("steps: 7", "epochs: null", (7, None)),
+        ("steps: 7", "steps: null, epochs: 2", (None, 2)),
+    ],
+)
+def test_an_own_length_takes_the_place_of_the_inherited_one(
+    inherited: str, own: str, length: tuple[int | None, float | None], tmp_path: Path
+) -> None:
+    (tmp_path / "base.yaml").write_text(f"distill: {{{inherited}, schedule: {{warmup: 0.1}}}}\n")
+    distill = load_config(write(tmp_path, f"extends: base.yaml\ndistill: {{{own}}}\n")).distill
+    assert ((distill.steps, distill.epochs), distill.schedule.warmup) == (length, 0.1)
+
+
 def test_null_removes_an_inherited_entry_of_a_map(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "cluster:\n"
@@ -243,6 +261,14 @@ def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:
         ("data: hello", "`data`"),
         ("refine: {steps: 1, vllm: {mode: server}}", "needs `server_url`"),
         ("refine: {steps: 1, vllm: {server_url: http://localhost:8000}}", "no effect in mode `colocate`"),
+        ("distill: {}", "`distill`: how long is it\\? Give `steps` or `epochs`"),
+        ("distill: {steps: 1, epochs: 1}", "`steps` and `epochs` both say how long it is"),
+        ("refine: {steps: 16, updates_per_rollout: 8}", "save_steps 20 must be a multiple of .* 8, such as 24"),
+        (
+            "refine: {steps: 12, save_steps: 8, updates_per_rollout: 8}",
+            "steps 12 must be a multiple of .* 8, such as 16",
+        ),
+        ("scratch: {vocab_size: 300, warmup: {epochs: 1, learning_rate: 1.0e-3}}", "`warmup` has no set of rows"),
     ],
 )
 def test_more_faults_are_one_line(tmp_path: Path, text: str, named: str) -> None:

@@ -49,6 +49,9 @@ def test_a_stage_takes_longer_where_it_has_more_to_do(base: Path) -> None:
     assert all(longer[stage] > before[stage] for stage in ("rollout", "extract-topk", "distill", "refine"))
     assert seconds(replace(lengths, heldout_prompt_tokens=1000))["evaluate"] > before["evaluate"]
     assert seconds(lengths, distill={"steps": 2000})["distill"] > before["distill"]
+    # 180 rows with 8 samples each in batches of 128, and 11 rollouts of 16 prompts.
+    assert seconds(lengths, distill={"epochs": 2}) == seconds(lengths, distill={"steps": 24})
+    assert seconds(lengths, refine={"epochs": 3}) == seconds(lengths, refine={"steps": 33})
     slower = seconds(lengths, replace(TWO_CORES, flops=TWO_CORES.flops / 10))
     assert all(slower[stage] > before[stage] for stage in before if stage != "refine-teacher")
     # 8 sequences of 400 tokens take about 10 s a step at 330 tokens per second, as measured.

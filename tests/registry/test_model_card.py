@@ -41,7 +41,7 @@ def test_the_card_of_a_pretrained_student_names_its_base_its_licence_and_its_tra
     made = lineage(
         student={
             "base": {**HUB, "layers": 14},
-            "trained": [{"phase": "heal", "steps": 50}, {"phase": "ckd", "steps": 1000}],
+            "trained": [{"phase": "heal", "steps": 1050}, {"phase": "ckd", "epochs": 1.0}],
         },
         teacher={"base": {**HUB, "name": "Qwen/Qwen3-8B"}, "trained": [{"phase": "sft", "steps": 300}]},
         refine={"trained": [{"phase": "simrl", "steps": 500, "reward": "similarity"}]},
@@ -60,8 +60,8 @@ def test_the_card_of_a_pretrained_student_names_its_base_its_licence_and_its_tra
     )
     assert "100 parameters in bf16" in body
     assert (
-        "The model began as 14 layers of Qwen/Qwen3-0.6B (revision c1899de289a0, licence apache-2.0). It was trained by 50 steps of "
-        "healing (forward KL) on the teacher's stored probabilities, then 1,000 steps of constrained knowledge distillation (CKD) on "
+        "The model began as 14 layers of Qwen/Qwen3-0.6B (revision c1899de289a0, licence apache-2.0). It was trained by 1,050 steps of "
+        "healing (forward KL) on the teacher's stored probabilities, then 1 epoch of constrained knowledge distillation (CKD) on "
         "the teacher's stored probabilities, then 500 steps of Sim-RL (reward similarity). Its teacher has 1,330 parameters, 13.3 times "
         "those of the model, and began as Qwen/Qwen3-8B (revision c1899de289a0, licence apache-2.0). It was trained by 300 steps of "
         "supervised training on the rows."

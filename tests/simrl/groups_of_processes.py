@@ -1,4 +1,4 @@
-"""Run by test_trainer.py under torchrun: trains two steps and writes which groups each process saw and trained on.
+"""Run by test_trainer.py under torchrun: two updates on each of two rollouts. Writes which groups each process saw and trained on.
 
 A prompt is computed once for its rollouts. Arguments: the model's folder, the data's folder, the folder for
 `groups-<rank>.json` and the trained weights `weights-<rank>.pt`.
@@ -20,7 +20,14 @@ from star.modeling.prompts import render_rows
 from star.simrl.trainer import SimRLTrainer, build_trainer
 
 SETTINGS = SimRL(
-    steps=2, prompts_per_step=4, num_generations=4, learning_rate=1e-4, max_new_tokens=48, save_steps=2, max_refills=3
+    steps=4,
+    prompts_per_step=2,
+    num_generations=4,
+    updates_per_rollout=2,
+    learning_rate=1e-4,
+    max_new_tokens=48,
+    save_steps=2,
+    max_refills=3,
 )
 
 

@@ -313,7 +313,7 @@ def test_two_processes_keep_the_groups_that_one_keeps(finished: dict[str, Path],
         assert alone["sampled"][:common] == shared["sampled"][:common]
     assert any(len(step["sampled"]) > 4 for step in one)  # prompts were replaced
     for alone, left, right in zip(one, first, second, strict=True):
-        # Whole groups, dealt by length.
+        # Whole groups, those of each update dealt by length.
         assert (left["batch"], right["batch"]) == (alone["batch"][::2], alone["batch"][1::2])
         assert len(left["batch"]) == len(right["batch"]) == 2
     alone, left, right = (
