@@ -19,8 +19,10 @@ processes share each round's prompts, exchange the groups, and take equal slices
 With updates_per_rollout = 8 a batch has the groups of 8 steps. Checkpoints and logged steps lie between batches, so a
 resumed training samples its next batch, and none is kept with a checkpoint.
 
-What is overridden of TRL, in the order in which a step calls it:
+What is overridden of TRL, in the order in which a training and its steps call it:
 
+    _get_train_sampler()                     TRL: orders the prompts of all epochs, one after the other.
+                                             Ours: seeds each epoch's order (star/simrl/prompt_order.py).
     _generate_and_score_completions(inputs)  TRL: samples the inputs, then computes advantages and reference log-probs.
                                              Ours: first chooses the batch as above, sampling with TRL's `_generate`;
                                              then calls TRL's method with the rows of the chosen groups.
@@ -29,8 +31,6 @@ What is overridden of TRL, in the order in which a step calls it:
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
                                              (star/modeling/sampling.py); vLLM is left as it is.
-    _get_train_sampler()                     TRL: orders the prompts of all epochs, one after the other.
-                                             Ours: seeds each epoch's order (star/simrl/prompt_order.py).
     _prepare_inputs(batch)                   TRL: shuffles the chosen rollouts and cuts them into micro batches.
                                              Ours: leaves groups together, groups of similar length beside each other.
     _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
