@@ -1,5 +1,6 @@
 """docs/paper.md says what the profiles hold: every value, every difference with its reason, every setting of the trainings."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,12 @@ def same(found: Any, said: Any) -> bool:
 @pytest.fixture
 def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """The profiles that the page names, as JSON. The hub's files and the checkout of ACEBench are empty here."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "downloads" / "ACEBench").mkdir(parents=True)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    empty = tmp_path / "empty"
-    empty.touch()
-    monkeypatch.setattr("star.config.files.fetch_from_hub", lambda address: empty)
+    (tmp_path / "empty.jsonl").touch()
+    monkeypatch.setattr("star.config.files.fetch_from_hub", lambda address: tmp_path / "empty.jsonl")
     names = {row.of.removeprefix("setting of ") for row in ROWS if row.of.startswith("setting of qwen3")}
-    (tmp_path / "copied").mkdir()
-    for file in (ROOT / "configs").iterdir():
-        (tmp_path / "copied" / file.name).write_bytes(file.read_bytes())
-    return {name: load_config(tmp_path / "copied" / f"{name}.yaml").model_dump(mode="json") for name in names}
+    return {name: load_config(tmp_path / "configs" / f"{name}.yaml").model_dump(mode="json") for name in names}
 
 
 def test_the_page_has_the_values_of_the_profiles(profiles: dict[str, dict[str, Any]]) -> None:
