@@ -30,7 +30,8 @@ distill: {steps: 400}
 star run --config my.yaml
 ```
 
-Every value is validated before anything starts. An unknown key is refused. The defaults are the paper's values where the paper gives one.
+Every value is validated before anything starts. An unknown key is refused. The profiles `qwen3-*.yaml` have the paper's
+values ([paper.md](paper.md)).
 A changed setting makes the stages that read its section run again, and what follows them; all other results stay cached.
 
 In the tables, `a.b` is the key `b` inside of `a`, `a[].b` the key `b` of each entry of the list `a`, and `NAME` stands for a name

@@ -1,8 +1,7 @@
 """Defines the whole configuration: one YAML file per experiment, with every setting validated before anything starts.
 
 A stage gets only the sections that it reads (`Config.slice`). A changed setting therefore changes the digest of the stages that read
-it, and of no other. The defaults are the paper's values (arXiv 2602.03022), where it gives one; docs/paper.md has the
-source of each.
+it, and of no other. The values of the paper (arXiv 2602.03022) are those of the profiles `qwen3-*.yaml`; docs/paper.md has their sources.
 """
 
 from typing import Any
