@@ -69,7 +69,7 @@ def distill_student_on_policy(
     Args:
         student: a model folder with the teacher's tokenizer.
         rows: prompts longer than `max_prompt_tokens` are left out and counted.
-        config: its section `distill` has the training, and `rollout.max_new_tokens` the length of the completions.
+        config: its section `distill` has the training, and `rollout` the length of the completions.
 
     Returns:
         The last logged value of each metric, as `on_policy_<metric>`; `prompts` used, and `too_long` left out.
@@ -92,7 +92,7 @@ def distill_student_on_policy(
         tokenizer,
         prompts,
         settings=config.distill,
-        max_new_tokens=config.rollout.max_new_tokens,
+        max_new_tokens=config.rollout.kept_tokens,
         folder=workspace.state / "on_policy",
         seed=config.seed,
         precision=config.precision,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from star.cli.options import SeedDataOption
+
 ConfigArgument = Annotated[str, typer.Option("--config", "-c", help="A YAML file with a section `study`.")]
 ResultsOption = Annotated[
     Path | None, typer.Option(help="CSV with one line per cell and seed. Default: study/NAME.csv in the home.")
@@ -17,6 +19,7 @@ study_app = typer.Typer(help="Compare ways to train a student on one task, with 
 @study_app.command()
 def run(
     config: ConfigArgument = "configs/study-tiny.yaml",
+    seed_data: SeedDataOption = None,
     results: ResultsOption = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes at a time, of one thread each. Default: one per CPU.")
@@ -32,12 +35,14 @@ def run(
     `star study run --config configs/study-tiny.yaml --results docs/study/tiny.csv`
 
     `star study run --cell 'ckd+*' --seed 11 --workers 1`
+
+    `star study run --config configs/study-gpu.yaml --seed-data rows.jsonl --workers 4`
     """
     from star.config.load import load_config
     from star.home import home
     from star.study.run import choose_cells, print_plan, run_study
 
-    settings = load_config(config)
+    settings = load_config(config, seed_data=seed_data)
     cells = choose_cells(settings, cell=cell, seed=seed)
     workers = workers or len(os.sched_getaffinity(0))
     print_plan(settings, cells, workers=workers)

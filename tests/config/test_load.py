@@ -36,6 +36,9 @@ def test_the_profiles_of_the_real_model_load_where_make_real_puts_its_files(tmp_
         assert (config.name, config.teacher.base.path) == (profile.stem, str(model))
         # Fewer rows would say nothing; a gate that nothing passes, or everything, neither.
         assert config.data.heldout_rows >= 50 and 0 < config.registry.gate.min_exact_match < 1
+    gpu = load_config(tmp_path / "configs/study-gpu.yaml")
+    assert gpu.study is not None and gpu.teacher.base == gpu.student.base
+    assert gpu.student.layers and gpu.student.heal and gpu.precision == "bf16" and len(gpu.study.seeds) >= 3
     assert load_config(tmp_path / "configs/smollm2-api.yaml").data.tools.path.endswith("downloads/airflow/openapi.yaml")
 
 
