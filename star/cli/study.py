@@ -51,3 +51,25 @@ def run(
     results = results or home() / "study" / f"{settings.name}.csv"
     run_study(settings, cells, results=results, workers=workers)
     typer.echo(str(results))
+
+
+@study_app.command()
+def report(
+    results: Annotated[Path, typer.Option(help="CSV that `star study run` wrote.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Page to write; its charts go into the folder `study` beside it.")
+    ],
+    config: ConfigArgument = "configs/study-tiny.yaml",
+) -> None:
+    """Write the page of a study from its recorded values: tables with intervals, the paper's claims, learning curves, compute.
+
+    Example: `star study report --results docs/study/tiny.csv --out docs/study.md`
+    """
+    from star.config.load import load_config
+    from star.study.grid import cells_of
+    from star.study.report import write_report
+    from star.study.results import read_results
+
+    settings = load_config(config)
+    cells_of(settings)  # refuses a configuration without a study, by name
+    write_report(settings, read_results(results), out=out, config_name=config, results_name=str(results))

@@ -8,7 +8,7 @@ The file belongs into the repository. Its lines stand in the order of the study'
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from star.evaluation.evaluate import EVALUATION
@@ -24,7 +24,7 @@ CURVE_POINTS = 25
 COLUMNS = (
     "cell", "sweep", "value", "kd", "rl", "seed", "failed", *SCORES,
     *(f"before_rl_{name}" for name in SCORES_BEFORE_RL), "by_kind", "teacher_exact_match", "parameters", "heldout_rows",
-    "seconds_shared", "seconds_student", "seconds_rl", "seconds_evaluate", *CURVES, "student", "code_version",
+    *CURVES, "seconds", "student", "code_version",
 )  # fmt: skip
 Row = dict[str, str]
 
@@ -36,8 +36,6 @@ def row_of(cell: Cell) -> Row:
     scores, before, teacher = (
         work.metrics() for work in (cell.evaluation, cell.evaluation_before_rl, cell.evaluation_teacher)
     )
-    own = {work.key for work in (cell.student, cell.before_rl, cell.evaluation)}
-    shared = [work for work in cell.work if work.key not in own and work.label != "evaluate"]
     manifest = read_manifest(cell.student.folder)
     values: dict[str, object] = {
         **_names(cell),
@@ -47,11 +45,9 @@ def row_of(cell: Cell) -> Row:
         "teacher_exact_match": _score(teacher, "exact_match"),
         "parameters": model["parameters"],
         "heldout_rows": evaluation["suite"]["heldout"]["rows"],
-        "seconds_shared": sum(work.metrics()["seconds"] for work in shared),
-        "seconds_student": cell.before_rl.metrics()["seconds"],
-        "seconds_rl": cell.student.metrics()["seconds"] if cell.student.key != cell.before_rl.key else 0,
-        "seconds_evaluate": scores["seconds"],
         **{column: _curve(cell, phase, metric) for column, (phase, metric) in CURVES.items()},
+        # By piece of work, because cells share some: a sum over the cells would count these several times.
+        "seconds": _pairs((f"{work.label}-{work.key}", work.metrics()["seconds"]) for work in cell.work),
         "student": manifest.digest,
         "code_version": manifest.code_version,
     }
@@ -93,9 +89,9 @@ def write_result(file: Path, row: Row, *, order: Sequence[Cell]) -> bool:
     return True
 
 
-def curve_points(text: str) -> list[tuple[float, float]]:
-    """Reads a learning curve back: `10:0.71 20:0.65`."""
-    return [(float(step), float(value)) for step, _, value in (pair.partition(":") for pair in text.split())]
+def read_pairs(text: str) -> dict[str, float]:
+    """Reads a column of names with numbers, such as a learning curve: `10:0.71 20:0.65`."""
+    return {name: float(value) for name, _, value in (pair.rpartition(":") for pair in text.split())}
 
 
 def _key(row: Row) -> tuple[str, str]:
@@ -129,5 +125,5 @@ def _curve(cell: Cell, phase: str, metric: str) -> str:
     return _pairs((entry["step"], entry[metric]) for entry in entries[::-1][::stride][::-1])
 
 
-def _pairs(pairs) -> str:
+def _pairs(pairs: Iterable[tuple[object, float]]) -> str:
     return " ".join(f"{str(name).replace(' ', '-')}:{value:.4g}" for name, value in pairs)

@@ -1,0 +1,77 @@
+"""Draws the learning curves of a study as SVG files."""
+
+from pathlib import Path
+from statistics import fmean
+
+from star.html_kit import STYLE
+from star.study.results import Row, read_pairs
+from star.svg_charts import Line, line_chart
+
+# File -> column of the results, title, and the cells that are drawn: at most as many as there are colours.
+CHARTS = {
+    "distillation.svg": (
+        "distill_ce",
+        "Cross-entropy on the teacher's samples during distillation",
+        {"CE": "ce+none", "FKL": "fkl+none", "RKL": "rkl+none", "AKL": "akl+none", "CKD": "ckd+none"},
+    ),
+    "reward.svg": (
+        "rl_reward",
+        "Similarity reward of the samples during Sim-RL, after each distillation",
+        {
+            "none": "none+similarity",
+            "CE": "ce+similarity",
+            "FKL": "fkl+similarity",
+            "RKL": "rkl+similarity",
+            "CKD": "ckd+similarity",
+        },
+    ),
+    "entropy.svg": (
+        "rl_entropy",
+        "Entropy of the policy during Sim-RL, after each distillation",
+        {
+            "none": "none+similarity",
+            "CE": "ce+similarity",
+            "FKL": "fkl+similarity",
+            "RKL": "rkl+similarity",
+            "CKD": "ckd+similarity",
+        },
+    ),
+}
+
+
+def write_curves(rows: list[Row], *, folder: Path) -> dict[str, str]:
+    """Writes the charts for which there are values. Returns file -> title."""
+    written = {}
+    for file, (column, title, cells) in CHARTS.items():
+        lines = [
+            line
+            for colour, (label, cell) in enumerate(cells.items())
+            if (line := _line(colour, label, [row[column] for row in rows if row["cell"] == cell and row[column]]))
+        ]
+        if not lines:
+            continue
+        steps = sorted({x for line in lines for x, _ in line.points})
+        ticks = [(step, f"step {step:.0f}") for step in (steps[0], steps[-1])]
+        chart = line_chart(title, lines, x_ticks=ticks, y_text="{:.3g}".format, width=640, height=300)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(standalone(chart) + "\n", encoding="utf-8")
+        written[file] = title
+    return written
+
+
+def standalone(chart: str) -> str:
+    """A chart of an HTML page as a file of its own: with its name space and the page's styles."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" '
+    return chart.replace("<svg ", head, 1).replace("<title>", f"<style>{STYLE}</style><title>", 1)
+
+
+def _line(colour: int, label: str, curves: list[str]) -> Line | None:
+    """The mean of the seeds' curves at the steps that all of them have."""
+    seeds = [{float(step): value for step, value in read_pairs(curve).items()} for curve in curves]
+    steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    if not steps:
+        return None
+    values = {step: [seed[step] for seed in seeds] for step in steps}
+    points = [(step, fmean(found)) for step, found in values.items()]
+    band = [(step, min(found), max(found)) for step, found in values.items()] if len(seeds) > 1 else []
+    return Line(colour, label, points, band)

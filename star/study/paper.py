@@ -1,0 +1,70 @@
+"""Holds the paper's numbers that the study's tables show beside ours, and the paper's claims that they test.
+
+Source: Ni et al., "STAR: Similarity-guided Teacher-Assisted Refinement for Super-Tiny Function Calling Models" (arXiv 2602.03022), the two
+ablation tables, student Qwen3-0.6B. BFCL is version 3, overall; ACEBench is its normal part.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class PaperScore(NamedTuple):
+    """BFCLv3 overall and ACEBench normal; None where the paper gives none."""
+
+    bfcl: float | None
+    acebench: float | None
+
+
+# Cell -> the paper's score of the same way to train.
+PAPER: dict[str, PaperScore] = {
+    "none+none": PaperScore(47.33, 27.20),
+    "none+toolrl": PaperScore(47.35, None),
+    "none+similarity": PaperScore(49.35, None),
+    "ce+none": PaperScore(47.59, 28.7),
+    "ce+similarity": PaperScore(50.41, 38.9),
+    "fkl+none": PaperScore(49.51, 36.8),
+    "fkl+similarity": PaperScore(51.46, 50.0),
+    "rkl+none": PaperScore(49.26, 35.3),
+    "rkl+similarity": PaperScore(50.49, 41.3),
+    "akl+none": PaperScore(49.47, 44.2),
+    "akl+similarity": PaperScore(50.29, 49.0),
+    "rskd+none": PaperScore(49.03, 35.4),
+    "rskd+similarity": PaperScore(50.65, 49.8),
+    "ckd+none": PaperScore(49.56, 39.0),
+    "ckd+binary": PaperScore(51.05, 35.7),
+    "ckd+toolrl": PaperScore(48.59, 40.5),
+    "ckd+similarity": PaperScore(51.70, 53.0),
+}
+
+
+class Claim(NamedTuple):
+    """A claim of the paper as a difference of two cells in one column of the results."""
+
+    text: str
+    better: str
+    worse: str
+    column: Literal["exact_match", "before_rl_pass_at_8", "before_rl_entropy"] = "exact_match"
+
+
+CLAIMS = (
+    Claim("After Sim-RL, CKD is better than forward KL", "ckd+similarity", "fkl+similarity"),
+    Claim("After Sim-RL, CKD is better than AKL", "ckd+similarity", "akl+similarity"),
+    Claim("After Sim-RL, CKD is better than RSKD", "ckd+similarity", "rskd+similarity"),
+    Claim("After Sim-RL, CKD is better than reverse KL", "ckd+similarity", "rkl+similarity"),
+    Claim("After Sim-RL, CKD is better than hard labels (CE)", "ckd+similarity", "ce+similarity"),
+    Claim("Before Sim-RL, CKD is better than hard labels (CE)", "ckd+none", "ce+none"),
+    Claim("Reverse KL collapses: it is worse than forward KL", "fkl+none", "rkl+none"),
+    Claim(
+        "CKD keeps exploration: more entropy before Sim-RL than forward KL", "ckd+none", "fkl+none", "before_rl_entropy"
+    ),
+    Claim(
+        "CKD keeps exploration: a higher pass@8 before Sim-RL than forward KL",
+        "ckd+none",
+        "fkl+none",
+        "before_rl_pass_at_8",
+    ),
+    Claim("After CKD, the similarity reward is better than the binary one", "ckd+similarity", "ckd+binary"),
+    Claim("After CKD, the similarity reward is better than ToolRL's", "ckd+similarity", "ckd+toolrl"),
+    Claim("After forward KL, the similarity reward is better than the binary one", "fkl+similarity", "fkl+binary"),
+    Claim("Sim-RL makes the student of CKD better", "ckd+similarity", "ckd+none"),
+    Claim("Distillation before Sim-RL is better than Sim-RL alone", "ckd+similarity", "none+similarity"),
+)
