@@ -22,7 +22,8 @@ from star.units import format_count, format_seconds
 
 KD_NAMES = {
     "none": "none (the base)", "ce": "CE, hard labels", "fkl": "forward KL", "rkl": "reverse KL", "akl": "AKL",
-    "rskd": "RSKD", "ckd": "CKD",
+    "rskd": "RSKD", "ckd": "CKD", "cold-start": "cold start: CE on the rows", "on-policy-fkl": "on-policy, forward KL",
+    "on-policy-rkl": "on-policy, reverse KL",
 }  # fmt: skip
 RL_NAMES = {"none": "no RL", "binary": "binary", "toolrl": "ToolRL's", "similarity": "similarity (Sim-RL)"}
 HEAD = """# The study
@@ -170,10 +171,9 @@ def _verdict(claim: Claim, found: Estimate) -> list[str]:
 
 
 def _ablation(study: Study, scores: Scores) -> str:
-    ours = [[KD_NAMES.get(kd, kd), *(scores.percent(f"{kd}+{rl}") for rl in study.rl)] for kd in study.kd]
+    ours = [[KD_NAMES[kd], *(scores.percent(f"{kd}+{rl}") for rl in study.rl)] for kd in study.kd]
     papers = [
-        [KD_NAMES.get(kd, kd)] + [_paper_cell(f"{kd}+{rl}", number) for number in (0, 1) for rl in study.rl]
-        for kd in study.kd
+        [KD_NAMES[kd]] + [_paper_cell(f"{kd}+{rl}", number) for number in (0, 1) for rl in study.rl] for kd in study.kd
     ]
     names = [RL_NAMES[rl] for rl in study.rl]
     return (
@@ -204,7 +204,7 @@ def _exploration(study: Study, scores: Scores) -> str:
         gain = difference(scores.by_seed(after, "exact_match"), scores.by_seed(before, "exact_match"))
         body.append(
             [
-                KD_NAMES.get(kd, kd),
+                KD_NAMES[kd],
                 *(scores.percent(before, column) for column in ("exact_match", "pass_at_1", "pass_at_4", "pass_at_8")),
                 scores.number(before, "entropy"),
                 _shown(gain, _percent) if gain else "-",
@@ -224,12 +224,17 @@ def _exploration(study: Study, scores: Scores) -> str:
 def _sweeps(study: Study, scores: Scores) -> str:
     text = ""
     for sweep, varied in study.sweeps.items():
-        arms = [(kd, rl) for kd in varied.kd for rl in varied.rl]
-        body = [[value, *(scores.percent(f"{sweep}={value}/{kd}+{rl}") for kd, rl in arms)] for value in varied.values]
-        text += f"\n### {sweep}\n\n" + _table(
-            [sweep, *(f"{KD_NAMES.get(kd, kd)}, {RL_NAMES[rl]}" for kd, rl in arms)], body
-        )
-    return f"\n## One thing varied\n\nExact match in percent, as above.\n{text}" if text else ""
+        if varied.values:
+            arms = [(kd, rl) for kd in varied.kd for rl in varied.rl]
+            head = [sweep, *(f"{KD_NAMES[kd]}, {RL_NAMES[rl]}" for kd, rl in arms)]
+            body = [
+                [value, *(scores.percent(f"{sweep}={value}/{kd}+{rl}") for kd, rl in arms)] for value in varied.values
+            ]
+        else:
+            head = ["distillation", *(RL_NAMES[rl] for rl in varied.rl)]
+            body = [[KD_NAMES[kd], *(scores.percent(f"{sweep}/{kd}+{rl}") for rl in varied.rl)] for kd in varied.kd]
+        text += f"\n### {sweep}\n\n" + _table(head, body)
+    return f"\n## Further cells\n\nExact match in percent, as above.\n{text}" if text else ""
 
 
 def _curves(charts: dict[str, str]) -> str:

@@ -1,0 +1,131 @@
+"""Tests how a study's work is done: in processes of their own, once, with what failed named, and in the end a line per cell."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from star.config.experiment import Config
+from star.config.study import Study
+from star.errors import InputError, PipelineError
+from star.home import home
+from star.run_stage import Stage
+from star.study.grid import cells_of
+from star.study.results import read_results, row_of
+from star.study.run import choose_cells, do_work, run_study
+from star.study.work import Work
+
+
+def write(config: Config, *, out: Path, **inputs: Path) -> None:
+    """A stage that writes the names of its inputs."""
+    out.mkdir(parents=True)
+    (out / "metrics.json").write_text(json.dumps({"seconds": 1.0, "read": sorted(inputs)}))
+
+
+def refuse(config: Config, *, out: Path, **inputs: Path) -> None:
+    raise InputError("the teacher gave no valid answer")
+
+
+def vanish(config: Config, *, out: Path, **inputs: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def work_of(name: str, function: object, config: Config, **inputs: Work) -> Work:
+    return Work(Stage(name, function, {}, ()), config, inputs, name)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def logs(own_home: Path) -> None:
+    (own_home / "logs").mkdir(parents=True)
+
+
+@pytest.mark.usefixtures("logs")
+def test_what_does_not_need_failed_work_is_done(micro: Config) -> None:
+    data = work_of("data", write, micro)
+    teacher = work_of("teacher", refuse, micro, data=data)
+    student = work_of("student", write, micro, teacher=teacher)
+    other = work_of("other", write, micro, data=data)
+    seen: list[tuple[int, int]] = []
+    failed = do_work(
+        [data, teacher, student, other], workers=2, after=lambda done, failed: seen.append((len(done), len(failed)))
+    )
+    assert failed == dict.fromkeys([teacher.key, student.key], "the teacher gave no valid answer")
+    assert other.metrics()["read"] == ["data"] and not student.folder.exists()
+    assert seen[0] == (1, 0) and seen[-1] == (2, 2)
+    assert "InputError" in teacher.log.read_text()
+
+
+@pytest.mark.usefixtures("logs")
+def test_a_killed_process_ends_the_study_with_a_way_on(micro: Config) -> None:
+    with pytest.raises(PipelineError, match="run the same command again"):
+        do_work([work_of("gone", vanish, micro)], workers=1)
+
+
+def test_cells_are_chosen_by_name_and_seed(micro: Config) -> None:
+    config = micro.model_copy(update={"study": Study(seeds=(1, 2), kd=("fkl", "ckd"), rl=("none", "binary"))})
+    chosen = choose_cells(config, cell="ckd+*", seed=2)
+    assert [(cell.name, cell.seed) for cell in chosen] == [("ckd+none", 2), ("ckd+binary", 2)]
+    with pytest.raises(InputError, match=r"its cells are fkl\+none, fkl\+binary"):
+        choose_cells(config, cell="kcd+none", seed=None)
+
+
+@pytest.fixture
+def tiny_study(micro: Config, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Config:
+    """One cell whose shared stages are done already, in the folders of `finished`."""
+    monkeypatch.setenv("STAR_REUSE", str(finished["synthesize"].parent))
+    study = Study(seeds=(1,), kd=("fkl",), rl=("none",), min_teacher_exact_match=0.0)
+    return micro.model_copy(update={"study": study})
+
+
+@pytest.mark.slow
+def test_a_cell_gives_the_same_line_again(tiny_study: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    for name in ("first", "again"):
+        monkeypatch.setenv("STAR_HOME", str(tmp_path / name))
+        [cell] = cells_of(tiny_study)
+        for work in cell.work:
+            work.run()
+        lines.append(row_of(cell))
+        assert all(work.is_done() for work in cell.work)
+    for line in lines:
+        assert line.pop("seconds")
+    assert lines[0] == lines[1]
+    assert float(lines[0]["before_rl_entropy"]) > 0 and lines[0]["distill_ce"]
+
+
+@pytest.mark.slow
+def test_a_study_runs_in_processes_and_a_second_time_does_nothing(tiny_study: Config, tmp_path: Path) -> None:
+    """The base alone is the cell, because each process loads torch."""
+    config = tiny_study.model_copy(update={"study": tiny_study.study.model_copy(update={"kd": ("none",)})})
+    results, cells = tmp_path / "study.csv", cells_of(config)
+    run_study(config, cells, results=results, workers=2)
+    [row] = read_results(results)
+    assert row["cell"] == "none+none" and row["exact_match"] == row["before_rl_exact_match"] and not row["failed"]
+    written = results.stat().st_mtime_ns
+    run_study(config, cells, results=results, workers=2)
+    assert results.stat().st_mtime_ns == written
+    assert len(list((home() / "study").glob("evaluate-model-*"))) == 2
+
+
+@pytest.mark.slow
+def test_no_student_is_trained_for_a_teacher_below_its_bar(tiny_study: Config, tmp_path: Path) -> None:
+    config = tiny_study.model_copy(
+        update={"study": tiny_study.study.model_copy(update={"min_teacher_exact_match": 1.0})}
+    )
+    with pytest.raises(InputError, match="train it longer"):
+        run_study(config, cells_of(config), results=tmp_path / "study.csv", workers=1)
+    assert not list((home() / "study").glob("distill-*"))
+
+
+def test_the_plan_is_said_without_loading_torch() -> None:
+    code = (
+        "import sys; from star.cli.main import app; app(['study', 'run', '--plan'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cells in" in done.stderr and "about" in done.stderr
