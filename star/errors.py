@@ -17,6 +17,10 @@ class UnavailableError(InputError):
     """A service did not answer, or not with what was asked for. The same work can succeed later without a change."""
 
 
+class BusyError(InputError):
+    """Another process does the same work at the moment."""
+
+
 class GpuMemoryError(InputError):
     """A training step did not fit into the accelerator's memory with `micro_batch_size` sequences per forward pass."""
 

@@ -132,7 +132,7 @@ def distill(
         student: base to start from, a folder or a Hugging Face id, instead of the configuration's `student`.
     """
     if student is not None:
-        config = config.model_copy(update={"student": Student(base=str(student))})
+        config = with_student(config, student)
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
         from star.ckd.distill import distill_student
@@ -140,6 +140,11 @@ def distill(
         return distill_student(config, topk, workspace=workspace, log_metrics=run.log_metrics)
 
     return run_stage(stage_named("distill"), work, config, inputs={"topk": topk}, out=out, resume=resume)
+
+
+def with_student(config: Config, base: Path | str) -> Config:
+    """The configuration with another base of the student, a folder or a Hugging Face id."""
+    return config.model_copy(update={"student": Student(base=str(base))})
 
 
 def refine(

@@ -124,6 +124,9 @@ def _run_once(
         remove_leftover_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint)
         return Outcome(read_metrics(out), cached=True)
     with open_workspace(out, stage=manifest.stage, fingerprint=manifest.fingerprint, resume=resume) as workspace:
+        # Again under the lock: another process may have finished the work while this one waited for it.
+        if is_finished(out, fingerprint=manifest.fingerprint) and is_valid(out):
+            return Outcome(read_metrics(out), cached=True)
         # Under the lock, so that two processes do not copy to the same place.
         if resume and (place := take_equal_result(out, fingerprint=manifest.fingerprint, is_valid=is_valid)):
             return Outcome(read_metrics(out), cached=True, taken_from=place)

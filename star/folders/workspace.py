@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from star.errors import InputError
+from star.errors import BusyError
 from star.folders import checkpoints_s3
 from star.folders.owners import (
     close_to_others,
@@ -51,7 +51,8 @@ def open_workspace(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         resume: go on with what a killed run of the same work left; otherwise start with an empty workspace.
 
     Raises:
-        InputError: another process is doing the same work, or somebody else has put something in its place.
+        BusyError: another process is doing the same work.
+        InputError: somebody else has put something in its place.
     """
     folder = workspace_folder(out, stage=stage, fingerprint=fingerprint)
     if folder.parent == out.parent:
@@ -65,7 +66,7 @@ def open_workspace(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        raise InputError(f"another process is writing {out}: wait for it, or give another folder") from None
+        raise BusyError(f"another process is writing {out}: wait for it, or give another folder") from None
     try:
         with umask_for_sharing():
             workspace = _prepare(folder, fingerprint=fingerprint, resume=resume)

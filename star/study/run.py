@@ -4,13 +4,15 @@
 
 What is done is kept by the stages themselves, so nothing else needs to be remembered: started again, a study finds finished work done and a
 killed training's checkpoint. A process has one thread, whatever the number of processes, because the number of threads decides how sums are
-rounded: the results are the same with any `--workers`.
+rounded: the results are the same with any `--workers`. Several machines that share a home share the work, too: each runs the same command,
+and leaves alone what another one does at the moment.
 
 In MLflow the study is a run, with a child for every stage and one for every cell, which has the cell's scores.
 """
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,11 +20,14 @@ from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatch
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
 
 from star.config.experiment import Config
-from star.errors import InputError, PipelineError, cure_of
+from star.errors import BusyError, InputError, PipelineError, cure_of
 from star.folders.in_use import using
-from star.folders.owners import create_in_home
+from star.folders.owners import create_in_home, file_mode
 from star.home import home
 from star.pipelines.local_runner import require_rehearsal, terminate_stages
 from star.progress import print_line
@@ -35,6 +40,8 @@ from star.study.work import Work, all_work
 from star.terminal import guard_terminal
 from star.tracking.runs import child_run, pipeline_run
 from star.units import format_seconds
+
+BUSY_SECONDS = 10.0  # until work that another study does is looked at again
 
 
 def choose_cells(config: Config, *, cell: str | None, seed: int | None) -> list[Cell]:
@@ -115,8 +122,10 @@ class _Recorder:
                 continue
             self.open.remove(cell)
             row = failed_row(cell, reasons[0]) if reasons else row_of(cell)
-            # Unchanged, it was recorded by an earlier run, which has logged it too.
-            if not write_result(self.results, row, order=self.cells) or reasons:
+            # Other machines may write theirs at the same moment.
+            with FileLock(home() / "study" / "results.lock", mode=file_mode()):
+                is_new = write_result(self.results, row, order=self.cells)
+            if reasons or not is_new:
                 continue
             names = ("sweep", "value", "kd", "rl", "seed")
             with child_run(cell.name, params={name: row[name] for name in names}, tags={"star.study": "cell"}) as run:
@@ -124,10 +133,19 @@ class _Recorder:
             print_line(f"{cell.name}, seed {cell.seed}: {float(row['exact_match']):.1%} exact")
 
 
+class Ended(NamedTuple):
+    """How a piece of work ended in its process: why it failed, or whether another process of somebody does it."""
+
+    reason: str | None = None
+    is_busy: bool = False
+
+
 def do_work(
     work: list[Work], *, workers: int, after: Callable[[set[str], dict[str, str]], None] = lambda done, failed: None
 ) -> dict[str, str]:
     """Does all work in processes of their own, at most `workers` at a time. Work whose input failed fails with the same reason.
+
+    What another study on the same home does is left to it, and looked at again.
 
     Args:
         work: in the order of `all_work`; the first that is ready starts first.
@@ -140,37 +158,51 @@ def do_work(
         PipelineError: a process was killed.
     """
     waiting, done, failed = list(work), set[str](), dict[str, str]()
-    running: dict[Future[str | None], Work] = {}
+    running: dict[Future[Ended], Work] = {}
+    look_again: dict[str, float] = {}  # work that others do -> when to look at it again
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=guard_terminal
     )
     with pool:
         while waiting or running:
             for one in list(waiting):
-                if reason := next((failed[before.key] for before in one.inputs.values() if before.key in failed), None):
+                before = [inner.key for inner in one.inputs.values()]
+                if reason := next((failed[key] for key in before if key in failed), None):
                     failed[one.key] = reason
-                    waiting.remove(one)
-                elif len(running) < workers and all(before.key in done for before in one.inputs.values()):
+                elif not done.issuperset(before):
+                    continue
+                elif one.has_result():
+                    done.add(one.key)
+                elif len(running) < workers and time.monotonic() >= look_again.get(one.key, 0.0):
                     running[pool.submit(_do, one)] = one
-                    waiting.remove(one)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                one = running.pop(future)
-                if reason := _result_of(future, one):
-                    failed[one.key] = reason
+                else:
+                    continue
+                waiting.remove(one)
+            after(done, failed)
+            if waiting and not running:
+                time.sleep(BUSY_SECONDS)
+            for future in wait(running, BUSY_SECONDS if look_again else None, FIRST_COMPLETED).done:
+                one, ended = running.pop(future), _ended(future)
+                if ended.is_busy:
+                    look_again[one.key] = time.monotonic() + BUSY_SECONDS
+                    waiting.append(one)
+                    continue
+                if ended.reason:
+                    failed[one.key] = ended.reason
                 else:
                     done.add(one.key)
-                _print_end(one, reason, number=len(done) + len(failed), total=len(work))
-            after(done, failed)
+                _print_end(one, ended.reason, number=len(done) + len(failed), total=len(work))
+    after(done, failed)
     return failed
 
 
-def _result_of(future: "Future[str | None]", work: Work) -> str | None:
+def _ended(future: "Future[Ended]") -> Ended:
     try:
         return future.result()
     except BrokenProcessPool as error:
         raise PipelineError(
-            f"a process of the study was killed, perhaps that of {work.label}, for its memory: run the same command again to go on, "
-            f"with fewer --workers if that is the reason; the log is {work.log}",
+            "a process of the study was killed, perhaps because the memory is too small for so many: run the same command again to go "
+            "on, then with fewer --workers",
             input_fault=False,
         ) from error
 
@@ -182,17 +214,19 @@ def _print_end(work: Work, reason: str | None, *, number: int, total: int) -> No
     print_line(f"[{number}/{total}] {' '.join(filter(None, (work.label, kind)))}, seed {work.config.seed}: {said}")
 
 
-def _do(work: Work) -> str | None:
-    """Does one piece of work in this process. Returns why it failed, or None.
+def _do(work: Work) -> Ended:
+    """Does one piece of work in this process.
 
-    As a text, because not every exception can be sent to another process.
+    A failure is a text, because not every exception can be sent to another process.
     """
     with work.log.open("a", encoding="utf-8", buffering=1) as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
         try:
             work.run()
+        except BusyError:
+            return Ended(is_busy=True)
         except Exception as error:
             traceback.print_exception(error)
-            return cure_of(error) or f"{type(error).__name__}: {error}; the log is {work.log}"
-    return None
+            return Ended(cure_of(error) or f"{type(error).__name__}: {error}; the log is {work.log}")
+    return Ended()

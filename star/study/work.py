@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from star.config.experiment import Config
+from star.errors import InputError
 from star.folders.code_digest import code_digest
-from star.folders.manifest import MANIFEST, METRICS
+from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.folders.run_once import draft_manifest
 from star.hashing import digest_of
 from star.home import home
 from star.run_stage import Stage
-from star.stages import stage_named
+from star.stages import stage_named, with_student
 from star.study.evaluate import EVALUATE
 
 KEY_CHARACTERS = 16
@@ -81,12 +83,24 @@ class Work:
         """What its process wrote to stdout and stderr."""
         return home() / "logs" / f"study-{self.stage.name}-{self.key}.log"
 
-    def is_done(self) -> bool:
-        """Whether its folder has a result of this code. The stage looks closer, at the content of its inputs too."""
-        manifest = self.folder / MANIFEST
-        if not manifest.is_file() or not all(work.is_done() for work in self.inputs.values()):
+    def has_result(self) -> bool:
+        """Whether its folder holds what this work would give now: made by this code, with these settings, of these inputs."""
+        if not (self.folder / MANIFEST).is_file():
             return False
-        return json.loads(manifest.read_text(encoding="utf-8"))["code_digest"] == _code_of(self.stage.function)
+        try:
+            return read_manifest(self.folder).fingerprint == self._fingerprint()
+        # An input is missing or damaged. Whose work it is finds out more.
+        except InputError:
+            return False
+
+    def _fingerprint(self) -> str:
+        """What `run_stage` will put into the manifest, from the manifests of the inputs as they are now."""
+        config, folders = self.config, {name: work.folder for name, work in self.inputs.items()}
+        if self.stage.name == "distill" and "student" in folders:
+            config = with_student(config, folders.pop("student"))
+        inputs = {name: read_manifest(folder) for name, folder in folders.items()}
+        settings, code = config.slice(self.stage.sections), _code_of(self.stage.function)
+        return draft_manifest(self.stage.name, settings=settings, code=code, inputs=inputs).fingerprint
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of its result."""
@@ -103,6 +117,19 @@ class Work:
 def _code_of(function: Callable) -> str:
     # Read and parsed again, the modules of a stage take a tenth of a second, and a study has hundreds of pieces of work.
     return code_digest(function)
+
+
+def finished(work: Iterable[Work]) -> set[str]:
+    """The keys of the work that is done, with all work before it.
+
+    Args:
+        work: in the order of `all_work`.
+    """
+    done: set[str] = set()
+    for one in work:
+        if done.issuperset(before.key for before in one.inputs.values()) and one.has_result():
+            done.add(one.key)
+    return done
 
 
 def all_work(wanted: Iterable[Work]) -> list[Work]:

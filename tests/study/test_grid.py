@@ -121,6 +121,6 @@ def test_the_duration_counts_what_can_be_done_at_once(micro: Config) -> None:
         "distill": 5.0, "refine": 6.0, "evaluate": 0.5,
     }  # fmt: skip
     # One after the other: all of it, with three evaluations.
-    assert duration(cell.work, seconds=seconds, workers=1) == 32.5
+    assert duration(cell.work, done=(), seconds=seconds, workers=1) == 32.5
     # The base and the evaluations but the last go beside the chain from the data to the refined student.
-    assert duration(cell.work, seconds=seconds, workers=4) == 27.5
+    assert duration(cell.work, done=(), seconds=seconds, workers=4) == 27.5
