@@ -8,7 +8,7 @@ import typer
 ConfigOption = Annotated[
     str,
     typer.Option(
-        "--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b or qwen3-4b."
+        "--config", "-c", help="A YAML file, or a packaged profile: tiny, qwen3-0.6b, qwen3-1.7b, qwen3-4b, study-tiny."
     ),
 ]
 SeedDataOption = Annotated[

@@ -8,7 +8,9 @@ import typer
 
 from star.cli.options import SeedDataOption
 
-ConfigArgument = Annotated[str, typer.Option("--config", "-c", help="A YAML file with a section `study`.")]
+ConfigArgument = Annotated[
+    str, typer.Option("--config", "-c", help="A YAML file with a section `study`, or study-tiny.")
+]
 ResultsOption = Annotated[
     Path | None, typer.Option(help="CSV with one line per cell and seed. Default: study/NAME.csv in the home.")
 ]
@@ -18,7 +20,7 @@ study_app = typer.Typer(help="Compare ways to train a student on one task, with 
 
 @study_app.command()
 def run(
-    config: ConfigArgument = "configs/study-tiny.yaml",
+    config: ConfigArgument = "study-tiny",
     seed_data: SeedDataOption = None,
     results: ResultsOption = None,
     workers: Annotated[
@@ -59,7 +61,7 @@ def report(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Page to write; its charts go into the folder `study` beside it.")
     ],
-    config: ConfigArgument = "configs/study-tiny.yaml",
+    config: ConfigArgument = "study-tiny",
 ) -> None:
     """Write the page of a study from its recorded values: tables with intervals, the paper's claims, learning curves, compute.
 

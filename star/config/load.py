@@ -17,7 +17,7 @@ from star.errors import InputError
 from star.folders.s3_client import is_s3_url
 from star.yaml_documents import parse_yaml
 
-PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b")
+PROFILES = ("tiny", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "study-tiny")
 MAX_EXTENDS = 8  # files that extend each other; more than that is taken for a loop
 # Settings that may be paths.
 PATHS = (("data", "tools"), ("data", "seed_data"), ("teacher", "base"), ("student", "base"), ("evaluate", "acebench"))

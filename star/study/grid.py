@@ -83,7 +83,7 @@ def cells_of(config: Config) -> list[Cell]:
         InputError: there is no section `study`, or a sweep names a setting that does not exist.
     """
     if config.study is None:
-        raise InputError("the configuration has no section `study`: use configs/study-tiny.yaml, or add one")
+        raise InputError("the configuration has no section `study`: use study-tiny, or add one")
     study = config.study
     _require_possible(config, study)
     arms = [(GRID, "", config, study.kd, study.rl)] + [

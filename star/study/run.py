@@ -80,16 +80,17 @@ def run_study(config: Config, cells: list[Cell], *, results: Path, workers: int)
     os.environ["STAR_HOME"] = str(root)  # the processes may have another working directory
     for variable, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
         os.environ.setdefault(variable, value)
-    run = pipeline_run(config.name, params={"config": config.name, "cells": len(cells)}, tags={"star.study": "study"})
+    params = {"config": config.name, "cells": len(cells)}
     with (
         using([root / "study"], by="star study run"),
         sigterm_raises_system_exit(before_exit=terminate_stages),
-        run,
+        pipeline_run(config.name, params=params, tags={"star.study": "study"}) as run,
     ):
         failed = do_work(all_work([cells[0].evaluation_teacher]), workers=workers)
         _require_good_teacher(config, cells[0].evaluation_teacher, failed)
         recorder = _Recorder(cells, results)
         failed = do_work(all_work(one for cell in cells for one in cell.work), workers=workers, after=recorder.record)
+        run.log_artifact(results)
     if failed:
         reasons = "; ".join(dict.fromkeys(failed.values()))
         raise PipelineError(f"{len(failed)} pieces of work of the study have no result: {reasons}", input_fault=False)

@@ -15,7 +15,7 @@ from star.config.load import load_config
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = "1.31"
-FOLDERS = ("base", "clean", "multinode", "serving", "work-owner")
+FOLDERS = ("base", "clean", "multinode", "serving", "study", "work-owner")
 FILES = [
     *(file for folder in FOLDERS for file in sorted(DEPLOY.glob(f"{folder}/*.yaml"))),
     DEPLOY / "secrets.example.yaml",
