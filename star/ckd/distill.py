@@ -16,11 +16,12 @@ from star.modeling.bases import open_base
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer, save_model
 from star.modeling.scratch import build_base
 from star.modeling.training import LogMetrics, copy_learning_curves, seed_everything, train
+from star.topk.replies import write_replies
 from star.topk.sequences import TOKENIZER
 
 
 def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_metrics: LogMetrics) -> dict[str, float]:
-    """Trains the student on the store in the folder `topk` and writes it to `workspace.out`.
+    """Trains the student on the store in the folder `topk` and writes it to `workspace.out`, with the teacher's replies for Sim-RL.
 
     Returns:
         The last logged value of each metric, as `ckd_<metric>`: loss, fkl, tail, ce, entropy of the student, and
@@ -45,6 +46,7 @@ def distill_student(config: Config, topk: Path, *, workspace: Workspace, log_met
     label = f"distil the student ({config.distill.kind.upper()})"
     train(trainer, phase="ckd", label=label, state=workspace.state, log_metrics=log_metrics)
     save_model(trainer.model, tokenizer, workspace.out)
+    write_replies(topk, workspace.out)
     return copy_learning_curves(workspace.state, out=workspace.out, metrics=("loss", *CKD_METRICS))
 
 

@@ -12,12 +12,18 @@ OWN_SOURCES = ("seed", "generated")  # names that rows of `seed_data` and of the
 
 
 class Strata(Section):
-    """Least shares of a sample by the labels of a row's last turn. A row with several labels counts for each of them."""
+    """Shares of a sample by what the last turn of a row is. Rows are taken while one of their shares is not reached."""
 
-    response: float = Field(0.2, ge=0, le=1, description="Least share of rows whose last turn says something")
+    response: float = Field(
+        0.2, ge=0, le=1, description="Share of rows whose last turn says something; no more are taken"
+    )
     multi_step: float = Field(0.3, ge=0, le=1, description="Least share of rows that call tools right after a result")
-    single_turn: float = Field(0.3, ge=0, le=1, description="Least share of rows whose last turn is the first answer")
-    parallel: float = Field(0.5, ge=0, le=1, description="Least share of rows with several calls in the last turn")
+    single_turn: float = Field(
+        0.3, ge=0, le=1, description="Least share of rows whose last turn is the first answer; of later turns the rest"
+    )
+    parallel: float = Field(
+        0.5, ge=0, le=1, description="Least share of rows with several calls in the last turn; of single calls the rest"
+    )
     max_turns: int = Field(10, ge=1, description="Most turns in a conversation; rows with more are left out")
     max_prompt_tokens: int = Field(
         8192,
@@ -96,6 +102,11 @@ class Data(Section):
         le=1,
         description="Share of generated rows whose function and parameter names are replaced by random ones (Hammer)",
     )
+
+    @property
+    def known_rows(self) -> int:
+        """The rows whose number the settings say: generated ones, and those of sources that name one."""
+        return self.generated_rows + sum(source.rows or 0 for source in self.sources)
 
     @model_validator(mode="after")
     def _sources_have_names_of_their_own(self) -> Self:

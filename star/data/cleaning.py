@@ -32,7 +32,7 @@ from star.chat import (
 )
 from star.data.duplicates import Duplicates
 from star.data.json_schema import UNUSABLE, coerce_value, fault_of_value
-from star.data.rows import Reject
+from star.data.rows import UNANSWERED, Reject, is_answered
 from star.data.tools import repeated_name
 from star.time_limit import TookTooLong, record_limit
 
@@ -123,7 +123,8 @@ def fault_of(row: dict) -> tuple[str, str] | None:
         return "empty_query", "a user turn is blank" if asked else "there is no user turn"
     target = row["messages"][-1]
     calls = target.get("tool_calls") or []
-    if not calls and not (target.get("content") or "").strip():
+    # Only its origin can say that the answer is left out on purpose.
+    if not is_answered(row) and row.get(UNANSWERED) is not True:
         return "empty_target", "the target neither calls a tool nor says anything"
     # Before the calls are checked: by name, one of the two tools would hide the other.
     if repeated := repeated_name(row["tools"]):
@@ -132,7 +133,8 @@ def fault_of(row: dict) -> tuple[str, str] | None:
     for call in calls:
         if fault := _fault_of_call(call, tools):
             return fault
-    return _fault_of_target(target) or _fault_of_prompt(row["messages"][:-1])
+    fault = _fault_of_target(target) if is_answered(row) else None
+    return fault or _fault_of_prompt(row["messages"][:-1])
 
 
 def _fault_of_call(call: dict, tools: dict[str, dict]) -> tuple[str, str] | None:

@@ -38,13 +38,15 @@ def _tables(statistics: SetStatistics) -> list[tuple[str, str, Counter]]:
         ("Generators", "generator", statistics.generators),
         ("Words of the conversation before the answer", "words", +words),
         ("User turns", "turns", statistics.turns),
+        ("Labels of the last turn", "label", statistics.labels),
+        ("Number of the last turn", "number", statistics.turn_numbers),
         ("Calls in the answer", "calls", statistics.calls),
         ("Tools shown", "tools", statistics.shown_tools),
         ("Tools called", "tool", statistics.called),
         ("Rejects by reason", "reason", statistics.rejects),
         ("Rejects by source", "source: reason", statistics.rejects_by_source),
         ("Overlaps of kept rows with the benchmark", "overlap", statistics.overlaps),
-        ("Rows short of their quota", "kind", statistics.shortfalls),
+        ("Rows short of their quota", "quota", statistics.shortfalls),
     ]
     return [entry for entry in tables if entry[2]]
 
@@ -64,7 +66,13 @@ def _first_explanations(explained: dict[str, str]) -> list[tuple[str, str]]:
     return [*first, (f"{beyond:,} more", "see figures.json")] if beyond > 0 else first
 
 
-NUMBERED = ("User turns", "Calls in the answer", "Tools shown", "Words of the conversation before the answer")
+NUMBERED = (
+    "User turns",
+    "Number of the last turn",
+    "Calls in the answer",
+    "Tools shown",
+    "Words of the conversation before the answer",
+)
 
 
 def _entries(title: str, counts: Counter) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
@@ -84,7 +92,10 @@ def _summary(statistics: SetStatistics) -> str:
         else ""
     )
     left_out = f"{statistics.rejects.total():,} left out, each with its reason in rejects.jsonl."
-    return f"{statistics.rows:,} rows kept of {statistics.read:,} read; {left_out}{fitted}"
+    unanswered = (
+        f" {statistics.unanswered:,} rows have no answer: the teacher gives it." if statistics.unanswered else ""
+    )
+    return f"{statistics.rows:,} rows kept of {statistics.read:,} read; {left_out}{fitted}{unanswered}"
 
 
 def _warnings(statistics: SetStatistics) -> list[str]:

@@ -27,8 +27,9 @@ from star.data.listed_tools import (
     tools_of_record,
 )
 from star.data.read_records import read_records
-from star.data.rows import REFUSAL, Reject, json_line, ordered_row
+from star.data.rows import UNANSWERED, Reject, is_answered, json_line, ordered_row
 from star.data.tools import normalize_tool
+from star.data.turn_labels import label_turn
 from star.errors import InputError
 from star.time_limit import TookTooLong, record_limit
 
@@ -97,31 +98,45 @@ def _provenance(record: dict, *, source: str, licence: str | None) -> dict:
 def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
     if not isinstance(record, dict):
         raise InputError(f"a record must be an object, got {str(record)[:80]}")
-    messages, tools = _conversation(record)
-    whole = {"messages": messages, "tools": tools}
-    identity = _identity(record.get("id"), whole, source)
+    messages, tools, unanswered = _conversation(record)
+    if not messages:
+        raise InputError("a record must have a message of the assistant")
+    identity = _identity(record.get("id"), {"messages": messages, "tools": tools}, source)
     if not every_turn:
-        return [{"id": identity, **whole, "kind": record.get("kind") or kind_of(messages)}]
+        kind = record.get("kind") or kind_of(messages)
+        return [_row(identity, messages, tools, kind=kind, unanswered=unanswered)]
     turns = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place]
     if not turns:
         raise InputError("a record must have an assistant turn that answers something")
     return [
-        {"id": f"{identity}#{place}", "messages": messages[: place + 1], "tools": tools, "kind": kind}
+        _row(
+            f"{identity}#{place}",
+            (turn := messages[: place + 1]),
+            tools,
+            kind=kind_of(turn),
+            unanswered=unanswered and len(turn) == len(messages),
+        )
         for place in turns
-        if (kind := kind_of(messages[: place + 1]))
     ]
 
 
-def _conversation(record: dict) -> tuple[list[dict], list[dict]]:
-    """Returns (messages, tools in normal form) of a record in any of the forms."""
+def _row(identity: str, messages: list[dict], tools: list[dict], *, kind: str, unanswered: bool) -> dict:
+    turn = label_turn(messages)
+    labels = {"labels": list(turn.labels), "number": turn.number, "calls": turn.calls}
+    row = {"id": identity, "messages": messages, "tools": tools, "kind": kind, "turn": labels}
+    return row | {UNANSWERED: True} if unanswered and not is_answered(row) else row
+
+
+def _conversation(record: dict) -> tuple[list[dict], list[dict], bool]:
+    """Returns (messages, tools in normal form, whether the record has no answer) of a record in any of the forms."""
     written, answer, listed = _written_conversation(record)
     tools = [_tool(json.dumps(tool)) for tool in listed]
     properties = {tool["name"]: tool["parameters"]["properties"] for tool in tools}
     messages = conversation_of(written, properties)
     if answer is not None:
-        # Without calls, xLAM and Hammer mean that no tool can help. The row needs a text that says so.
-        messages.append(assistant_message(None if answer else REFUSAL, calls_of_value(answer), None))
-    return messages, tools
+        messages.append(assistant_message(None, calls_of_value(answer), None))
+    # Without calls, xLAM and Hammer mean that no tool can help, and do not say what a good reply is.
+    return messages, tools, answer == [] or record.get(UNANSWERED) is True
 
 
 def _written_conversation(record: dict) -> tuple[list, list | None, list]:

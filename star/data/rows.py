@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from star.errors import InputError
 from star.limits import DEPTH, RECORD_BYTES, RECORD_PARTS
 
-REFUSAL = "None of the given tools can do that."  # the answer of a row whose tools cannot do what the user asks
+REFUSAL = "None of the given tools can do that."  # the answer of a made row whose tools cannot do what the user asks
+UNANSWERED = "unanswered"  # field of a row whose origin says that no tool is called, and not what is answered
 
 
 class Call(BaseModel):
@@ -230,6 +231,12 @@ def json_line(value: Any) -> bytes:
         ValueError: it contains nan, infinity or a lone surrogate.
     """
     return (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def is_answered(row: dict) -> bool:
+    """Whether the row has an answer: calls, or words. Without one, the teacher gives it."""
+    target = row["messages"][-1]
+    return bool(target.get("tool_calls") or (target.get("content") or "").strip())
 
 
 def query_of(row: dict) -> str:

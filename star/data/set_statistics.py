@@ -4,11 +4,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from star.data.rows import Reject, query_of
+from star.data.rows import Reject, is_answered, query_of
+from star.data.turn_labels import label_turn
 
 WORD_BINS = (4, 8, 16, 32, 64, 128, 256, 512)  # upper edges of the bins; the last bin has none
 TEXTS = ("uncalled", "tool_notes")  # fields that explain and count nothing
-NUMBERED = ("turns", "calls", "shown_tools")  # counters whose names are numbers
+NUMBERED = ("turns", "turn_numbers", "calls", "shown_tools")  # counters whose names are numbers
 MOST_TOOLS = 100_000  # names that are counted one by one; further ones are counted together
 
 
@@ -18,6 +19,7 @@ class SetStatistics:
 
     Attributes:
         fitted: number of rows with a value that was changed to the type its tool declares.
+        unanswered: number of rows without an answer, for which the teacher gives one.
         uncalled: why no row calls a tool, by the tool's name; empty where all are called.
         tool_notes: what could not be used of a tool's schemas, by the tool's name.
     """
@@ -25,12 +27,15 @@ class SetStatistics:
     read: int = 0
     rows: int = 0
     fitted: int = 0
+    unanswered: int = 0
     kinds: Counter = field(default_factory=Counter)
     sources: Counter = field(default_factory=Counter)
     licences: Counter = field(default_factory=Counter)
     generators: Counter = field(default_factory=Counter)
     query_words: Counter = field(default_factory=Counter)
     turns: Counter = field(default_factory=Counter)
+    labels: Counter = field(default_factory=Counter)
+    turn_numbers: Counter = field(default_factory=Counter)
     calls: Counter = field(default_factory=Counter)
     shown_tools: Counter = field(default_factory=Counter)
     called: Counter = field(default_factory=Counter)
@@ -84,7 +89,11 @@ class SetStatistics:
         self.query_words[_bin(len(query_of(row).split()))] += 1
         # The keys are text, because the counters pass through JSON at every commit and JSON has no other keys.
         self.turns[str(sum(message["role"] == "user" for message in row["messages"]))] += 1
-        self.calls[str(len(calls))] += 1
+        turn = label_turn(row["messages"])
+        self.labels.update(turn.labels)
+        self.turn_numbers[str(turn.number)] += 1
+        self.calls[str(turn.calls)] += 1
+        self.unanswered += not is_answered(row)
         self.shown_tools[str(min(len(row["tools"]), 20))] += 1
         for call in calls:
             known = call["name"] in self.called or len(self.called) < MOST_TOOLS

@@ -52,7 +52,7 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
     by_number = dict(enumerate(names))
     quota = _quotas({by_number[number]: size for number, size in Counter(kinds).items()}, heldout, total=len(ranks))
     chosen: set[int] = set()
-    for value, group in groupby(_ascending(ranks), key=lambda place: ranks[place]):
+    for value, group in groupby(places_by_rank(ranks), key=lambda place: ranks[place]):
         places = list(group)
         # Rows with the same query and target have one rank and must stay on one side, whatever their kinds.
         kind = min(by_number[kinds[place]] for place in places)
@@ -69,7 +69,7 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
     return chosen
 
 
-def _ascending(ranks: array) -> Iterator[int]:
+def places_by_rank(ranks: array) -> Iterator[int]:
     """Yields the positions of the rows by ascending rank, without a Python object per row in memory."""
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Makes the data set of a run: generates and imports rows, cleans them together, and splits them into training and held-out rows."""
+"""Makes the data set of a run: generates and imports rows, cleans and samples them, and splits them into training and held-out rows."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,12 +9,13 @@ from star.config.data import Data
 from star.data.data_card import write_card
 from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows
-from star.data.rows import Reject, json_line, read_rows
+from star.data.row_sources import all_shortfalls, choose_samples, is_sampled, read_source, within_samples
+from star.data.rows import Reject, is_answered, json_line, read_rows
 from star.data.set_statistics import SetStatistics
 from star.data.splits import choose_heldout_ranks, choose_heldout_tools, row_rank, split_by_tool
 from star.data.tool_coverage import add_tool_coverage, coverage_lines
 from star.data.tool_files import load_tools
-from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_set
+from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_selection, write_set
 from star.errors import InputError
 from star.json_file import write_json
 from star.progress import print_line
@@ -27,21 +28,16 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         state: folder that outlives a kill; what is finished there is not done again.
 
     Returns:
-        number of train and held-out rows, imported rows, and rejected rows in all and by reason; number of tools that no row
-        calls, where there are any.
+        number of train and held-out rows, imported rows, and rejected rows in all and by reason; number of rows without an
+        answer and of tools that no row calls, where there are any.
     """
     tools = load_tools(settings.tools.read_verified())
-    seed_data = settings.seed_data.read_verified() if settings.seed_data else None
-    # A folder that was fetched has another name, and must make the same rejects.
-    label = "seed_data" if seed_data and seed_data.is_dir() else None
 
     def records(position: int) -> Iterator[dict | Reject]:
-        imported = 0
-        if seed_data:
-            given = import_rows(seed_data, source="seed", label=label)
-            # A resumed run skips the imported rows that are done; the generator starts at its own position.
-            imported = sum(1 for _ in islice(given, position))
-            yield from given
+        given = _imported_rows(settings)
+        # A resumed run skips the imported rows that are done; the generator starts at its own position.
+        skipped = sum(1 for _ in islice(given, position))
+        yield from given
         yield from generate_rows(
             tools,
             settings.generated_rows,
@@ -49,13 +45,15 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
             tools_per_prompt=settings.tools_per_prompt,
             kinds=settings.kinds,
             masked=settings.masked,
-            start=position - imported,
+            start=position - skipped,
         )
 
     # In the state, because a run that was killed during the split finds the cleaned rows there.
     set_folder = state / "set"
     set_folder.mkdir(parents=True, exist_ok=True)
     statistics = write_set(records, out=set_folder, state=state, total=settings.generated_rows, label="make rows")
+    if any(map(is_sampled, settings.sources)):
+        set_folder, statistics = _sample_sources(settings, set_folder, out=state / "sampled", seed=seed)
     if statistics.rows <= settings.heldout_rows:
         raise InputError(
             f"only {statistics.rows} of {statistics.read} rows are clean ({dict(statistics.rejects)}), too few to hold out "
@@ -78,20 +76,49 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         "rejected": statistics.rejects.total(),
         "fitted": statistics.fitted,
     }
+    if statistics.unanswered:
+        counts["unanswered"] = statistics.unanswered
     if coverage.get("uncalled"):
         counts["tools_not_called"] = len(statistics.uncalled)
     return counts | {f"rejected_{reason}": count for reason, count in statistics.rejects.most_common()}
 
 
+def _imported_rows(settings: Data) -> Iterator[dict | Reject]:
+    if settings.seed_data:
+        seed_data = settings.seed_data.read_verified()
+        # A folder that was fetched has another name, and must make the same rejects.
+        yield from import_rows(seed_data, source="seed", label="seed_data" if seed_data.is_dir() else None)
+    for source in settings.sources:
+        yield from read_source(source)
+
+
+def _sample_sources(settings: Data, folder: Path, *, out: Path, seed: int) -> tuple[Path, SetStatistics]:
+    """Writes the set of the rows that are used to `out`. Returns that folder and the set's statistics."""
+    samples = choose_samples(read_rows(folder / ROWS), settings.sources, seed=seed)
+    missing = all_shortfalls(samples)
+    for name, count in missing.items():
+        print_line(f"{count} rows short of {name}")
+    out.mkdir(exist_ok=True)
+    # A second pass over the file, because the rows to keep are known only after all were seen.
+    selection = within_samples(read_rows(folder / ROWS), samples, settings.sources, seed=seed)
+    return out, write_selection(folder, selection, out=out, shortfalls=lambda kept: missing)
+
+
 def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed: int, out: Path) -> SetStatistics:
-    """Writes train.jsonl and heldout.jsonl; returns the statistics with the number of rows of both."""
+    """Writes train.jsonl and heldout.jsonl; returns the statistics with the number of rows of both.
+
+    Rows without an answer are training rows: there is nothing to compare a model's answer with.
+    """
     # One pass chooses and a second one writes, because the rows need not fit into memory.
     if by == "tool":
         tools = choose_heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout)
     else:
-        chosen = choose_heldout_ranks(read_rows(rows), heldout=heldout, seed=seed)
-        sides = (("heldout" if row_rank(row, seed) in chosen else "train", row) for row in read_rows(rows))
+        chosen = choose_heldout_ranks(filter(is_answered, read_rows(rows)), heldout=heldout, seed=seed)
+        sides = (
+            ("heldout" if is_answered(row) and row_rank(row, seed) in chosen else "train", row)
+            for row in read_rows(rows)
+        )
     # A copy: the caller still needs the statistics from before the split.
     statistics = SetStatistics.from_json(statistics.to_json())
     with (

@@ -10,6 +10,7 @@ that was never killed. Memory does not grow with the number of rows.
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from itertools import islice
@@ -112,31 +113,44 @@ def _roll_back_to_commit(duplicates: Duplicates, out: Path) -> tuple[int, SetSta
 
 
 def apply_quotas(folder: Path, *, out: Path, shares: Mapping[str, float], total: int, seed: int) -> SetStatistics:
-    """Writes a set of `total` rows of the set in `folder`, in these shares; the others follow the set's rejects.
+    """Writes a set of `total` rows of the set in `folder`, in these shares, as `write_selection` does."""
+    rows, wanted = folder / ROWS, wanted_rows(shares, total)
+    selection = within_quotas(read_rows(rows), read_rows(rows), wanted=wanted, seed=seed)
+    return write_selection(folder, selection, out=out, shortfalls=lambda kept: shortfalls(kept.kinds, wanted))
+
+
+def write_selection(
+    folder: Path,
+    selection: Iterable[dict | Reject],
+    *,
+    out: Path,
+    shortfalls: Callable[[SetStatistics], Counter],
+) -> SetStatistics:
+    """Writes a set of some rows of the set in `folder`; the others follow the set's rejects.
 
     Args:
         folder: stays as it is. A resumed run goes on with it, which it could not with a set that has lost rows.
+        selection: every row of the set, or a reject in its place.
+        shortfalls: counts the rows that are missing, from the statistics of the kept ones.
 
     Returns:
         the statistics of the new set, which are also written to its figures.json.
     """
-    before, wanted = read_statistics(folder), wanted_rows(shares, total)
+    before = read_statistics(folder)
     after = SetStatistics(
         read=before.read, fitted=before.fitted, rejects=before.rejects, rejects_by_source=before.rejects_by_source
     )
     after.overlaps = before.overlaps
-    rows = folder / ROWS
     shutil.copyfile(folder / REJECTS, out / REJECTS)
     with (out / ROWS).open("wb") as kept, (out / REJECTS).open("ab") as rejects:
-        # Two passes over the file: the rows to keep are known only after all were seen.
-        for row in within_quotas(read_rows(rows), read_rows(rows), wanted=wanted, seed=seed):
+        for row in selection:
             if isinstance(row, Reject):
                 after.add_reject(row)
                 rejects.write(reject_line(row))
             else:
                 after.add(row)
                 kept.write(json_line(row))
-    after.shortfalls = shortfalls(after.kinds, wanted)
+    after.shortfalls = shortfalls(after)
     write_json(out / STATISTICS, after.to_json())
     return after
 

@@ -109,7 +109,7 @@ def _build_from_scratch(
     from star.teacher.refine import scratch_tokenizer
 
     assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
-    tokenizer = teacher.tokenizer if teacher else scratch_tokenizer(rows, config.scratch)
+    tokenizer = teacher.tokenizer if teacher else scratch_tokenizer(rows, config)
     model = scratch_model(architecture, tokenizer, seed=config.seed)
     return Actor("scratch", tokenizer, model, "built from scratch with random weights")
 

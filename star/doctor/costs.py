@@ -125,7 +125,7 @@ def workload_of(
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
         student_group=config.refine.num_generations,
         prompt_tokens=lengths.prompt_tokens,
-        completion_tokens=min(lengths.completion_tokens, config.rollout.max_new_tokens),
+        completion_tokens=min(lengths.completion_tokens, config.rollout.kept_tokens),
         heldout_prompt_tokens=lengths.heldout_prompt_tokens,
     )
 

@@ -36,9 +36,9 @@ def topk_store_bytes(config: Config) -> tuple[int, float]:
     """Returns how many samples the rollout draws at most, and how many bytes their top-k store takes at most."""
     from star.topk.disk_space import max_bytes_per_token
 
-    samples = (config.rollout.prompts or config.data.generated_rows) * config.rollout.samples
+    samples = (config.rollout.prompts or config.data.known_rows) * config.rollout.samples
     vocab_size = config.scratch.vocab_size if config.scratch else QWEN3_VOCABULARY
-    return samples, samples * config.rollout.max_new_tokens * max_bytes_per_token(config.topk.top_k, vocab_size)
+    return samples, samples * config.rollout.kept_tokens * max_bytes_per_token(config.topk.top_k, vocab_size)
 
 
 def memory_needed(config: Config, stage: str) -> float:
@@ -121,7 +121,7 @@ def _activations(config: Config, training: Training | SimRL, described: "Pretrai
     if isinstance(training, SimRL):
         whole, answer = training.prompts_per_step * training.num_generations, training.max_new_tokens
     else:
-        whole, answer = training.batch_size, config.rollout.max_new_tokens
+        whole, answer = training.batch_size, config.rollout.kept_tokens
     tokens = (training.micro_batch_size or whole) * (
         min(PROMPT_TOKENS, config.max_prompt_tokens) + min(COMPLETION_TOKENS, answer)
     )

@@ -129,7 +129,7 @@ class _Rehearsal:
         teacher = self.teacher
         # Of every kind one, and those with tools first: they are what the template may lack. The shortest, because longer ones than
         # max_prompt_tokens are left out.
-        by_length = sorted(self.rows, key=lambda row: len(str(row)), reverse=True)
+        by_length = sorted(self._answered_rows(), key=lambda row: len(str(row)), reverse=True)
         chosen = {row.get("kind", ""): row for row in by_length if row["tools"]} or {"": by_length[-1]}
         rendered = self._render_rows(list(chosen.values())[:REHEARSED_ROWS], teacher)
         self.prompts = within_length(rendered, teacher.tokenizer, max_prompt_tokens=self.config.max_prompt_tokens)
@@ -150,6 +150,13 @@ class _Rehearsal:
         if opening := self.prompts[0].opening:
             found += f"; the template begins the answer with {opening!r}, which counts as the model's"
         return f"{found}{self._about_the_students_template()}"
+
+    def _answered_rows(self) -> list[dict[str, Any]]:
+        from star.data.rows import is_answered
+
+        if not (answered := list(filter(is_answered, self.rows))):
+            raise InputError(f"none of the first {len(self.rows)} rows has an answer to train on: give rows that have")
+        return answered
 
     def _render_rows(self, rows: list[dict[str, Any]], actor: Actor) -> list["Prompt"]:
         from star.modeling.prompts import render_rows

@@ -5,12 +5,14 @@ from itertools import chain, islice
 from statistics import fmean
 from typing import Any
 
+from star.config.data import Data
 from star.config.experiment import Config
+from star.config.files import Input
 from star.errors import InputError
 
 MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch is trained
-SEED_ROWS = 64  # read of the seed data
-COUNTED_ROWS = 200_000  # of the seed data; more are not counted
+SEED_ROWS = 64  # read of each set
+COUNTED_ROWS = 200_000  # of each set; more are not counted
 # Where no row can be measured: typical ones.
 PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
 
@@ -34,14 +36,14 @@ class Lengths:
 
 
 def typical_lengths(config: Config) -> Lengths:
-    """Typical lengths within the limits of a profile, and its generated rows: what is known without a look at any row."""
-    prompt, made = min(PROMPT_TOKENS, config.max_prompt_tokens), config.data.generated_rows
-    completion = min(COMPLETION_TOKENS, config.rollout.max_new_tokens)
+    """Typical lengths within the limits of a profile, and the rows whose number it says: what is known without a look at any row."""
+    prompt, made = min(PROMPT_TOKENS, config.max_prompt_tokens), config.data.known_rows
+    completion = min(COMPLETION_TOKENS, config.rollout.kept_tokens)
     return Lengths(made, config.rollout.prompts or made, prompt, completion, prompt)
 
 
 def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
-    """Returns the clean ones of a few rows, and how many rows were looked at: the first of the seed data, and generated ones.
+    """Returns the clean ones of a few rows, and how many rows were looked at: the first of each set that is read, and generated ones.
 
     Raises:
         InputError: there are none, or none is clean.
@@ -49,14 +51,16 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
     from star.data.cleaning import clean
     from star.data.generate_offline import generate_rows
     from star.data.importers import import_rows
+    from star.data.row_sources import read_source
     from star.data.tool_files import load_tools
 
     data = config.data
-    if data.seed_data is None and not data.generated_rows:
+    if data.seed_data is None and not data.sources and not data.generated_rows:
         raise InputError(
-            "this profile has no rows: give yours with --seed-data or `data.seed_data`, or set `data.generated_rows`"
+            "this profile has no rows: give yours with --seed-data, `data.seed_data` or `data.sources`, or set `data.generated_rows`"
         )
-    given = import_rows(data.seed_data.read_verified(), source="seed") if data.seed_data else iter(())
+    given = [import_rows(data.seed_data.read_verified(), source="seed")] if data.seed_data else []
+    given += [read_source(source) for source in data.sources]
     made = generate_rows(
         load_tools(data.tools.read_verified()),
         min(data.generated_rows, MADE_ROWS),
@@ -65,11 +69,11 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
         kinds=data.kinds,
         masked=data.masked,
     )
-    cleaned = clean([*islice(given, SEED_ROWS), *made])
+    cleaned = clean([*chain.from_iterable(islice(rows, SEED_ROWS) for rows in given), *made])
     if not cleaned.kept:
         raise InputError(
-            f"none of the first {len(cleaned.rejects)} rows is clean ({cleaned.reasons()}): correct `data.seed_data`, "
-            "or generate rows"
+            f"none of the first {len(cleaned.rejects)} rows is clean ({cleaned.reasons()}): correct `data.seed_data` "
+            "or `data.sources`, or generate rows"
         )
     return cleaned.kept, len(cleaned.kept) + len(cleaned.rejects)
 
@@ -84,7 +88,7 @@ def measure_lengths(config: Config) -> Lengths:
     from star.modeling.prompts import render_rows
     from star.modeling.tokenizer import tokenize
 
-    limit, read_rows = config.max_prompt_tokens, config.data.generated_rows + _count_seed_rows(config)
+    limit, read_rows = config.max_prompt_tokens, config.data.generated_rows + _count_given_rows(config.data)
     rows, looked_at = sample_rows(config)
     tokenizer = open_tokenizer(config.teacher).tokenizer
     prompts = render_rows(rows, tokenizer)
@@ -99,7 +103,7 @@ def measure_lengths(config: Config) -> Lengths:
         raise InputError(f"all of the first {len(rows)} prompts are longer than max_prompt_tokens = {limit}: raise it")
     trained = max(0, read_rows * len(rows) / looked_at - config.data.heldout_rows) * len(used) / len(rows)
     return Lengths(
-        read_rows,
+        int(read_rows),
         int(trained),
         fmean(prompt_lengths[place] for place in used),
         fmean(answer_lengths[place] for place in used),
@@ -107,9 +111,16 @@ def measure_lengths(config: Config) -> Lengths:
     )
 
 
-def _count_seed_rows(config: Config) -> int:
+def _count_given_rows(data: Data) -> float:
+    """Rows of all sets that are read. Of a sampled one they are those that are used, which are clean."""
+    count = float(_count_records(data.seed_data) if data.seed_data else 0)
+    for source in data.sources:
+        found = _count_records(source.path)
+        count += found * source.share if source.share else min(found, source.rows or found)
+    return count
+
+
+def _count_records(rows: Input) -> int:
     from star.data.read_records import read_records
 
-    if config.data.seed_data is None:
-        return 0
-    return sum(1 for _ in islice(read_records(config.data.seed_data.read_verified()), COUNTED_ROWS))
+    return sum(1 for _ in islice(read_records(rows.read_verified()), COUNTED_ROWS))

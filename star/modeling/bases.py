@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from star.chat import CHAT_TEMPLATE, IM_END
+from star.chat import CHAT_TEMPLATE, IM_END, THINK_OPEN
 from star.config.models import Architecture, Student, Teacher
 from star.config.training import Lora, Precision
 from star.errors import InputError
-from star.modeling.chat_templates import choose_template, end_of_turn, with_bos
+from star.modeling.chat_templates import choose_template, end_of_turn, with_bos, with_open_think
 from star.modeling.models import add_lora_adapters, base_source, load_model, load_tokenizer
 from star.modeling.special_tokens import (
     PRODUCT_TOKENS,
@@ -72,6 +72,8 @@ def settle_tokenizer(raw: PreTrainedTokenizerBase, *, settings: Teacher, source:
     wanted = PRODUCT_TOKENS if settings.add_format_tokens else (end,)
     added = [token for token in wanted if not is_one_token(token, raw)]
     template = with_bos(template, raw, adds_bos=adds_bos(raw))
+    if settings.open_think:
+        template, choice = with_open_think(template, raw), f"{choice}, prompts end with {THINK_OPEN}"
     tokenizer = rebuild(raw, added=added, chat_template=template, end=end)
     about = f"chat template: {choice}; end of turn {end}, padding {tokenizer.pad_token}"
     if added:

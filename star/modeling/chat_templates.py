@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from star.call_blocks import CALL_CLOSE, CALL_OPEN
-from star.chat import CHAT_TEMPLATE, IM_END, IM_START, render_prompt
+from star.chat import CHAT_TEMPLATE, IM_END, IM_START, THINK_OPEN, prompt_opening, render_prompt
 from star.config.models import ChatTemplate
 from star.errors import InputError
 from star.modeling.trial_child import TOOL_CONVERSATION
@@ -95,6 +95,25 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     # The longest, because one token may begin another.
     return max((token for token in added if token and behind.startswith(token)), key=len, default=None)
+
+
+# Where the reasoning is turned off, the template has written a closed think block already.
+_OPEN_THINK = (
+    "{%- if add_generation_prompt and not (enable_thinking is defined and enable_thinking is false) %}"
+    f"{{{{- {json.dumps(THINK_OPEN)} }}}}{{%- endif %}}"
+)
+
+
+def with_open_think(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The template, with an opened `<think>` at the end of every prompt; unchanged where it writes a think tag there itself.
+
+    The paper's data preparation appends the tag to the rendered prompt. In the template it is at the end of every prompt: in
+    training, sampling, evaluation, and where the published model is used.
+    """
+    question = [{"role": "user", "content": QUESTION}]
+    prompt = tokenizer.apply_chat_template(question, chat_template=template, tokenize=False, add_generation_prompt=True)
+    assert isinstance(prompt, str)  # noqa: S101 - ids only with `tokenize`
+    return template if prompt_opening(prompt) else template + _OPEN_THINK
 
 
 def with_bos(template: str, tokenizer: "PreTrainedTokenizerBase", *, adds_bos: bool) -> str:

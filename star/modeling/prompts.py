@@ -38,6 +38,11 @@ class Prompt:
     tools: list[dict[str, Any]]
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the row has an answer; without one, the target has an empty think block and nothing else."""
+        return bool(self.target.rpartition(THINK_CLOSE)[2].strip())
+
+    @property
     def opening(self) -> str:
         """What the prompt holds of the completion already; "" for most templates."""
         return prompt_opening(self.text)

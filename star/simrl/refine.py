@@ -29,6 +29,7 @@ from star.simrl.completion_tables import CompletionTables
 from star.simrl.early_stop import EarlyStop
 from star.simrl.heldout_check import HeldoutCheck, hold_out_prompts
 from star.simrl.trainer import build_trainer
+from star.topk.replies import with_replies
 
 LogArtifact = Callable[[Path], None]  # uploads a file to the tracking run of the stage
 SIMRL_METRICS = (
@@ -54,13 +55,19 @@ def refine_student(
 ) -> dict[str, float]:
     """Refines the student in the folder `student` on the prompts of `rows`; longer prompts are left out and counted.
 
+    Rows without an answer get that of the student's teacher.
+
     Returns:
-        The last logged value of each metric, as `simrl_<metric>`; `prompts` used, and `too_long` left out.
+        The last logged value of each metric, as `simrl_<metric>`; `prompts` used, and `too_long` left out; `unanswered`:
+        how many were left out because the teacher gave no reply either, where there are any.
     """
     tokenizer = load_tokenizer(student)
-    rendered = render_rows(rows, tokenizer)
+    answered = with_replies(rows, student)
+    rendered = render_rows(answered, tokenizer)
     prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
-    counts = {"prompts": len(prompts), "too_long": len(rendered) - len(prompts)}
+    counts: dict[str, float] = {"prompts": len(prompts), "too_long": len(rendered) - len(prompts)}
+    if unanswered := len(rows) - len(answered):
+        counts["unanswered"] = unanswered
     refine_model(
         student,
         tokenizer,

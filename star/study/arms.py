@@ -52,7 +52,7 @@ def fine_tune_student(
     stage = replace(FINE_TUNE, inputs={**FINE_TUNE.inputs, "student": made_by})
 
     def work(workspace: Workspace, run: "Run") -> Metrics:
-        from star.data.rows import read_rows
+        from star.data.rows import is_answered, read_rows
         from star.modeling.models import load_model, load_tokenizer, save_model
         from star.modeling.prompts import render_rows, within_length
         from star.modeling.training import copy_learning_curves
@@ -60,7 +60,7 @@ def fine_tune_student(
 
         tokenizer = load_tokenizer(student)
         model = load_model(student, precision=config.precision, training=True, lora=config.distill.lora)
-        rendered = render_rows(list(read_rows(data / "train.jsonl")), tokenizer)
+        rendered = render_rows(list(filter(is_answered, read_rows(data / "train.jsonl"))), tokenizer)
         prompts = within_length(rendered, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
         fine_tune(
             model,

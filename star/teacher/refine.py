@@ -9,11 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star import distributed
+from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
-from star.config.models import Architecture, Scratch
+from star.config.models import Architecture
+from star.data.rows import is_answered
 from star.folders.link import link_or_copy
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base, open_tokenizer
+from star.modeling.chat_templates import with_open_think
 from star.modeling.head import require_head_output
 from star.modeling.models import add_lora_adapters, save_model_atomically
 from star.modeling.prompts import render_rows, within_length
@@ -36,7 +39,7 @@ def make_teacher(
     """Writes the teacher's model folder to `workspace.out`. Finished steps of a killed run are read from its state.
 
     Args:
-        rows: the training rows.
+        rows: the training rows. Those without an answer are left out: this teacher will give it.
         log_metrics: called with the metrics and the step whenever a trainer logs.
         log_artifact: called with Sim-RL's page of completions whenever it has grown.
 
@@ -44,7 +47,7 @@ def make_teacher(
         the last training metrics by phase; prompts: their number; too_long: rows left out because of their length.
     """
     tokenizer = _tokenizer(config, rows)
-    prompts = render_rows(rows, tokenizer)
+    prompts = render_rows(list(filter(is_answered, rows)), tokenizer)
     kept = within_length(prompts, tokenizer, max_prompt_tokens=config.max_prompt_tokens)
     trained = workspace.state / "trained"
     # Rank 0 decides for all ranks, because all of them must train or none.
@@ -91,15 +94,19 @@ def _tokenizer(config: Config, rows: list[dict[str, Any]]) -> PreTrainedTokenize
         if distributed.is_rank0():
             print_line(opened.about)
         return opened.tokenizer
-    assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
-    return scratch_tokenizer(rows, config.scratch)
+    return scratch_tokenizer(rows, config)
 
 
-def scratch_tokenizer(rows: list[dict[str, Any]], scratch: Scratch) -> PreTrainedTokenizerBase:
+def scratch_tokenizer(rows: list[dict[str, Any]], config: Config) -> PreTrainedTokenizerBase:
     """Trains the tokenizer of models from scratch on the rows."""
+    assert config.scratch is not None  # noqa: S101 - the configuration requires it for an Architecture
     # The texts to train on need a chat template, which needs a tokenizer: hence one of single bytes.
     rendered = render_rows(rows, bootstrap_tokenizer())
-    return train_tokenizer((prompt.text + prompt.target for prompt in rendered), vocab_size=scratch.vocab_size)
+    texts = (prompt.text + prompt.target for prompt in rendered)
+    tokenizer = train_tokenizer(texts, vocab_size=config.scratch.vocab_size)
+    if config.teacher.open_think:
+        tokenizer.chat_template = with_open_think(CHAT_TEMPLATE, tokenizer)
+    return tokenizer
 
 
 def _base(

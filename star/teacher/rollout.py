@@ -1,7 +1,8 @@
 """Samples the teacher on the training prompts and keeps the completions that the student will learn from.
 
 A sample is kept when it ended before the limit, has a valid format, reaches the reward of the settings, and repeats no
-earlier sample of its prompt. The prompts are split into batches:
+earlier sample of its prompt. A row without an answer gives no reward. With `rollout.cut_at` a long sample is kept up to
+that token. The prompts are split into batches:
 
     prompts ─┬► batch 0 ─► sample, seed 0 ─► assign verdicts ─► state/part-00000.parquet ─┐
     by       ├► batch 1 ─► sample, seed 1 ─► assign verdicts ─► state/part-00001.parquet ─┼► sequences.parquet
@@ -59,6 +60,7 @@ PROMPTS_SCHEMA = pa.schema(
         ("mean_reward", pa.float64()),
     ]
 )
+PART_SCHEMA = pa.schema([*SCHEMA, ("verdict", pa.string()), ("cut", pa.bool_())])  # of a batch's file
 FAILURES = ("truncated", "format_errors", "low_reward")  # samples with these verdicts are drawn again
 BATCH_SEED_STEP = 1_000_003  # between the seeds of two values of config.seed; a batch adds its number
 RETRY_SEED_STEP = 7_368_787  # between the seeds of a batch's samples and of its retries
@@ -72,7 +74,8 @@ def roll_out_rows(
     """Rolls out the teacher on the prompts of the rows, on at most `rollout.prompts` of them, chosen by the seed.
 
     Returns:
-        prompts: how many were chosen; too_long: how many were left out because of their length; samples per verdict.
+        prompts: how many were chosen; too_long: how many were left out because of their length; samples per verdict; cut:
+        how many of the kept ones were cut, where `rollout.cut_at` is set.
 
     Raises:
         InputError: the teacher gave no valid completion, or the disk is too small.
@@ -128,7 +131,8 @@ def roll_out(
         workspace: finished batches are in its state folder and are not sampled again.
 
     Returns:
-        the number of samples per verdict: kept, truncated, format_errors, low_reward, duplicates.
+        the number of samples per verdict: kept, truncated, format_errors, low_reward, duplicates; and of the kept ones that
+        were cut, where they are.
 
     Raises:
         InputError: none was kept; the message says why and what to do.
@@ -166,7 +170,12 @@ def roll_out(
     # A shard may have no batch at all, which is no fault of the teacher.
     if sum(counts.values()) and not counts["kept"]:
         raise InputError(explain_failure(files, counts, prompts, settings))
-    return counts
+    return counts if settings.cut_at is None else counts | {"cut": sum(map(_count_cut, files))}
+
+
+def _count_cut(file: Path) -> int:
+    table = pq.read_table(file, columns=["verdict", "cut"])
+    return pc.sum(pc.and_(table["cut"], pc.equal(table["verdict"], "kept"))).as_py() or 0
 
 
 def collect_batches(files: list[Path], *, workspace: Workspace) -> dict[str, int]:
@@ -191,7 +200,7 @@ def collect_batches(files: list[Path], *, workspace: Workspace) -> dict[str, int
 def _read_kept(file: Path) -> pa.Table:
     rows = Rows(pq.read_table(file))
     kept = np.flatnonzero(pc.equal(rows.table["verdict"], "kept").to_numpy())
-    return drop_repeated_prompts(rows.take(kept).drop(["verdict"]))
+    return drop_repeated_prompts(rows.take(kept).drop(["verdict", "cut"]))
 
 
 def sample_batch(
@@ -202,7 +211,7 @@ def sample_batch(
     texts = [prompt.text for prompt in batch]
     groups = sample(tokenizer, texts, samples=settings.samples, seed=seed, **sampling)
     rows_by_prompt = [
-        assign_verdicts(prompt, group, tokenizer, min_reward=settings.min_reward)
+        assign_verdicts(prompt, group, tokenizer, min_reward=settings.min_reward, cut_at=settings.cut_at)
         for prompt, group in zip(batch, groups, strict=True)
     ]
     for retry in range(1, settings.retries + 1):
@@ -219,7 +228,11 @@ def sample_batch(
         # All samples of the prompt again: whether a retry is a duplicate depends on the earlier ones.
         for index in set(again):
             rows_by_prompt[index] = assign_verdicts(
-                batch[index], groups[index], tokenizer, min_reward=settings.min_reward
+                batch[index],
+                groups[index],
+                tokenizer,
+                min_reward=settings.min_reward,
+                cut_at=settings.cut_at,
             )
     return [row for rows in rows_by_prompt for row in rows]
 
@@ -230,38 +243,53 @@ def _missing(rows: list[dict[str, Any]], samples: int) -> int:
 
 
 def assign_verdicts(
-    prompt: Prompt, samples: list[Sample], tokenizer: PreTrainedTokenizerBase, *, min_reward: float | None = None
+    prompt: Prompt,
+    samples: list[Sample],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    min_reward: float | None = None,
+    cut_at: int | None = None,
 ) -> list[dict[str, Any]]:
     """Makes one row per sample with its verdict, the first that applies.
 
     The order is truncated, format_errors, low_reward, duplicates (of an earlier sample), kept.
+
+    Args:
+        min_reward: least reward of a kept sample, where its row has an answer to compare it with.
+        cut_at: most ids that are kept of a sample; the last one becomes the end token. The text is kept whole.
     """
     prompt_ids = tokenizer(prompt.text, add_special_tokens=False)["input_ids"]
     # Per prompt: the same answer to two prompts is no duplicate.
-    seen: set[str] = set()
+    seen: set[str | tuple[int, ...]] = set()
     rows = []
     for number, sample in enumerate(samples):
         # Rewarded whatever the verdict, because prompts.parquet has the mean over all samples of a prompt.
-        reward = similarity_reward(sample.text, prompt.target, prompt.tools).total
+        reward = similarity_reward(sample.text, prompt.target, prompt.tools).total if prompt.is_answered else None
+        ids = sample.token_ids
+        if is_cut := cut_at is not None and len(ids) > cut_at:
+            ids = [*ids[: cut_at - 1], tokenizer.eos_token_id]
         if not sample.finished:
             verdict = "truncated"
         # A server may sample a row of the head that is no token: it has no text, and no student could learn it.
         elif not are_tokens(sample.token_ids, tokenizer) or format_error(sample.text, prompt.tools):
             verdict = "format_errors"
-        elif min_reward is not None and reward < min_reward:
+        elif min_reward is not None and reward is not None and reward < min_reward:
             verdict = "low_reward"
         else:
-            verdict = "duplicates" if sample.text in seen else "kept"
-            seen.add(sample.text)
+            # Two long samples may differ behind the cut only.
+            content = tuple(ids) if is_cut else sample.text
+            verdict = "duplicates" if content in seen else "kept"
+            seen.add(content)
         rows.append(
             {
                 "id": f"{prompt.row_id}#{number}",
                 "row_id": prompt.row_id,
                 "prompt_ids": prompt_ids,
-                "completion_ids": sample.token_ids,
+                "completion_ids": ids,
                 "completion": sample.text,
                 "reward": reward,
                 "verdict": verdict,
+                "cut": is_cut,
             }
         )
     return rows
@@ -272,13 +300,15 @@ def count_verdicts(table: pa.Table) -> pa.Table:
     is_verdict = [pc.cast(pc.equal(table["verdict"], verdict), pa.int64()) for verdict in VERDICTS]
     columns = {"row_id": table["row_id"], "reward": table["reward"], **dict(zip(VERDICTS, is_verdict, strict=True))}
     sums = [(verdict, "sum") for verdict in VERDICTS]
-    grouped = pa.table(columns).group_by("row_id").aggregate([("reward", "count"), *sums, ("reward", "mean")])
+    # Of rows without an answer the rewards are null, and their samples count all the same.
+    count = ("reward", "count", pc.CountOptions(mode="all"))
+    grouped = pa.table(columns).group_by("row_id").aggregate([count, *sums, ("reward", "mean")])
     return grouped.rename_columns(["row_id", "samples", *VERDICTS, "mean_reward"]).sort_by("row_id")
 
 
 def table_of_samples(rows: list[dict[str, Any]]) -> pa.Table:
     """Makes the table of the rows of `sample_batch`."""
-    return pa.Table.from_pylist(rows, schema=SCHEMA.append(pa.field("verdict", pa.string())))
+    return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
 
 def write_batch(file: Path, table: pa.Table) -> None:

@@ -2,7 +2,8 @@
 
 sequences.parquet   written by rollout: one row per sequence, sorted by id: id, row_id, prompt_ids, completion_ids,
                     completion, reward. The text `completion` begins with the opening that the prompt holds, where it
-                    holds one; `completion_ids` are what was sampled. `prompt_ids` is null where it is that of the row
+                    holds one; `completion_ids` are what was sampled, up to `rollout.cut_at`. `reward` is null where the
+                    row has no answer. `prompt_ids` is null where it is that of the row
                     above (star/topk/row_files.py).
 sequences.arrow     written by extract-topk: the same columns of the sequences in the store, mapped into memory by
                     readers. Folders of older versions have sequences.parquet with `prompt_ids` in every row.

@@ -59,6 +59,13 @@ def write(folder: Path, text: str) -> Path:
         ("- a", "must hold settings by name"),
         ("student: {base: {hidden_size: 8}}", "`student.base.intermediate_size`"),
         ("data: {seed_data: nothing.jsonl}", "nothing.jsonl"),
+        ("data: {sources: [{path: nothing.jsonl, source: xlam}]}", "nothing.jsonl"),
+        ("data: {sources: [{path: config.yaml}]}", "`data.sources.0.source`"),
+        ("data: {sources: [{path: config.yaml, source: x, rows: 5, share: 0.1}]}", "give one of them"),
+        ("data: {sources: [{path: config.yaml, source: x, strata: {}}]}", "give `rows` or `share`"),
+        ("data: {sources: [{path: config.yaml, source: generated}]}", "named 'generated'"),
+        ("data: {sources: [{path: config.yaml, source: x}, {path: config.yaml, source: x}]}", "named 'x'"),
+        ("rollout: {cut_at: 512, max_new_tokens: 512}", "`cut_at` 512 cuts nothing"),
         ("extends: nowhere.yaml", "nowhere.yaml"),
     ],
 )
@@ -241,9 +248,16 @@ def test_the_reference_has_every_variable_that_people_set() -> None:
 def test_a_base_file_keeps_its_own_paths(tmp_path: Path) -> None:
     (tmp_path / "team").mkdir()
     (tmp_path / "team" / "rows.jsonl").write_text("{}\n")
-    (tmp_path / "team" / "base.yaml").write_text("data: {seed_data: rows.jsonl}\n")
+    sources = "[{path: rows.jsonl, source: xlam, share: 0.5, strata: {parallel: 0.9}}]"
+    (tmp_path / "team" / "base.yaml").write_text(f"data: {{seed_data: rows.jsonl, sources: {sources}}}\n")
     config = load_config(write(tmp_path, "extends: team/base.yaml\nseed: 3\n"))
     assert config.data.seed_data.read_verified() == tmp_path / "team" / "rows.jsonl"
+    [source] = config.data.sources
+    assert source.path.read_verified() == tmp_path / "team" / "rows.jsonl"
+    # The paper's values, where nothing else is said.
+    assert source.strata.model_dump() == {
+        "response": 0.2, "multi_step": 0.3, "single_turn": 0.3, "parallel": 0.9, "max_turns": 10, "max_prompt_tokens": 8192,
+    }  # fmt: skip
 
 
 def test_packaged_profiles_can_be_extended(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def with_schema(schema: dict) -> list[dict]:
         (row("x", "  ", calls=weather(city="Oslo")), "empty_query", "blank"),
         ({**row("x"), "messages": [{"role": "assistant", "content": "Hi"}]}, "empty_query", "no user turn"),
         (row("x", content=" "), "empty_target", "neither"),
+        (row("x", content=" ") | {"unanswered": "yes"}, "empty_target", "neither"),
         (row("x", calls=weather(city="Oslo"), tools=[*TOOLS, TOOLS[0]]), "duplicate_tool", "get_weather"),
         (row("x", calls=[{"name": "get_wether", "arguments": {}}]), "unknown_tool", "get_wether"),
         (row("x", calls=weather(city="Oslo", town="Oslo")), "unknown_argument", "'town'"),

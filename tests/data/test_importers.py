@@ -95,6 +95,7 @@ def test_the_kind_says_what_the_target_does(tmp_path: Path) -> None:
         (3, "must be an object"),
         ({"id": "x"}, "must have `messages`"),
         ({"messages": 3}, "`messages` must be a list"),
+        ({"messages": []}, "must have a message of the assistant"),
         ({"messages": [USER]}, "last message must be the assistant's"),
         ({"messages": [3]}, "a message must be an object"),
         ({"query": "q", "answers": "[", "tools": "[]"}, "`answers` is text that is not JSON"),

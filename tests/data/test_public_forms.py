@@ -7,7 +7,7 @@ import pytest
 
 from star.chat import TOOLS_FOOTER, TOOLS_HEADER
 from star.data.importers import import_rows
-from star.data.rows import REFUSAL, Reject
+from star.data.rows import Reject, is_answered
 
 TOOL = {
     "name": "get_weather",
@@ -147,7 +147,7 @@ def test_hammers_files(tmp_path: Path) -> None:
         {"instruction": "Summarise this.", "input": "A text.", "output": "Short."},
     )
     assert asked["messages"][0]["content"] == "Weather in Oslo?"
-    assert refused["messages"][-1]["content"] == REFUSAL
+    assert not is_answered(refused) and refused["unanswered"]
     assert [message["role"] for message in later["messages"]] == ["user", "assistant", "assistant"]
     assert [message["content"] for message in listed["messages"]] == [
         "Weather in Oslo?",
@@ -183,7 +183,7 @@ def test_only_an_empty_list_means_that_no_tool_is_called(tmp_path: Path, answers
         {"query": "Sing!", "tools": [TOOL], "answers": "[]"},
     )
     assert "`answers`" in reject.detail
-    assert empty["messages"][-1]["content"] == text["messages"][-1]["content"] == REFUSAL
+    assert not is_answered(empty) and empty["unanswered"] and text["messages"] == empty["messages"]
 
 
 def test_anthropics_blocks(tmp_path: Path) -> None:

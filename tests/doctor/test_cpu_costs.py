@@ -97,6 +97,9 @@ def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_pat
     seeds.write_text("".join(json.dumps(row) + "\n" for row in rows * 20))
     given = pretrained(base, data={"seed_data": str(seeds), "generated_rows": 0, "heldout_rows": 50})
     assert measure_lengths(given).read_rows == 20 * len(rows)
+    sources = [{"path": str(seeds), "source": "half", "share": 0.5}, {"path": str(seeds), "source": "few", "rows": 100}]
+    listed = pretrained(base, data={"sources": sources, "generated_rows": 0, "heldout_rows": 50})
+    assert measure_lengths(listed).read_rows == 10 * len(rows) + 100
 
 
 def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,6 +354,16 @@ def test_rows_that_cannot_be_used_are_named(models: Path, tmp_path: Path) -> Non
     assert not failed.passed and "correct `data.seed_data`" in failed.detail
 
 
+def test_rows_without_an_answer_are_left_out_of_the_rehearsal(models: Path, tmp_path: Path) -> None:
+    tools = [{"name": "weather", "description": "Weather", "parameters": {"city": {"type": "str"}}}]
+    asked = [{"query": f"Sing {word}!", "answers": [], "tools": tools} for word in ("loudly", "about rain", "in tune")]
+    (tmp_path / "xlam.json").write_text(json.dumps(asked))
+    data = {"sources": [{"path": str(tmp_path / "xlam.json"), "source": "xlam"}]}
+    assert checks_of(models, data=data)[-1].passed
+    failed = checks_of(models, data=data | {"generated_rows": 0})[-1]
+    assert failed.name == "template" and "none of the first 3 rows has an answer" in failed.detail
+
+
 def test_a_rehearsal_that_passed_is_not_repeated(models: Path, tmp_path: Path) -> None:
     settings = {"teacher": {"base": str(models / "teacher")}, "student": {"base": str(models / "student")}}
     config = Config.model_validate(settings)

@@ -15,7 +15,7 @@ from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.bases import fit_to_tokenizer, open_base, open_tokenizer, settle_tokenizer
 from star.modeling.models import load_model, load_tokenizer, save_model
-from star.modeling.prompts import template_beginning
+from star.modeling.prompts import template_beginning, template_opening
 from star.modeling.special_tokens import PRODUCT_TOKENS
 from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_digest
 
@@ -121,6 +121,24 @@ def test_a_prompt_has_the_same_ids_however_it_is_tokenized(
         assert len(again(end)["input_ids"]) == 1
     assert plain[0] == tokenizer.bos_token_id
     assert template_beginning(tokenizer) == "<s>"
+
+
+@pytest.mark.parametrize("template", [None, HERMES, HERMES.replace("'[assistant:'", "'[assistant:<think>\n'")])
+def test_prompts_can_end_with_an_opened_think_block(template: str | None, tmp_path: Path) -> None:
+    base = foreign_tokenizer(tmp_path / "base", template=template)
+    plain, opened = settled(base), settled(base, open_think=True)
+    prompt = render_prompt(MESSAGES, TOOLS, plain)
+    # A template that opens the block itself stays as it is.
+    opening = template_opening(plain) or "<think>"
+    assert render_prompt(MESSAGES, TOOLS, opened) == prompt.removesuffix(opening) + opening
+    assert template_opening(opened) == opening
+    conversation = [*MESSAGES, {"role": "assistant", "content": "Yes."}]
+    assert opened.apply_chat_template(conversation, tokenize=False) == plain.apply_chat_template(
+        conversation, tokenize=False
+    )
+    if template is None:
+        closed = opened.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        assert closed.endswith("<think>\n\n</think>\n\n")
 
 
 def test_a_family_without_bos_gets_none(tmp_path: Path) -> None:

@@ -161,6 +161,23 @@ def test_the_same_bytes_are_the_same_work(
         assert (config.teacher.base.read_verified() / "config.json").read_text() == "{}"
 
 
+def test_the_rows_of_every_source_are_uploaded(
+    tmp_path: Path, profile: Callable[..., Path], store: str, own_home: Path
+) -> None:
+    (tmp_path / "more.jsonl").write_text(json.dumps(ROW) + "\n\n")
+    sources = "[{path: rows.jsonl, source: xlam, rows: 5}, {path: more.jsonl, source: mine}]"
+    (tmp_path / "sources.yaml").write_text(f"extends: {profile('local').name}\ndata: {{sources: {sources}}}\n")
+    local = load_config(tmp_path / "sources.yaml")
+    uploaded = upload_inputs(local)
+    assert works(uploaded) == works(local)
+    in_pod = Config.from_json(uploaded.model_dump_json()).data.sources
+    assert [source.path.path for source in in_pod] == [
+        f"{store}/inputs/{source.path.sha256}" for source in local.data.sources
+    ]
+    assert [source.path.read_verified().name for source in in_pod] == ["rows.jsonl", "more.jsonl"]
+    assert [(source.source, source.rows) for source in in_pod] == [("xlam", 5), ("mine", None)]
+
+
 def test_a_gguf_file_is_the_same_base_from_a_disk_from_s3_and_uploaded(
     tmp_path: Path, profile: Callable[..., Path], store: str, own_home: Path
 ) -> None:

@@ -129,6 +129,23 @@ def test_a_lineage_that_anybody_wrote_leads_nowhere_else(tmp_path: Path, own_hom
     assert not (tmp_path / "back" / "seed_data" / ".git").exists()
 
 
+def test_rows_of_a_list_of_sources_come_back(tmp_path: Path, own_home: Path) -> None:
+    write_rows(tmp_path / "rows" / "a.jsonl", range(2))
+    write_rows(tmp_path / "b.jsonl", range(3))
+    sources = [{"path": str(tmp_path / name), "source": name} for name in ("rows", "b.jsonl")]
+    config = Config.model_validate({"data": {"sources": sources}})
+    inputs = {
+        f"data.sources.{place}.path": source.path.model_dump(exclude_none=True)
+        for place, source in enumerate(config.data.sources)
+    }
+    (tmp_path / "model").mkdir()
+    stages = {"d": {"origin": {"inputs": inputs}}}
+    (tmp_path / "model" / "lineage.json").write_text(json.dumps({"data": "d", "stages": stages}))
+    restored = restore_data(f"{tmp_path}/model", name="star", to=tmp_path / "back")
+    assert [one.setting for one in restored] == list(inputs)
+    assert names_below(tmp_path / "back") == ["b.jsonl", "source-0/a.jsonl"]
+
+
 def _profile_with(folder: Path, seed_data: str) -> Path:
     file = folder / "my.yaml"
     file.write_text(json.dumps({"extends": "tiny", "data": {"seed_data": seed_data}}))

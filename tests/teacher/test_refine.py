@@ -9,9 +9,11 @@ from star import stages
 from star.chat import render_target
 from star.config.experiment import Config
 from star.config.training import Lora
+from star.data.rows import read_rows
 from star.modeling.models import load_model, load_tokenizer, save_model
-from star.modeling.prompts import Prompt
+from star.modeling.prompts import Prompt, render_rows, template_opening
 from star.modeling.training import IGNORE_INDEX
+from star.teacher.refine import scratch_tokenizer
 from star.teacher.sft import SupervisedRows
 
 
@@ -37,6 +39,18 @@ def test_the_loss_is_over_what_comes_after_the_prompts_opening(finished: dict[st
     learned = [token for token in row["labels"] if token != IGNORE_INDEX]
     assert tokenizer.decode(row["input_ids"]) == prompt.text + prompt.target.removeprefix(opening) + "<|im_end|>"
     assert tokenizer.decode(learned) == prompt.target.removeprefix(opening) + "<|im_end|>"
+
+
+def test_a_base_from_scratch_can_open_the_think_block(micro: Config, finished: dict[str, Path]) -> None:
+    rows = list(read_rows(finished["synthesize"] / "train.jsonl"))
+    opened = micro.model_copy(update={"teacher": micro.teacher.model_copy(update={"open_think": True})})
+    tokenizer = scratch_tokenizer(rows, opened)
+    assert template_opening(tokenizer) == "<think>"
+    # The tag is one token, and the vocabulary that of the closed prompts.
+    assert tokenizer.get_vocab() == scratch_tokenizer(rows, micro).get_vocab()
+    [prompt] = render_rows(rows[:1], tokenizer)
+    assert prompt.text.endswith("<|im_start|>assistant\n<think>")
+    assert prompt.opening + prompt.target_after_opening == prompt.target
 
 
 def test_saved_adapters_are_merged(finished: dict[str, Path], lora: Lora, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from star.chat import parse_completion
+from star.chat import parse_completion, render_target
 from star.config.experiment import Config
 from star.config.teacher_signal import Rollout
 from star.data.rows import read_rows
@@ -83,6 +83,34 @@ def test_low_rewards_are_dropped_and_counted_by_prompt(tokenizer) -> None:
     assert counted.pop("mean_reward") == pytest.approx((1 + 1 + 0 - 1 + 1) / 5)
     verdicts = {"kept": 1, "duplicates": 1, "low_reward": 1, "format_errors": 1, "truncated": 1}
     assert counted == {"row_id": "r", "samples": 5, **verdicts}
+
+
+def test_a_row_without_an_answer_keeps_every_valid_sample(tokenizer) -> None:
+    prompt = Prompt("r", "a prompt", render_target({"content": None}), TOOLS)
+    samples = [sample(CALL), sample("<think>\n\n</think>\n\nNo."), sample("?"), sample("", finished=False)]
+    rows = assign_verdicts(prompt, samples, tokenizer, min_reward=1.0)
+    assert [row["verdict"] for row in rows] == ["kept", "kept", "format_errors", "truncated"]
+    assert [row["reward"] for row in rows] == [None] * 4
+    [counted] = count_verdicts(table_of_samples(rows)).to_pylist()
+    assert (counted["samples"], counted["kept"], counted["mean_reward"]) == (4, 2, None)
+
+
+def test_a_long_sample_is_cut_and_ends_with_the_end_token(tokenizer) -> None:
+    ids = [10, 11, 12, 13, 14, 15]
+    samples = [
+        Sample(CALL, [*ids[:3], 2], True),
+        Sample(CALL + " ", [*ids, 2], True),
+        # Only what is cut off differs.
+        Sample(CALL + "  ", [*ids[:3], 8, 9, 2], True),
+        Sample(CALL + "   ", [*ids, 7, 7], False),
+    ]
+    prompt = Prompt("r", "a prompt", CALL, TOOLS)
+    rows = assign_verdicts(prompt, samples, tokenizer, cut_at=4)
+    assert [row["verdict"] for row in rows] == ["kept", "kept", "duplicates", "truncated"]
+    assert [row["cut"] for row in rows] == [False, True, True, True]
+    assert rows[0]["completion_ids"] == [*ids[:3], 2]
+    assert rows[1]["completion_ids"] == [*ids[:3], tokenizer.eos_token_id]
+    assert rows[1]["completion"] == CALL + " " and rows[1]["reward"] == 1.0
 
 
 class Scripted:

@@ -1,0 +1,184 @@
+"""Reads the sets of rows of `data.sources`, and chooses the rows of each that are used.
+
+    sources:
+      - {path: xlam.json, source: xlam}                                      # all rows
+      - {path: graphsyn.jsonl, source: toolmind, rows: 50000, strata: {}}    # of all clean rows 50,000, in the paper's shares
+
+Rows are chosen after the cleaning, so that the wanted number is one of clean rows. They are taken in the order of a hash of the
+seed and their content, so the choice does not depend on their places in the file.
+"""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from star.config.data import RowSource, Strata
+from star.data.importers import import_rows
+from star.data.rows import Reject
+from star.data.splits import places_by_rank, row_rank
+from star.data.turn_labels import label_turn
+
+CHARACTERS_PER_TOKEN, CHARACTERS_PER_MESSAGE = 3, 10  # the paper's estimate where there is no tokenizer
+CATEGORIES = ("single_turn", "multi_turn", "parallel", "single", "response", "multi_step")
+
+
+@dataclass
+class Sample:
+    """Which rows of a source are used.
+
+    Attributes:
+        ranks: those of the rows that are used.
+        shortfalls: number of missing rows: of the wanted number as `rows`, and by category.
+    """
+
+    ranks: set[int] = field(default_factory=set)
+    shortfalls: Counter = field(default_factory=Counter)
+
+
+def read_source(source: RowSource) -> Iterator[dict | Reject]:
+    """Yields the rows and rejects of one set, as `star data import` makes them, each with the name of the source.
+
+    Raises:
+        InputError: the file has changed since the configuration was loaded, or holds no rows.
+    """
+    path = source.path.read_verified()
+    # A file that was fetched has another name, and must make the same rejects.
+    rows = import_rows(
+        path, source=source.source, licence=source.licence, every_turn=source.every_turn, label=source.source
+    )
+    for row in rows:
+        # Rows that STAR wrote keep the name of an older origin; the sample is chosen by this one.
+        yield row if isinstance(row, Reject) else {**row, "source": source.source}
+
+
+def is_sampled(source: RowSource) -> bool:
+    """Whether a part of the source's rows is used."""
+    return source.rows is not None or source.share is not None
+
+
+def choose_samples(rows: Iterable[dict], sources: Iterable[RowSource], *, seed: int) -> dict[str, Sample]:
+    """Chooses the rows of the sampled sources: all that a second pass over the rows needs. Takes 9 bytes of memory per row.
+
+    Args:
+        rows: the clean rows of all sources, and others.
+    """
+    sampled = {source.source: source for source in sources if is_sampled(source)}
+    # Arrays instead of lists: a list of integers would take several times the memory.
+    found = {name: (array("Q"), array("B")) for name in sampled}
+    for row in rows:
+        source = sampled.get(row["source"])
+        if source and not _fault_of_limits(row, source.strata):
+            ranks, categories = found[source.source]
+            ranks.append(row_rank(row, seed))
+            categories.append(_categories_of(row))
+    return {name: _choose_sample(source, *found[name]) for name, source in sampled.items()}
+
+
+def within_samples(
+    rows: Iterable[dict], samples: dict[str, Sample], sources: Iterable[RowSource], *, seed: int
+) -> Iterator[dict | Reject]:
+    """Yields every row, or a Reject (`too_many_turns`, `too_long`, `not_sampled`) for one that is not used.
+
+    Args:
+        samples: their ranks are used up.
+    """
+    strata = {source.source: source.strata for source in sources}
+    for row in rows:
+        name = row["source"]
+        if (sample := samples.get(name)) is None:
+            yield row
+        elif fault := _fault_of_limits(row, strata[name]):
+            yield Reject(row["id"], *fault, row)
+        elif (rank := row_rank(row, seed)) in sample.ranks:
+            # Two rows may have one rank, where they differ in their tools only.
+            sample.ranks.remove(rank)
+            yield row
+        else:
+            yield Reject(row["id"], "not_sampled", f"other rows of {name} are used", row)
+
+
+def all_shortfalls(samples: dict[str, Sample]) -> Counter:
+    """The missing rows of all samples, such as {"toolmind: parallel": 120}."""
+    return Counter(
+        {f"{name}: {label}": count for name, sample in samples.items() for label, count in sample.shortfalls.items()}
+    )
+
+
+def _choose_sample(source: RowSource, ranks: array, categories: array) -> Sample:
+    clean = len(ranks)
+    total = source.rows if source.rows is not None else round(clean * (source.share or 1))
+    sample = Sample()
+    least = _least_counts(source.strata, total)
+    counts: Counter = Counter()
+    for place in places_by_rank(ranks):
+        if len(sample.ranks) == total:
+            break
+        given = [name for number, name in enumerate(CATEGORIES) if categories[place] >> number & 1]
+        if least is not None and not _is_wanted(given, counts, least):
+            continue
+        sample.ranks.add(ranks[place])
+        counts.update(given)
+    sample.shortfalls = Counter({"rows": total - len(sample.ranks)})
+    sample.shortfalls += Counter({name: count - counts[name] for name, count in (least or {}).items()})
+    return sample
+
+
+def _is_wanted(given: list[str], counts: Counter, least: dict[str, int]) -> bool:
+    """Whether a row is taken: one of its categories lacks rows, and replies do not exceed their share.
+
+    So does the paper's script, in a random order of the rows.
+    """
+    if "response" in given and counts["response"] >= least["response"]:
+        return False
+    return any(counts[name] < least[name] for name in given)
+
+
+def _least_counts(strata: Strata | None, total: int) -> dict[str, int] | None:
+    if strata is None:
+        return None
+    shares = {
+        "single_turn": strata.single_turn,
+        "multi_turn": 1 - strata.single_turn,
+        "parallel": strata.parallel,
+        "single": 1 - strata.parallel,
+        "response": strata.response,
+        "multi_step": strata.multi_step,
+    }
+    return {name: int(share * total) for name, share in shares.items()}
+
+
+def _categories_of(row: dict) -> int:
+    """The categories of a row, one bit each in the order of CATEGORIES."""
+    turn = label_turn(row["messages"])
+    has = (
+        turn.number == 1,
+        turn.number > 1,
+        turn.calls > 1,
+        turn.calls == 1,
+        "response" in turn.labels,
+        "multi-step" in turn.labels,
+    )
+    return sum(given << number for number, given in enumerate(has))
+
+
+def _fault_of_limits(row: dict, strata: Strata | None) -> tuple[str, str] | None:
+    if strata is None:
+        return None
+    if (number := label_turn(row["messages"]).number) > strata.max_turns:
+        return "too_many_turns", f"{number} turns; at most {strata.max_turns} are wanted"
+    if (tokens := estimate_prompt_tokens(row)) > strata.max_prompt_tokens:
+        return "too_long", f"about {tokens} tokens in the prompt; at most {strata.max_prompt_tokens} are wanted"
+    return None
+
+
+def estimate_prompt_tokens(row: dict) -> int:
+    """Estimates the tokens of a row's prompt by its characters, as the paper's script does without a tokenizer."""
+    characters = len(json.dumps(row["tools"], ensure_ascii=False))
+    for message in row["messages"][:-1]:
+        texts = (message["role"], message.get("content") or "", message.get("reasoning_content") or "")
+        characters += sum(map(len, texts)) + CHARACTERS_PER_MESSAGE
+        if calls := message.get("tool_calls"):
+            characters += len(json.dumps(calls, ensure_ascii=False))
+    return characters // CHARACTERS_PER_TOKEN
