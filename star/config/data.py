@@ -102,6 +102,10 @@ class Data(Section):
         le=1,
         description="Share of generated rows whose function and parameter names are replaced by random ones (Hammer)",
     )
+    reasoning: bool = Field(
+        True,
+        description="Whether answers of generated rows have a line of reasoning; without it the think block is empty",
+    )
 
     @property
     def known_rows(self) -> int:

@@ -72,6 +72,7 @@ def generate_rows(
     tools_per_prompt: int = 3,
     kinds: Mapping[str, float] = ROW_KIND_WEIGHTS,
     masked: float = 0.0,
+    reasoning: bool = True,
     licence: str = "own",
     start: int = 0,
 ) -> Iterator[dict]:
@@ -82,6 +83,7 @@ def generate_rows(
         tools_per_prompt: largest number of tools in a prompt. One to this many are drawn, and never fewer than are called.
         kinds: weight of each kind of row; the kinds are the keys of `ROW_KIND_WEIGHTS`.
         masked: share of rows whose functions and parameters get random names and another order (Hammer).
+        reasoning: whether the answers have their line of reasoning; without it their think block is empty.
         licence: written on every row.
 
     Raises:
@@ -102,7 +104,10 @@ def generate_rows(
         rng = random.Random(f"{seed}:{index}")  # noqa: S311 - rows are repeatable
         kind = rng.choices(list(weights), cum_weights=list(weights.values()))[0]
         made = _conversation(kind, tools, rng, tools_per_prompt=tools_per_prompt)
-        row = {"messages": made["messages"], "tools": [shown[name] for name in made["tools"]]}
+        *before, answer = made["messages"]
+        if not reasoning:
+            answer = {key: value for key, value in answer.items() if key != "reasoning_content"}
+        row = {"messages": [*before, answer], "tools": [shown[name] for name in made["tools"]]}
         # The digest makes ids differ between tool files: rows of two runs with one seed can be mixed.
         digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
         row = {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind, **provenance}

@@ -3,8 +3,9 @@
 By row: rows are sorted by a hash of (seed, query, target), their rank, and the lowest ones of each kind are held out. So the order of the
 rows does not matter, and rows that are added change the side of few others, because all ranks stay.
 
-By tool: tools are sorted by a hash, and the lowest ones are held out with all rows that call them, until there are enough rows. Training
-prompts show none of these tools: where one was only shown beside others, it is removed from the prompt.
+By tool: tools are sorted by a hash, and the lowest ones are held out with all rows that call them, until there are enough rows. Rows that
+call nothing but show one of these tools are held out too, in proportion, so that refusals are evaluated as well. Training prompts show none
+of these tools: where one was only shown beside others, it is removed from the prompt.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from star.data.rows import Reject, query_of, target_of
+from star.data.rows import Reject, is_answered, query_of, target_of
 from star.errors import InputError
 
 
@@ -132,28 +133,55 @@ def _called(row: dict) -> set[str]:
     return {tool_identity(tool) for tool in row["tools"] if tool["name"] in names}
 
 
-def split_by_tool(rows: Iterable[dict], *, tools: set[str], heldout: int) -> Iterator[tuple[str, dict | Reject]]:
+def count_heldout_without_call(rows: Iterable[dict], *, tools: set[str], heldout: int) -> int:
+    """Returns how many of `heldout` rows shall call nothing: their share of all rows, as far as such rows show a held-out tool."""
+    total = without_call = showing = 0
+    for row in rows:
+        total += 1
+        if _answers_without_call(row):
+            without_call += 1
+            showing += _shows(row, tools)
+    return min(heldout * without_call // max(1, total), showing)
+
+
+def _answers_without_call(row: dict) -> bool:
+    return is_answered(row) and not row["messages"][-1].get("tool_calls")
+
+
+def _shows(row: dict, tools: set[str]) -> bool:
+    return any(tool_identity(tool) in tools for tool in row["tools"])
+
+
+def split_by_tool(
+    rows: Iterable[dict], *, tools: set[str], heldout: int, without_call: int = 0
+) -> Iterator[tuple[str, dict | Reject]]:
     """Yields ("train" | "heldout" | "reject", row or Reject) for each row, in order.
 
-    The first `heldout` rows that call a held-out tool are held out. The others are rejected, because training must not see the tool. From
-    all other rows the held-out tools are removed; a row without any tool left is rejected.
+    Held out are the first rows that call a held-out tool, and the first `without_call` rows that call nothing and show one: a refusal, or a
+    question for a missing value. Further rows that call a held-out tool are rejected, because training must not see the tool. From all
+    other rows the held-out tools are removed; a row without any tool left is rejected.
+
+    Args:
+        heldout: number of held-out rows, `without_call` of them without a call.
     """
-    taken = 0
+    left_to_hold = {True: heldout - without_call, False: without_call}  # by whether the row calls a held-out tool
     for row in rows:
-        if _called(row) & tools:
-            taken += 1
-            if taken <= heldout:
-                yield "heldout", row
-            else:
-                yield (
-                    "reject",
-                    Reject(row["id"], "heldout_tool", "calls a held-out tool, and enough rows of it are held out", row),
-                )
+        calls = bool(_called(row) & tools)
+        may_hold = calls or (_answers_without_call(row) and _shows(row, tools))
+        if may_hold and left_to_hold[calls]:
+            left_to_hold[calls] -= 1
+            yield "heldout", row
+            continue
+        if calls:
+            why = "calls a held-out tool, and enough rows of it are held out"
+            yield "reject", Reject(row["id"], "heldout_tool", why, row)
             continue
         # An earlier turn may call a held-out tool as well.
         used = {call["name"] for message in row["messages"] for call in message.get("tool_calls") or []}
         left = [tool for tool in row["tools"] if tool_identity(tool) not in tools]
-        if not left or not used <= {tool["name"] for tool in left}:
+        # A question for a value may be about the tool that is removed.
+        asks = row["kind"] == "missing-parameter" and len(left) < len(row["tools"])
+        if not left or asks or not used <= {tool["name"] for tool in left}:
             yield "reject", Reject(row["id"], "heldout_tool", "needs a held-out tool in its prompt", row)
         else:
             yield "train", row if len(left) == len(row["tools"]) else {**row, "tools": left}

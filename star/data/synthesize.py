@@ -12,7 +12,13 @@ from star.data.importers import import_rows
 from star.data.row_sources import all_shortfalls, choose_samples, is_sampled, read_source, within_samples
 from star.data.rows import Reject, is_answered, json_line, read_rows
 from star.data.set_statistics import SetStatistics
-from star.data.splits import choose_heldout_ranks, choose_heldout_tools, row_rank, split_by_tool
+from star.data.splits import (
+    choose_heldout_ranks,
+    choose_heldout_tools,
+    count_heldout_without_call,
+    row_rank,
+    split_by_tool,
+)
 from star.data.tool_coverage import add_tool_coverage, coverage_lines
 from star.data.tool_files import load_tools
 from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_selection, write_set
@@ -45,6 +51,7 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
             tools_per_prompt=settings.tools_per_prompt,
             kinds=settings.kinds,
             masked=settings.masked,
+            reasoning=settings.reasoning,
             start=position - skipped,
         )
 
@@ -112,7 +119,8 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
     # One pass chooses and a second one writes, because the rows need not fit into memory.
     if by == "tool":
         tools = choose_heldout_tools(read_rows(rows), heldout=heldout, seed=seed)
-        sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout)
+        without_call = count_heldout_without_call(read_rows(rows), tools=tools, heldout=heldout)
+        sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout, without_call=without_call)
     else:
         chosen = choose_heldout_ranks(filter(is_answered, read_rows(rows)), heldout=heldout, seed=seed)
         sides = (

@@ -34,6 +34,15 @@ def test_more_rows_begin_with_the_same_rows(tools: list[dict]) -> None:
     assert list(islice(generate_rows(tools, 90, seed=3), 40)) == list(generate_rows(tools, 40, seed=3))
 
 
+def test_rows_without_reasoning_are_the_same_but_for_it(tools: list[dict]) -> None:
+    plain, reasoned = (list(generate_rows(tools, 60, seed=3, reasoning=reasoning)) for reasoning in (False, True))
+    for without, row in zip(plain, reasoned, strict=True):
+        *before, answer = row["messages"]
+        assert answer.pop("reasoning_content") and without["messages"] == [*before, answer]
+        assert without["tools"] == row["tools"] and without["id"] != row["id"]
+    assert not set(clean(plain).reasons()) - {"duplicate", "near_duplicate"}
+
+
 def test_every_row_is_clean(tools: list[dict]) -> None:
     result = clean(generate_rows(tools, 400, seed=1))
     assert not set(result.reasons()) - {"duplicate", "near_duplicate"}

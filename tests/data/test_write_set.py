@@ -17,7 +17,7 @@ from star.data.generate_offline import generate_rows
 from star.data.quotas import shortfalls, wanted_rows, within_quotas
 from star.data.rows import Reject, read_rows
 from star.data.set_statistics import SetStatistics
-from star.data.splits import choose_heldout_tools, split_by_tool, tool_identity
+from star.data.splits import choose_heldout_tools, count_heldout_without_call, split_by_tool, tool_identity
 from star.data.tool_files import load_tools
 from star.data.write_set import COMMIT_EVERY, apply_quotas, read_statistics, write_set
 from star.errors import InputError
@@ -110,16 +110,23 @@ def test_quotas_keep_what_is_wanted_and_say_what_is_missing(whole: Path, tmp_pat
 def test_held_out_tools_are_in_no_training_prompt(whole: Path) -> None:
     rows = list(read_rows(whole / "rows.jsonl"))
     tools = choose_heldout_tools(rows, heldout=100, seed=2)
-    sides = list(split_by_tool(rows, tools=tools, heldout=100))
+    without_call = count_heldout_without_call(rows, tools=tools, heldout=100)
+    assert 0 < without_call < 50
+    sides = list(split_by_tool(rows, tools=tools, heldout=100, without_call=without_call))
     assert len(sides) == len(rows)
     held = [row for side, row in sides if side == "heldout"]
     train = [row for side, row in sides if side == "train"]
     assert len(held) == 100 < len(train)
     for row in train:
         assert not {tool_identity(tool) for tool in row["tools"]} & tools
+    silent = [row for row in held if not row["messages"][-1]["tool_calls"]]
+    assert len(silent) == without_call
     for row in held:
         called = {call["name"] for call in row["messages"][-1]["tool_calls"]}
-        assert any(tool_identity(tool) in tools for tool in row["tools"] if tool["name"] in called)
+        assert any(tool_identity(tool) in tools for tool in row["tools"] if tool["name"] in called or row in silent)
+    # A question for a value is no training row where its tool may have been removed.
+    whole_prompts = {row["id"]: row["tools"] for row in rows}
+    assert all(row["tools"] == whole_prompts[row["id"]] for row in train if row["kind"] == "missing-parameter")
     with pytest.raises(InputError, match="hold out fewer"):
         choose_heldout_tools(rows, heldout=len(rows), seed=2)
 
