@@ -62,10 +62,13 @@ def report(
         Path, typer.Option("--out", "-o", help="Page to write; its charts go into the folder `study` beside it.")
     ],
     config: ConfigArgument = "study-tiny",
+    notes: Annotated[
+        Path | None, typer.Option(help="Text (Markdown) about what was tried, which becomes a section of the page.")
+    ] = None,
 ) -> None:
     """Write the page of a study from its recorded values: tables with intervals, the paper's claims, learning curves, compute.
 
-    Example: `star study report --results docs/study/tiny.csv --out docs/study.md`
+    Example: `star study report --config configs/study-tiny.yaml --results docs/study/tiny.csv --out docs/study.md`
     """
     from star.config.load import load_config
     from star.study.grid import cells_of
@@ -74,4 +77,11 @@ def report(
 
     settings = load_config(config)
     cells_of(settings)  # refuses a configuration without a study, by name
-    write_report(settings, read_results(results), out=out, config_name=config, results_name=str(results))
+    write_report(
+        settings,
+        read_results(results),
+        out=out,
+        config_name=config,
+        results_name=str(results),
+        notes=notes.read_text(encoding="utf-8") if notes else "",
+    )

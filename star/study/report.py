@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 from star.config.experiment import Config
 from star.config.models import Architecture
@@ -52,11 +53,14 @@ training make another student; so expect other values there, within the interval
 """
 
 
-def write_report(config: Config, rows: list[Row], *, out: Path, config_name: str, results_name: str) -> None:
+def write_report(
+    config: Config, rows: list[Row], *, out: Path, config_name: str, results_name: str, notes: str = ""
+) -> None:
     """Writes the page, and its charts into the folder `study` beside it.
 
     Args:
         rows: the lines of the CSV; with none, the page says what is compared.
+        notes: what people write about the results, as Markdown.
         config_name: the configuration as the page's commands name it; `results_name` likewise.
     """
     study = config.study
@@ -70,7 +74,13 @@ def write_report(config: Config, rows: list[Row], *, out: Path, config_name: str
     if done:
         scores = Scores(done)
         charts = write_curves(done, folder=out.parent / "study")
-        parts += [_claims(scores), _ablation(study, scores), _exploration(study, scores), _sweeps(study, scores)]
+        parts += [
+            _claims(scores),
+            _notes(notes),
+            _ablation(study, scores),
+            _exploration(study, scores),
+            _sweeps(study, scores),
+        ]
         parts += [_curves(charts), _compute(rows)]
     else:
         parts.append("\nNo cell has been recorded yet.\n")
@@ -161,6 +171,10 @@ def _claims(scores: Scores) -> str:
     )
 
 
+def _notes(notes: str) -> str:
+    return f"\n## What was tried\n\n{notes.strip()}\n" if notes.strip() else ""
+
+
 def _verdict(claim: Claim, found: Estimate) -> list[str]:
     text: Callable[[float], str] = (
         "{:+.3f}".format if claim.column == "before_rl_entropy" else lambda v: f"{100 * v:+.1f}"
@@ -183,12 +197,33 @@ def _ablation(study: Study, scores: Scores) -> str:
             columns rewards of the reinforcement learning after it."""
         )
         + _table(["distillation", *names], ours)
+        + _order(study, scores)
         + "\n"
         + _paragraph(
             """The paper's scores of the same ways to train (Qwen3-0.6B; BFCLv3 overall, then ACEBench normal). They are of another task
             and another student: compare the order, not the values."""
         )
         + _table(["distillation", *(f"{suite}, {name}" for suite in ("BFCL", "ACEBench") for name in names)], papers)
+    )
+
+
+def _order(study: Study, scores: Scores) -> str:
+    """Both orders of the distillations after Sim-RL, best first."""
+    cells = {kd: f"{kd}+similarity" for kd in study.kd if f"{kd}+similarity" in PAPER}
+    here = {kd: fmean(values) for kd, cell in cells.items() if (values := scores.by_seed(cell, "exact_match").values())}
+    if len(here) < 2:
+        return ""
+    ours = sorted(here, key=lambda kd: -here[kd])
+    papers = sorted(here, key=lambda kd: -(PAPER[cells[kd]].bfcl or 0))
+    same = "The two are the same." if ours == papers else "They differ."
+    listed = [", ".join(KD_NAMES[kd] for kd in order) for order in (ours, papers)]
+    return (
+        "\n"
+        + _paragraph(
+            f"""By the means after Sim-RL, from the best: {listed[0]}. In the paper (BFCLv3): {listed[1]}. {same} Which differences between
+        neighbours are more than chance is in the table of claims."""
+        ).rstrip("\n")
+        + "\n"
     )
 
 

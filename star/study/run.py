@@ -78,8 +78,7 @@ def run_study(config: Config, cells: list[Cell], *, results: Path, workers: int)
         create_in_home(name)
     require_rehearsal(config, root)
     os.environ["STAR_HOME"] = str(root)  # the processes may have another working directory
-    for variable, value in {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
-        os.environ.setdefault(variable, value)
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     params = {"config": config.name, "cells": len(cells)}
     with (
         using([root / "study"], by="star study run"),

@@ -98,6 +98,13 @@ def test_the_page_has_means_beside_the_papers_numbers(config: Config, tmp_path: 
     assert "![Cross-entropy" in page and (tmp_path / "study" / "distillation.svg").read_text().startswith("<svg xmlns=")
 
 
+def test_the_page_says_whether_the_order_is_the_papers(config: Config, tmp_path: Path) -> None:
+    for better, said in (("ckd", "The two are the same."), ("fkl", "They differ.")):
+        rows = [line(cell, exact_match=0.6 if cell.kd == better else 0.5) for cell in cells_of(config)]
+        page = " ".join(page_of(config, rows, tmp_path).split())
+        assert "In the paper (BFCLv3): CKD, forward KL." in page and said in page
+
+
 def test_shared_work_is_counted_once(config: Config, tmp_path: Path) -> None:
     rows = [line(cell, seconds=f"refine-teacher-a1:100 distill-{cell.kd}{cell.seed}:10") for cell in cells_of(config)]
     page = page_of(config, rows, tmp_path)
@@ -114,12 +121,16 @@ def test_failed_cells_are_named(config: Config, tmp_path: Path) -> None:
 def test_the_page_in_the_documentation_is_up_to_date(tmp_path: Path) -> None:
     command = "star study report --config configs/study-tiny.yaml --results docs/study/tiny.csv --out docs/study.md"
     written = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    notes = ROOT / "docs" / "study" / "tried.txt"
+    if notes.is_file():
+        command += " --notes docs/study/tried.txt"
     write_report(
         load_config(ROOT / "configs" / "study-tiny.yaml"),
         read_results(ROOT / "docs" / "study" / "tiny.csv"),
         out=tmp_path / "study.md",
         config_name="configs/study-tiny.yaml",
         results_name="docs/study/tiny.csv",
+        notes=notes.read_text(encoding="utf-8") if notes.is_file() else "",
     )
     assert written == (tmp_path / "study.md").read_text(encoding="utf-8"), f"run: {command}"
     for chart in (tmp_path / "study").glob("*.svg"):
