@@ -57,13 +57,18 @@ def run(
 
 @study_app.command()
 def report(
-    results: Annotated[Path, typer.Option(help="CSV that `star study run` wrote.")],
+    results: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV that `star study run` wrote.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Page to write; its charts go into the folder `study` beside it.")
     ],
     config: ConfigArgument = "study-tiny",
     notes: Annotated[
-        Path | None, typer.Option(help="Text (Markdown) about what was tried, which becomes a section of the page.")
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Text (Markdown) about what was tried, which becomes a section of the page.",
+        ),
     ] = None,
 ) -> None:
     """Write the page of a study from its recorded values: tables with intervals, the paper's claims, learning curves, compute.

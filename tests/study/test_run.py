@@ -11,7 +11,7 @@ import pytest
 
 from star.config.experiment import Config
 from star.config.study import Study
-from star.errors import InputError, PipelineError
+from star.errors import BusyError, InputError, PipelineError
 from star.home import home
 from star.run_stage import Stage
 from star.study.grid import cells_of
@@ -33,6 +33,15 @@ def refuse(config: Config, *, out: Path, **inputs: Path) -> None:
 
 def vanish(config: Config, *, out: Path, **inputs: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait_once(config: Config, *, out: Path, **inputs: Path) -> None:
+    """A stage that another process does when it is first asked for."""
+    noted = out.with_name("asked")
+    if not noted.exists():
+        noted.touch()
+        raise BusyError("another process is writing")
+    write(config, out=out, **inputs)
 
 
 def work_of(name: str, function: object, config: Config, **inputs: Work) -> Work:
@@ -58,6 +67,14 @@ def test_what_does_not_need_failed_work_is_done(micro: Config) -> None:
     assert other.metrics()["read"] == ["data"] and not student.folder.exists()
     assert seen[0] == (1, 0) and seen[-1] == (2, 2)
     assert "InputError" in teacher.log.read_text()
+
+
+@pytest.mark.usefixtures("logs")
+def test_what_another_study_does_is_looked_at_again(micro: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("star.study.run.BUSY_SECONDS", 0.1)
+    (home() / "study").mkdir()
+    work = work_of("shared", wait_once, micro)
+    assert do_work([work], workers=1) == {} and work.metrics()["seconds"] == 1.0
 
 
 @pytest.mark.usefixtures("logs")
