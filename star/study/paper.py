@@ -68,3 +68,20 @@ CLAIMS = (
     Claim("Sim-RL makes the student of CKD better", "ckd+similarity", "ckd+none"),
     Claim("Distillation before Sim-RL is better than Sim-RL alone", "ckd+similarity", "none+similarity"),
 )
+# What the paper does not claim and people ask: whether the stored signal of the teacher's samples loses against other ways to the student.
+# The cells are those of a sweep `arms`.
+QUESTIONS = (
+    Claim("The student's own samples are better than the teacher's: forward KL", "arms/on-policy-fkl+none", "fkl+none"),
+    Claim("The student's own samples are better than the teacher's: reverse KL", "arms/on-policy-rkl+none", "rkl+none"),
+    Claim("The same after Sim-RL: forward KL", "arms/on-policy-fkl+similarity", "fkl+similarity"),
+    Claim("The same after Sim-RL: reverse KL", "arms/on-policy-rkl+similarity", "rkl+similarity"),
+    Claim(
+        "CKD is a better start for Sim-RL than the rows' own answers", "ckd+similarity", "arms/cold-start+similarity"
+    ),
+    Claim(
+        "CKD leaves more to explore than the rows' own answers: pass@8",
+        "ckd+none",
+        "arms/cold-start+none",
+        "before_rl_pass_at_8",
+    ),
+)

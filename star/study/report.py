@@ -7,7 +7,7 @@ The page holds nothing that is not in the CSV or the configuration, so it can be
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +16,7 @@ from star.config.models import Architecture
 from star.config.study import Study
 from star.data.tool_files import load_tools
 from star.study.curves import write_curves
-from star.study.paper import CLAIMS, PAPER, Claim
+from star.study.paper import CLAIMS, PAPER, QUESTIONS, Claim
 from star.study.results import Row, read_pairs
 from star.study.statistics import Estimate, difference, estimate
 from star.units import format_count, format_seconds
@@ -26,6 +26,7 @@ KD_NAMES = {
     "rskd": "RSKD", "ckd": "CKD", "cold-start": "cold start: CE on the rows", "on-policy-fkl": "on-policy, forward KL",
     "on-policy-rkl": "on-policy, reverse KL",
 }  # fmt: skip
+HEAD_OF_CLAIMS = ["claim", "difference", "points", "seeds", "here"]
 RL_NAMES = {"none": "no RL", "binary": "binary", "toolrl": "ToolRL's", "similarity": "similarity (Sim-RL)"}
 HEAD = """# The study
 
@@ -154,12 +155,7 @@ def _task(config: Config, done: list[Row], *, least: float) -> str:
 
 
 def _claims(scores: Scores) -> str:
-    body = []
-    for claim in CLAIMS:
-        left, right = (scores.by_seed(cell, claim.column) for cell in (claim.better, claim.worse))
-        found = difference(left, right)
-        if found is not None:
-            body.append([claim.text, f"`{claim.better}` − `{claim.worse}`", *_verdict(claim, found)])
+    asked = _compared(QUESTIONS, scores)
     return (
         "\n## What holds\n\n"
         + _paragraph(
@@ -167,8 +163,20 @@ def _claims(scores: Scores) -> str:
             opposite* mean that the whole interval lies on one side of zero. No correction is made for the number of claims: of twenty
             true equalities, one is expected to look like a difference by chance."""
         )
-        + _table(["claim", "difference", "points", "seeds", "here"], body)
+        + _table(HEAD_OF_CLAIMS, _compared(CLAIMS, scores))
+        + (f"\nWhat the paper does not claim, and people ask:\n\n{_table(HEAD_OF_CLAIMS, asked)}" if asked else "")
     )
+
+
+def _compared(claims: Sequence[Claim], scores: Scores) -> list[list[str]]:
+    """A line of the table for each claim whose cells are recorded."""
+    body = []
+    for claim in claims:
+        left, right = (scores.by_seed(cell, claim.column) for cell in (claim.better, claim.worse))
+        found = difference(left, right)
+        if found is not None:
+            body.append([claim.text, f"`{claim.better}` − `{claim.worse}`", *_verdict(claim, found)])
+    return body
 
 
 def _notes(notes: str) -> str:
@@ -234,8 +242,9 @@ def _paper_cell(cell: str, number: int) -> str:
 
 def _exploration(study: Study, scores: Scores) -> str:
     body = []
-    for kd in study.kd:
-        before, after = f"{kd}+none", f"{kd}+similarity"
+    further = [(f"{name}/", kd) for name, varied in study.sweeps.items() if not varied.values for kd in varied.kd]
+    for place, kd in [*(("", kd) for kd in study.kd), *further]:
+        before, after = f"{place}{kd}+none", f"{place}{kd}+similarity"
         gain = difference(scores.by_seed(after, "exact_match"), scores.by_seed(before, "exact_match"))
         body.append(
             [

@@ -7,7 +7,7 @@ import pytest
 
 from star.config.experiment import Config
 from star.config.load import load_config
-from star.config.study import Study
+from star.config.study import Study, Sweep
 from star.study.grid import Cell, cells_of
 from star.study.report import write_report
 from star.study.results import COLUMNS, Row, failed_row, read_pairs, read_results, write_result
@@ -103,6 +103,18 @@ def test_the_page_says_whether_the_order_is_the_papers(config: Config, tmp_path:
         rows = [line(cell, exact_match=0.6 if cell.kd == better else 0.5) for cell in cells_of(config)]
         page = " ".join(page_of(config, rows, tmp_path).split())
         assert "In the paper (BFCLv3): CKD, forward KL." in page and said in page
+
+
+def test_the_page_compares_the_arms_that_the_paper_lacks(config: Config, tmp_path: Path) -> None:
+    arms = Sweep(kd=("cold-start", "on-policy-fkl"), rl=("none", "similarity"))
+    config = config.model_copy(update={"study": config.study.model_copy(update={"sweeps": {"arms": arms}})})
+    rows = [line(cell, exact_match=0.7 if cell.kd == "on-policy-fkl" else 0.5) for cell in cells_of(config)]
+    page = page_of(config, rows, tmp_path)
+    [answer] = [text for text in page.splitlines() if "`arms/on-policy-fkl+none` − `fkl+none`" in text]
+    assert "| +20.0 ± 0.0 | 3 | holds |" in answer
+    exploration = page[page.index("## Exploration before Sim-RL") :].partition("\n## ")[0]
+    assert "| cold start: CE on the rows | 50.0 ± 0.0 |" in exploration
+    assert "| on-policy, forward KL | 70.0 ± 0.0 |" in exploration
 
 
 def test_shared_work_is_counted_once(config: Config, tmp_path: Path) -> None:
