@@ -65,7 +65,7 @@ def test_what_does_not_need_failed_work_is_done(micro: Config) -> None:
     )
     assert failed == dict.fromkeys([teacher.key, student.key], "the teacher gave no valid answer")
     assert other.metrics()["read"] == ["data"] and not student.folder.exists()
-    assert seen[0] == (1, 0) and seen[-1] == (2, 2)
+    assert seen == sorted(seen) and seen[-1] == (2, 2)
     assert "InputError" in teacher.log.read_text()
 
 
