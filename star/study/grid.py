@@ -103,6 +103,10 @@ def cells_of(config: Config) -> list[Cell]:
 def _require_possible(config: Config, study: Study) -> None:
     if study.pretrain and not isinstance(config.student.base, Architecture):
         raise InputError("`study.pretrain` is for a base from scratch, and the student's is pretrained: leave it out")
+    if "heldout" not in config.evaluate.suites or config.evaluate.samples < 8:
+        raise InputError(
+            "a study compares pass@8 on the held-out rows: give `evaluate` the suite heldout and at least 8 `samples`"
+        )
 
 
 def _changed(config: Config, over: dict[str, Any], *, place: str) -> Config:

@@ -87,7 +87,7 @@ def run_study(config: Config, cells: list[Cell], *, results: Path, workers: int)
     ):
         failed = do_work(all_work([cells[0].evaluation_teacher]), workers=workers)
         _require_good_teacher(config, cells[0].evaluation_teacher, failed)
-        recorder = _Recorder(cells, results)
+        recorder = _Recorder(cells, results, order=cells_of(config))
         failed = do_work(all_work(one for cell in cells for one in cell.work), workers=workers, after=recorder.record)
         run.log_artifact(results)
     if failed:
@@ -111,8 +111,8 @@ def _require_good_teacher(config: Config, evaluation: Work, failed: dict[str, st
 class _Recorder:
     """Writes the line of a cell, and its run in MLflow, as soon as all of its work is done or some of it has failed."""
 
-    def __init__(self, cells: list[Cell], results: Path) -> None:
-        self.cells, self.results, self.open = cells, results, list(cells)
+    def __init__(self, cells: list[Cell], results: Path, *, order: list[Cell]) -> None:
+        self.results, self.order, self.open = results, order, list(cells)
 
     def record(self, done: set[str], failed: dict[str, str]) -> None:
         for cell in list(self.open):
@@ -124,7 +124,7 @@ class _Recorder:
             row = failed_row(cell, reasons[0]) if reasons else row_of(cell)
             # Other machines may write theirs at the same moment.
             with FileLock(home() / "study" / "results.lock", mode=file_mode()):
-                is_new = write_result(self.results, row, order=self.cells)
+                is_new = write_result(self.results, row, order=self.order)
             if reasons or not is_new:
                 continue
             names = ("sweep", "value", "kd", "rl", "seed")

@@ -114,6 +114,12 @@ def test_a_sweep_without_values_adds_distillations_to_the_grid(micro: Config) ->
     assert cells[1].student.key == grid.student.key
 
 
+def test_a_study_needs_enough_samples_for_what_it_compares(micro: Config) -> None:
+    evaluate = micro.evaluate.model_copy(update={"samples": 4})
+    with pytest.raises(InputError, match="at least 8"):
+        cells_of(with_study(micro.model_copy(update={"evaluate": evaluate})))
+
+
 def test_the_duration_counts_what_can_be_done_at_once(micro: Config) -> None:
     [cell] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("similarity",)))
     seconds = {
