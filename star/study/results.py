@@ -18,12 +18,13 @@ from star.study.grid import Cell
 from star.study.work import Work
 
 SCORES = ("exact_match", "mean_reward", "format_errors", "pass_at_1", "pass_at_4", "pass_at_8", "entropy")
-SCORES_BEFORE_RL = ("exact_match", "pass_at_8", "entropy")
+SCORES_BEFORE_RL = ("exact_match", "pass_at_1", "pass_at_4", "pass_at_8", "entropy")
+COLUMNS_BEFORE_RL = tuple(f"before_rl_{name}" for name in SCORES_BEFORE_RL)
 CURVES = {"distill_ce": ("ckd", "ce"), "rl_reward": ("simrl", "sampled_reward"), "rl_entropy": ("simrl", "entropy")}
 CURVE_POINTS = 25
 COLUMNS = (
     "cell", "sweep", "value", "kd", "rl", "seed", "failed", *SCORES,
-    *(f"before_rl_{name}" for name in SCORES_BEFORE_RL), "by_kind", "teacher_exact_match", "parameters", "heldout_rows",
+    *COLUMNS_BEFORE_RL, "by_kind", "teacher_exact_match", "parameters", "heldout_rows",
     *CURVES, "seconds", "student", "code_version",
 )  # fmt: skip
 Row = dict[str, str]

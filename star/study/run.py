@@ -35,7 +35,7 @@ from star.sigterm import sigterm_raises_system_exit
 from star.study.evaluate import MODEL
 from star.study.grid import Cell, cells_of
 from star.study.plan import plan_lines
-from star.study.results import SCORES, failed_row, row_of, write_result
+from star.study.results import COLUMNS_BEFORE_RL, SCORES, failed_row, row_of, write_result
 from star.study.work import Work, all_work
 from star.terminal import guard_terminal
 from star.tracking.runs import child_run, pipeline_run
@@ -129,7 +129,7 @@ class _Recorder:
                 continue
             names = ("sweep", "value", "kd", "rl", "seed")
             with child_run(cell.name, params={name: row[name] for name in names}, tags={"star.study": "cell"}) as run:
-                run.log_metrics({name: float(row[name]) for name in SCORES})
+                run.log_metrics({name: float(row[name]) for name in (*SCORES, *COLUMNS_BEFORE_RL)})
             print_line(f"{cell.name}, seed {cell.seed}: {float(row['exact_match']):.1%} exact")
 
 
