@@ -151,7 +151,6 @@ class SimRLTrainer(GRPOTrainer):
     # Narrower than in Trainer, where both may be None or of other kinds.
     model: PreTrainedModel
     processing_class: PreTrainedTokenizerBase
-    args: GRPOConfig
     _buffered_inputs: Any  # TRL's: the micro batches of a rollout's steps
 
     def __init__(
@@ -250,10 +249,11 @@ class SimRLTrainer(GRPOTrainer):
         """Overrides TRL's method: the rollouts of a group stay together in the micro batches."""
         if not self.shares_prompts:
             return super()._prepare_inputs(generation_batch)
-        micro_batch = self._step % self.args.steps_per_generation
+        passes = self.args.gradient_accumulation_steps * self.settings.updates_per_rollout
+        micro_batch = self._step % passes
         if micro_batch == 0 or self._buffered_inputs is None:
             batch = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs = split_tensor_dict(batch, self.args.steps_per_generation)
+            self._buffered_inputs = split_tensor_dict(batch, passes)
         return self._buffered_inputs[micro_batch]
 
     def _get_per_token_logps_and_entropies(

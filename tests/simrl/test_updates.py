@@ -22,7 +22,7 @@ SETTINGS = {
     "prompts_per_step": 2,
     "num_generations": 4,
     "updates_per_rollout": 2,
-    "learning_rate": 1e-2,
+    "learning_rate": 1e-3,
     "max_new_tokens": 48,
     "save_steps": 2,
     "max_refills": 2,
@@ -73,7 +73,7 @@ class Updates(TrainerCallback):
 
 
 def test_each_update_trains_on_its_share_of_a_rollout(finished: dict[str, Path], tmp_path: Path, layout: str) -> None:
-    trainer = trainer_of(finished, tmp_path / "simrl", steps=4)
+    trainer = trainer_of(finished, tmp_path / "simrl", steps=4, learning_rate=1e-2)
     assert trainer.shares_prompts == (layout == "shared prompts")
     updates = Updates(trainer)
     trainer.add_callback(updates)
@@ -100,6 +100,7 @@ def test_each_update_trains_on_its_share_of_a_rollout(finished: dict[str, Path],
             assert {tuple(id_ for id_ in ids if id_ != padding) for ids in step} == expected
 
 
+@pytest.mark.slow
 def test_a_training_stopped_between_the_updates_of_a_rollout_ends_with_the_same_weights(
     finished: dict[str, Path], tmp_path: Path, layout: str
 ) -> None:
@@ -110,6 +111,7 @@ def test_a_training_stopped_between_the_updates_of_a_rollout_ends_with_the_same_
     whole.add_callback(updates)
     curve = run(whole, tmp_path / "state")
     assert [entry["step"] for entry in curve] == [2, 4, 6, 8]
+    assert curve[-1]["frac_reward_zero_std"] < 1  # there is something to learn to the end
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -129,7 +131,7 @@ def test_a_training_stopped_between_the_updates_of_a_rollout_ends_with_the_same_
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-@pytest.mark.parametrize(("loss", "micro_batch_size"), [("token", None), ("token", 2), ("sequence", 2)])
+@pytest.mark.parametrize(("loss", "micro_batch_size"), [("token", 2), ("sequence", None)])
 def test_the_loss_is_a_mean_over_tokens_or_completions(
     loss: str, micro_batch_size: int | None, finished: dict[str, Path], tmp_path: Path
 ) -> None:
