@@ -6,7 +6,7 @@ The page holds nothing that is not in the CSV or the configuration, so it can be
 """
 
 import textwrap
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -296,10 +296,12 @@ def _compute(rows: list[Row]) -> str:
     seconds: dict[str, float] = {}
     for row in done:
         seconds |= read_pairs(row["seconds"])
-    by_label: Counter[str] = Counter()
+    by_label: dict[str, float] = defaultdict(float)
     for work, taken in seconds.items():
         by_label[work.rpartition("-")[0]] += taken
-    body = [[label, format_seconds(round(taken))] for label, taken in [*by_label.items(), ("total", by_label.total())]]
+    body = [
+        [label, format_seconds(round(taken))] for label, taken in [*by_label.items(), ("total", sum(seconds.values()))]
+    ]
     versions = ", ".join(sorted({row["code_version"] for row in done}))
     failed = "".join(f"- `{row['cell']}`, seed {row['seed']}: {row['failed']}\n" for row in rows if row["failed"])
     return (
