@@ -19,6 +19,8 @@ from star.folders.workspace import Workspace
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import Prompt, render_rows
 from star.modeling.training import train
+from tests.ckd import on_policy_ranks
+from tests.ckd.on_policy_ranks import train_one_rank
 
 SETTINGS = Distill(kind="rkl", steps=4, batch_size=4, learning_rate=3e-3, save_steps=1)
 
@@ -104,6 +106,7 @@ def test_each_epoch_has_every_prompt_once_in_another_order(finished: dict[str, P
     assert texts[:5] != texts[5:10]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_train_like_the_whole_batch(finished: dict[str, Path], tmp_path: Path) -> None:
     started, ended = weights(trainer_of(finished, tmp_path / "started")), []
     for size in (4, 1):
@@ -123,21 +126,21 @@ def test_the_student_comes_closer_to_the_teacher(micro: Config, finished: dict[s
     noisy, noise = load_model(finished["refine-teacher"]), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in noisy.parameters():
-            parameter += 0.04 * torch.randn(parameter.shape, generator=noise)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=noise)
     save_model(noisy, load_tokenizer(finished["refine-teacher"]), student)
     metrics = distill_student_on_policy(
         student,
         finished["refine-teacher"],
         list(read_rows(finished["synthesize"] / "train.jsonl")),
         config=micro.model_copy(
-            update={"distill": SETTINGS.model_copy(update={"steps": 12, "learning_rate": 1e-3, "save_steps": 12})}
+            update={"distill": SETTINGS.model_copy(update={"steps": 14, "learning_rate": 2e-3, "save_steps": 14})}
         ),
         workspace=workspace,
         log_metrics=lambda values, step: None,
     )
     curve = json.loads((workspace.out / "on_policy_curve.json").read_text(encoding="utf-8"))
     losses = [entry["loss"] for entry in curve]
-    assert len(losses) == 12 and sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert len(losses) == 14 and sum(losses[-3:]) < 0.6 * sum(losses[:3])
     assert losses[-1] == metrics["on_policy_loss"] and metrics["on_policy_entropy"] > 0
     assert metrics["prompts"] > 0 and metrics["too_long"] == 0
     before, after = (load_model(folder).get_input_embeddings().weight for folder in (student, workspace.out))
@@ -175,18 +178,16 @@ def test_models_that_cannot_be_compared_are_refused(micro: Config, finished: dic
 @pytest.mark.slow
 def test_two_processes_train_like_one(finished: dict[str, Path], tmp_path: Path) -> None:
     """Over gloo: the same completions in each step, and the same weights up to rounding."""
-    script = Path(__file__).with_name("on_policy_ranks.py")
-    for processes in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        folders = [finished[name] for name in ("distill", "refine-teacher", "synthesize")]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*command, script, *folders, tmp_path / str(processes)], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    [alone], [left, right] = (
-        [torch.load(tmp_path / str(processes) / f"{rank}.pt") for rank in range(processes)] for processes in (1, 2)
+    folders = {name: finished[name] for name in ("distill", "refine-teacher", "synthesize")}
+    train_one_rank(*folders.values(), out=tmp_path / "alone")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    script = Path(on_policy_ranks.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, script, *folders.values(), tmp_path / "shared"], capture_output=True, text=True, env=environment
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, left, right = (torch.load(tmp_path / name) for name in ("alone/0.pt", "shared/0.pt", "shared/1.pt"))
     # The first step samples from equal weights; later ones differ by rounding.
     assert sorted(alone["completions"]) == sorted(left["completions"] + right["completions"])
     assert torch.equal(left["weights"], right["weights"])
