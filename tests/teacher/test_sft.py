@@ -69,7 +69,9 @@ def weights_of(trainer: Trainer, folder: Path) -> torch.Tensor:
 
 def test_sorted_rows_without_the_logits_of_prompts_train_alike(tmp_path: Path) -> None:
     # 4 steps of 8 rows over 20 rows: an epoch ends within.
-    plain, fused = (trainer_of(kind, tmp_path / kind.__name__) for kind in (Trainer, SupervisedTrainer))
+    plain, fused = (
+        trainer_of(kind, tmp_path / kind.__name__, learning_rate=1e-3) for kind in (Trainer, SupervisedTrainer)
+    )
     assert isinstance(fused, SupervisedTrainer) and fused.fuses_head
     expected, weights = (weights_of(trainer, tmp_path / type(trainer).__name__) for trainer in (plain, fused))
     assert (weights - expected).abs().max() < 2e-5
