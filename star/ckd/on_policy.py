@@ -204,8 +204,8 @@ class OnPolicyTrainer(DistillationTrainer):
         head = self.model.get_output_embeddings()
         sampling = SeededSampling(
             self._sampling_keys,
-            temperature=self.args.temperature,
-            max_new_tokens=self.args.max_completion_length,
+            temperature=self.temperature,
+            max_new_tokens=self.generation_kwargs["max_new_tokens"],
             excluded_ids=ids_without_token(self.processing_class, rows=head.weight.shape[0]),
         )
         # Around the whole sampling, so that bf16 weights are made of the trained ones once and not for every token.
