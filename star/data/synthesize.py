@@ -72,9 +72,9 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         set_folder / ROWS, statistics, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out
     )
     write_json(out / STATISTICS, statistics.to_json())
-    coverage = add_tool_coverage(statistics, tools, folder=out, masked=settings.masked)
-    for line in coverage_lines(statistics.uncalled, statistics.tool_notes):
-        print_line(line)
+    # Whoever makes no rows did not choose the package's tools.
+    if settings.generated_rows or not settings.tools.is_packaged:
+        _say_coverage(statistics, tools, out=out, masked=settings.masked)
     write_card(out)
     imported = statistics.read - settings.generated_rows
     counts: dict[str, float] = {
@@ -85,9 +85,15 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     }
     if statistics.unanswered:
         counts["unanswered"] = statistics.unanswered
-    if coverage.get("uncalled"):
+    if statistics.uncalled:
         counts["tools_not_called"] = len(statistics.uncalled)
     return counts | {f"rejected_{reason}": count for reason, count in statistics.rejects.most_common()}
+
+
+def _say_coverage(statistics: SetStatistics, tools: list[dict], *, out: Path, masked: float) -> None:
+    add_tool_coverage(statistics, tools, folder=out, masked=masked)
+    for line in coverage_lines(statistics.uncalled, statistics.tool_notes):
+        print_line(line)
 
 
 def _imported_rows(settings: Data) -> Iterator[dict | Reject]:

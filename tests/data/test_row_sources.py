@@ -90,6 +90,8 @@ def test_every_set_is_used_under_its_name_and_licence(tmp_path: Path) -> None:
     used = Counter((row["source"], row["licence"]) for row in rows)
     assert used == {("xlam", "CC-BY-4.0"): 40, ("own", "MIT"): 30}
     assert metrics["imported"] == 140 and rejects_of(tmp_path) == {"not_sampled": 70}
+    # Nobody asked for rows of the package's tools.
+    assert "tools_not_called" not in metrics
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert figures["rows"] == 70 and figures["labels"] == {"single": 70} and figures["turn_numbers"] == {"1": 70}
     assert "Labels of the last turn" in (tmp_path / "out" / "card.md").read_text()
