@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from typing import Any
 
 from star.config.row_kinds import ROW_KIND_WEIGHTS
 from star.data.draw_arguments import draw_arguments
@@ -107,7 +108,7 @@ def generate_rows(
         *before, answer = made["messages"]
         if not reasoning:
             answer = {key: value for key, value in answer.items() if key != "reasoning_content"}
-        row = {"messages": [*before, answer], "tools": [shown[name] for name in made["tools"]]}
+        row: dict[str, Any] = {"messages": [*before, answer], "tools": [shown[name] for name in made["tools"]]}
         # The digest makes ids differ between tool files: rows of two runs with one seed can be mixed.
         digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
         row = {"id": f"gen-{seed}-{index}-{digest}", **row, "source": "generated", "kind": kind, **provenance}
