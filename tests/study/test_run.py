@@ -17,7 +17,7 @@ from star.run_stage import Stage
 from star.study.grid import cells_of
 from star.study.results import read_results, row_of
 from star.study.run import choose_cells, do_work, run_study
-from star.study.work import Work
+from star.study.work import Work, all_work
 from star.study.work import finished as finished_keys
 
 
@@ -115,11 +115,18 @@ def test_a_cell_gives_the_same_line_again(tiny_study: Config, tmp_path: Path, mo
     assert float(lines[0]["before_rl_entropy"]) > 0 and lines[0]["distill_ce"]
 
 
+def evaluate_teacher(config: Config) -> None:
+    """Does the work up to the teacher's evaluation in this process, which has loaded torch already."""
+    for work in all_work([cells_of(config)[0].evaluation_teacher]):
+        work.run()
+
+
 @pytest.mark.slow
 def test_a_study_runs_in_processes_and_a_second_time_does_nothing(tiny_study: Config, tmp_path: Path) -> None:
     """The base alone is the cell, because each process loads torch."""
     config = tiny_study.model_copy(update={"study": tiny_study.study.model_copy(update={"kd": ("none",)})})
     results, cells = tmp_path / "study.csv", cells_of(config)
+    evaluate_teacher(config)
     run_study(config, cells, results=results, workers=2)
     [row] = read_results(results)
     assert row["cell"] == "none+none" and row["exact_match"] == row["before_rl_exact_match"] and not row["failed"]
@@ -134,6 +141,7 @@ def test_no_student_is_trained_for_a_teacher_below_its_bar(tiny_study: Config, t
     config = tiny_study.model_copy(
         update={"study": tiny_study.study.model_copy(update={"min_teacher_exact_match": 1.0})}
     )
+    evaluate_teacher(config)
     with pytest.raises(InputError, match="train it longer"):
         run_study(config, cells_of(config), results=tmp_path / "study.csv", workers=1)
     assert not list((home() / "study").glob("distill-*"))
