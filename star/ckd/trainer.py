@@ -86,7 +86,7 @@ class CKDTrainer(CompletionTrainer):
         self.window_tokens += tokens
         # In float64, so that a long window does not drift. On the device, so that no step waits for the GPU.
         self.window_sums_S += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
-        loss = self.mean_over_batch(output.loss, tokens=tokens, tokens_of_batch=num_items_in_batch)
+        loss = output.loss / self.divisor(tokens, tokens_of_batch=num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
     def _summed_loss(

@@ -174,6 +174,9 @@ class SimRLTrainer(GRPOTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
         )
+        # TRL trains the routers of every mixture of experts whose configuration has a weight for it, and their loss counts
+        # the tokens of every rollout.
+        self.shares_prompts &= not self.aux_loss_enabled
 
     def _score(self, row: int, completion: str) -> Score:
         prompt = self.prompts[row]

@@ -13,7 +13,8 @@ from star.data.rows import read_rows
 from star.modeling import prompt_groups
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.prompt_groups import pack_groups, shares_prompts, why_not_shared
-from star.modeling.prompts import render_rows
+from star.modeling.prompts import Prompt, render_rows
+from star.modeling.tokenizer import bootstrap_tokenizer
 from star.modeling.training import train
 from star.simrl.shared_prompts import shared_log_probs
 from star.simrl.trainer import SimRLTrainer, build_trainer
@@ -47,12 +48,12 @@ SETTINGS = SimRL(
 )
 
 
-def small_model(family: str, **arguments: object) -> PreTrainedModel:
+def small_model(family: str, *, vocab_size: int = VOCAB_SIZE, **arguments: object) -> PreTrainedModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = AutoConfig.for_model(
-        family, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=16, **sizes, **special, **arguments
+        family, vocab_size=vocab_size, num_key_value_heads=2, head_dim=16, **sizes, **special, **arguments
     )
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -175,6 +176,20 @@ def trained(trainer: SimRLTrainer, state: Path) -> tuple[list[dict], torch.Tenso
     train(trainer, phase="simrl", label="test", state=state, log_metrics=lambda values, step: None)
     weights = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8")), weights
+
+
+def test_the_routers_of_a_mixture_of_experts_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL adds their loss, for which it needs the logits of the routers."""
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
+    tokenizer = bootstrap_tokenizer()
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "vocab_size": len(tokenizer)}
+    model = small_model("qwen3_moe", **experts)
+    assert why_not_shared(model) is None
+    prompts = [Prompt(str(number), "<|im_start|>user\nhi", "hello", []) for number in range(2)]
+    settings = SETTINGS.model_copy(update={"steps": 1, "max_new_tokens": 4, "beta": 0.0})
+    trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=tmp_path / "simrl", seed=7)
+    curve, _ = trained(trainer, tmp_path / "state")
+    assert curve[0]["aux_loss"] > 0
 
 
 def test_a_training_takes_the_same_steps_and_resumes_to_the_byte(
