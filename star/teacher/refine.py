@@ -122,7 +122,14 @@ def _base(
         )
         seed_everything(config.seed)  # adapters start alike, whether the base was read from disk or built just now
         return add_lora_adapters(model, lora) if lora else model
-    teacher = open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
+    teacher = open_base(
+        config.teacher,
+        tokenizer=tokenizer,
+        precision=config.precision,
+        training=True,
+        lora=lora,
+        adapters_first=config.adapters_come_first(config.teacher),
+    )
     # The extraction checks it too, but that comes after the trainings.
     require_head_output(teacher, what="the teacher", adds_bias=True)
     return teacher

@@ -8,12 +8,15 @@ import pytest
 from star import stages
 from star.ckd.distill import distill_student
 from star.config.experiment import Config
-from star.config.models import Architecture, Student
-from star.config.training import Training
+from star.config.models import Architecture, Student, Teacher
+from star.config.training import Distill, Lora, Training
 from star.errors import InputError
 from star.folders.workspace import Workspace
+from star.modeling.bases import open_tokenizer
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.scratch import scratch_model
+from star.modeling.tokenizer import bootstrap_tokenizer
+from star.topk.sequences import TOKENIZER
 
 SIZES = Architecture(
     hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=1, num_key_value_heads=1, head_dim=16
@@ -80,6 +83,20 @@ def test_layers_are_dropped_and_healed_before_the_distillation(
     distill_student(config, topk, workspace=workspace, log_metrics=log)
     assert phases == ["heal", *["ckd"] * micro.distill.steps]
     assert load_model(workspace.out).config.num_hidden_layers == 3
+
+
+def test_adapters_alone_on_a_shortened_base_that_gets_new_tokens_are_refused(tmp_path: Path) -> None:
+    lacking, tokenizer = tmp_path / "lacking", bootstrap_tokenizer()
+    save_model(scratch_model(SIZES, tokenizer, seed=3), tokenizer, lacking)
+    file = lacking / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<tool_call>"', '"<tool>"'))
+    teacher = Teacher(base=str(lacking), add_format_tokens=True)
+    open_tokenizer(teacher).tokenizer.save_pretrained(tmp_path / "topk" / TOKENIZER)
+    student = Student(base=str(lacking), layers=2)
+    config = Config(teacher=teacher, student=student, distill=Distill(steps=1, lora=Lora()))
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    with pytest.raises(InputError, match="lacks the tokens <tool_call>, and adapters"):
+        distill_student(config, tmp_path / "topk", workspace=workspace, log_metrics=lambda values, step: None)
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

@@ -281,11 +281,12 @@ def test_a_base_whose_template_cannot_be_used_gets_ours_or_is_refused_as_one_cho
     assert refused.name == "teacher" and reason in refused.detail and "chat_template: auto" in refused.detail
 
 
-def test_adapters_for_a_base_that_gets_new_tokens_are_refused(models: Path) -> None:
+@pytest.mark.parametrize("phase", ["sft", "refine"])
+def test_adapters_for_a_base_that_gets_new_tokens_are_refused(phase: str, models: Path) -> None:
     file = models / "teacher" / "tokenizer.json"
     file.write_text(file.read_text().replace('"<tool_call>"', '"<tool>"'))
-    sft = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3, "lora": {}}
-    teacher = {"base": str(models / "teacher"), "add_format_tokens": True, "sft": sft}
+    first = {"steps": 1, "learning_rate": 1e-3, "lora": {}}
+    teacher = {"base": str(models / "teacher"), "add_format_tokens": True, phase: first}
     *_, refused = checks_of(models, teacher=teacher)
     assert refused.name == "teacher" and "lacks the tokens <tool_call>, and adapters" in refused.detail
 

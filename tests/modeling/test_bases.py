@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, IM_END, IM_START, render_prompt
+from star.config.experiment import Config
 from star.config.models import Student, Teacher
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.bases import fit_to_tokenizer, open_base, open_tokenizer, settle_tokenizer
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import template_beginning
-from star.modeling.special_tokens import PRODUCT_TOKENS
-from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_digest
+from star.modeling.special_tokens import PRODUCT_TOKENS, settle_alike
+from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_differences, tokenizer_digest
 
+SFT = {"steps": 1, "learning_rate": 1e-3}
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 TOOLS = [{"name": "clock", "description": "", "parameters": {"type": "object", "properties": {"zone": {}}}}]
 # Of another family: its own turn tokens, calls in OpenAI's form only, tools where there are any.
@@ -123,6 +125,29 @@ def test_a_prompt_has_the_same_ids_however_it_is_tokenized(
     assert template_beginning(tokenizer) == "<s>"
 
 
+@pytest.mark.parametrize("first_bos", ["", "{{ bos_token }}"])
+@pytest.mark.parametrize("second_bos", ["", "{{ bos_token }}"])
+def test_named_templates_become_one_that_writes_the_same(first_bos: str, second_bos: str, tmp_path: Path) -> None:
+    """transformers chooses one of them by whether there are tools; the BOS is written in each prompt, once."""
+    plain = "{%- for message in messages %}{{ message.role + message.content + '</s>' }}{% endfor %}"
+    base = foreign_tokenizer(tmp_path / "base", template=f"{second_bos}{plain}\n")
+    (base / "additional_chat_templates").mkdir()
+    # jinja writes the first newlines of a template, and not the last one.
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text(
+        f"{first_bos}\n\n  {{%+ if 1 %}}{HERMES}{{% endif %}} \n"
+    )
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    named = AutoTokenizer.from_pretrained(base)
+    assert named.chat_template.keys() == {"default", "tool_use", "rag"}
+    tokenizer = open_tokenizer(Teacher(base=str(base), chat_template="own")).tokenizer
+    for tools, bos in ((TOOLS, first_bos), ([], second_bos)):
+        expected = render_prompt(MESSAGES, tools, named)
+        assert expected.startswith("<s>") is bool(bos)
+        assert render_prompt(MESSAGES, tools, tokenizer) == ("" if bos else "<s>") + expected
+    student = settle_alike(load_tokenizer(base), tokenizer)
+    assert student.chat_template == tokenizer.chat_template and tokenizer_differences(student, tokenizer) == ""
+
+
 def test_a_family_without_bos_gets_none(tmp_path: Path) -> None:
     tokenizer = settled(foreign_tokenizer(tmp_path / "base", template=None, adds_bos=False))
     assert render_prompt(MESSAGES, [], tokenizer).startswith(IM_START)
@@ -219,9 +244,28 @@ def test_a_student_of_another_family_is_refused_before_its_weights_are_read(tmp_
 def test_adapters_are_refused_where_new_tokens_would_stay_untrained(tmp_path: Path) -> None:
     base = write_model(foreign_tokenizer(tmp_path / "base", template=HERMES))
     own, ours = open_tokenizer(Teacher(base=str(base))), open_tokenizer(Teacher(base=str(base), chat_template="qwen3"))
-    open_base(Student(base=str(base)), tokenizer=own.tokenizer, lora=Lora(rank=2))
+    open_base(Student(base=str(base)), tokenizer=own.tokenizer, lora=Lora(rank=2), adapters_first=True)
     with pytest.raises(InputError, match=rf"lacks the tokens {re.escape(IM_END)}, .*leave `lora` out"):
-        open_base(Student(base=str(base)), tokenizer=ours.tokenizer, lora=Lora(rank=2))
+        open_base(Student(base=str(base)), tokenizer=ours.tokenizer, adapters_first=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher_refused", "student_refused"),
+    [
+        ({}, False, False),
+        ({"teacher": {"sft": SFT | {"lora": {}}}}, True, False),
+        ({"teacher": {"refine": {"steps": 1, "lora": {}}}}, True, False),
+        ({"teacher": {"sft": SFT, "refine": {"steps": 1, "lora": {}}}}, False, False),
+        ({"distill": {"steps": 1, "lora": {}}}, False, True),
+        ({"distill": {"steps": 1, "lora": {}}, "student": {"layers": 2}}, False, True),
+        ({"distill": {"steps": 1, "lora": {}}, "student": {"layers": 2, "heal": SFT}}, False, False),
+        ({"refine": {"steps": 1, "lora": {}}}, False, False),
+    ],
+)
+def test_whether_adapters_are_trained_first(settings: dict, teacher_refused: bool, student_refused: bool) -> None:
+    config = Config.model_validate(settings)
+    assert config.adapters_come_first(config.teacher) is teacher_refused
+    assert config.adapters_come_first(config.student) is student_refused
 
 
 def test_a_settled_tokenizer_is_settled(tmp_path: Path) -> None:
