@@ -26,6 +26,7 @@ from typing import Any
 
 from star.digest_cache import Trust, digests_of
 from star.errors import InputError
+from star.folders.manifest_form import FORM, place_of_misfit
 from star.folders.owners import refuse_other_owner
 from star.hashing import digest_of
 
@@ -103,20 +104,20 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{folder} has no {MANIFEST}, so it is not a finished stage's output: run the stage that makes it again"
         )
+    cure = f"delete {folder} and run its stage again"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if (place := place_of_misfit(content, FORM)) is not None:
+            raise InputError(
+                f"{file} is damaged ({place[:200].lstrip('.') or 'it'} is missing or of another kind): {cure}"
+            )
         files = [FileEntry(**entry) for entry in content.pop("files")]
         if outside := [entry.path for entry in files if leads_outside(entry.path)]:
             raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
-        manifest = Manifest(**content, files=files)
-        if not all(isinstance(part, dict) for part in (manifest.inputs, manifest.ancestors, manifest.origin)):
-            raise TypeError("a list in place of an object")
-        return manifest
+        return Manifest(**content, files=files)
     # Valid JSON of another shape raises one of the last ones.
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again"
-        ) from error
+        raise InputError(f"{file} is damaged ({type(error).__name__}): {cure}") from error
 
 
 def open_input(folder: Path, *, stage: str, trust: Trust = "all") -> Manifest:
