@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ from star.stages import STAGES
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_packaged_profile_loads(profile: str) -> None:
     assert load_config(profile).name == profile
+
+
+def test_what_is_packaged_are_the_profiles_that_have_a_name() -> None:
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["star.configs"]
+    packaged = {file for pattern in patterns for file in (root / "configs").glob(pattern)}
+    assert {file.stem for file in packaged if file.suffix == ".yaml"} == set(PROFILES)
 
 
 def test_the_profiles_of_the_real_model_load_where_make_real_puts_its_files(tmp_path: Path) -> None:
