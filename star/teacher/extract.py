@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -259,9 +260,10 @@ def model_top_k(
     rows_in_cache = max(1, CACHE_BYTES // row_bytes) if weight_VH.device.type == "cpu" else len(buffer_CV)
 
     def hidden_states(sequences: list[Sequence]) -> Tensor:
-        if not share_prompts:
-            return torch.cat(completion_hidden_states(model, sequences, pad_id=pad_id))
         prompts, completions = [s.prompt_ids for s in sequences], [s.completion_ids for s in sequences]
+        # Where each prompt has one completion there is nothing to share, and a causal mask is cheaper than one of our own.
+        if not share_prompts or not any(prompt == following for prompt, following in pairwise(prompts)):
+            return torch.cat(completion_hidden_states(model, sequences, pad_id=pad_id))
         packed = pack_groups(prompts, completions, device=model.device)
         hidden_GLH = model.get_decoder()(**packed_inputs(packed, model), use_cache=False).last_hidden_state
         return hidden_GLH[packed.rows_N, packed.columns_N]
