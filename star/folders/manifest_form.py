@@ -1,4 +1,4 @@
-"""Says which form a manifest has beside its files, because whoever reads one relies on it and others can write one too.
+"""Says which form a manifest has, because whoever reads one relies on it and others can write one too.
 
 A form is a type; `[form]` is a list of such values, `{ANY: form}` an object of such values, and `{"a": form, "b?": form}` an object
 with an entry `a` and maybe an entry `b`. Other entries are not looked at.
@@ -23,7 +23,8 @@ _SUMMARY = {
     "inputs": {ANY: str},
     "origin?": _ORIGIN,
 }
-FORM = {**_SUMMARY, "ancestors?": {ANY: _SUMMARY}}
+_FILE = {"path": str, "size": int, "sha256": str}
+FORM = {**_SUMMARY, "files": [_FILE], "ancestors?": {ANY: _SUMMARY}}
 
 
 def place_of_misfit(value: object, form: Any) -> str | None:

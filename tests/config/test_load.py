@@ -25,7 +25,9 @@ def test_every_packaged_profile_loads(profile: str) -> None:
 
 def test_what_is_packaged_are_the_profiles_that_have_a_name() -> None:
     root = Path(__file__).parents[2]
-    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["star.configs"]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "star.configs"
+    ]
     packaged = {file for pattern in patterns for file in (root / "configs").glob(pattern)}
     assert {file.stem for file in packaged if file.suffix == ".yaml"} == set(PROFILES)
 
