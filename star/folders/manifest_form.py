@@ -27,7 +27,7 @@ _FILE = {"path": str, "size": int, "sha256": str}
 FORM = {**_SUMMARY, "files": [_FILE], "ancestors?": {ANY: _SUMMARY}}
 
 
-def place_of_misfit(value: object, form: Any) -> str | None:
+def place_of_misfit(value: Any, form: Any) -> str | None:
     """Where a value of JSON has another form, such as `.origin.base`; None if it has this one."""
     if isinstance(form, type):
         return None if isinstance(value, form) else ""
