@@ -24,7 +24,7 @@ from star.ckd.rows import TEACHER_ROWS, BatchCollator, DistillationRows
 from star.config.training import Distill, Precision
 from star.errors import InputError
 from star.modeling.completion_trainer import CompletionTrainer
-from star.modeling.head import require_head_output
+from star.modeling.head import require_plain_head
 from star.modeling.precision import computes_in_bf16
 from star.modeling.training import supervised_arguments
 
@@ -64,7 +64,7 @@ class CKDTrainer(CompletionTrainer):
                 "rows: choose a student whose head has a row for every token; if this one has, the store is of an older "
                 "version, which stored ids that are no token: extract the top-k again"
             )
-        require_head_output(model, what="the student")
+        require_plain_head(model, what="the student")
         bf16 = computes_in_bf16(precision, model.config)
         super().__init__(
             model=model,

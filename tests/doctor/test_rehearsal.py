@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
@@ -289,6 +289,16 @@ def test_adapters_for_a_base_that_gets_new_tokens_are_refused(phase: str, models
     teacher = {"base": str(models / "teacher"), "add_format_tokens": True, phase: first}
     *_, refused = checks_of(models, teacher=teacher)
     assert refused.name == "teacher" and "lacks the tokens <tool_call>, and adapters" in refused.detail
+
+
+def test_a_teacher_that_caps_its_logits_needs_another_back_end_for_its_top_k(models: Path) -> None:
+    tokenizer = load_tokenizer(models / "teacher")
+    sizes = SIZES.model_dump() | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0)).save_pretrained(models / "teacher")
+    *_, refused = checks_of(models)
+    assert refused.name == "rehearsal" and "Gemma2ForCausalLM" in refused.detail and "`topk.server`" in refused.detail
+    served = checks_of(models, topk={"server": "http://localhost:1/v1"})
+    assert [check.name for check in served] == STEPS and all(check.passed for check in served)
 
 
 def test_an_end_token_that_nobody_named_is_taken_from_the_template(models: Path) -> None:

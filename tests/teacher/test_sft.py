@@ -27,10 +27,9 @@ from star.config.experiment import Config
 from star.config.models import Teacher
 from star.config.training import FineTuning, Lora, Training
 from star.errors import InputError
-from star.modeling.head import is_plain_head
+from star.modeling.head import is_plain_head, require_head_output
 from star.modeling.models import load_model
 from star.modeling.training import IGNORE_INDEX, collate_completions, seed_everything, supervised_arguments, train
-from star.teacher.extract import model_top_k
 from star.teacher.sft import SMALL_VOCABULARY, SupervisedTrainer
 
 VOCABULARY = SMALL_VOCABULARY + 8
@@ -177,8 +176,8 @@ def test_a_model_that_scales_its_logits_computes_its_loss_itself() -> None:
 
     scaled = made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25))
     assert is_plain_head(made(LlamaForCausalLM, LlamaConfig(**SIZES))) and not is_plain_head(scaled)
-    with pytest.raises(InputError, match="the teacher is of the architecture CohereForCausalLM"):
-        model_top_k(scaled, pad_id=0, k=4)
+    with pytest.raises(InputError, match=r"the teacher is of the architecture CohereForCausalLM.*`topk\.server`"):
+        require_head_output(scaled)
 
 
 def test_a_teacher_that_is_fine_tuned_with_adapters_is_a_plain_model(
