@@ -139,7 +139,6 @@ def test_a_prompt_is_fed_once_for_neighbours() -> None:
         ("llama4_text", {"num_local_experts": 2}, "layers of kind chunked_attention"),
         ("qwen3_next", {"num_experts": 2}, "layers of kind linear_attention"),
         ("bloom", {"n_layer": 2, "n_head": 4}, ""),
-        ("qwen3_moe", {"num_experts": 2, "output_router_logits": True}, "the loss of its routers"),
     ],
 )
 def test_a_model_that_cannot_share_is_found_out(
@@ -178,7 +177,9 @@ def trained(trainer: SimRLTrainer, state: Path) -> tuple[list[dict], torch.Tenso
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8")), weights
 
 
-def test_the_routers_of_a_mixture_of_experts_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_routers_of_a_mixture_of_experts_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """TRL adds their loss, for which it needs the logits of the routers."""
     monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
     tokenizer = bootstrap_tokenizer()
@@ -188,6 +189,7 @@ def test_the_routers_of_a_mixture_of_experts_are_trained(tmp_path: Path, monkeyp
     prompts = [Prompt(str(number), "<|im_start|>user\nhi", "hello", []) for number in range(2)]
     settings = SETTINGS.model_copy(update={"steps": 1, "max_new_tokens": 4, "beta": 0.0})
     trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=tmp_path / "simrl", seed=7)
+    assert "a prompt once for each rollout: the loss of the routers" in caplog.text
     curve, _ = trained(trainer, tmp_path / "state")
     assert curve[0]["aux_loss"] > 0
 
