@@ -163,6 +163,23 @@ def test_the_name_of_a_base_on_the_hub_stays_with_it(settings: str, named: str |
     assert load_config(write(tmp_path, f"extends: first.yaml\n{settings}\n")).registry.base_model == named
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("teacher: {base: ./model, revision: abc}", "`teacher`: `revision` is a commit of a model of the hub"),
+        ("student: {base: ./model, revision: abc}", "`student`: `revision` is a commit of a model of the hub"),
+        ("student: {revision: abc}", "`student`: `revision` is a commit of a model of the hub"),
+        ("teacher: {chat_template: own}", "are for a pretrained base, and one from scratch"),
+        ("teacher: {add_format_tokens: true}", "are for a pretrained base, and one from scratch"),
+    ],
+)
+def test_settings_of_a_base_that_would_have_no_effect_are_refused(settings: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=said):
+        load_config(write(tmp_path, f"extends: tiny\n{settings}\n"))
+
+
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "tiny"])
 def test_the_shipped_bases_have_a_revision(profile: str) -> None:
     config = load_config(profile)
