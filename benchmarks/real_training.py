@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from run_main import run_main
+from command_line import positive, run_main
 from side_by_side import (
     SPEEDS,
     Column,
@@ -29,7 +29,6 @@ from side_by_side import (
     measure_in_turns,
     parse_options,
     peak_gib,
-    positive,
     print_head,
     print_rows,
 )

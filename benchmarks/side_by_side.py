@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from command_line import model_folder, positive
+
 from star.cli.fail import fail
-from star.sigterm import sigterm_raises_system_exit
 
 HERE = Path(__file__).resolve().parents[1]
 Results = dict[str, list[dict[str, Any]]]  # by the code's name: a measurement per turn
@@ -67,18 +68,6 @@ def parse_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return options
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
-
-
-def model_folder(text: str) -> Path:
-    if not (Path(text) / "config.json").is_file():
-        raise argparse.ArgumentTypeError(f"{text} is no model folder: it has no config.json")
-    return Path(text)
-
-
 def _checkout(text: str) -> Path:
     if not (Path(text) / "star" / "__init__.py").is_file():
         raise argparse.ArgumentTypeError(f"{text} is no checkout of STAR: `git worktree add FOLDER COMMIT` makes one")
@@ -108,10 +97,7 @@ def _measure_with(checkout: Path, arguments: list[str], *, phase: str) -> dict[s
     """The measurement of a process that imports STAR from a checkout."""
     command = [sys.executable, "-W", "ignore", sys.argv[0], *arguments]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
-    with (
-        sigterm_raises_system_exit(),
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child,
-    ):
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
         try:
             output, _ = child.communicate()
         except BaseException:
@@ -128,8 +114,7 @@ def _measure_with(checkout: Path, arguments: list[str], *, phase: str) -> dict[s
 
 def answer(measure: Callable[[argparse.Namespace], dict[str, Any]], options: argparse.Namespace) -> None:
     """Measures in this process, and prints the result for `measure_in_turns`."""
-    with sigterm_raises_system_exit():
-        print(json.dumps(measure(options)))
+    print(json.dumps(measure(options)))
 
 
 def reset_peak() -> None:

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from run_main import run_main
+from command_line import positive, run_main
 from side_by_side import (
     SPEEDS,
     Column,
@@ -43,7 +43,6 @@ from side_by_side import (
     measure_in_turns,
     parse_options,
     peak_gib,
-    positive,
     print_head,
     print_rows,
     reset_peak,

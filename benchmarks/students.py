@@ -17,7 +17,7 @@ KL to the teacher (nats per completion token) at the first and the last step of 
 A model that knows nothing begins at about the logarithm of the vocabulary's size, less the teacher's entropy. `minutes`
 are those since a student's last start.
 
-The same command goes on after a kill: with --out, finished students and their answers are kept, and a killed training
+The same command goes on after a kill: finished students and their answers are kept in --out, and a killed training
 resumes from its last checkpoint. A student that the home has already, such as the run's own, is taken from there.
 With --steps it is a trial of a few minutes; its figures mean little.
 """
@@ -28,8 +28,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from run_main import run_main
-from side_by_side import positive
+from command_line import positive, run_main
 
 from star import stages
 from star.config.experiment import Config

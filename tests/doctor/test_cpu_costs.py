@@ -9,14 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from star.config.experiment import Config
-from star.config.load import load_config
 from star.doctor import cost_lines, machine
 from star.doctor.costs import ModelSize, stage_costs, workload_of
 from star.doctor.cpu_costs import SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
 from star.doctor.estimates import FROZEN, FULL, GIB, describe_base, host_memory_needed, memory_needed, workload
 from star.doctor.sample_rows import Lengths, measure_lengths, sample_rows
-from star.modeling.scratch import scratch_model
-from star.modeling.tokenizer import bootstrap_tokenizer
+from tests.small_models import write_scratch_model
 
 # Two cores with AVX-512 and bf16, as measured, and SmolLM2-135M.
 TWO_CORES = Cpu(flops=430e9, bytes_per_second=20e9, weight_bytes=2)
@@ -25,11 +23,7 @@ SMOLLM2 = ModelSize(134_515_008, 23_040, 30)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    tokenizer = bootstrap_tokenizer()
-    scratch_model(load_config("tiny").student.base, tokenizer, seed=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_scratch_model(tmp_path_factory.mktemp("models") / "base")
 
 
 def pretrained(base: Path, **settings: object) -> Config:

@@ -22,9 +22,9 @@ from star.errors import InputError
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+from tests.small_models import TINY, write_scratch_model
 
 STEPS = ["rows", "teacher", "student", "tokenizers", "template", "rehearsal"]
-SIZES = load_config("tiny").student.base
 TOOLS_OPENING = "{%- if tools %}"
 
 
@@ -34,7 +34,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, padding in (("teacher", 20), ("student", 8)):
         tokenizer = bootstrap_tokenizer()
-        model = scratch_model(SIZES, tokenizer, seed=1)
+        model = scratch_model(TINY, tokenizer, seed=1)
         model.resize_token_embeddings(len(tokenizer) + padding, mean_resizing=False)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -99,8 +99,7 @@ def test_a_template_that_begins_the_answer_can_be_used_and_is_said(opening: str,
 def other_tokenizer(models: Path) -> None:
     shutil.rmtree(models / "student")
     tokenizer = train_tokenizer(["quite other words, again and again"] * 9, vocab_size=320)
-    scratch_model(SIZES, tokenizer, seed=1).save_pretrained(models / "student")
-    tokenizer.save_pretrained(models / "student")
+    write_scratch_model(models / "student", tokenizer=tokenizer)
 
 
 def one_other_token(models: Path) -> None:
@@ -159,7 +158,7 @@ def lora_adapter_beside_its_base(models: Path) -> None:
 
 
 def other_sizes(models: Path) -> None:
-    edit_json(models / "student" / "config.json", hidden_size=2 * SIZES.hidden_size)
+    edit_json(models / "student" / "config.json", hidden_size=2 * TINY.hidden_size)
 
 
 def absurd_sizes(models: Path) -> None:
@@ -180,7 +179,7 @@ def weights_of_another_model(models: Path) -> None:
 
 
 def contradictory_config(models: Path) -> None:
-    edit_json(models / "student" / "config.json", num_hidden_layers=SIZES.num_hidden_layers + 1)
+    edit_json(models / "student" / "config.json", num_hidden_layers=TINY.num_hidden_layers + 1)
 
 
 def missing_weights(models: Path) -> None:
@@ -322,7 +321,7 @@ def test_a_large_model_is_rehearsed_as_a_miniature(models: Path, monkeypatch: py
 
 
 def test_a_student_that_loses_layers_is_tried_without_weights(models: Path) -> None:
-    layers = SIZES.num_hidden_layers
+    layers = TINY.num_hidden_layers
     student = {"base": str(models / "student"), "layers": 2}
     checks = checks_of(models, student=student)
     assert checks[2].passed and checks[2].detail.endswith("; 2 of its layers are kept")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, IM_END, IM_START, render_prompt
 from star.config.experiment import Config
@@ -19,6 +19,7 @@ from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import template_beginning
 from star.modeling.special_tokens import PRODUCT_TOKENS, settle_alike
 from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_differences, tokenizer_digest
+from tests.small_models import random_model, small_sizes
 
 SFT = {"steps": 1, "learning_rate": 1e-3}
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
@@ -63,20 +64,9 @@ def foreign_tokenizer(folder: Path, *, template: str | None, adds_bos: bool = Tr
 
 def write_model(folder: Path, *, spare_rows: int = 0, tied: bool = False) -> Path:
     rows = len(load_tokenizer(folder)) + spare_rows
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=rows,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-        eos_token_id=2,
-        pad_token_id=2,
-        bos_token_id=1,
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    ids = {"eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1}
+    config = LlamaConfig(vocab_size=rows, tie_word_embeddings=tied, **ids, **small_sizes(16, 16, layers=1))
+    model = random_model(config, seed=1)
     model.generation_config = GenerationConfig(
         eos_token_id=2, do_sample=True, top_p=0.9, repetition_penalty=1.3, suppress_tokens=[5, 6]
     )

@@ -23,16 +23,10 @@ from star.modeling.models import base_source, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import tokenizer_differences
 from tests.gguf_files import byte_level_tokenizer, write_gguf
+from tests.small_models import small_sizes
 
-SIZES = Architecture(
-    # Of Qwen3, transformers reads no other width of a head from a GGUF file.
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=128,
-)
+# Of Qwen3, transformers reads no other width of a head from a GGUF file.
+SIZES = Architecture(**small_sizes(head_dim=128))
 TEXT = "<|im_start|>user\nthe weather in the town<|im_end|>\n<think>\n</think>\n<tool_call>{}</tool_call>"
 
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import LlamaConfig, Qwen3Config
 
 from star.config.experiment import Config
 from star.errors import InputError
 from star.modeling import precision
 from star.modeling.models import load_model
 from star.modeling.precision import computes_in_bf16, weights_dtype
+from tests.small_models import random_model, small_sizes
 
 NARROW, WIDE = (Qwen3Config(hidden_size=width) for width in (128, 256))
 
@@ -44,8 +45,7 @@ def test_a_gpu_without_bf16_is_not_asked_to_emulate_it(tmp_path: Path, monkeypat
 
 
 def test_only_weights_that_are_read_are_bf16(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path)
+    random_model(LlamaConfig(vocab_size=64, **small_sizes(16, 16, layers=1))).save_pretrained(tmp_path)
     assert load_model(tmp_path, precision="bf16").dtype == torch.bfloat16
     assert load_model(tmp_path, precision="bf16", training=True).dtype == torch.float32
     if not torch.cuda.is_available():

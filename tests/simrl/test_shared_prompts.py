@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from star.config.training import Lora, SimRL
@@ -18,6 +18,7 @@ from star.modeling.tokenizer import bootstrap_tokenizer
 from star.modeling.training import train
 from star.simrl.shared_prompts import shared_log_probs
 from star.simrl.trainer import SimRLTrainer, build_trainer
+from tests.small_models import random_model, small_sizes
 
 VOCAB_SIZE = 300
 TEMPERATURE = 0.9
@@ -49,13 +50,9 @@ SETTINGS = SimRL(
 
 
 def small_model(family: str, *, vocab_size: int = VOCAB_SIZE, **arguments: object) -> PreTrainedModel:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = small_sizes(64, 96, heads=4, key_value_heads=2, head_dim=16)
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        family, vocab_size=vocab_size, num_key_value_heads=2, head_dim=16, **sizes, **special, **arguments
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    model = random_model(AutoConfig.for_model(family, vocab_size=vocab_size, **sizes, **special, **arguments)).train()
     for parameter in model.parameters():
         if parameter.ndim > 1:  # so large that each token depends much on those before it
             torch.nn.init.normal_(parameter, std=0.15)

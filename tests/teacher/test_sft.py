@@ -31,15 +31,12 @@ from star.modeling.head import is_plain_head, require_head_output
 from star.modeling.models import load_model
 from star.modeling.training import IGNORE_INDEX, collate_completions, seed_everything, supervised_arguments, train
 from star.teacher.sft import SMALL_VOCABULARY, SupervisedTrainer
+from tests.small_models import small_sizes
 
 VOCABULARY = SMALL_VOCABULARY + 8
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
+    **small_sizes(layers=1),
     "tie_word_embeddings": True,
 }
 
