@@ -5,10 +5,10 @@
     python benchmarks/real_training.py MODEL --against ../before           # both, in turns, and the ratio
     python benchmarks/real_training.py MODEL --against ../before --same    # in fp32 and with the final weights compared
 
-MODEL is a model folder. Each measurement is a process of its own (side_by_side.py), which trains on drawn rows: 14% of the tokens are
-completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the optimiser steps
-after the first, and a token is one of a row: padding counts as no token. The CPU time of both checkouts is comparable also
-while other processes run. The peak memory is that of the process.
+MODEL is a model folder. Each measurement is a process of its own (side_by_side.py), which trains on drawn rows: 14% of
+the tokens are completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the
+optimiser steps after the first, and a token is one of a row: padding counts as no token. The CPU time of both checkouts is
+comparable also while other processes run. The peak memory is that of the process.
 """
 
 import argparse
