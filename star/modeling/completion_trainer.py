@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
@@ -77,7 +78,7 @@ class CompletionTrainer(Trainer):
         head = model.get_output_embeddings()
         return call_as_forward_of(head, head, lambda head: loss(hidden_TH, head.weight, labels_T))
 
-    def divisor(self, tokens: int, *, tokens_of_batch: Tensor | None) -> Tensor | int:
+    def divisor(self, tokens: int, *, tokens_of_batch: Tensor | None) -> Tensor:
         """What a micro batch's summed loss is divided by, so that a whole batch adds up to its mean per completion token.
 
         Args:
@@ -86,7 +87,7 @@ class CompletionTrainer(Trainer):
         """
         # Trainer sums the loss over accumulation steps; DDP and FSDP average it over ranks, so the divisor is the
         # batch's tokens per rank.
-        return tokens if tokens_of_batch is None else tokens_of_batch / self.accelerator.num_processes
+        return torch.tensor(tokens) if tokens_of_batch is None else tokens_of_batch / self.accelerator.num_processes
 
 
 def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable, *arguments: Any) -> Any:

@@ -83,7 +83,7 @@ class SupervisedTrainer(CompletionTrainer):
         return (loss, None) if return_outputs else loss
 
     def _loss_of_all_logits(
-        self, model: nn.Module, inputs: dict[str, Tensor], *, tokens: int, divisor: Tensor | int
+        self, model: nn.Module, inputs: dict[str, Tensor], *, tokens: int, divisor: Tensor
     ) -> Tensor:
         """The cross-entropy of all logits, and the routers' loss."""
         # Without labels, because not every architecture divides its own loss by the number of tokens that it is told.
