@@ -292,7 +292,7 @@ def test_adapters_for_a_base_that_gets_new_tokens_are_refused(phase: str, models
 
 def test_a_teacher_that_caps_its_logits_needs_another_back_end_for_its_top_k(models: Path) -> None:
     tokenizer = load_tokenizer(models / "teacher")
-    sizes = SIZES.model_dump() | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    sizes = TINY.model_dump() | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0)).save_pretrained(models / "teacher")
     *_, refused = checks_of(models)
     assert refused.name == "rehearsal" and "Gemma2ForCausalLM" in refused.detail and "`topk.server`" in refused.detail

@@ -67,11 +67,7 @@ def test_shared_prompts_give_the_same_top_k(dtype: torch.dtype) -> None:
 
 
 def test_prompts_with_one_sample_each_take_the_plain_layout() -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=90, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = random_model(LlamaConfig(vocab_size=90, **small_sizes(16, 16, layers=1, key_value_heads=2)))
     single = [Sequence([1, 2, 3], [5, 6, 7]), Sequence([1, 2], [9]), Sequence([1, 2, 3, 4], [8, 8])]
     plain, shared = (model_top_k(model, pad_id=0, k=8, share_prompts=share)(single) for share in (False, True))
     for (ids_TK, logprobs_TK), (shared_ids_TK, shared_logprobs_TK) in zip(plain, shared, strict=True):
