@@ -14,9 +14,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from command_line import positive, run_main
+
 from star.config.experiment import Config
 from star.config.load import load_config
+from star.errors import InputError
 from star.evaluation.bases import bases_beside
+from star.evaluation.bfcl.environment import harness_python
 from star.evaluation.compare import print_comparison
 from star.evaluation.evaluate import EVALUATION, evaluate_models
 from star.evaluation.gather import ModelSource
@@ -30,14 +34,34 @@ CATEGORIES = ("simple_python", "multiple", "irrelevance")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="profile of the baseline")
-    parser.add_argument("--run", type=Path, default=Path("runs/latest"), help="folder of the finished run")
-    parser.add_argument("--out", type=Path, default=Path("runs/plain-sft"), help="folder for model and evaluations")
-    parser.add_argument("--bfcl", type=int, metavar="N", help="entries of each BFCL category; none by default")
-    parser.add_argument("--categories", nargs="+", default=CATEGORIES, help="BFCL categories")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/latest"), help="folder of the finished run (runs/latest)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/plain-sft"), help="folder for model and evaluations (runs/plain-sft)"
+    )
+    parser.add_argument("--bfcl", type=positive, metavar="N", help="entries of each BFCL category; none by default")
+    parser.add_argument(
+        "--categories", nargs="+", default=CATEGORIES, help=f"BFCL categories, for --bfcl ({', '.join(CATEGORIES)})"
+    )
     arguments = parser.parse_args()
     config, run, out = load_config(arguments.config), arguments.run, arguments.out
+    # What could end the work after the training is looked at before it.
+    if config.teacher.sft is None or config.teacher.refine is not None:
+        raise InputError(
+            f"{arguments.config} is no profile of plain training: it needs `teacher.sft` and `teacher.refine: none`, as "
+            "configs/smollm2-sft.yaml has them"
+        )
+    for stage in ("synthesize", "evaluate", "refine"):
+        read_manifest(run / stage)
+    on_bfcl = config
+    if arguments.bfcl:
+        harness_python()
+        on_bfcl = choose_suites(
+            config, suites=("bfcl",), limit=arguments.bfcl, bfcl_categories=tuple(arguments.categories)
+        )
     data, sft = run / "synthesize", out / "sft"
     refine_teacher(config, data=data, out=sft)
     evaluate_one(
@@ -51,10 +75,7 @@ def main() -> None:
     names = [model["name"] for model in json.loads((run / "evaluate" / EVALUATION).read_text("utf-8"))["models"]]
     print_comparison(*(Path(f"{run / 'evaluate'}:{name}") for name in reversed(names)), out / "heldout")
     if arguments.bfcl:
-        chosen = choose_suites(
-            config, suites=("bfcl",), limit=arguments.bfcl, bfcl_categories=tuple(arguments.categories)
-        )
-        evaluate_on_bfcl(sft, run / "refine", config=chosen, out=out)
+        evaluate_on_bfcl(sft, run / "refine", config=on_bfcl, out=out)
 
 
 def evaluate_on_bfcl(sft: Path, refined: Path, *, config: Config, out: Path) -> None:
@@ -75,4 +96,4 @@ def evaluate_on_bfcl(sft: Path, refined: Path, *, config: Config, out: Path) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, interrupted="interrupted: run the same command again to go on")

@@ -1,11 +1,13 @@
 """Measures sampling and extraction with a real model, beside those of another checkout of this repository.
 
     python benchmarks/real_rollout.py MODEL rows.jsonl                           # this checkout: some minutes for 135M
+    git worktree add ../before COMMIT
     python benchmarks/real_rollout.py MODEL rows.jsonl --against ../before       # both, in turns, and the ratio
     python benchmarks/real_rollout.py MODEL rows.jsonl --against ../before --same    # in fp32; compares what was drawn
 
 MODEL is a model folder, rows.jsonl are rows such as the train.jsonl of `star synthesize`. Their prompts are rendered with
-the product's template; those longer than --most tokens are left out. Each measurement is a process of its own.
+the product's template; those longer than --most tokens are left out. Each measurement is a process of its own
+(side_by_side.py).
 
 rollout     samples per prompt at temperature 1, as rollout and pass@k draw them
 simrl       the same number of rollouts per prompt, as Sim-RL draws them
@@ -20,18 +22,33 @@ seen the prompts seldom ends, and then no row leaves its batch early.
 import argparse
 import hashlib
 import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from command_line import positive, run_main
+from side_by_side import (
+    SPEEDS,
+    Column,
+    add_options,
+    answer,
+    largest_peak,
+    measure_in_turns,
+    parse_options,
+    peak_gib,
+    print_head,
+    print_rows,
+)
+
 PHASES = ("rollout", "simrl", "greedy", "extraction")
+COLUMNS: dict[str, Column] = {
+    "tokens": lambda runs: f"{runs[0]['tokens']:,}",
+    "endings": lambda runs: f"{runs[0]['ends']:.0%}",
+    **SPEEDS,
+    "peak memory": largest_peak,
+}
 K = 100
 
 
@@ -58,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with torch.inference_mode():
         model(torch.tensor([[5, 6, 7]]))  # what is set up once
     began = time.monotonic(), time.process_time()
-    drawn = phases[options.phase](model, tokenizer, prompts, options)
+    drawn = phases[options.measure](model, tokenizer, prompts, options)
     ended = time.monotonic(), time.process_time()
     lengths = [len(row) for row in drawn]
     return {
@@ -67,20 +84,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": ended[0] - began[0],
         "cpu": ended[1] - began[1],
         "digest": hashlib.sha256(json.dumps(drawn).encode()).hexdigest(),
-        "drawn": drawn if options.phase != "extraction" else [],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "drawn": drawn if options.measure != "extraction" else [],
+        "peak_gib": peak_gib(),
     }
 
 
 def read_prompts(options: argparse.Namespace, tokenizer: Any) -> list[str]:
     """The first prompts of the rows that fit, sorted by length as a rollout sorts them."""
     from star.chat import CHAT_TEMPLATE
+    from star.data.rows import read_json_lines
+    from star.errors import InputError
     from star.modeling.prompts import render_rows
 
     tokenizer.chat_template = CHAT_TEMPLATE
-    rows = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()[: 8 * options.prompts]]
-    texts = [prompt.text for prompt in render_rows(rows, tokenizer)]
+    rows: list[Any] = [row for _, row in islice(read_json_lines(options.rows), 8 * options.prompts)]
+    try:
+        texts = [prompt.text for prompt in render_rows(rows, tokenizer)]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{options.rows} does not hold rows: give one with id, messages and tools, such as the train.jsonl of `star "
+            "synthesize`"
+        ) from None
     fitting = [text for text in texts if len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= options.most]
+    if not fitting:
+        raise InputError(f"none of the first {len(rows)} prompts of {options.rows} fits: raise --most {options.most}")
     return sorted(fitting[: options.prompts], key=len)
 
 
@@ -145,8 +172,9 @@ def extract(model: Any, tokenizer: Any, prompts: list[str], options: argparse.Na
 
     draw = np.random.default_rng(0)
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    ids_end = min(1000, model.get_output_embeddings().weight.shape[0])
     sequences = [
-        Sequence(prompt, draw.integers(10, 1000, draw.integers(options.tokens // 2, options.tokens + 1)).tolist())
+        Sequence(prompt, draw.integers(10, ids_end, draw.integers(options.tokens // 2, options.tokens + 1)).tolist())
         for prompt in ids
         for _ in range(options.samples)
     ]
@@ -173,70 +201,39 @@ def extract(model: Any, tokenizer: Any, prompts: list[str], options: argparse.Na
     return [found[index] for index in sorted(found)]
 
 
-def run_in(checkout: Path, phase: str, options: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process that imports the code of a checkout."""
-    child = [sys.executable, __file__, str(options.model), str(options.rows), "--phase", phase]
-    for name in ("precision", "prompts", "samples", "batch", "tokens", "most", "batch-tokens"):
-        child += [f"--{name}", str(getattr(options, name.replace("-", "_")))]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(child, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def compare(options: argparse.Namespace) -> None:
-    """Measures the checkouts in turns and prints a table."""
-    here = Path(__file__).resolve().parents[1]
-    checkouts = {**({"before": options.against.resolve()} if options.against else {}), "after": here}
-    print("| phase | code | tokens | endings | tokens per second | per CPU second | peak memory |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for phase in options.phases:
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
-        for _ in range(options.turns):
-            for name, checkout in checkouts.items():
-                found[name].append(run_in(checkout, phase, options))
-        speeds = {}
-        for name, runs in found.items():
-            clock, cpu = (statistics.median(run["tokens"] / run[key] for run in runs) for key in ("seconds", "cpu"))
-            speeds[name] = (clock, cpu)
-            print(
-                f"| {phase} | {name} | {runs[0]['tokens']:,} | {runs[0]['ends']:.0%} | {clock:,.0f} | {cpu:,.0f} | "
-                f"{max(run['peak_gib'] for run in runs):.1f} GiB |",
-                flush=True,
-            )
-        if options.against:
-            ratios = [after / before for before, after in zip(speeds["before"], speeds["after"], strict=True)]
-            print(f"| {phase} | after / before | | | {ratios[0]:.2f} | {ratios[1]:.2f} | |", flush=True)
-            if options.same and phase != "extraction":
-                pairs = list(zip(found["before"][0]["drawn"], found["after"][0]["drawn"], strict=True))
-                print(f"\n{phase}: {sum(one == other for one, other in pairs)} of {len(pairs)} completions are equal\n")
+def compare(phase: str, options: argparse.Namespace) -> None:
+    """Measures the checkouts in turns and prints their rows."""
+    results = measure_in_turns(phase, options)
+    print_rows(phase, results, COLUMNS)
+    if options.same and phase != "extraction":
+        before, after = (runs[0]["drawn"] for runs in results.values())
+        equal = sum(one == other for one, other in zip(before, after, strict=True))
+        print(f"\n{phase}: {equal} of {len(after)} completions are equal\n", flush=True)
 
 
 def main() -> None:
-    """Compares checkouts, or with --phase measures once and prints the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="model folder")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, turns=1, same="what was drawn")
     parser.add_argument("rows", type=Path, help="JSON lines of rows")
-    parser.add_argument("--against", type=Path, help="checkout of this repository to compare with")
-    parser.add_argument("--same", action="store_true", help="compute in fp32 and compare what was drawn")
-    parser.add_argument("--precision", default="auto", help="the setting, for this checkout")
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--samples", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--batch", type=int, default=4, help="prompts per batch of generation")
-    parser.add_argument("--tokens", type=int, default=64, help="most tokens of a completion")
-    parser.add_argument("--most", type=int, default=512, help="most tokens of a prompt")
-    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens per forward pass of the extraction")
-    parser.add_argument("--turns", type=int, default=1, help="measurements per checkout; the median counts")
-    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.same:
-        options.precision = "fp32"
-    if options.phase:
-        warnings.simplefilter("ignore")
-        print(json.dumps(measure(options)))
-    else:
-        compare(options)
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="what to measure (everything)")
+    parser.add_argument("--prompts", type=positive, default=8, help="prompts, the first that are short enough (8)")
+    parser.add_argument("--samples", type=positive, default=8, help="completions per prompt (8)")
+    parser.add_argument("--batch", type=positive, default=4, help="prompts per batch of generation (4)")
+    parser.add_argument("--tokens", type=positive, default=64, help="most tokens of a completion (64)")
+    parser.add_argument("--most", type=positive, default=512, help="most tokens of a prompt (512)")
+    parser.add_argument(
+        "--batch-tokens", type=positive, default=4096, help="tokens per forward pass of the extraction (4096)"
+    )
+    options = parse_options(parser)
+    if not options.rows.is_file():
+        parser.error(f"there is no file {options.rows}: give rows, such as the train.jsonl of `star synthesize`")
+    if options.measure:
+        answer(measure, options)
+        return
+    print_head(COLUMNS)
+    for phase in options.phases:
+        compare(phase, options)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -1,34 +1,49 @@
 """Measures fine-tuning and distillation steps of a real model, beside those of another checkout of this repository.
 
     python benchmarks/real_training.py MODEL                               # this checkout: two minutes for 135M parameters
+    git worktree add ../before COMMIT
     python benchmarks/real_training.py MODEL --against ../before           # both, in turns, and the ratio
     python benchmarks/real_training.py MODEL --against ../before --same    # in fp32 and with the final weights compared
 
-MODEL is a model folder. Each measurement is a process of its own, which trains on drawn rows: 14% of the tokens are
-completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the optimiser steps
-after the first, and a token is one of a row: padding counts as no token. The CPU time of both checkouts is comparable also
-while other processes run. The peak memory is that of the process.
+MODEL is a model folder. Each measurement is a process of its own (side_by_side.py), which trains on drawn rows: 14% of
+the tokens are completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the
+optimiser steps after the first, and a token is one of a row: padding counts as no token. The CPU time of both checkouts is
+comparable also while other processes run. The peak memory is that of the process.
 """
 
 import argparse
-import json
-import os
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from command_line import positive, run_main
+from side_by_side import (
+    SPEEDS,
+    Column,
+    add_options,
+    answer,
+    largest_peak,
+    measure_in_turns,
+    parse_options,
+    peak_gib,
+    print_head,
+    print_rows,
+)
+
 LENGTH, SPREAD = 480, 0.4  # median length of a row, and the standard deviation of its logarithm
+MIN_LENGTH = 32
 TARGETS = 0.14  # share of a row's tokens that are its completion
 K = 100
 PHASES = ("sft", "ckd")
+COLUMNS: dict[str, Column] = {
+    **SPEEDS,
+    "padded by": lambda runs: f"{runs[0]['padding']:.2f}",
+    "peak memory": largest_peak,
+    "last loss": lambda runs: f"{runs[0]['losses'][-1]:.4f}",
+}
 
 
 def draw_rows(count: int, *, most: int, vocab: int) -> list[tuple[list[int], list[int]]]:
@@ -38,7 +53,7 @@ def draw_rows(count: int, *, most: int, vocab: int) -> list[tuple[list[int], lis
     draw = np.random.default_rng(0)
     median = LENGTH * min(1.0, most / 512)  # with a lower limit all lengths shrink
     lengths = draw.lognormal(np.log(median), SPREAD, 100 * count).astype(int)
-    lengths = lengths[(lengths >= 32) & (lengths <= most)][:count]
+    lengths = lengths[(lengths >= MIN_LENGTH) & (lengths <= most)][:count]
     rows = [draw.integers(10, vocab - 10, length).tolist() for length in lengths]
     return [(row[: (cut := int(len(row) * (1 - TARGETS)))], row[cut:]) for row in rows]
 
@@ -144,13 +159,13 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
     tokens: list[tuple[int, int]] = []
     model, ends = load_model(options.model, training=True), Ends()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(options.phase, model, Path(folder), options)
+        trainer = make_trainer(options.measure, model, Path(folder), options)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ends)
         trainer.data_collator = count_tokens(trainer.data_collator)
         trainer.args.save_strategy = "no"
         trainer.train()
-    micro_batches = options.batch // (options.micro or options.batch)
+    micro_batches = options.batch // options.micro
     # The first step pays for what is set up once.
     begin, end = ends.times[1], ends.times[-1]
     real, padded = (sum(column) for column in zip(*tokens[micro_batches:], strict=True))
@@ -162,19 +177,8 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": end[0] - begin[0],
         "cpu": end[1] - begin[1],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": peak_gib(),
     }
-
-
-def run_in(checkout: Path, phase: str, options: argparse.Namespace, *, weights: Path | None) -> dict[str, Any]:
-    """`train_once` in a process that imports the code of a checkout."""
-    child = [sys.executable, __file__, str(options.model), "--phase", phase, "--precision", options.precision]
-    for name in ("steps", "batch", "micro", "most"):
-        child += [f"--{name}", str(getattr(options, name))]
-    child += ["--weights", str(weights)] if weights else []
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(child, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def largest_difference(first: Path, second: Path) -> float:
@@ -185,60 +189,40 @@ def largest_difference(first: Path, second: Path) -> float:
     return max(float((one - other).abs().max()) for one, other in pairs)
 
 
-def compare(options: argparse.Namespace) -> None:
-    """Measures the checkouts in turns and prints a table."""
-    here = Path(__file__).resolve().parents[1]
-    checkouts = {**({"before": options.against.resolve()} if options.against else {}), "after": here}
-    print("| phase | code | tokens per second | per CPU second | padded by | peak memory | last loss |")
-    print("|---|---|---:|---:|---:|---:|---:|")
-    for phase in options.phases:
-        with tempfile.TemporaryDirectory() as scratch:
-            files = {name: Path(scratch) / name for name in checkouts}
-            found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
-            for _ in range(options.turns):
-                for name, checkout in checkouts.items():
-                    weights = files[name] if options.same else None
-                    found[name].append(run_in(checkout, phase, options, weights=weights))
-            speeds = {}
-            for name, runs in found.items():
-                clock, cpu = (statistics.median(run["tokens"] / run[key] for run in runs) for key in ("seconds", "cpu"))
-                speeds[name] = (clock, cpu)
-                print(
-                    f"| {phase} | {name} | {clock:.0f} | {cpu:.0f} | {runs[0]['padding']:.2f} | "
-                    f"{max(run['peak_gib'] for run in runs):.1f} GiB | {runs[0]['losses'][-1]:.4f} |",
-                    flush=True,
-                )
-            if options.against:
-                ratios = [after / before for before, after in zip(speeds["before"], speeds["after"], strict=True)]
-                print(f"| {phase} | after / before | {ratios[0]:.2f} | {ratios[1]:.2f} | | | |", flush=True)
-                if options.same:
-                    print(f"\n{phase}: weights differ by at most {largest_difference(*files.values()):.1e}\n")
+def compare(phase: str, options: argparse.Namespace) -> None:
+    """Measures the checkouts in turns and prints their rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {name: Path(scratch) / name for name in ("before", "after")}
+        weights = {name: ["--weights", str(file)] if options.same else [] for name, file in files.items()}
+        print_rows(phase, measure_in_turns(phase, options, more=lambda name: weights[name]), COLUMNS)
+        if options.same:
+            difference = largest_difference(*files.values())
+            print(f"\n{phase}: weights differ by at most {difference:.1e}\n", flush=True)
 
 
 def main() -> None:
-    """Compares checkouts, or with --phase trains once and prints the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="model folder")
-    parser.add_argument("--against", type=Path, help="checkout of this repository to compare with")
-    parser.add_argument("--same", action="store_true", help="compute in fp32 and compare the final weights")
-    parser.add_argument("--precision", default="auto", help="the setting, for this checkout")
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16, help="sequences per step")
-    parser.add_argument("--micro", type=int, default=4, help="sequences per forward pass")
-    parser.add_argument("--most", type=int, default=512, help="tokens of the longest row")
-    parser.add_argument("--turns", type=int, default=1, help="measurements per checkout; the median counts")
-    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, turns=1, same="the final weights")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="what to measure (both)")
+    parser.add_argument("--steps", type=positive, default=4, help="optimiser steps; the first is not counted (4)")
+    parser.add_argument("--batch", type=positive, default=16, help="sequences per step (16)")
+    parser.add_argument("--micro", type=positive, default=4, help="sequences per forward pass (4)")
+    parser.add_argument("--most", type=positive, default=512, help="tokens of the longest row (512)")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.same:
-        options.precision = "fp32"
-    if options.phase:
-        warnings.simplefilter("ignore")
-        print(json.dumps(train_once(options)))
-    else:
-        compare(options)
+    options = parse_options(parser)
+    if options.steps < 2:
+        parser.error("--steps 1 leaves nothing to count, because the first step is not counted: give 2 or more")
+    if options.batch % options.micro:
+        parser.error(f"--micro {options.micro} must divide --batch {options.batch}")
+    if options.most < MIN_LENGTH:
+        parser.error(f"--most {options.most} leaves no rows, which have {MIN_LENGTH} tokens or more")
+    if options.measure:
+        answer(train_once, options)
+        return
+    print_head(COLUMNS)
+    for phase in options.phases:
+        compare(phase, options)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -166,6 +166,9 @@ def fill_versions(numbers: Sequence[int], *, database: str) -> None:
     from mlflow.store.tracking.dbmodels.models import SqlLoggedModel, SqlLoggedModelTag
     from sqlalchemy import create_engine, insert
 
+    from star.hashing import digest_of
+    from star.registry.publish import CONTENT_TAG, MODEL_TAG
+    from star.registry.versions import DIGEST, DIGEST_TAG, DIGESTS_TAG, LINEAGE_TAG, SCORE_TAG, digests_tag
     from star.tracking.server import connect, experiment_id
 
     experiment = int(experiment_id(connect()))
@@ -179,9 +182,10 @@ def fill_versions(numbers: Sequence[int], *, database: str) -> None:
             versions.append(
                 {"name": NAME, "version": number, "creation_time": at, "last_updated_time": at} | {"source": source}
             )
-            known = {"star.model_digest": digest(number), "star.files": json.dumps(files)}
-            known |= {f"star.score.{key}": repr(value) for key, value in SCORES.items()}
-            known |= {f"star.lineage.{key}": value for key, value in lineage_of(number).items()}
+            lineage = lineage_of(number)
+            known = {DIGEST_TAG: digest(number), DIGESTS_TAG: digests_tag(files, lineage)}
+            known |= {SCORE_TAG + key: repr(value) for key, value in SCORES.items()}
+            known |= {LINEAGE_TAG + key: value for key, value in lineage.items() if not DIGEST.fullmatch(value)}
             tags += [{"name": NAME, "version": number, "key": key, "value": value} for key, value in known.items()]
             times = {"creation_timestamp_ms": at, "last_updated_timestamp_ms": at}
             place = {"model_id": model_id, "experiment_id": experiment}
@@ -189,10 +193,10 @@ def fill_versions(numbers: Sequence[int], *, database: str) -> None:
             rest = {"name": NAME, "artifact_location": source, "status": status, "lifecycle_stage": "active"}
             models.append(place | times | rest)
             said = {
-                "star.name": NAME,
-                "star.model_digest": digest(number),
+                MODEL_TAG: NAME,
+                DIGEST_TAG: digest(number),
+                CONTENT_TAG: digest_of(files),
                 "star.source": source,
-                "star.published": "yes",
             }
             model_tags += [place | {"tag_key": key, "tag_value": value} for key, value in said.items()]
         tables = (SqlModelVersion, SqlModelVersionTag, SqlLoggedModel, SqlLoggedModelTag)

@@ -37,14 +37,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from command_line import model_folder, positive, run_main
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.loss import fused_linear_ckd
+from star.errors import InputError
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompt_groups import shares_prompts
 from star.teacher.extract import TopKFunction, batches_by_prompt, choose_ids, model_top_k, store_top_k
-from star.topk.sequences import SEQUENCES, Lengths, StoredSequences, read_sequences
+from star.topk.sequences import SEQUENCES, Lengths, StoredSequences, read_sequences, sequences_file
 from star.topk.store import TopKStore, TopKWriter
 
 
@@ -197,6 +199,8 @@ def measure_rollout(options: argparse.Namespace) -> None:
     excluded = stored.excluded_ids
     top_k = model_top_k(model, pad_id=tokenizer.pad_token_id, k=stored.k, excluded_ids=excluded, share_prompts=share)
     ids, sequences = read_sequences(options.rollout)
+    if not len(sequences):
+        raise InputError(f"{options.rollout} holds no sequence: the teacher answered nothing right there")
     completions_S = sequences.completion_lengths()
     count = min(int(np.searchsorted(completions_S.cumsum(), options.tokens)) + 1, len(completions_S))
     batches = plan_batches(sequences, range(count), share=share, batch_tokens=options.batch_tokens)
@@ -296,14 +300,24 @@ def print_memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CASES, action="append", help="one of the models; can be given several times")
-    parser.add_argument("--turns", type=int, default=3, help="number of turns; the table shows medians")
-    parser.add_argument("--teacher", type=Path, help="model folder; then --rollout is needed")
+    parser.add_argument("--turns", type=positive, default=3, help="number of turns; the table shows medians (3)")
+    parser.add_argument("--teacher", type=model_folder, help="model folder; then --rollout is needed")
     parser.add_argument("--rollout", type=Path, help="folder of `star rollout`, of sequences that the teacher sampled")
-    parser.add_argument("--tokens", type=int, default=20_000, help="completion tokens of the real teacher's store")
-    parser.add_argument("--timed-tokens", type=int, default=2000, help="completion tokens of the real teacher's rates")
-    parser.add_argument("--top-k", type=int, default=100)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument(
+        "--tokens", type=positive, default=20_000, help="completion tokens of the real teacher's store (20000)"
+    )
+    parser.add_argument(
+        "--timed-tokens", type=positive, default=2000, help="completion tokens of the real teacher's rates (2000)"
+    )
+    parser.add_argument("--top-k", type=positive, default=100, help="ids per token of the real teacher's store (100)")
+    parser.add_argument(
+        "--batch-tokens", type=positive, default=4096, help="tokens per forward pass of the real teacher (4096)"
+    )
     arguments = parser.parse_args()
+    if bool(arguments.teacher) != bool(arguments.rollout):
+        parser.error("--teacher and --rollout go together: give both, or none for models with random weights")
+    if arguments.rollout and not sequences_file(arguments.rollout).is_file():
+        parser.error(f"{arguments.rollout} holds no sequences: give the folder that `star rollout` wrote")
     if arguments.teacher:
         measure_rollout(arguments)
         return
@@ -316,4 +330,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -29,6 +29,8 @@ from star.merge_shards import Metrics
 if TYPE_CHECKING:
     from star.tracking.runs import Run
 
+Work = Callable[[Workspace, "Run"], Metrics]  # does a stage in a workspace, and logs to its run
+
 
 def _holds(folder: Path) -> bool:
     # A named function, because a stage is sent to other processes.
@@ -66,7 +68,7 @@ def draft_of(stage: Stage, config: Config, *, inputs: Mapping[str, Manifest], pa
 
 def run_stage(
     stage: Stage,
-    work: Callable[[Workspace, "Run"], Metrics],
+    work: Work,
     config: Config,
     *,
     inputs: dict[str, Path],
@@ -85,33 +87,34 @@ def run_stage(
     Returns:
         the metrics, which are also in the folder.
     """
+
+    def describe() -> Manifest:
+        manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
+        return draft_of(stage, config, inputs=manifests, part=part_of_result(stage.name, inputs, manifests, shard))
+
+    out = Path(out).absolute()
     with progress.stage_process(stage.name):
-        out = Path(out).absolute()
         use_safety(config.safety)
         if distributed.world_size() > 1 and not stage.trains:
             raise InputError(f"the stage {stage.name} is the work of one process: start it without torchrun")
         with distributed.process_group():
             if not distributed.is_rank0():
-                return _run_on_nonzero_rank(work, out)
-            return _run_on_rank0(stage, work, config, inputs=inputs, out=out, resume=resume, shard=shard)
+                return _follow_rank0(work, out)
+            tracked = _tracked(stage, work, config, inputs=inputs)
+            sources = [*map(Path, inputs.values()), *paths_in(config.with_places(stage.sections))]
+            outcome = run_once(describe, tracked, out=out, resume=resume, sources=sources, is_valid=stage.is_valid)
+            if outcome.cached:
+                distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
+                place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"
+                progress.print_line(f"{stage.name}: already done, {place}")
+            progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached, taken_from=outcome.taken_from)
+            return outcome.metrics
 
 
-def _run_on_rank0(
-    stage: Stage,
-    work: Callable[[Workspace, "Run"], Metrics],
-    config: Config,
-    *,
-    inputs: dict[str, Path],
-    out: Path,
-    resume: bool,
-    shard: Shard,
-) -> Metrics:
-    """Runs the stage under the folder contract, in an MLflow run. Other ranks join in the broadcasts and barriers."""
-    settings = config.with_places(stage.sections)
-
-    def describe() -> Manifest:
-        manifests = {key: open_input(Path(folder), stage=stage.inputs[key]) for key, folder in inputs.items()}
-        return draft_of(stage, config, inputs=manifests, part=part_of_result(stage.name, inputs, manifests, shard))
+def _tracked(
+    stage: Stage, work: Work, config: Config, *, inputs: Mapping[str, Path]
+) -> Callable[[Workspace, Manifest], Result]:
+    """The work in an MLflow run, with its metrics and origin. Other ranks join in the broadcasts and barriers."""
 
     def tracked_work(workspace: Workspace, manifest: Manifest) -> Result:
         from star.registry.card_facts import card_facts
@@ -127,8 +130,9 @@ def _run_on_rank0(
             open_input(Path(folder), stage=stage.inputs[key], trust="own")
         # The other ranks wait for this: only now is it known that there is work, and where its state lies.
         distributed.broadcast_from_rank0(workspace.state)
+        params = flat(json.loads(config.with_places(stage.sections)))
         tags = {"star.fingerprint": manifest.fingerprint, **({"star.part": manifest.part} if manifest.part else {})}
-        with stage_run(stage.name, params=flat(json.loads(settings)), tags=tags) as run:
+        with stage_run(stage.name, params=params, tags=tags) as run:
             run.log_inputs(input_datasets({key: Path(folder) for key, folder in inputs.items()}))
             origin = collect_origin(config, stage.sections)
             with log_system_metrics(run.log_metrics):
@@ -144,18 +148,11 @@ def _run_on_rank0(
             origin |= card_facts(config, stage.sections, workspace.out)
         return Result(metrics | metrics_of_held(metrics["seconds"]), origin)  # MLflow's run has these by itself
 
-    sources = [*map(Path, inputs.values()), *paths_in(settings)]
-    outcome = run_once(describe, tracked_work, out=out, resume=resume, sources=sources, is_valid=stage.is_valid)
-    if outcome.cached:
-        distributed.broadcast_from_rank0(None)  # ends the wait of the other ranks: there is no work
-        place = f"taken from {outcome.taken_from}" if outcome.taken_from else f"in {shown(out)}"
-        progress.print_line(f"{stage.name}: already done, {place}")
-    progress.send_event(kind="finished", stage=stage.name, cached=outcome.cached, taken_from=outcome.taken_from)
-    return outcome.metrics
+    return tracked_work
 
 
-def _run_on_nonzero_rank(work: Callable[[Workspace, "Run"], Metrics], out: Path) -> Metrics:
-    """Runs the stage on a non-zero rank: from the same state as rank 0; its output and metrics are discarded."""
+def _follow_rank0(work: Work, out: Path) -> Metrics:
+    """Does the work on another rank, from the state of rank 0. Its output and metrics are discarded."""
     from star.tracking.runs import Run
 
     state = distributed.broadcast_from_rank0(None)

@@ -1,8 +1,11 @@
 """Writes small GGUF files for tests: a Qwen3 model with its tokenizer, in any format of weights that gguf can write."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from gguf.quants import quantize
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -40,8 +43,9 @@ def write_gguf(
     tokenizer: PreTrainedTokenizerBase,
     *,
     weights: GGMLQuantizationType = GGMLQuantizationType.F32,
+    further: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
-    """Writes a Qwen3 model with a byte-level tokenizer; matrices in the given format, vectors in fp32."""
+    """Writes a Qwen3 model with a byte-level tokenizer; matrices in the given format, vectors and further tensors in fp32."""
     config, writer = model.config, GGUFWriter(file, "qwen3")
     writer.add_name("A small model")
     writer.add_license("apache-2.0")
@@ -72,6 +76,8 @@ def write_gguf(
             continue
         values, kind = tensor.float().numpy(), weights if tensor.ndim > 1 else GGMLQuantizationType.F32
         writer.add_tensor(names.get_name(name, (".weight",)), quantize(values, kind), raw_dtype=kind)
+    for name, values in further.items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

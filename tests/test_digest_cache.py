@@ -24,6 +24,9 @@ from star.digest_cache import (
     remember_written,
 )
 from star.errors import InputError
+from star.folders.manifest import Manifest
+from star.folders.publish import publish
+from star.folders.workspace import open_workspace
 
 TICK = 0.02  # seconds: a step of the clock of file systems
 
@@ -353,6 +356,20 @@ def test_what_this_process_wrote_or_moved_is_not_read_again(home: Path, tmp_path
     forget()
     found = digests_of([tmp_path / "new" / "a", tmp_path / "new" / "b"])
     assert list(found.values()) == [sha256(b"a" * 2**20)] * 2 and read_files == ["b"]
+
+
+def test_a_result_that_is_linked_to_the_state_of_its_work_is_known(
+    home: Path, tmp_path: Path, read_files: list[str]
+) -> None:
+    """As a teacher that is fine-tuned and not refined."""
+    out = tmp_path / "out"
+    with open_workspace(out, stage="refine-teacher", fingerprint="f", resume=True) as workspace:
+        (workspace.state / "weights").write_bytes(bytes(2**20))
+        os.link(workspace.state / "weights", workspace.out / "weights")
+        publish(workspace.out, out=out, manifest=Manifest("refine-teacher", "f", "c", "d", "0", {}))
+    forget()
+    read_files.clear()
+    assert digest_of_file(out / "weights") == sha256(bytes(2**20)) and read_files == []
 
 
 def test_hard_links_of_known_files_are_known(home: Path, tmp_path: Path, read_files: list[str]) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from star.config.load import PROFILES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,8 +27,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_claims_one_name_and_carries_its_profiles(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"star"}
+    profiles = {Path(name).stem for name in names if name.startswith("star/configs/") and name.endswith(".yaml")}
+    assert profiles == set(PROFILES)
     for file in (
-        "star/configs/tiny.yaml",
         "star/configs/tools.json",
         "star/evaluation/bfcl/requirements.txt",
         "star/components/distill.py",

@@ -74,7 +74,14 @@ def _load_or_build_base(
         seed_everything(config.seed)  # adapters start alike, whether the base was read from disk or built just now
         return add_lora_adapters(student, lora) if lora else student
     if config.student.layers is None:
-        return open_base(config.student, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
+        return open_base(
+            config.student,
+            tokenizer=tokenizer,
+            precision=config.precision,
+            training=True,
+            lora=lora,
+            adapters_first=config.adapters_come_first(config.student),
+        )
     shortened = make_shortened(config, topk, tokenizer=tokenizer, workspace=workspace, log_metrics=log_metrics)
     seed_everything(config.seed)  # as above, also where it was healed just now
     return load_model(shortened, precision=config.precision, training=True, lora=lora)

@@ -41,7 +41,8 @@ def make_shortened(
         The model folder, in the workspace's state. A finished one is not made twice, and a killed healing resumes.
 
     Raises:
-        InputError: the base has fewer layers, or layers that need each other.
+        InputError: the base has fewer layers, or layers that need each other; or adapters are trained on it without a healing, and it
+            gets new tokens.
     """
     finished, student = workspace.state / "shortened", config.student
     # Rank 0 decides for all ranks, because all of them must train or none.
@@ -49,7 +50,13 @@ def make_shortened(
         return finished
     assert student.layers is not None  # noqa: S101 - the caller asks for it
     assert not isinstance(student.base, Architecture)  # noqa: S101 - the configuration refuses layers of one
-    whole = open_base(student, tokenizer=tokenizer, precision=config.precision, training=True)
+    whole = open_base(
+        student,
+        tokenizer=tokenizer,
+        precision=config.precision,
+        training=True,
+        adapters_first=config.adapters_come_first(student),
+    )
     model = keep_layers(whole, student.layers, source=base_source(student.base))
     del whole  # its memory
     if student.heal:

@@ -24,7 +24,7 @@ from star.ckd.rows import TEACHER_ROWS, BatchCollator, DistillationRows
 from star.config.training import Distill, Precision
 from star.errors import InputError
 from star.modeling.completion_trainer import CompletionTrainer
-from star.modeling.head import require_head_output
+from star.modeling.head import require_plain_head
 from star.modeling.precision import computes_in_bf16
 from star.modeling.training import supervised_arguments
 
@@ -64,7 +64,7 @@ class CKDTrainer(CompletionTrainer):
                 "rows: choose a student whose head has a row for every token; if this one has, the store is of an older "
                 "version, which stored ids that are no token: extract the top-k again"
             )
-        require_head_output(model, what="the student")
+        require_plain_head(model, what="the student")
         bf16 = computes_in_bf16(precision, model.config)
         super().__init__(
             model=model,
@@ -88,7 +88,7 @@ class CKDTrainer(CompletionTrainer):
         self.window_tokens += tokens
         # In float64, so that a long window does not drift. On the device, so that no step waits for the GPU.
         self.window_sums_S += torch.stack([getattr(output, name).detach().double() for name in CKD_METRICS])
-        loss = self.mean_over_batch(output.loss, tokens=tokens, tokens_of_batch=num_items_in_batch)
+        loss = output.loss / self.divisor(tokens, tokens_of_batch=num_items_in_batch)
         return (loss, output) if return_outputs else loss
 
     def _summed_loss(

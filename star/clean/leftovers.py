@@ -36,6 +36,7 @@ from star.folders.s3_inputs import SEEN, fetched_place_of
 from star.folders.working_paths import lock_file, work_root
 from star.folders.workspace import FINGERPRINT_FILE
 from star.home import home, spools_folder
+from star.registry.download import is_download_of
 from star.registry.lineage import LINEAGE_FILE
 from star.tracking.spool import Spool
 
@@ -142,7 +143,7 @@ def _judge_download(path: Path, protection: Protection, aliased: Mapping[str, st
         model = json.loads((path / LINEAGE_FILE).read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError):
         model = None
-    if model != path.name or path.is_symlink():
+    if not isinstance(model, str) or not is_download_of(model, path.name) or path.is_symlink():
         return _entry("download", path, (NOT_OURS, f"{shown(path)} has no {LINEAGE_FILE} of this model"))
     if aliased is None:
         return _entry("download", path, (UNREAD, ""))

@@ -20,7 +20,7 @@ from star.clean.results import REGISTRATION, ancestors, require_registered
 from star.errors import InputError
 from star.folders.checkpoints_s3 import INDEX
 from star.folders.manifest import MANIFEST, Manifest
-from star.folders.s3 import DamagedManifestError, parse_manifest
+from star.folders.s3 import DamagedManifestError, parse_uploaded_manifest
 from star.folders.s3_client import S3Folder, open_s3
 from star.registry.needed import Needed
 
@@ -59,7 +59,7 @@ def find_results_in_s3(
         with open_s3(folder) as client:
             try:
                 content = client.get_object(Bucket=folder.bucket, Key=folder.key(MANIFEST))["Body"].read()
-                manifest = parse_manifest(content, folder)
+                manifest = parse_uploaded_manifest(content, folder)
                 if manifest.stage == "register" and needed is not None:
                     answer = client.get_object(Bucket=folder.bucket, Key=folder.key(REGISTRATION))
                     require_registered(answer["Body"].read(), needed, folder=str(folder))

@@ -85,6 +85,13 @@ class Config(Section):
         }
         return {stage: vllm.tensor_parallel_size for stage, vllm in settings.items() if vllm}
 
+    def adapters_come_first(self, model: Teacher | Student) -> bool:
+        """Whether the first training of a base trains adapters alone, which leave its embeddings and its head as they are."""
+        if isinstance(model, Teacher):
+            first = model.sft or model.refine
+            return first is not None and first.lora is not None
+        return self.distill.lora is not None and model.heal is None
+
     @property
     def cluster_of_tasks(self) -> Cluster:
         """The section `cluster`, in which the tasks that fetch an input from S3 or the hub are among those that get its keys."""

@@ -50,6 +50,12 @@ ChatTemplate = Literal["auto", "own", "qwen3"]
 REVISION = "Commit of the base's Hugging Face repository; a profile that extends this one with another base does not inherit it"
 
 
+def _refuse_revision(base: object, revision: str | None) -> None:
+    """Raises ValueError for a revision of a base that has none: what a folder or a file holds is its own version."""
+    if revision is not None and not isinstance(base, str):
+        raise ValueError("`revision` is a commit of a model of the hub, and this base is none: leave it out")
+
+
 def _expand_refine_shorthand(value: object) -> object:
     return {"none": None, "sim-rl": {"steps": 500}}.get(value, value) if isinstance(value, str) else value
 
@@ -81,6 +87,16 @@ class Teacher(Section):
         None, description="Sim-RL of the teacher: `none`, `sim-rl` (500 steps, other settings by default), or settings"
     )
 
+    @model_validator(mode="after")
+    def _settings_fit_the_base(self) -> "Teacher":
+        _refuse_revision(self.base, self.revision)
+        if isinstance(self.base, Architecture) and (self.chat_template != "auto" or self.add_format_tokens):
+            raise ValueError(
+                "`chat_template` and `add_format_tokens` are for a pretrained base, and one from scratch has STAR's template and tags: "
+                "leave them out (`auto` and `false` undo those of `extends`)"
+            )
+        return self
+
 
 class Student(Section):
     """The small model that is trained."""
@@ -99,7 +115,8 @@ class Student(Section):
     )
 
     @model_validator(mode="after")
-    def _layers_come_from_a_base(self) -> "Student":
+    def _settings_fit_the_base(self) -> "Student":
+        _refuse_revision(self.base, self.revision)
         if self.layers is not None and isinstance(self.base, Architecture):
             raise ValueError(
                 "`layers` drops layers of a pretrained base: set num_hidden_layers of a base from scratch instead"

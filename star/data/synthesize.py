@@ -72,9 +72,9 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
         set_folder / ROWS, statistics, heldout=settings.heldout_rows, by=settings.split, seed=seed, out=out
     )
     write_json(out / STATISTICS, statistics.to_json())
-    # Whoever makes no rows did not choose the package's tools.
-    if settings.generated_rows or not settings.tools.is_packaged:
-        _say_coverage(statistics, tools, out=out, masked=settings.masked)
+    # Nobody asked for calls of the package's tools where no rows are generated. By content, as all inputs count.
+    are_asked_for = settings.generated_rows > 0 or settings.tools.sha256 != Data().tools.sha256
+    _say_coverage(statistics, tools if are_asked_for else [], out=out, masked=settings.masked)
     write_card(out)
     imported = statistics.read - settings.generated_rows
     counts: dict[str, float] = {

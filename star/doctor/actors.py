@@ -85,7 +85,7 @@ def load_actor(
     else:
         assert teacher is not None  # noqa: S101 - the teacher is loaded first
         tokenizer = settle_alike(raw, teacher.tokenizer)
-    if _adapters_train_first(settings, config):
+    if config.adapters_come_first(settings):
         refuse_new_tokens(raw, tokenizer, source=name)
     model, loaded = _load_model_or_miniature(source, settings.revision)
     fit_to_tokenizer(model, tokenizer, raw=raw)
@@ -93,13 +93,6 @@ def load_actor(
         _try_to_shorten(source, settings)
         about = f"; {settings.layers} of its layers are kept"
     return Actor(name, tokenizer, model, f"{loaded}{about}", own_template)
-
-
-def _adapters_train_first(settings: Teacher | Student, config: Config) -> bool:
-    """Whether nothing trains the embeddings of a base before its adapters are trained on rows or samples."""
-    if isinstance(settings, Teacher):
-        return bool(settings.sft and settings.sft.lora)
-    return bool(config.distill.lora and not settings.heal)
 
 
 def _build_from_scratch(

@@ -10,7 +10,7 @@ SHARDED = ("rollout", "extract-topk", "evaluate")  # their work on the host is d
 
 
 def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
-    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, and for each model three of Sim-RL."""
+    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, for each model three of Sim-RL, and both bases evaluated."""
     return Workload(
         teacher=teacher,
         student=QWEN3_06B,
@@ -28,6 +28,7 @@ def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
         student_refine=3 * rows * 8,
         teacher_group=8,
         student_group=8,
+        bases=tuple(dict.fromkeys((teacher, QWEN3_06B))),
     )
 
 

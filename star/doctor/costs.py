@@ -7,7 +7,8 @@
 cost_tables.py writes the tables of docs/scale.md with the same formulas.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from star.config.experiment import Config
 from star.config.training import SimRL, Training
@@ -57,6 +58,8 @@ class Workload:
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
         prompt_tokens, completion_tokens: means over the rows that are trained on.
         heldout_prompt_tokens: mean over the rows that are evaluated on.
+        bases: pretrained bases that are evaluated beside the models trained from them.
+        longest_answer: tokens that an evaluated answer may have: a pretrained base writes to the last one.
     """
 
     teacher: ModelSize
@@ -78,6 +81,8 @@ class Workload:
     prompt_tokens: float = PROMPT_TOKENS
     completion_tokens: float = COMPLETION_TOKENS
     heldout_prompt_tokens: float = PROMPT_TOKENS
+    bases: tuple[ModelSize, ...] = ()
+    longest_answer: float = 512
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,18 @@ class Cost:
 
 
 def workload_of(
-    config: Config, *, teacher: ModelSize, student: ModelSize, vocab_size: int, lengths: Lengths | None = None
+    config: Config,
+    *,
+    teacher: ModelSize,
+    student: ModelSize,
+    bases: Sequence[ModelSize] = (),
+    vocab_size: int,
+    lengths: Lengths | None = None,
 ) -> Workload:
     """The work of a configuration.
 
     Args:
+        bases: that are evaluated too.
         lengths: of its rows; by default typical ones within its limits.
     """
     lengths = lengths or typical_lengths(config)
@@ -127,6 +139,8 @@ def workload_of(
         prompt_tokens=lengths.prompt_tokens,
         completion_tokens=min(lengths.completion_tokens, config.rollout.kept_tokens),
         heldout_prompt_tokens=lengths.heldout_prompt_tokens,
+        bases=tuple(bases),
+        longest_answer=config.evaluate.max_new_tokens,
     )
 
 
@@ -136,11 +150,9 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
     answers, teacher, student = work.rows * work.samples, work.teacher, work.student
     stored_bytes = store_bytes(work)
     ids = work.rows * work.prompt_tokens + answers * work.completion_tokens
-    evaluated = work.heldout_rows * work.evaluated_samples
-    asked = sum(
-        generation_seconds(model, work, prompts=work.heldout_rows, answers=evaluated)
-        for model in (teacher, student, student)
-    )
+    evaluated, models = work.heldout_rows * work.evaluated_samples, 3 + len(work.bases)
+    of_base = replace(work, completion_tokens=work.longest_answer)
+    asked = [(model, work) for model in (teacher, student, student)] + [(model, of_base) for model in work.bases]
     return {
         "synthesize": Cost(work.made_rows * SECONDS_TO_MAKE_A_ROW, 0, work.made_rows * BYTES_OF_A_ROW),
         "refine-teacher": Cost(
@@ -170,9 +182,9 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
             4 * student.parameters,
         ),
         "evaluate": Cost(
-            3 * evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW,
-            asked,
-            3 * work.heldout_rows * BYTES_OF_AN_OUTCOME,
+            models * (evaluated * SECONDS_TO_SCORE_AN_ANSWER + work.heldout_rows * SECONDS_TO_COMPARE_A_ROW / 3),
+            sum(generation_seconds(model, of, prompts=work.heldout_rows, answers=evaluated) for model, of in asked),
+            models * work.heldout_rows * BYTES_OF_AN_OUTCOME,
         ),
     }
 

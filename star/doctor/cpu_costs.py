@@ -11,12 +11,10 @@ reaches come from SmolLM2-135M on two cores; the estimate is good to a factor of
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from star.config.experiment import Config
 from star.config.training import SimRL, Training
 from star.doctor.costs import ModelSize, Workload
-from star.evaluation.bases import STUDENT_BASE, bases_beside
 
 TRAINING_SHARE, READING_SHARE = 0.6, 0.75  # of the speed of one large multiplication
 SECONDS_PER_LAYER = 0.0013  # of a step of generation, beside what is computed and read
@@ -146,11 +144,7 @@ def _evaluation(config: Config, work: Workload, cpu: Cpu) -> float:
     rows, settings = work.heldout_rows, config.evaluate
     trained = _longest(work, settings.max_new_tokens)
     asked = [(work.teacher, trained), (work.student, trained), (work.student, trained)]
-    # A pretrained base rambles to the last token.
-    asked += [
-        (work.student if name == STUDENT_BASE else work.teacher, float(settings.max_new_tokens))
-        for name in bases_beside(config, teacher=Path())
-    ]
+    asked += [(base, work.longest_answer) for base in work.bases]
     seconds = 0.0
     for model, longest in asked:
         seconds += 2 * _reading(model, rows * work.heldout_prompt_tokens, cpu)

@@ -4,6 +4,7 @@ Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term ta
 it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
@@ -12,6 +13,7 @@ from star.config.models import Architecture, Base, Student, Teacher
 from star.config.training import Distill, FineTuning, SimRL, Training
 from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
 from star.doctor.sample_rows import COMPLETION_TOKENS, PROMPT_TOKENS, Lengths
+from star.evaluation.bases import bases_beside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -54,7 +56,13 @@ def memory_needed(config: Config, stage: str) -> float:
         return max(_training_bytes(student, training) for training in (student.heal, config.distill))
     if stage == "refine":
         return _training_bytes(student, config.refine)
-    return FROZEN * _count_parameters(teacher)
+    return FROZEN * max(map(_count_parameters, (teacher, *(_evaluated_bases(config) if stage == "evaluate" else ()))))
+
+
+def _evaluated_bases(config: Config) -> list[Teacher | Student]:
+    """The pretrained bases that the evaluation settles and asks, one at a time. A student's base has all of its layers there."""
+    settings = [base.settings for base in bases_beside(config, teacher=Path()).values()]
+    return [of.model_copy(update={"layers": None}) if isinstance(of, Student) else of for of in settings]
 
 
 def _training_bytes(model: Teacher | Student, training: Training | SimRL | None) -> float:
@@ -100,7 +108,10 @@ def host_memory_needed(config: Config, stage: str, *, accelerator: bool, process
         return PROCESS_BYTES
     described, source = describe_base(model)
     parameters = _parameters_of(described, source)
-    needs: list[float] = [parameters * (FROZEN if accelerator or bf16 else FULL)]
+    frozen = FROZEN if accelerator or bf16 else FULL
+    needs: list[float] = [parameters * frozen]
+    if stage == "evaluate":
+        needs += [frozen * _count_parameters(base) for base in _evaluated_bases(config)]
     for training in trained:
         if accelerator:
             needs.append(parameters * (FROZEN if _adapters_only(training) else FULL))
@@ -131,9 +142,10 @@ def _activations(config: Config, training: Training | SimRL, described: "Pretrai
 
 
 def disk_needed(config: Config) -> float:
-    """Bytes that a run on one machine writes: results, the published student, the largest checkpoints, and bases of elsewhere.
+    """Bytes that a run on one machine writes: results, the published student, bases of elsewhere, and what its largest stage removes.
 
-    A base of the hub is downloaded, and one that is a GGUF file becomes a folder in fp32.
+    A base of the hub is downloaded, and one that is a GGUF file becomes a folder in fp32. Trainings remove their checkpoints, and the
+    evaluation the folder of each base that it settles, before the next one.
 
     Raises:
         InputError: a model's configuration cannot be loaded.
@@ -146,7 +158,8 @@ def disk_needed(config: Config) -> float:
     trained = [work.student.parameters]
     if any(training and not _adapters_only(training) for training in (config.teacher.sft, config.teacher.refine)):
         trained.append(work.teacher.parameters)
-    return results + sum(bases.values()) + CHECKPOINTS * SAVED * max(trained)
+    settled = [FULL * base.parameters for base in work.bases]
+    return results + sum(bases.values()) + max([CHECKPOINTS * SAVED * max(trained), *settled])
 
 
 def _bytes_to_bring(base: Base) -> float:
@@ -171,6 +184,7 @@ def workload(config: Config, lengths: Lengths | None = None) -> Workload:
         config,
         teacher=_model_size(*teacher),
         student=_model_size(*student),
+        bases=[_model_size(*describe_base(base)) for base in _evaluated_bases(config)],
         vocab_size=vocab_size,
         lengths=lengths,
     )

@@ -27,6 +27,7 @@ from star.errors import InputError
 from star.folders.s3_client import s3_errors
 from star.hashing import digest_of
 from star.home import home
+from star.registry.download import download_name
 from star.registry.find_model import download_model
 from star.registry.promotion.ledger_store import LedgerStore, S3LedgerStore
 from star.registry.promotion.open_ledger import store_of_new_ledgers
@@ -146,7 +147,7 @@ class _Throwaway:
                 self.store.delete(f"models/{content}", path, versions=True)
             self.store.delete("models", f"{content}.json", versions=True)
         # A version that was used again was compared with its stored files.
-        shutil.rmtree(home() / "models" / content, ignore_errors=True)
+        shutil.rmtree(home() / "models" / download_name(content, self.published), ignore_errors=True)
 
     def _remove_from_mlflow(self) -> None:
         # First, because a version without its LoggedModel could not be used again.

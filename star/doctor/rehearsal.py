@@ -259,11 +259,14 @@ class _Rehearsal:
 
     def _extract(self, folder: Path) -> int:
         """Writes the top-k store of the answers; returns their number of tokens."""
+        from star.modeling.head import require_head_output
         from star.teacher.extract import choose_ids, model_top_k
         from star.topk.sequences import read_sequences
         from star.topk.store import TopKWriter
 
         model, tokenizer = self.teacher.model.eval(), self.teacher.tokenizer
+        if not (self.config.topk.server or self.config.topk.vllm):
+            require_head_output(model)
         stored = choose_ids(tokenizer, rows=self.teacher.rows, top_k=self.config.topk.top_k)
         top_k = model_top_k(model, pad_id=tokenizer.pad_token_id, k=stored.k, excluded_ids=stored.excluded_ids)
         ids, sequences = read_sequences(folder)

@@ -26,6 +26,7 @@ from typing import Any
 
 from star.digest_cache import Trust, digests_of
 from star.errors import InputError
+from star.folders.manifest_form import FORM, place_of_misfit
 from star.folders.owners import refuse_other_owner
 from star.hashing import digest_of
 
@@ -104,19 +105,35 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}, so it is not a finished stage's output: run the stage that makes it again"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        files = [FileEntry(**entry) for entry in content.pop("files")]
-        if outside := [entry.path for entry in files if leads_outside(entry.path)]:
-            raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
-        manifest = Manifest(**content, files=files)
-        if not all(isinstance(part, dict) for part in (manifest.inputs, manifest.ancestors, manifest.origin)):
-            raise TypeError("a list in place of an object")
-        return manifest
-    # Valid JSON of another shape raises one of the last ones.
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{file} is damaged ({type(error).__name__}): delete {folder} and run its stage again"
-        ) from error
+        manifest = parse_manifest(file.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}): delete {folder} and run its stage again") from error
+    if outside := paths_outside(manifest):
+        raise InputError(f"{file} names {outside[0]!r}, outside its folder: do not trust this folder")
+    return manifest
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """The manifest of this content. The paths of its files may lead anywhere.
+
+    Raises:
+        ValueError: it is damaged; the message says what is wrong.
+    """
+    try:
+        fields = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is no JSON") from error
+    if (place := place_of_misfit(fields, FORM)) is not None:
+        raise ValueError(f"{place[:200].lstrip('.') or 'it'} is missing or of another kind")
+    try:
+        return Manifest(**{**fields, "files": [FileEntry(**entry) for entry in fields["files"]]})
+    except TypeError as error:  # from unknown fields
+        raise ValueError("it has fields that this STAR does not know") from error
+
+
+def paths_outside(manifest: Manifest) -> list[str]:
+    """The paths of a manifest that do not stay inside its folder."""
+    return [entry.path for entry in manifest.files if leads_outside(entry.path)]
 
 
 def open_input(folder: Path, *, stage: str, trust: Trust = "all") -> Manifest:

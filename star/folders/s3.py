@@ -11,7 +11,6 @@ Any store with the S3 API works: boto3 reads AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID
 AWS_DEFAULT_REGION.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +21,9 @@ from star.folders.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,
-    leads_outside,
     open_input,
+    parse_manifest,
+    paths_outside,
     read_manifest,
     unlisted_paths,
 )
@@ -82,7 +82,7 @@ def download_folder(url: str | Path, root: Path) -> Path:
         content = _read_object(client, s3_folder, MANIFEST)
         if content is None:
             raise InputError(f"{s3_folder} has no {MANIFEST}, so it is incomplete: run its stage, or correct the URL")
-        listed = parse_manifest(content, s3_folder)
+        listed = parse_uploaded_manifest(content, s3_folder)
         files = listed.files
         create_folder(folder)
         # A local folder with a manifest counts as finished, which it is not while its files are replaced.
@@ -126,22 +126,19 @@ def manifests_below(url: str | Path) -> Iterator[tuple[str, bytes]]:
                 yield f"s3://{s3_folder.bucket}/{folder}", content
 
 
-def parse_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
+def parse_uploaded_manifest(content: bytes, s3_folder: S3Folder) -> Manifest:
     """The manifest of an uploaded folder. The paths of its files stay inside the folder.
 
     Raises:
         DamagedManifestError: it is damaged, or names a path outside.
     """
     try:
-        fields = json.loads(content)
-        entries = [FileEntry(**entry) for entry in fields.pop("files")]
-        # Missing or unknown fields raise TypeError here, before any file is downloaded.
-        manifest = Manifest(**fields, files=entries)
-        # The manifest comes from a store that others may write to: its paths must stay inside the folder.
-        outside = [entry.path for entry in entries if leads_outside(entry.path)]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedManifestError(f"{s3_folder}/{MANIFEST} is damaged: run the stage that makes it again") from error
-    if outside:
+        manifest = parse_manifest(content)
+    except ValueError as error:
+        damaged = f"{s3_folder}/{MANIFEST} is damaged ({error})"
+        raise DamagedManifestError(f"{damaged}: run the stage that makes it again") from error
+    # It comes from a store that others may write to.
+    if outside := paths_outside(manifest):
         raise DamagedManifestError(
             f"{s3_folder}/{MANIFEST} names {outside[0]}, outside its folder: do not trust this source"
         )

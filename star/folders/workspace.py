@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from star.digest_cache import links_change
 from star.errors import BusyError
 from star.folders import checkpoints_s3
 from star.folders.owners import (
@@ -77,7 +78,11 @@ def open_workspace(out: Path, *, stage: str, fingerprint: str, resume: bool) -> 
         # Not reached after an exception: a resume needs the workspace, and on another node the copy in S3.
         checkpoints_s3.delete_state(fingerprint)
         if folder.exists():
-            shutil.rmtree(folder)
+            # A file of the result may be a second name of one in the state, such as a teacher's weights. Without links_change
+            # they would be hashed again.
+            linked = [file for file in out.rglob("*") if file.is_file() and file.stat().st_nlink > 1]
+            with links_change(dict.fromkeys(linked)):
+                shutil.rmtree(folder)
     finally:
         lock.release()
         Path(lock.lock_file).unlink(missing_ok=True)

@@ -88,6 +88,7 @@ def open_base(
     precision: Precision = "auto",
     training: bool = False,
     lora: Lora | None = None,
+    adapters_first: bool = False,
 ) -> PreTrainedModel:
     """Loads a pretrained base and makes it fit a settled tokenizer: its own, or that of its teacher.
 
@@ -96,10 +97,11 @@ def open_base(
         precision: the setting.
         training: whether the weights themselves are trained, unless `lora` is given.
         lora: adapters to train.
+        adapters_first: whether adapters are what is trained first, here or later (`Config.adapters_come_first`).
 
     Raises:
         InputError: the base cannot be loaded, its tokenizer makes other ids than the settled one, or adapters are to be
-            trained on a base that gets new tokens.
+            trained first on a base that gets new tokens.
     """
     assert not isinstance(settings.base, Architecture)  # noqa: S101 - a base from scratch is built instead
     source, revision = base_source(settings.base), settings.revision
@@ -110,7 +112,7 @@ def open_base(
             f"the tokenizer of the student {source} is not the one that its teacher's signal was stored with ({differences}): "
             "choose a student of the teacher's family, or extract the top-k again with a teacher of the student's"
         )
-    if lora:
+    if adapters_first:
         refuse_new_tokens(raw, tokenizer, source=str(source))
     model = load_model(source, revision=revision, precision=precision, training=training and lora is None)
     fit_to_tokenizer(model, tokenizer, raw=raw)
@@ -134,7 +136,7 @@ def refuse_new_tokens(raw: PreTrainedTokenizerBase, tokenizer: PreTrainedTokeniz
     if added := missing_tokens(raw, tokenizer):
         raise InputError(
             f"{source} lacks the tokens {' '.join(added)}, and adapters (`lora`) do not train new ones, so that it would never "
-            "write them: train all weights (leave `lora` out), or choose a base that has them"
+            "write them: train all weights first (leave `lora` out), or choose a base that has them"
         )
 
 

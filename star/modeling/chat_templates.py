@@ -116,31 +116,53 @@ def with_open_think(template: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     return template if prompt_opening(prompt) else template + _OPEN_THINK
 
 
+def one_template(templates: dict[str, str]) -> str | None:
+    """One template of the named ones of a tokenizer, which writes what transformers chooses among them.
+
+    That is `tool_use` where there are tools, and else `default`. Others are for what STAR does not ask for.
+    """
+    with_tools, without = templates.get("tool_use"), templates.get("default")
+    if with_tools is None or without is None:
+        return with_tools or without
+    # The newline at the end of a template is not written. The signs keep jinja from taking more of them.
+    first, second = with_tools.removesuffix("\n"), without.removesuffix("\n")
+    return f"{{% if tools +%}}{first}{{%+ else +%}}{second}{{%+ endif %}}"
+
+
 def with_bos(template: str, tokenizer: "PreTrainedTokenizerBase", *, adds_bos: bool) -> str:
     """The template, preceded by the beginning-of-sequence token where the family needs it and the template lacks it.
 
     Written as text into the template, because then every tokenization of a rendered prompt has it exactly once, whether
-    or not it adds special tokens.
+    or not it adds special tokens. A template may write it in prompts with tools alone, or in those without.
 
     Args:
         adds_bos: whether the base's tokenizer puts the token before every text.
     """
     bos = tokenizer.bos_token
-    if not bos or bos in (IM_START, IM_END) or not isinstance(template, str):
+    if not bos or bos in (IM_START, IM_END):
         return template
+    [tool] = TOOL_CONVERSATION["tools"]
+    writes = {
+        condition: _writes_bos(tokenizer, template, bos, tools=tools)
+        for condition, tools in (("tools", [{"type": "function", "function": tool}]), ("not tools", None))
+    }
+    if all(writes.values()) or not (adds_bos or _own_writes_bos(tokenizer, bos)):
+        return template
+    written = f"{{{{- {json.dumps(bos)} }}}}"
+    if any(writes.values()):
+        lacking = next(condition for condition, found in writes.items() if not found)
+        written = f"{{%- if {lacking} %}}{written}{{%- endif %}}"
+    return f"{written}{template}"
+
+
+def _writes_bos(tokenizer: "PreTrainedTokenizerBase", template: str | None, bos: str, *, tools: Any = None) -> bool:
     question = [{"role": "user", "content": QUESTION}]
-    written = tokenizer.apply_chat_template(question, chat_template=template, tokenize=False)
-    assert isinstance(written, str)  # noqa: S101 - ids only with `tokenize`
-    if written.startswith(bos) or not (adds_bos or _own_writes_bos(tokenizer, bos)):
-        return template
-    return f"{{{{- {json.dumps(bos)} }}}}{template}"
+    text = tokenizer.apply_chat_template(question, chat_template=template, tools=tools, tokenize=False)
+    return isinstance(text, str) and text.startswith(bos)
 
 
 def _own_writes_bos(tokenizer: "PreTrainedTokenizerBase", bos: str) -> bool:
-    if not tokenizer.chat_template:
-        return False
     try:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False)
+        return bool(tokenizer.chat_template) and _writes_bos(tokenizer, None, bos)
     except Exception:  # a template raises what jinja or its author chose
         return False
-    return isinstance(text, str) and text.startswith(bos)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
@@ -32,7 +33,8 @@ class CompletionTrainer(Trainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # Trainer counts the labels of a whole step only for models that it takes to need them; `compute_loss` does.
+        # Trainer counts the labels of a whole step only for models that take their number. Here no model gets it, and
+        # `compute_loss` of the child class divides by it instead.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -76,17 +78,16 @@ class CompletionTrainer(Trainer):
         head = model.get_output_embeddings()
         return call_as_forward_of(head, head, lambda head: loss(hidden_TH, head.weight, labels_T))
 
-    def mean_over_batch(self, summed: Tensor, *, tokens: int, tokens_of_batch: Tensor | None) -> Tensor:
-        """Divides a micro batch's loss so that a whole batch adds up to its mean per completion token.
+    def divisor(self, tokens: int, *, tokens_of_batch: Tensor | None) -> Tensor:
+        """What a micro batch's summed loss is divided by, so that a whole batch adds up to its mean per completion token.
 
         Args:
-            summed: the loss, summed over the micro batch's completion tokens.
-            tokens: their number, the divisor where the batch's is not known: outside of a training.
+            tokens: completion tokens of the micro batch, the divisor where the batch's are not known: outside of a training.
             tokens_of_batch: completion tokens of all micro batches of the step, over all ranks.
         """
         # Trainer sums the loss over accumulation steps; DDP and FSDP average it over ranks, so the divisor is the
         # batch's tokens per rank.
-        return summed / (tokens if tokens_of_batch is None else tokens_of_batch / self.accelerator.num_processes)
+        return torch.tensor(tokens) if tokens_of_batch is None else tokens_of_batch / self.accelerator.num_processes
 
 
 def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable, *arguments: Any) -> Any:

@@ -29,7 +29,7 @@ from star.modeling.trial import PASSED_ON, WAITED
 from star.progress import Bar
 
 CHILD = Path(__file__).with_name("gguf_child.py")
-CONVERSION = f"1-{transformers_version}"  # of the code that makes the folder; another version makes it again
+CONVERSION = f"2-{transformers_version}"  # of the code that makes the folder; another version makes it again
 THREADS = 4
 # What Python, numpy, torch and the loader of libraries say when they get no memory.
 WITHOUT_MEMORY = ("MemoryError", "llocate", "ot enough memory", "failed to map")
@@ -86,7 +86,8 @@ def _convert(file: Path, header: GgufHeader, *, out: Path) -> None:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # Each thread and each arena of malloc takes address space, which is limited.
     environment |= {"OMP_NUM_THREADS": str(min(THREADS, os.cpu_count() or 1)), "MALLOC_ARENA_MAX": "2"}
-    request = {"file": str(file.resolve()), "out": str(out), **limits}
+    names = {"tensors": list(header.tensors), "architecture": header.metadata.get("general.architecture")}
+    request = {"file": str(file.resolve()), "out": str(out), **names, **limits}
     try:
         # -P: what lies beside the child or in the current folder is not imported.
         done = subprocess.run(

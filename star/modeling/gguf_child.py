@@ -7,6 +7,7 @@ memory, it prints neither.
 import json
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (request["bytes"], request["bytes"]))
     resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"] + 1))
     try:
-        reason = convert_gguf(Path(request["file"]), out=Path(request["out"]))
+        reason = convert_gguf(
+            Path(request["file"]), request["tensors"], architecture=request["architecture"], out=Path(request["out"])
+        )
     except MemoryError:
         raise
     except Exception as error:  # transformers raises what its parts do
@@ -32,8 +35,12 @@ def main() -> None:
     print(f"refused: {reason}" if reason else "done", flush=True)
 
 
-def convert_gguf(file: Path, *, out: Path) -> str | None:
+def convert_gguf(file: Path, tensors: Iterable[str], *, architecture: str, out: Path) -> str | None:
     """Writes configuration, weights in fp32 (safetensors), tokenizer and chat template into the new folder `out`.
+
+    Args:
+        tensors: the names of all tensors of the file, by its header.
+        architecture: as the header names it.
 
     Returns:
         Why no model can be made of the file; None if one was.
@@ -51,6 +58,8 @@ def convert_gguf(file: Path, *, out: Path) -> str | None:
     link.unlink()
     if missing := sorted(found["missing_keys"]):
         return f"it lacks {len(missing)} of the weights of its architecture, first {missing[0]}"
+    if unread := _unread_tensors(model, tensors, architecture):
+        return f"transformers leaves {len(unread)} of its tensors out, first {unread[0]!r}, so that the model would be another one"
     # The loaded model keeps its quantizer, with which transformers refuses to save it. A new one around the same weights has none.
     configuration = type(model.config).from_dict(model.config.to_dict())
     if hasattr(configuration, "quantization_config"):
@@ -63,6 +72,16 @@ def convert_gguf(file: Path, *, out: Path) -> str | None:
     plain.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return None
+
+
+def _unread_tensors(model: Any, tensors: Iterable[str], architecture: str) -> list[str]:
+    """The tensors for which transformers has no place in the model. It skips them in silence, such as biases."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    places = get_gguf_hf_weights_map(model, processor)
+    # The weights of a layer's experts are one parameter, whose name has no ending.
+    return sorted(name for name in tensors if not {name, name.removesuffix(".weight")} & places.keys())
 
 
 if __name__ == "__main__":

@@ -14,28 +14,42 @@ from star.errors import InputError
 
 def is_plain_head(model: PreTrainedModel) -> bool:
     """Whether the logits are `hidden @ head.weight.T`, without a bias."""
-    return getattr(model.get_output_embeddings(), "bias", None) is None and _logits_are_head_output(model)
+    return getattr(model.get_output_embeddings(), "bias", None) is None and logits_are_head_output(model)
 
 
-def require_head_output(model: PreTrainedModel, *, what: str, adds_bias: bool = False) -> None:
-    """Checks that the logits are the head's output.
+def require_plain_head(model: PreTrainedModel, *, what: str) -> None:
+    """Checks that the logits are those of `is_plain_head`, because a loss computes with the head alone.
 
     Args:
         what: names the model in the error.
-        adds_bias: whether the caller adds the head's bias, where it has one.
 
     Raises:
-        InputError: they are not, so probabilities that are computed from the head would be others than the model's.
+        InputError: they are not.
     """
-    if not (_logits_are_head_output(model) if adds_bias else is_plain_head(model)):
+    if not is_plain_head(model):
         raise InputError(
             f"{what} is of the architecture {type(model).__name__}, whose logits are not its head's product alone (a cap, a "
             "scale or a bias), and the distillation computes with the head: choose a model of another family"
         )
 
 
+def require_head_output(teacher: PreTrainedModel) -> None:
+    """Checks that the teacher's logits are its head's output, with its bias, because the extraction computes no others.
+
+    Raises:
+        InputError: they are not, so the stored probabilities would be others than the model's.
+    """
+    if not logits_are_head_output(teacher):
+        raise InputError(
+            f"the teacher is of the architecture {type(teacher).__name__}, whose logits are not its head's output alone (a cap "
+            "or a scale), and the extraction computes with the head: get its top-k from vLLM or a server (`topk.vllm`, "
+            "`topk.server`), or choose a model of another family"
+        )
+
+
 @torch.no_grad()
-def _logits_are_head_output(model: PreTrainedModel) -> bool:
+def logits_are_head_output(model: PreTrainedModel) -> bool:
+    """Whether the logits are what the head makes of the last hidden states, with its bias where it has one."""
     # The logits of few tokens, or of random weights, may be too small for a cap to show.
     if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
         return False

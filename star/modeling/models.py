@@ -28,6 +28,7 @@ from star.config.files import HUB_ID, GgufFile, ModelFolder, refuse_folder_of_na
 from star.config.model_files import refuse_unsafe_weights
 from star.config.training import Lora, Precision
 from star.errors import InputError
+from star.modeling.chat_templates import one_template
 from star.modeling.gguf import folder_of_gguf
 from star.modeling.precision import weights_dtype
 from star.modeling.trial import try_model
@@ -62,7 +63,7 @@ LOADING_ERRORS = (
 
 
 def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a model folder or hub id. It pads on the left, as generation needs it.
+    """Loads the tokenizer of a model folder or hub id, with one chat template. It pads on the left, as generation needs it.
 
     Raises:
         InputError: it cannot be loaded.
@@ -71,6 +72,8 @@ def load_tokenizer(model: str | Path, *, revision: str | None = None) -> PreTrai
     if not isinstance(tokenizer.model_max_length, int | float):
         raise InputError(f"tokenizer {model} has no number as model_max_length: correct its tokenizer_config.json")
     tokenizer.padding_side = "left"
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = one_template(tokenizer.chat_template)
     # A batch needs a filler. The attention mask hides it, so the end token serves.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

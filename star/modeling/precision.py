@@ -3,7 +3,7 @@
 What `precision: auto` gives:
 
     where                                                  model                          computes in
-    a GPU with bf16                                        any                            bf16
+    a GPU with instructions for bf16                       any                            bf16
     a CPU with instructions for bf16 (AVX-512, AMX, Arm)   `MIN_WIDTH` wide or wider      bf16
     any other CPU or GPU                                   any                            fp32
 
@@ -21,6 +21,7 @@ import torch
 from transformers import PretrainedConfig
 
 from star.config.training import Precision
+from star.errors import InputError
 
 # Below this width the matrix products are too small for bf16 to be faster on a CPU.
 MIN_WIDTH = 256
@@ -33,11 +34,20 @@ def computes_in_bf16(precision: Precision, config: PretrainedConfig) -> bool:
 
     Args:
         precision: the setting; anything but "auto" is taken as it is.
+
+    Raises:
+        InputError: the setting is bf16, and the GPU has no instructions for it.
     """
+    if torch.cuda.is_available() and precision != "fp32":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and not has_bf16:
+            raise InputError(
+                f"`precision: bf16` is set, and {torch.cuda.get_device_name()} has no instructions for bf16: set `precision: auto`, "
+                "which is fp32 there, or take a GPU of compute capability 8.0 or later"
+            )
+        return has_bf16
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
     return cpu_has_bf16() and getattr(config.get_text_config(), "hidden_size", 0) >= MIN_WIDTH
 
 

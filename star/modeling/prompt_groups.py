@@ -153,8 +153,6 @@ def why_not_shared(model: PreTrainedModel) -> str | None:
     """
     if model.config._attn_implementation not in ("sdpa", "eager"):
         return f"attention of kind {model.config._attn_implementation} takes no mask"
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        return "the loss of its routers counts the tokens of every rollout"
     vocab_size = model.config.get_text_config().vocab_size
     ids = [index * 7 % vocab_size for index in range(1, 25)]
     prompt, completions = ids[:12], [ids[12:17], ids[17:24]]

@@ -2,8 +2,10 @@
 
     base_facts(config.student)    {"kind": "hub", "name": "Qwen/Qwen3-0.6B", "revision": "c1899de...", "license": "apache-2.0"}
 
-The licence is the one that the base's card names (the front matter of README.md), else the `general.license` of a GGUF file, else that of
-a licence file whose text is known. These texts are others' claims. Where nothing is found, nothing is said.
+The licence of a folder is the one that its card names (the front matter of README.md), else that of a licence file whose text is known.
+A GGUF file says its licence itself (`general.license`). What lies beside it counts only where that can be about nothing else: the folder
+holds this model, its card and its licence, as after `make real`, and not the downloads of a person. These texts are others' claims. Where
+nothing is found, nothing is said.
 """
 
 import re
@@ -52,13 +54,23 @@ def base_facts(model: Teacher | Student) -> dict[str, Any]:
     if isinstance(base, GgufFile):
         facts |= {"kind": "gguf", "name": base.file_name}
     # Somebody may have changed or removed it since it was loaded. That is no reason to lose the stage's work.
-    with suppress(InputError):
+    with suppress(InputError, OSError):
         place = base.read_verified()
-        if isinstance(base, GgufFile):
-            said = _facts_of_card(place.parent / CARD) or _facts_of_gguf(place)
-            return facts | (said or _facts_of_licence_file(place.parent))
-        return facts | (_facts_of_card(place / CARD) or _facts_of_licence_file(place))
+        if not isinstance(base, GgufFile):
+            return facts | _facts_of_folder(place)
+        said = _facts_of_gguf(place)
+        return facts | (said or (_facts_of_folder(place.parent) if _has_own_folder(place) else {}))
     return facts
+
+
+def _has_own_folder(file: Path) -> bool:
+    """Whether nothing lies beside a model's file but a card, licences, and hidden files such as those of git."""
+    others = {entry.name for entry in file.parent.iterdir()} - {file.name, CARD}
+    return all(name.startswith(".") or LICENCE_FILE.fullmatch(name) for name in others)
+
+
+def _facts_of_folder(folder: Path) -> dict[str, str]:
+    return _facts_of_card(folder / CARD) or _facts_of_licence_file(folder)
 
 
 def _facts_of_hub(model: str, revision: str | None) -> dict[str, str]:

@@ -1,5 +1,10 @@
 """Downloads the files of versions and checks the sha256 of every one.
 
+    models/<digest of the trained model>-<the first digits of that of the files>
+
+One trained model can be published as different files: in fp32 and in bf16, or under two names, with a card for each. Each
+has a folder of its own, so that none takes the place of another that somebody is reading.
+
 The digests to compare with are those of the `Version`: as recorded beside the ledger (promotion/version_records.py), else
 as MLflow's tags say. Digests beside the files would change with them.
 """
@@ -7,6 +12,7 @@ as MLflow's tags say. Digests beside the files would change with them.
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,13 +21,15 @@ from star.errors import InputError, UnavailableError
 from star.folders.link import copy_folder
 from star.folders.owners import create_folder, refuse_others
 from star.folders.s3_client import is_outage
+from star.hashing import digest_of
 from star.registry.local_artifacts import folder_in_home
 from star.registry.publish import hash_files, transfer_timeout
 from star.registry.versions import Version
 from star.tracking.reason import reason_of
 from star.tracking.server import shown_uri, tracking_uri
 
-LONGEST_NAME = 100  # characters of a folder's name; file systems take 255 bytes
+LONGEST_NAME = 100  # characters of a folder's name before the digest of its files; file systems take 255 bytes
+FILES_DIGITS = 16  # of the digest of a folder's files in its name
 
 
 class OtherFilesError(InputError):
@@ -29,7 +37,7 @@ class OtherFilesError(InputError):
 
 
 def download_version(version: Version, out: Path, *, link: bool = True) -> Path:
-    """Downloads a version into `out`/<model digest>, checks the sha256 of every file, and returns that folder.
+    """Downloads a version into a folder of its own in `out`, checks the sha256 of every file, and returns that folder.
 
     A copy that is there already is checked, and downloaded again only if it is damaged.
 
@@ -69,8 +77,19 @@ def _folder_of(version: Version, out: Path) -> Path:
             f"{version} was not registered by `star`, so there is nothing to compare its files with: "
             f"`star promote {version.version} --name {version.name}` takes them as they are"
         )
+    return out / download_name(version.model_digest, version.files)
+
+
+def download_name(model_digest: str, files: Mapping[str, str]) -> str:
+    """The name of the folder that a version is downloaded to."""
     # A digest may hold a colon or a slash, and one that somebody wrote to a tag thousands of characters.
-    return out / re.sub(r"[^\w-]", "-", version.model_digest)[:LONGEST_NAME]
+    model = re.sub(r"[^\w-]", "-", model_digest)[:LONGEST_NAME]
+    return f"{model}-{digest_of(dict(files))[:FILES_DIGITS]}"
+
+
+def is_download_of(model_digest: str, name: str) -> bool:
+    """Whether a folder of this name is a download of a version of the model; an older STAR's has the digest alone."""
+    return bool(model_digest) and re.sub(rf"-[0-9a-f]{{{FILES_DIGITS}}}$", "", name) == model_digest
 
 
 def download_version_as(version: Version, folder: Path) -> Path:

@@ -140,7 +140,8 @@ def _base_in_words(base: dict[str, Any]) -> str:
         return "random weights"
     layers = f"{base['layers']} layers of " if base.get("layers") else ""
     which = "".join(f"{key} {base[key][:12]}, " for key in ("revision", "sha256") if base.get(key))
-    return f"{layers}{escape_markdown(base['name'])} ({which}licence {escape_markdown(base.get('license', 'unknown'))})"
+    name, licence = (escape_markdown(base.get(key, "unknown")) for key in ("name", "license"))
+    return f"{layers}{name} ({which}licence {licence})"
 
 
 def _trainings_in_words(trainings: Any) -> str:

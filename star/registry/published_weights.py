@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from star.digest_cache import links_change
+from star.evaluation.evaluate import OUTCOMES
 from star.folders.link import link_or_copy
 from star.folders.manifest import MANIFEST, METRICS, read_manifest
+from star.registry.lineage import LINEAGE_FILE
+from star.registry.publish import CARD
 
-Precision = Literal["bf16", "fp32"]
+PublishedPrecision = Literal["bf16", "fp32"]
 CONFIG, WEIGHTS, INDEX = "config.json", ".safetensors", ".safetensors.index.json"
-LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS)  # files of the stage that are not part of the model
+# Files of the stage that are not part of the model, and those that a publication writes itself: it must not write into a link.
+LEFT_OUT = ("*_curve.json", "completions.html", MANIFEST, METRICS, CARD, LINEAGE_FILE, OUTCOMES)
 DTYPE_KEYS = ("dtype", "torch_dtype")  # of config.json, and its name in older versions of transformers
 
 
-def place_model_files(refined: Path, folder: Path, *, precision: Precision) -> bool:
+def place_model_files(refined: Path, folder: Path, *, precision: PublishedPrecision) -> bool:
     """Puts the model's files of a stage's folder into another one: as links, or in bf16 as new files where the weights are in fp32.
 
     The files that describe the weights (config.json, the index of shards) are changed with them. The same input gives the same bytes.
@@ -37,7 +41,7 @@ def place_model_files(refined: Path, folder: Path, *, precision: Precision) -> b
         return _place(refined, folder, names, precision=precision)
 
 
-def _place(source: Path, target: Path, names: Collection[str], *, precision: Precision) -> bool:
+def _place(source: Path, target: Path, names: Collection[str], *, precision: PublishedPrecision) -> bool:
     weights = sorted(name for name in names if name.endswith(WEIGHTS))
     converts = precision == "bf16" and any(_has_fp32(source / name) for name in weights)
     for name in names:

@@ -41,9 +41,9 @@ from star.registry.promotion.promote_and_rollback import Overtaken, current_deci
 from star.registry.promotion.records import CHAMPION, Decision
 from star.registry.promotion.register_model import register_or_find, update_registration
 from star.registry.publish import add_documents, describe_version
-from star.registry.published_weights import Precision, place_model_files
+from star.registry.published_weights import PublishedPrecision, place_model_files
 from star.registry.smoke_test import run_smoke_test
-from star.registry.versions import READING_KEY, Version, find_version
+from star.registry.versions import PRECISION_KEY, READING_KEY, Version, find_version
 from star.tracking.runs import current_run
 from star.tracking.server import connect
 
@@ -175,7 +175,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
         # Card and lineage go into a copy, because the stage's folder must keep the content that its digest names.
         converted = place_model_files(refined, model, precision=_precision(settings, manifest))
         lineage = build_lineage(refined, folder, report=evaluation.report, model=manifest.digest, published=model)
-        lineage |= {"precision": "bf16"} if converted else {}
+        lineage |= {PRECISION_KEY: "bf16"} if converted else {}
         card = model_card(settings, entry=evaluation.model, evaluation=evaluation.report, lineage=lineage)
         add_documents(model, card=card, lineage=lineage, outcomes=folder / OUTCOMES, name=REFINED)
         tags = _lineage_tags(manifest, evaluation, lineage)
@@ -190,7 +190,7 @@ def _publish(refined: Path, folder: Path, *, settings: Registry) -> Candidate:
     return Candidate(version, evaluation.measurements(), passed_over, described, trained)
 
 
-def _precision(settings: Registry, manifest: Manifest) -> Precision:
+def _precision(settings: Registry, manifest: Manifest) -> PublishedPrecision:
     """The precision of the published weights, as set or by the student's base, which the manifest's ancestors name."""
     if settings.precision != "auto":
         return settings.precision
@@ -215,6 +215,7 @@ def _lineage_tags(manifest: Manifest, evaluation: Evaluation, lineage: dict) -> 
         "decoding": evaluation.decoding,
         **({READING_KEY: evaluation.report["reading"]} if "reading" in evaluation.report else {}),
         "tokenizer": lineage["tokenizer"],
+        **{key: lineage[key] for key in (PRECISION_KEY,) if key in lineage},
         **{key: published[key] for key in ("commit", "dirty", "image") if key in published},
     }
 

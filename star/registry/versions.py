@@ -25,6 +25,7 @@ NEWEST_FIRST = ["version_number DESC"]
 DIGEST_TAG, FILES_TAG, DIGESTS_TAG = "star.model_digest", "star.files", "star.verification"
 SCORE_TAG, LINEAGE_TAG = "star.score.", "star.lineage."
 DIGEST = re.compile(r"[0-9a-f]{64}")
+PRECISION_KEY = "precision"  # key of the lineage of a model whose weights were converted, such as to "bf16"
 READING_KEY = "reading"  # key of the lineage: `reading` of the evaluation, which one of an older STAR does not have
 # The excluded characters separate the parts of a reference. A quote would end the filter string of a search in MLflow.
 NAME_PATTERN = r"[^/:@'\"]+"

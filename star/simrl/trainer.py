@@ -182,6 +182,12 @@ class SimRLTrainer(GRPOTrainer):
             train_dataset=train_dataset,
             processing_class=processing_class,
         )
+        # TRL trains the routers of every mixture of experts whose configuration has a weight for their loss.
+        if self.shares_prompts and self.aux_loss_enabled:
+            self.shares_prompts = False
+            logger.warning(
+                "Sim-RL computes a prompt once for each rollout: the loss of the routers counts the tokens of all"
+            )
 
     def _score(self, row: int, completion: str) -> Score:
         prompt = self.prompts[row]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ def extract_top_k(
         the number of sequences and of their completion tokens.
 
     Raises:
-        InputError: the disk is too small for the store, or the back end does not answer.
+        InputError: the disk is too small for the store, the back end does not answer, or transformers is the back end and the
+            teacher's logits are not its head's output.
     """
     tokenizer = load_tokenizer(teacher)
     # Kept beside the ids, because the distillation compares it with the student's.
@@ -165,6 +167,7 @@ def _connect_back_end(
         engine = TeacherEngine(teacher, settings.vllm, max_logprobs=k)
         return partial(engine.top_k, k=k, excluded_ids=excluded), False
     model = load_model(teacher, precision=precision).eval()
+    require_head_output(model)  # the other back ends compute the model's own probabilities
     share = shares_prompts(model, work="The extraction")
     return model_top_k(model, pad_id=tokenizer.pad_token_id, k=k, excluded_ids=excluded, share_prompts=share), share
 
@@ -235,6 +238,8 @@ def model_top_k(
 ) -> TopKFunction:
     """Returns the function that computes the top-k of a batch with this model, in one forward pass per batch.
 
+    The model's logits are its head's output (`require_head_output`).
+
     The log-softmax is over all ids but the excluded ones, in fp32. Logits are computed at completion positions only,
     `CHUNK_BYTES` of them at a time, in one buffer that all batches use. On a CPU a few rows at a time are reduced to
     their top-k, so that they stay in its cache between the steps.
@@ -243,11 +248,7 @@ def model_top_k(
         k: at most as many as there are ids that are not excluded.
         excluded_ids: rows of the head that are no token.
         share_prompts: whether a prompt is computed once for the neighbours in a batch that have it.
-
-    Raises:
-        InputError: the model's logits are not its head's output.
     """
-    require_head_output(model, what="the teacher", adds_bias=True)
     head = model.get_output_embeddings()
     weight_VH, bias_V = head.weight, getattr(head, "bias", None)
     if weight_VH.device.type == "cpu":
@@ -259,9 +260,10 @@ def model_top_k(
     rows_in_cache = max(1, CACHE_BYTES // row_bytes) if weight_VH.device.type == "cpu" else len(buffer_CV)
 
     def hidden_states(sequences: list[Sequence]) -> Tensor:
-        if not share_prompts:
-            return torch.cat(completion_hidden_states(model, sequences, pad_id=pad_id))
         prompts, completions = [s.prompt_ids for s in sequences], [s.completion_ids for s in sequences]
+        # Where each prompt has one completion there is nothing to share, and a causal mask is cheaper than one of our own.
+        if not share_prompts or not any(prompt == following for prompt, following in pairwise(prompts)):
+            return torch.cat(completion_hidden_states(model, sequences, pad_id=pad_id))
         packed = pack_groups(prompts, completions, device=model.device)
         hidden_GLH = model.get_decoder()(**packed_inputs(packed, model), use_cache=False).last_hidden_state
         return hidden_GLH[packed.rows_N, packed.columns_N]

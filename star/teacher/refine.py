@@ -17,7 +17,7 @@ from star.folders.link import link_or_copy
 from star.folders.workspace import Workspace
 from star.modeling.bases import open_base, open_tokenizer
 from star.modeling.chat_templates import with_open_think
-from star.modeling.head import require_head_output
+from star.modeling.head import logits_are_head_output
 from star.modeling.models import add_lora_adapters, save_model_atomically
 from star.modeling.prompts import render_rows, within_length
 from star.modeling.scratch import build_base
@@ -129,7 +129,18 @@ def _base(
         )
         seed_everything(config.seed)  # adapters start alike, whether the base was read from disk or built just now
         return add_lora_adapters(model, lora) if lora else model
-    teacher = open_base(config.teacher, tokenizer=tokenizer, precision=config.precision, training=True, lora=lora)
-    # The extraction checks it too, but that comes after the trainings.
-    require_head_output(teacher, what="the teacher", adds_bias=True)
+    teacher = open_base(
+        config.teacher,
+        tokenizer=tokenizer,
+        precision=config.precision,
+        training=True,
+        lora=lora,
+        adapters_first=config.adapters_come_first(config.teacher),
+    )
+    # Only said, because this stage does not know who extracts the top-k. The rehearsal before a run does, and refuses it.
+    if distributed.is_rank0() and not logits_are_head_output(teacher):
+        print_line(
+            "the teacher's logits are not its head's output alone (a cap or a scale): its top-k must come from vLLM or a server "
+            "(`topk.vllm`, `topk.server`)"
+        )
     return teacher

@@ -1,6 +1,6 @@
 """Fine-tunes a model on rows: supervised training on prompts and targets, with the loss over the targets' tokens.
 
-Shapes: T target tokens of a micro batch, H hidden, V vocabulary.
+Shapes: B sequences, L padded length, T target tokens of a micro batch, H hidden, V vocabulary.
 """
 
 from functools import partial
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 from star.ckd.loss import fused_linear_kd
 from star.config.training import Precision, Training
@@ -70,18 +71,38 @@ class SupervisedTrainer(CompletionTrainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # Some architectures change the logits behind the head. They compute their loss themselves, with all logits.
         is_large = self.model.get_output_embeddings().weight.shape[0] > SMALL_VOCABULARY
-        self.fuses_head = is_large and is_plain_head(self.model)
+        config = self.model.config.get_text_config()
+        # Weight of the loss that keeps the experts of a mixture evenly used, where its config.json asks for it.
+        asks = getattr(config, "output_router_logits", False)
+        self.router_weight: float = getattr(config, "router_aux_loss_coef", 0.0) if asks else 0.0
+        # The forward pass of the whole model has what the head alone lacks: changed logits, and the routers' loss.
+        self.fuses_head = is_large and not self.router_weight and is_plain_head(self.model)
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """Returns the loss of a micro batch, divided so that a whole batch adds up to its mean per target token."""
-        if not self.fuses_head:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = self.loss_of_completions(model, inputs, summed_cross_entropy)
         tokens = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-        loss = self.mean_over_batch(loss, tokens=tokens, tokens_of_batch=num_items_in_batch)
+        divisor = self.divisor(tokens, tokens_of_batch=num_items_in_batch)
+        if self.fuses_head:
+            loss = self.loss_of_completions(model, inputs, summed_cross_entropy) / divisor
+        else:
+            loss = self._loss_of_all_logits(model, inputs, tokens=tokens, divisor=divisor)
         return (loss, None) if return_outputs else loss
+
+    def _loss_of_all_logits(
+        self, model: nn.Module, inputs: dict[str, Tensor], *, tokens: int, divisor: Tensor
+    ) -> Tensor:
+        """The cross-entropy of all logits, and the routers' loss."""
+        # Without labels, because not every architecture divides its own loss by the number of tokens that it is told.
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        logits_BLV = outputs.logits
+        loss = ForCausalLMLoss(
+            logits_BLV, inputs["labels"], vocab_size=logits_BLV.shape[-1], num_items_in_batch=divisor
+        )
+        if self.router_weight:
+            # A mean over the micro batch, which counts for its share of the tokens.
+            loss = loss + self.router_weight * outputs.aux_loss * (tokens / divisor)
+        return loss
 
 
 def summed_cross_entropy(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor) -> Tensor:

@@ -8,25 +8,24 @@ import pytest
 from star import stages
 from star.ckd.distill import distill_student
 from star.config.experiment import Config
-from star.config.models import Architecture, Student
-from star.config.training import Training
+from star.config.models import Architecture, Student, Teacher
+from star.config.training import Distill, Lora, Training
 from star.errors import InputError
 from star.folders.workspace import Workspace
-from star.modeling.models import load_model, load_tokenizer, save_model
-from star.modeling.scratch import scratch_model
+from star.modeling.bases import open_tokenizer
+from star.modeling.models import load_model, load_tokenizer
+from star.topk.sequences import TOKENIZER
+from tests.small_models import small_sizes, write_scratch_model
 
-SIZES = Architecture(
-    hidden_size=16, intermediate_size=16, num_hidden_layers=4, num_attention_heads=1, num_key_value_heads=1, head_dim=16
-)
+SIZES = Architecture(**small_sizes(16, 16, layers=4, heads=1, head_dim=16))
 HEAL = Training(steps=4, batch_size=2, learning_rate=1e-2, save_steps=2)
 
 
 @pytest.fixture(scope="module")
 def base(finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained model of four layers with the teacher's tokenizer."""
-    folder, tokenizer = tmp_path_factory.mktemp("base") / "model", load_tokenizer(finished["refine-teacher"])
-    save_model(scratch_model(SIZES, tokenizer, seed=3), tokenizer, folder)
-    return folder
+    tokenizer = load_tokenizer(finished["refine-teacher"])
+    return write_scratch_model(tmp_path_factory.mktemp("base") / "model", SIZES, tokenizer=tokenizer, seed=3)
 
 
 def shortened(micro: Config, base: Path, **settings: object) -> Config:
@@ -80,6 +79,19 @@ def test_layers_are_dropped_and_healed_before_the_distillation(
     distill_student(config, topk, workspace=workspace, log_metrics=log)
     assert phases == ["heal", *["ckd"] * micro.distill.steps]
     assert load_model(workspace.out).config.num_hidden_layers == 3
+
+
+def test_adapters_alone_on_a_shortened_base_that_gets_new_tokens_are_refused(tmp_path: Path) -> None:
+    lacking = write_scratch_model(tmp_path / "lacking", SIZES, seed=3)
+    file = lacking / "tokenizer.json"
+    file.write_text(file.read_text().replace('"<tool_call>"', '"<tool>"'))
+    teacher = Teacher(base=str(lacking), add_format_tokens=True)
+    open_tokenizer(teacher).tokenizer.save_pretrained(tmp_path / "topk" / TOKENIZER)
+    student = Student(base=str(lacking), layers=2)
+    config = Config(teacher=teacher, student=student, distill=Distill(steps=1, lora=Lora()))
+    workspace = Workspace(out=tmp_path / "out", state=tmp_path / "state")
+    with pytest.raises(InputError, match="lacks the tokens <tool_call>, and adapters"):
+        distill_student(config, tmp_path / "topk", workspace=workspace, log_metrics=lambda values, step: None)
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:

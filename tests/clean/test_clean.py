@@ -112,12 +112,14 @@ def test_a_registry_with_another_model_of_that_name_is_another_one_too(runs: Pat
     assert old.exists()
 
 
-def test_a_download_that_is_named_or_in_use_stays(runs: Path) -> None:
-    download = runs / "models" / ("d" * 64)
+@pytest.mark.parametrize("digits", ["", "-" + "e" * 16])  # an older STAR's, and one with the digest of its files
+def test_a_download_that_is_named_or_in_use_stays(runs: Path, digits: str) -> None:
+    model = "d" * 64
+    download = runs / "models" / (model + digits)
     download.mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (download / name).write_text("{}")
-    (download / "lineage.json").write_text(json.dumps({"model": download.name}))
+    (download / "lineage.json").write_text(json.dumps({"model": model}))
     (runs / "models" / ".publish-killed").mkdir()
     make_old(runs / "models", days=60)
     place = f"runs/models/{download.name}"

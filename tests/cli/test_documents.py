@@ -53,3 +53,10 @@ def test_the_files_that_a_page_names_exist(page: Path) -> None:
         page.read_text(encoding="utf-8"),
     )
     assert [name for name in sorted(set(named)) if not (ROOT / name).exists()] == []
+
+
+def test_the_list_of_benchmarks_is_whole() -> None:
+    listed = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## All benchmarks")[2]
+    scripts = [file for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text(encoding="utf-8")]
+    assert len(scripts) > 20
+    assert [file.name for file in scripts if f"`benchmarks/{file.name}`" not in listed] == []

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ from star.stages import STAGES
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_packaged_profile_loads(profile: str) -> None:
     assert load_config(profile).name == profile
+
+
+def test_what_is_packaged_are_the_profiles_that_have_a_name() -> None:
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "star.configs"
+    ]
+    packaged = {file for pattern in patterns for file in (root / "configs").glob(pattern)}
+    assert {file.stem for file in packaged if file.suffix == ".yaml"} == set(PROFILES)
 
 
 def test_the_profiles_of_the_real_model_load_where_make_real_puts_its_files(tmp_path: Path) -> None:
@@ -171,6 +181,23 @@ def test_a_revision_stays_with_its_base(student: str, revision: str | None, tmp_
 def test_the_name_of_a_base_on_the_hub_stays_with_it(settings: str, named: str | None, tmp_path: Path) -> None:
     (tmp_path / "first.yaml").write_text("extends: qwen3-0.6b\nregistry: {base_model: team/base}\n")
     assert load_config(write(tmp_path, f"extends: first.yaml\n{settings}\n")).registry.base_model == named
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("teacher: {base: ./model, revision: abc}", "`teacher`: `revision` is a commit of a model of the hub"),
+        ("student: {base: ./model, revision: abc}", "`student`: `revision` is a commit of a model of the hub"),
+        ("student: {revision: abc}", "`student`: `revision` is a commit of a model of the hub"),
+        ("teacher: {chat_template: own}", "are for a pretrained base, and one from scratch"),
+        ("teacher: {add_format_tokens: true}", "are for a pretrained base, and one from scratch"),
+    ],
+)
+def test_settings_of_a_base_that_would_have_no_effect_are_refused(settings: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=said):
+        load_config(write(tmp_path, f"extends: tiny\n{settings}\n"))
 
 
 @pytest.mark.parametrize("profile", [name for name in PROFILES if "tiny" not in name])

@@ -180,6 +180,25 @@ def test_the_stage_names_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
 
 
+@pytest.mark.parametrize(("tools", "uncalled"), [(None, None), ("tools.json", len(BY_REFERENCE) + 1)])
+def test_of_rows_alone_only_tools_of_ones_own_are_missed(
+    tools: str | None, uncalled: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `make real SEED_DATA=rows.jsonl`, whose profile generates no rows and names no tools."""
+    (tmp_path / "tools.json").write_text(json.dumps([*BY_REFERENCE, IMPOSSIBLE]))
+    own = [normalize_tool({"name": name, "description": f"To {name} it"}) for name in ("clear", "fill")]
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for row in generate_rows(own, 20, seed=1):
+            file.write(json.dumps({"messages": row["messages"], "tools": row["tools"]}) + "\n")
+    given = {"seed_data": tmp_path / "rows.jsonl", "generated_rows": 0, "heldout_rows": 1}
+    settings = Data.model_validate(given | ({"tools": tmp_path / tools} if tools else {}))
+    for folder in ("out", "state"):
+        (tmp_path / folder).mkdir()
+    counts = make_data_set(settings, seed=1, out=tmp_path / "out", state=tmp_path / "state")
+    assert counts.get("tools_not_called") == uncalled
+    assert ("no row calls" in capsys.readouterr().err) is bool(uncalled)
+
+
 def test_where_all_are_called_nothing_is_said(tmp_path: Path) -> None:
     tools = str(packaged_file("tools.json"))
     done = CliRunner().invoke(

@@ -1,6 +1,7 @@
 """What `star doctor` says of a CPU: times grow with the work, memory with the micro batch, and rows are measured."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,14 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from star.config.experiment import Config
-from star.config.load import load_config
 from star.doctor import cost_lines, machine
-from star.doctor.costs import ModelSize, workload_of
+from star.doctor.costs import ModelSize, stage_costs, workload_of
 from star.doctor.cpu_costs import SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
-from star.doctor.estimates import GIB, describe_base, host_memory_needed
+from star.doctor.estimates import FROZEN, FULL, GIB, describe_base, host_memory_needed, memory_needed, workload
 from star.doctor.sample_rows import Lengths, measure_lengths, sample_rows
-from star.modeling.scratch import scratch_model
-from star.modeling.tokenizer import bootstrap_tokenizer
+from tests.small_models import write_scratch_model
 
 # Two cores with AVX-512 and bf16, as measured, and SmolLM2-135M.
 TWO_CORES = Cpu(flops=430e9, bytes_per_second=20e9, weight_bytes=2)
@@ -24,11 +23,7 @@ SMOLLM2 = ModelSize(134_515_008, 23_040, 30)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "base"
-    tokenizer = bootstrap_tokenizer()
-    scratch_model(load_config("tiny").student.base, tokenizer, seed=1).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_scratch_model(tmp_path_factory.mktemp("models") / "base")
 
 
 def pretrained(base: Path, **settings: object) -> Config:
@@ -80,6 +75,25 @@ def test_a_student_that_loses_layers_is_counted_without_them(base: Path) -> None
     shortened = config.student.model_copy(update={"layers": 2})
     assert describe_base(config.student)[0].num_hidden_layers == 3
     assert describe_base(shortened)[0].num_hidden_layers == 2
+
+
+def test_the_bases_that_are_evaluated_are_counted(base: Path, tmp_path: Path) -> None:
+    trained = {"base": str(base), "refine": {"steps": 1}}
+    config, alone = (pretrained(base, teacher=trained, evaluate={"bases": shown}) for shown in (True, False))
+    work, of_models = workload(config), workload(alone)
+    assert work.bases == (work.teacher,) and of_models.bases == ()
+    cost, least = (stage_costs(found)["evaluate"] for found in (work, of_models))
+    assert cost.core_seconds > least.core_seconds and cost.card_seconds > least.card_seconds and cost.disk > least.disk
+    slower, faster = (stage_seconds(config, found, TWO_CORES)["evaluate"] for found in (work, of_models))
+    assert slower > faster
+    # A student that lost layers stands beside its whole base.
+    other = shutil.copytree(base, tmp_path / "other")
+    (other / "generation_config.json").write_text("{}")
+    shortened = pretrained(other, teacher={"base": str(base)}, student={"base": str(other), "layers": 2})
+    [whole] = workload(shortened).bases
+    assert (whole.layers, workload(shortened).student.layers) == (3, 2)
+    assert memory_needed(shortened, "evaluate") == FROZEN * whole.parameters
+    assert host_memory_needed(shortened, "evaluate", accelerator=False, processes=1) > FULL * whole.parameters
 
 
 def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_path: Path) -> None:

@@ -22,10 +22,8 @@ from star.doctor.estimates import GIB, disk_needed, host_memory_needed, memory_n
 from star.doctor.model_checks import check_vllm
 from star.doctor.preflight import preflight_checks, require_all
 from star.errors import InputError
-from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
-
-SMALL = load_config("tiny").student.base
+from tests.small_models import TINY, write_scratch_model
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +55,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("student", bootstrap_tokenizer()),
         ("stranger", other),
     ):
-        scratch_model(SMALL, tokenizer, seed=1).save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        write_scratch_model(folder / name, tokenizer=tokenizer)
     return folder
 
 
@@ -298,7 +295,7 @@ def test_the_8b_teacher_fits_80_gb_with_adapters_only() -> None:
     base = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
             "num_key_value_heads": 8, "head_dim": 128}  # fmt: skip
     scratch = {"vocab_size": 1000, "warmup": {"steps": 1, "learning_rate": 1e-3}}
-    small = SMALL.model_dump()
+    small = TINY.model_dump()
     refine = {"steps": 1, "micro_batch_size": 1}
     settings = {"scratch": scratch, "teacher": {"base": base, "refine": refine}, "student": {"base": small}}
     full = Config.model_validate(settings)

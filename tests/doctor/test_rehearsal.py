@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from star.chat import CHAT_TEMPLATE
 from star.config.experiment import Config
@@ -22,9 +22,9 @@ from star.errors import InputError
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import bootstrap_tokenizer, train_tokenizer
+from tests.small_models import TINY, write_scratch_model
 
 STEPS = ["rows", "teacher", "student", "tokenizers", "template", "rehearsal"]
-SIZES = load_config("tiny").student.base
 TOOLS_OPENING = "{%- if tools %}"
 
 
@@ -34,7 +34,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, padding in (("teacher", 20), ("student", 8)):
         tokenizer = bootstrap_tokenizer()
-        model = scratch_model(SIZES, tokenizer, seed=1)
+        model = scratch_model(TINY, tokenizer, seed=1)
         model.resize_token_embeddings(len(tokenizer) + padding, mean_resizing=False)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -99,8 +99,7 @@ def test_a_template_that_begins_the_answer_can_be_used_and_is_said(opening: str,
 def other_tokenizer(models: Path) -> None:
     shutil.rmtree(models / "student")
     tokenizer = train_tokenizer(["quite other words, again and again"] * 9, vocab_size=320)
-    scratch_model(SIZES, tokenizer, seed=1).save_pretrained(models / "student")
-    tokenizer.save_pretrained(models / "student")
+    write_scratch_model(models / "student", tokenizer=tokenizer)
 
 
 def one_other_token(models: Path) -> None:
@@ -159,7 +158,7 @@ def lora_adapter_beside_its_base(models: Path) -> None:
 
 
 def other_sizes(models: Path) -> None:
-    edit_json(models / "student" / "config.json", hidden_size=2 * SIZES.hidden_size)
+    edit_json(models / "student" / "config.json", hidden_size=2 * TINY.hidden_size)
 
 
 def absurd_sizes(models: Path) -> None:
@@ -180,7 +179,7 @@ def weights_of_another_model(models: Path) -> None:
 
 
 def contradictory_config(models: Path) -> None:
-    edit_json(models / "student" / "config.json", num_hidden_layers=SIZES.num_hidden_layers + 1)
+    edit_json(models / "student" / "config.json", num_hidden_layers=TINY.num_hidden_layers + 1)
 
 
 def missing_weights(models: Path) -> None:
@@ -281,13 +280,24 @@ def test_a_base_whose_template_cannot_be_used_gets_ours_or_is_refused_as_one_cho
     assert refused.name == "teacher" and reason in refused.detail and "chat_template: auto" in refused.detail
 
 
-def test_adapters_for_a_base_that_gets_new_tokens_are_refused(models: Path) -> None:
+@pytest.mark.parametrize("phase", ["sft", "refine"])
+def test_adapters_for_a_base_that_gets_new_tokens_are_refused(phase: str, models: Path) -> None:
     file = models / "teacher" / "tokenizer.json"
     file.write_text(file.read_text().replace('"<tool_call>"', '"<tool>"'))
-    sft = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3, "lora": {}}
-    teacher = {"base": str(models / "teacher"), "add_format_tokens": True, "sft": sft}
+    first = {"steps": 1, "learning_rate": 1e-3, "lora": {}}
+    teacher = {"base": str(models / "teacher"), "add_format_tokens": True, phase: first}
     *_, refused = checks_of(models, teacher=teacher)
     assert refused.name == "teacher" and "lacks the tokens <tool_call>, and adapters" in refused.detail
+
+
+def test_a_teacher_that_caps_its_logits_needs_another_back_end_for_its_top_k(models: Path) -> None:
+    tokenizer = load_tokenizer(models / "teacher")
+    sizes = TINY.model_dump() | {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    Gemma2ForCausalLM(Gemma2Config(**sizes, final_logit_softcapping=30.0)).save_pretrained(models / "teacher")
+    *_, refused = checks_of(models)
+    assert refused.name == "rehearsal" and "Gemma2ForCausalLM" in refused.detail and "`topk.server`" in refused.detail
+    served = checks_of(models, topk={"server": "http://localhost:1/v1"})
+    assert [check.name for check in served] == STEPS and all(check.passed for check in served)
 
 
 def test_an_end_token_that_nobody_named_is_taken_from_the_template(models: Path) -> None:
@@ -311,7 +321,7 @@ def test_a_large_model_is_rehearsed_as_a_miniature(models: Path, monkeypatch: py
 
 
 def test_a_student_that_loses_layers_is_tried_without_weights(models: Path) -> None:
-    layers = SIZES.num_hidden_layers
+    layers = TINY.num_hidden_layers
     student = {"base": str(models / "student"), "layers": 2}
     checks = checks_of(models, student=student)
     assert checks[2].passed and checks[2].detail.endswith("; 2 of its layers are kept")

@@ -203,17 +203,27 @@ def test_empty_folders_and_open_files_of_nfs_are_no_additions(tmp_path: Path) ->
     ("change", "says"),
     [
         ({"files": [{"path": "a" * 5000, "size": 1, "sha256": ""}]}, "is missing or was changed"),
+        ([1], r"manifest\.json is damaged \(it is missing"),
         ({"ancestors": [1]}, r"manifest\.json is damaged"),
         ({"inputs": "x"}, r"manifest\.json is damaged"),
-        ({"origin": None}, r"manifest\.json is damaged"),
+        ({"origin": None}, r"manifest\.json is damaged \(origin"),
+        ({"stage": ["counting"]}, r"manifest\.json is damaged \(stage"),
+        ({"ancestors": {"a" * 64: {"stage": "distill"}}}, r"manifest\.json is damaged \(ancestors\.a{64}\.fingerprint"),
+        ({"origin": {"base": ["a"]}}, r"manifest\.json is damaged \(origin\.base is missing or of another kind\)"),
+        ({"origin": {"base": {"name": None}}}, r"manifest\.json is damaged \(origin\.base\.name"),
+        ({"origin": {"trained": [{"phase": "sft"}]}}, r"manifest\.json is damaged \(origin\.trained\[0\]\.steps"),
+        (
+            {"origin": {"data": {"licences": {"mit": "many"}}}},
+            r"manifest\.json is damaged \(origin\.data\.licences\.mit",
+        ),
     ],
 )
-def test_a_manifest_of_another_form_is_refused(tmp_path: Path, change: dict, says: str) -> None:
+def test_a_manifest_of_another_form_is_refused(tmp_path: Path, change: dict | list, says: str) -> None:
     Work().run(tmp_path / "out")
     manifest = tmp_path / "out" / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.chmod(0o600)
-    manifest.write_text(json.dumps(content | change))
+    manifest.write_text(json.dumps(change if isinstance(change, list) else content | change))
     with pytest.raises(InputError, match=says):
         open_input(tmp_path / "out", stage="counting")
 

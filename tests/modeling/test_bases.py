@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from star.chat import CHAT_TEMPLATE, FORMAT_TOKENS, IM_END, IM_START, render_prompt
+from star.config.experiment import Config
 from star.config.models import Student, Teacher
 from star.config.training import Lora
 from star.errors import InputError
 from star.modeling.bases import fit_to_tokenizer, open_base, open_tokenizer, settle_tokenizer
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.prompts import template_beginning, template_opening
-from star.modeling.special_tokens import PRODUCT_TOKENS
-from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_digest
+from star.modeling.special_tokens import PRODUCT_TOKENS, settle_alike
+from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_differences, tokenizer_digest
+from tests.small_models import random_model, small_sizes
 
+
+SFT = {"steps": 1, "learning_rate": 1e-3}
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 TOOLS = [{"name": "clock", "description": "", "parameters": {"type": "object", "properties": {"zone": {}}}}]
 # Of another family: its own turn tokens, calls in OpenAI's form only, tools where there are any.
@@ -61,20 +65,9 @@ def foreign_tokenizer(folder: Path, *, template: str | None, adds_bos: bool = Tr
 
 def write_model(folder: Path, *, spare_rows: int = 0, tied: bool = False) -> Path:
     rows = len(load_tokenizer(folder)) + spare_rows
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=rows,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-        eos_token_id=2,
-        pad_token_id=2,
-        bos_token_id=1,
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    ids = {"eos_token_id": 2, "pad_token_id": 2, "bos_token_id": 1}
+    config = LlamaConfig(vocab_size=rows, tie_word_embeddings=tied, **ids, **small_sizes(16, 16, layers=1))
+    model = random_model(config, seed=1)
     model.generation_config = GenerationConfig(
         eos_token_id=2, do_sample=True, top_p=0.9, repetition_penalty=1.3, suppress_tokens=[5, 6]
     )
@@ -139,6 +132,29 @@ def test_prompts_can_end_with_an_opened_think_block(template: str | None, tmp_pa
     if template is None:
         closed = opened.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         assert closed.endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("first_bos", ["", "{{ bos_token }}"])
+@pytest.mark.parametrize("second_bos", ["", "{{ bos_token }}"])
+def test_named_templates_become_one_that_writes_the_same(first_bos: str, second_bos: str, tmp_path: Path) -> None:
+    """transformers chooses one of them by whether there are tools; the BOS is written in each prompt, once."""
+    plain = "{%- for message in messages %}{{ message.role + message.content + '</s>' }}{% endfor %}"
+    base = foreign_tokenizer(tmp_path / "base", template=f"{second_bos}{plain}\n")
+    (base / "additional_chat_templates").mkdir()
+    # jinja writes the first newlines of a template, and not the last one.
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text(
+        f"{first_bos}\n\n  {{%+ if 1 %}}{HERMES}{{% endif %}} \n"
+    )
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    named = AutoTokenizer.from_pretrained(base)
+    assert named.chat_template.keys() == {"default", "tool_use", "rag"}
+    tokenizer = open_tokenizer(Teacher(base=str(base), chat_template="own")).tokenizer
+    for tools, bos in ((TOOLS, first_bos), ([], second_bos)):
+        expected = render_prompt(MESSAGES, tools, named)
+        assert expected.startswith("<s>") is bool(bos)
+        assert render_prompt(MESSAGES, tools, tokenizer) == ("" if bos else "<s>") + expected
+    student = settle_alike(load_tokenizer(base), tokenizer)
+    assert student.chat_template == tokenizer.chat_template and tokenizer_differences(student, tokenizer) == ""
 
 
 def test_a_family_without_bos_gets_none(tmp_path: Path) -> None:
@@ -237,9 +253,28 @@ def test_a_student_of_another_family_is_refused_before_its_weights_are_read(tmp_
 def test_adapters_are_refused_where_new_tokens_would_stay_untrained(tmp_path: Path) -> None:
     base = write_model(foreign_tokenizer(tmp_path / "base", template=HERMES))
     own, ours = open_tokenizer(Teacher(base=str(base))), open_tokenizer(Teacher(base=str(base), chat_template="qwen3"))
-    open_base(Student(base=str(base)), tokenizer=own.tokenizer, lora=Lora(rank=2))
+    open_base(Student(base=str(base)), tokenizer=own.tokenizer, lora=Lora(rank=2), adapters_first=True)
     with pytest.raises(InputError, match=rf"lacks the tokens {re.escape(IM_END)}, .*leave `lora` out"):
-        open_base(Student(base=str(base)), tokenizer=ours.tokenizer, lora=Lora(rank=2))
+        open_base(Student(base=str(base)), tokenizer=ours.tokenizer, adapters_first=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "teacher_refused", "student_refused"),
+    [
+        ({}, False, False),
+        ({"teacher": {"sft": SFT | {"lora": {}}}}, True, False),
+        ({"teacher": {"refine": {"steps": 1, "lora": {}}}}, True, False),
+        ({"teacher": {"sft": SFT, "refine": {"steps": 1, "lora": {}}}}, False, False),
+        ({"distill": {"steps": 1, "lora": {}}}, False, True),
+        ({"distill": {"steps": 1, "lora": {}}, "student": {"layers": 2}}, False, True),
+        ({"distill": {"steps": 1, "lora": {}}, "student": {"layers": 2, "heal": SFT}}, False, False),
+        ({"refine": {"steps": 1, "lora": {}}}, False, False),
+    ],
+)
+def test_whether_adapters_are_trained_first(settings: dict, teacher_refused: bool, student_refused: bool) -> None:
+    config = Config.model_validate(settings)
+    assert config.adapters_come_first(config.teacher) is teacher_refused
+    assert config.adapters_come_first(config.student) is student_refused
 
 
 def test_a_settled_tokenizer_is_settled(tmp_path: Path) -> None:

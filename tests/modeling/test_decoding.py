@@ -5,51 +5,32 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    Gemma3ForCausalLM,
     Gemma3TextConfig,
     GptOssConfig,
-    GptOssForCausalLM,
     LogitsProcessorList,
     MambaConfig,
-    MambaForCausalLM,
-    PreTrainedModel,
     Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from star.modeling.decoding import decode
 from star.modeling.sampling import SeededSampling
+from tests.small_models import random_model, small_sizes
 
 VOCABULARY = 300
 ENDS = [7, 8, 9, 11]
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
+    **small_sizes(heads=4, key_value_heads=2, head_dim=8),
     "initializer_range": 0.3,  # wide enough that the logits differ
 }
-MODELS: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    "full attention": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
-    "sliding windows": (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig(**SIZES, sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
+CONFIGS: dict[str, Any] = {
+    "full attention": Qwen3Config(**SIZES),
+    "sliding windows": Gemma3TextConfig(
+        **SIZES, sliding_window=16, layer_types=["sliding_attention", "full_attention"]
     ),
-    "experts and sinks": (
-        GptOssForCausalLM,
-        GptOssConfig(**SIZES, sliding_window=16, num_local_experts=4, num_experts_per_tok=2),
-    ),
-    "no cache to copy": (MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1)),
+    "experts and sinks": GptOssConfig(**SIZES, sliding_window=16, num_local_experts=4, num_experts_per_tok=2),
+    "no cache to copy": MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1),
 }
-
-
-def random_model(kind: str) -> Any:
-    torch.manual_seed(0)
-    architecture, config = MODELS[kind]
-    return architecture(config).eval()
 
 
 def three_prompts() -> dict[str, torch.Tensor]:
@@ -75,9 +56,9 @@ def draw(model: Any, *, samples: int, new_tokens: int = 48, **settings: object) 
     )
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_draws_the_tokens_of_the_plain_loop(kind: str) -> None:
-    model = random_model(kind)
+    model = random_model(CONFIGS[kind])
     # The second has a state per row that the loop knows, the third one that it does not know.
     for settings in ({}, {"repetition_penalty": 1.1}, {"min_new_tokens": 9}):
         for samples in (1, 6):
@@ -86,7 +67,7 @@ def test_draws_the_tokens_of_the_plain_loop(kind: str) -> None:
 
 
 def test_a_prompt_is_read_once_and_ended_rows_leave_the_batch() -> None:
-    model = random_model("full attention")
+    model = random_model(CONFIGS["full attention"])
     read: list[tuple[int, ...]] = []
     model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(tuple(given[0].shape)))
     ids_BL = draw(model, samples=6, custom_generate=decode)
@@ -98,7 +79,7 @@ def test_a_prompt_is_read_once_and_ended_rows_leave_the_batch() -> None:
 
 
 def test_rollouts_of_simrl_keep_their_own_random_numbers() -> None:
-    model = random_model("full attention")
+    model = random_model(CONFIGS["full attention"])
     prompts = {key: value.repeat_interleave(4, 0) for key, value in three_prompts().items()}
     drawn = []
     for settings in ({}, {"custom_generate": decode}):
@@ -118,6 +99,6 @@ def test_rollouts_of_simrl_keep_their_own_random_numbers() -> None:
 
 
 def test_long_answers_outgrow_the_reserved_room() -> None:
-    model = random_model("full attention")
+    model = random_model(CONFIGS["full attention"])
     settings: dict[str, Any] = {"samples": 2, "new_tokens": 80, "suppress_tokens": ENDS}
     assert torch.equal(draw(model, **settings, custom_generate=decode), draw(model, **settings))

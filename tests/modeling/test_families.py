@@ -6,13 +6,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3TextConfig,
     GptOssConfig,
     LlamaConfig,
@@ -33,16 +31,10 @@ from star.simrl.trainer import SimRLTrainer
 from star.stages import STAGES, synthesize
 from star.teacher.sft import SupervisedRows
 from star.topk.sequences import TOKENIZER, read_sequences
+from tests.small_models import random_model, small_sizes
 from tests.tokenizer_families import fetch_tokenizer
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-}
+SIZES = small_sizes(48, 96, head_dim=16)
 ALTERNATING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -131,8 +123,7 @@ def test_a_family_has_the_same_tokens_in_every_stage(
     else:
         fetch_tokenizer(family, base)
     raw = load_tokenizer(base)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(architecture(len(raw), raw)).save_pretrained(base)
+    random_model(architecture(len(raw), raw)).save_pretrained(base)
     config = config_of(micro, base, add_format_tokens=add_format_tokens)
 
     sampled: dict[int, list[Rollout]] = {}

@@ -23,16 +23,10 @@ from star.modeling.models import base_source, load_model, load_tokenizer
 from star.modeling.scratch import scratch_model
 from star.modeling.tokenizer import tokenizer_differences
 from tests.gguf_files import byte_level_tokenizer, write_gguf
+from tests.small_models import small_sizes
 
-SIZES = Architecture(
-    # Of Qwen3, transformers reads no other width of a head from a GGUF file.
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=128,
-)
+# Of Qwen3, transformers reads no other width of a head from a GGUF file.
+SIZES = Architecture(**small_sizes(head_dim=128))
 TEXT = "<|im_start|>user\nthe weather in the town<|im_end|>\n<think>\n</think>\n<tool_call>{}</tool_call>"
 
 
@@ -74,11 +68,27 @@ def test_a_base_is_converted_once(
         base_source(base)
 
 
+def converted(file: Path, *, out: Path) -> str | None:
+    """`convert_gguf` in this process."""
+    header = read_gguf_header(file)
+    return convert_gguf(file, header.tensors, architecture=header.metadata["general.architecture"], out=out)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.1.ffn_gate_inp.weight", "done\ndone"])
+def test_a_tensor_that_would_be_left_out_is_refused(model: PreTrainedModel, name: str, tmp_path: Path) -> None:
+    """transformers skips what its architecture has no place for, and the model would be another one."""
+    file = tmp_path / "more.gguf"
+    write_gguf(file, model, byte_level_tokenizer(), further={name: np.ones(256, np.float32)})
+    reason = converted(file, out=tmp_path / "out")
+    assert reason is not None and reason.startswith(f"transformers leaves 1 of its tensors out, first {name!r}, ")
+    assert "\n" not in reason  # the last line that the child says decides
+
+
 def test_every_format_of_floats_is_read(model: PreTrainedModel, tmp_path: Path) -> None:
     for kind in ("F32", "F16", "BF16"):
         file = tmp_path / f"{kind}.gguf"
         write_gguf(file, model, byte_level_tokenizer(), weights=GGMLQuantizationType[kind])
-        assert convert_gguf(file, out=tmp_path / kind) is None
+        assert converted(file, out=tmp_path / kind) is None
         weight = load_model(tmp_path / kind).get_input_embeddings().weight
         error = (weight - model.get_input_embeddings().weight).abs().max().item()
         assert error <= {"F32": 0, "F16": 1e-4, "BF16": 1e-3}[kind]
@@ -177,4 +187,4 @@ def test_an_architecture_that_transformers_lacks_is_named(file: Path, tmp_path: 
     other = tmp_path / "other.gguf"
     other.write_bytes(file.read_bytes().replace(b"qwen3", b"qwen9"))
     with pytest.raises(ValueError, match="qwen9 is not supported"):
-        convert_gguf(other, out=tmp_path / "out")
+        converted(other, out=tmp_path / "out")

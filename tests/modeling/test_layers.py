@@ -9,35 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     Gemma3TextConfig,
     GptOssConfig,
     LlamaConfig,
     PretrainedConfig,
-    PreTrainedModel,
     Qwen3MoeConfig,
 )
 
 from star.errors import InputError
 from star.modeling.layers import choose_layers, keep_layers
+from tests.small_models import random_model, small_sizes
 
 SIZES = {
     "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
+    **small_sizes(16, 16, layers=6, head_dim=8),
     "pad_token_id": 0,
     "eos_token_id": [1, 2, 3, 4, 5, 6],  # as many as layers
 }
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
-
-
-def model(config: PretrainedConfig) -> PreTrainedModel:
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @given(st.integers(2, 60), st.data())
@@ -61,7 +50,7 @@ def test_the_kept_layers_are_spread_evenly_from_the_first_to_the_last(of: int, d
     ids=["untied", "tied", "sliding windows", "sinks", "some layers without experts"],
 )
 def test_a_shortened_model_is_its_kept_layers(config: PretrainedConfig) -> None:
-    whole = model(config)
+    whole = random_model(config)
     smaller = keep_layers(whole, 3, source="base")
     ids = torch.arange(1, 13)[None]
     with torch.no_grad():
@@ -84,10 +73,10 @@ def test_a_shortened_model_is_its_kept_layers(config: PretrainedConfig) -> None:
 
 def test_layers_that_cannot_be_dropped_are_refused() -> None:
     with pytest.raises(InputError, match=r"`student.layers` is 7 and base has 6 layers"):
-        keep_layers(model(LlamaConfig(**SIZES)), 7, source="base")
+        keep_layers(random_model(LlamaConfig(**SIZES)), 7, source="base")
     with pytest.raises(InputError, match="base cannot lose layers, because they are not alike"):
-        keep_layers(model(Qwen3MoeConfig(**SIZES, **EXPERTS, decoder_sparse_step=2)), 3, source="base")
-    shared = model(LlamaConfig(**SIZES))
+        keep_layers(random_model(Qwen3MoeConfig(**SIZES, **EXPERTS, decoder_sparse_step=2)), 3, source="base")
+    shared = random_model(LlamaConfig(**SIZES))
     shared.model.layers[3].mlp = shared.model.layers[0].mlp
     with pytest.raises(InputError, match="the layers of base share weights"):
         keep_layers(shared, 3, source="base")

@@ -19,22 +19,17 @@ from star.folders.publish import publish
 from star.modeling import trial, trial_child
 from star.modeling.generation import Sample, generate
 from star.modeling.inference import answer_request
-from star.modeling.models import _try_hub_model, describe_model, load_model, load_tokenizer, save_model
-from star.modeling.scratch import scratch_model
-from star.modeling.tokenizer import bootstrap_tokenizer
+from star.modeling.models import _try_hub_model, describe_model, load_model, load_tokenizer
 from star.modeling.trial import try_model
+from tests.small_models import small_sizes, write_scratch_model
 
-SIZES = Architecture(
-    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=16
-)
+SIZES = Architecture(**small_sizes(16, 16, layers=1, heads=1, head_dim=16))
 LOOP = "{%- for a in range(99999) -%}{%- for b in range(99999) -%}{%- endfor -%}{%- endfor -%}"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, tokenizer = tmp_path_factory.mktemp("models") / "model", bootstrap_tokenizer()
-    save_model(scratch_model(SIZES, tokenizer, seed=1), tokenizer, folder)
-    return folder
+    return write_scratch_model(tmp_path_factory.mktemp("models") / "model", SIZES)
 
 
 @pytest.fixture

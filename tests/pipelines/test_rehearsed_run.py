@@ -5,18 +5,14 @@ from pathlib import Path
 import pytest
 
 from star.config.experiment import Config
-from star.config.load import load_config
 from star.errors import PipelineError
-from star.modeling.scratch import scratch_model
-from star.modeling.tokenizer import bootstrap_tokenizer
 from star.pipelines.local_runner import run_local
+from tests.small_models import write_scratch_model
 
 
 def test_a_run_whose_rehearsal_fails_starts_no_stage(tmp_path: Path, own_home: Path) -> None:
-    tokenizer = bootstrap_tokenizer()
     for name in ("teacher", "student"):
-        scratch_model(load_config("tiny").student.base, tokenizer, seed=1).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+        write_scratch_model(tmp_path / name)
     (tmp_path / "student" / "model.safetensors").write_bytes(b"cut")
     bases = {name: {"base": str(tmp_path / name)} for name in ("teacher", "student")}
     with pytest.raises(PipelineError, match=r"no stage was started: student: model .*download it again") as failed:

@@ -159,6 +159,8 @@ def test_the_licence_of_a_base_is_read_from_its_card_its_metadata_or_its_licence
     assert (facts["kind"], facts["name"], facts["license_name"]) == ("gguf", "base.gguf", "acme")
     (tmp_path / "LICENSE.txt").write_text("\n   Apache License\n   Version 2.0, January 2004\n")
     assert base_facts(Student(base=str(gguf(tmp_path))))["license"] == "apache-2.0"
+    # What the file says of itself comes first.
+    assert base_facts(Student(base=str(gguf(tmp_path, **named))))["license"] == "other"
     folder = tmp_path / "base"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -175,6 +177,17 @@ def test_the_licence_of_a_base_is_read_from_its_card_its_metadata_or_its_licence
     (folder / "README.md").write_text("---\nlicense: gemma\nlicense_link: https://ai.google.dev\n---\n# Base\n")
     assert licence() == "gemma"
     assert base_facts(Student(base="no/such-model")) == {"kind": "hub", "name": "no/such-model"}
+
+
+@pytest.mark.parametrize("other", ["report.pdf", "other.gguf", "project/LICENSE"])
+def test_a_card_or_licence_among_other_files_is_not_that_of_a_gguf_file(other: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Another project\n")
+    (tmp_path / "LICENSE").write_text("Permission is hereby granted, free of charge\n")
+    base = Student(base=str(gguf(tmp_path)))
+    assert base_facts(base)["license"] == "mit"
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_text("")
+    assert "license" not in base_facts(base)
 
 
 def test_the_stages_note_what_the_card_says(micro: Config, finished: dict[str, Path]) -> None:

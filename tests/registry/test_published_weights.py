@@ -28,6 +28,7 @@ def sharded(finished: dict[str, Path], tmp_path: Path) -> Path:
     shutil.copytree(finished["refine"], folder, ignore=shutil.ignore_patterns("model.safetensors", "manifest.json"))
     model = AutoModelForCausalLM.from_pretrained(finished["refine"], dtype=torch.float32)
     model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "README.md").write_text("of the stage")
     publish(folder, out=tmp_path / "refined", manifest=Manifest(**{**vars(manifest), "files": []}))
     return tmp_path / "refined"
 
@@ -59,6 +60,8 @@ def test_what_is_in_bf16_already_or_stays_in_fp32_is_linked(sharded: Path, tmp_p
     assert not place_model_files(sharded, tmp_path / "fp32", precision="fp32")
     for file in (tmp_path / "fp32").iterdir():
         assert file.samefile(sharded / file.name)
+    # The published card is written anew, which through a link would change the stage's folder.
+    assert (sharded / "README.md").exists() and not (tmp_path / "fp32" / "README.md").exists()
 
 
 def test_the_smoke_test_finds_weights_that_are_not_the_trained_ones(finished: dict[str, Path], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from trl.trainer.utils import add_fused_lm_head
 
 from star.config.training import Lora, SimRL
@@ -13,10 +13,12 @@ from star.data.rows import read_rows
 from star.modeling import prompt_groups
 from star.modeling.models import add_lora_adapters, load_model, load_tokenizer
 from star.modeling.prompt_groups import pack_groups, shares_prompts, why_not_shared
-from star.modeling.prompts import render_rows
+from star.modeling.prompts import Prompt, render_rows
+from star.modeling.tokenizer import bootstrap_tokenizer
 from star.modeling.training import train
 from star.simrl.shared_prompts import shared_log_probs
 from star.simrl.trainer import SimRLTrainer, build_trainer
+from tests.small_models import random_model, small_sizes
 
 VOCAB_SIZE = 300
 TEMPERATURE = 0.9
@@ -47,14 +49,10 @@ SETTINGS = SimRL(
 )
 
 
-def small_model(family: str, **arguments: object) -> PreTrainedModel:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+def small_model(family: str, *, vocab_size: int = VOCAB_SIZE, **arguments: object) -> PreTrainedModel:
+    sizes = small_sizes(64, 96, heads=4, key_value_heads=2, head_dim=16)
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        family, vocab_size=VOCAB_SIZE, num_key_value_heads=2, head_dim=16, **sizes, **special, **arguments
-    )
-    model = AutoModelForCausalLM.from_config(config)
+    model = random_model(AutoConfig.for_model(family, vocab_size=vocab_size, **sizes, **special, **arguments)).train()
     for parameter in model.parameters():
         if parameter.ndim > 1:  # so large that each token depends much on those before it
             torch.nn.init.normal_(parameter, std=0.15)
@@ -138,7 +136,6 @@ def test_a_prompt_is_fed_once_for_neighbours() -> None:
         ("llama4_text", {"num_local_experts": 2}, "layers of kind chunked_attention"),
         ("qwen3_next", {"num_experts": 2}, "layers of kind linear_attention"),
         ("bloom", {"n_layer": 2, "n_head": 4}, ""),
-        ("qwen3_moe", {"num_experts": 2, "output_router_logits": True}, "the loss of its routers"),
     ],
 )
 def test_a_model_that_cannot_share_is_found_out(
@@ -175,6 +172,23 @@ def trained(trainer: SimRLTrainer, state: Path) -> tuple[list[dict], torch.Tenso
     train(trainer, phase="simrl", label="test", state=state, log_metrics=lambda values, step: None)
     weights = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
     return json.loads((state / "simrl_curve.json").read_text(encoding="utf-8")), weights
+
+
+def test_the_routers_of_a_mixture_of_experts_are_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TRL adds their loss, for which it needs the logits of the routers."""
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
+    tokenizer = bootstrap_tokenizer()
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16, "vocab_size": len(tokenizer)}
+    model = small_model("qwen3_moe", **experts)
+    assert why_not_shared(model) is None
+    prompts = [Prompt(str(number), "<|im_start|>user\nhi", "hello", []) for number in range(2)]
+    settings = SETTINGS.model_copy(update={"steps": 1, "max_new_tokens": 4, "beta": 0.0})
+    trainer = build_trainer(model, tokenizer, prompts, settings=settings, folder=tmp_path / "simrl", seed=7)
+    assert "a prompt once for each rollout: the loss of the routers" in caplog.text
+    curve, _ = trained(trainer, tmp_path / "state")
+    assert curve[0]["aux_loss"] > 0
 
 
 def test_a_training_takes_the_same_steps_and_resumes_to_the_byte(

@@ -8,28 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
-from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    Trainer,
+    TrainerCallback,
+)
 
 from star import stages
 from star.config.experiment import Config
 from star.config.models import Teacher
 from star.config.training import FineTuning, Lora, Training
 from star.errors import InputError
-from star.modeling.head import is_plain_head
+from star.modeling.head import is_plain_head, require_head_output
 from star.modeling.models import load_model
 from star.modeling.training import IGNORE_INDEX, collate_completions, seed_everything, supervised_arguments, train
-from star.teacher.extract import model_top_k
 from star.teacher.sft import SMALL_VOCABULARY, SupervisedTrainer
+from tests.small_models import small_sizes
 
 VOCABULARY = SMALL_VOCABULARY + 8
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
+    **small_sizes(layers=1),
     "tie_word_embeddings": True,
 }
 
@@ -37,9 +44,9 @@ SIZES: dict[str, Any] = {
 class DrawnRows(Dataset):
     """Rows of random ids and lengths."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, vocabulary: int = VOCABULARY) -> None:
         draw = np.random.default_rng(0)
-        self.rows = [draw.integers(3, VOCABULARY, draw.integers(4, 40)).tolist() for _ in range(count)]
+        self.rows = [draw.integers(3, vocabulary, draw.integers(4, 40)).tolist() for _ in range(count)]
         self.lengths = [len(row) for row in self.rows]
 
     def __len__(self) -> int:
@@ -81,6 +88,77 @@ def test_sorted_rows_without_the_logits_of_prompts_train_alike(tmp_path: Path) -
     assert losses == pytest.approx(expected_losses, rel=1e-5)
 
 
+class WithoutTokenCount(LlamaForCausalLM):
+    """A model whose own loss is the mean of a micro batch: it takes no number of tokens to divide by."""
+
+    def forward(self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None) -> Any:
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+FEW_IDS = SIZES | {"vocab_size": 64}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16}
+ROUTERS = {"output_router_logits": True, "router_aux_loss_coef": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "fuses"),
+    [
+        (LlamaForCausalLM, LlamaConfig(**SIZES), True),
+        (LlamaForCausalLM, LlamaConfig(**FEW_IDS), False),
+        (CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25), False),
+        (WithoutTokenCount, LlamaConfig(**FEW_IDS), False),
+        (Qwen3MoeForCausalLM, Qwen3MoeConfig(**SIZES, **EXPERTS), True),
+        (Qwen3MoeForCausalLM, Qwen3MoeConfig(**SIZES, **EXPERTS, **ROUTERS), False),
+    ],
+    ids=["fused", "few ids", "scaled logits", "loss of its own", "experts", "experts with the routers' loss"],
+)
+def test_every_target_token_of_a_step_weighs_the_same(
+    kind: type[PreTrainedModel], config: Any, fuses: bool, tmp_path: Path
+) -> None:
+    """The gradient of a step of four unequal micro batches is that of the mean over all of their tokens."""
+    batches: list[dict[str, torch.Tensor]] = []
+    found: list[torch.Tensor] = []
+
+    class Noting(SupervisedTrainer):
+        def compute_loss(self, model, inputs, *arguments, **keywords):
+            batches.append(inputs)
+            return super().compute_loss(model, inputs, *arguments, **keywords)
+
+    class KeepGradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **keywords) -> None:
+            found.extend(weight.grad.clone() for weight in model.parameters())
+
+    def made() -> PreTrainedModel:
+        seed_everything(1)
+        return kind(config)
+
+    settings = Training(batch_size=8, micro_batch_size=2, steps=1, learning_rate=1e-2)
+    arguments = supervised_arguments(settings, folder=tmp_path / "sft", seed=7, bf16=False)
+    arguments.max_grad_norm = 0.0  # clipped gradients would hide their size
+    trainer = Noting(
+        model=made(),
+        args=arguments,
+        train_dataset=DrawnRows(8, vocabulary=config.vocab_size),
+        data_collator=partial(collate_completions, pad_id=0),
+        callbacks=[KeepGradients()],
+    )
+    assert trainer.fuses_head is fuses
+    train(trainer, phase="sft", label="train", state=tmp_path, log_metrics=lambda metrics, step: None)
+
+    model: Any = made()
+    counts = [int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batches]
+    assert len(counts) == 4 and len(set(counts)) == 4
+    for batch, count in zip(batches, counts, strict=True):
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits, labels = output.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+        loss = cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum") / sum(counts)
+        if getattr(config, "output_router_logits", False):
+            loss = loss + config.router_aux_loss_coef * output.aux_loss * count / sum(counts)
+        loss.backward()
+    for (name, weight), gradient in zip(model.named_parameters(), found, strict=True):
+        assert torch.allclose(gradient, weight.grad, rtol=1e-4, atol=1e-6), name
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 def test_a_killed_training_resumes_to_the_bit(optimizer: str, tmp_path: Path) -> None:
     whole = weights_of(trainer_of(SupervisedTrainer, tmp_path, optimizer=optimizer, save_steps=1), tmp_path)
@@ -97,8 +175,8 @@ def test_a_model_that_scales_its_logits_computes_its_loss_itself() -> None:
 
     scaled = made(CohereForCausalLM, CohereConfig(**SIZES, logit_scale=0.25))
     assert is_plain_head(made(LlamaForCausalLM, LlamaConfig(**SIZES))) and not is_plain_head(scaled)
-    with pytest.raises(InputError, match="the teacher is of the architecture CohereForCausalLM"):
-        model_top_k(scaled, pad_id=0, k=4)
+    with pytest.raises(InputError, match=r"the teacher is of the architecture CohereForCausalLM.*`topk\.server`"):
+        require_head_output(scaled)
 
 
 def test_a_teacher_that_is_fine_tuned_with_adapters_is_a_plain_model(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from star import stages
 from star.config.experiment import Config
@@ -18,6 +18,7 @@ from star.teacher import extract
 from star.teacher.extract import batches_by_prompt, model_top_k
 from star.topk.sequences import Lengths
 from star.topk.store import TopKStore
+from tests.small_models import random_model, small_sizes
 
 
 @given(
@@ -45,17 +46,8 @@ def test_batches_hold_the_samples_of_a_prompt_side_by_side(prompts: list[tuple[i
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_shared_prompts_give_the_same_top_k(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=600,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-    )
-    model = LlamaForCausalLM(config).eval().to(dtype)
+    sizes = small_sizes(64, 96, heads=4, key_value_heads=2)
+    model = random_model(LlamaConfig(vocab_size=600, initializer_range=0.1, **sizes)).to(dtype)
     first, second = list(range(10, 40)), list(range(50, 61))
     sequences = [Sequence(first, [5, 6, 7]), Sequence(first, [9]), Sequence(second, [3, 4, 3, 4, 3])]
     sequences.append(Sequence(second, list(range(200, 230))))
@@ -72,6 +64,14 @@ def test_shared_prompts_give_the_same_top_k(dtype: torch.dtype) -> None:
         assert torch.allclose(logprobs_TK, shared_logprobs_TK, atol=1e-5 if dtype == torch.float32 else 0.05)
         if dtype == torch.float32:
             assert torch.equal(ids_TK, shared_ids_TK)
+
+
+def test_prompts_with_one_sample_each_take_the_plain_layout() -> None:
+    model = random_model(LlamaConfig(vocab_size=90, **small_sizes(16, 16, layers=1, key_value_heads=2)))
+    single = [Sequence([1, 2, 3], [5, 6, 7]), Sequence([1, 2], [9]), Sequence([1, 2, 3, 4], [8, 8])]
+    plain, shared = (model_top_k(model, pad_id=0, k=8, share_prompts=share)(single) for share in (False, True))
+    for (ids_TK, logprobs_TK), (shared_ids_TK, shared_logprobs_TK) in zip(plain, shared, strict=True):
+        assert torch.equal(ids_TK, shared_ids_TK) and torch.equal(logprobs_TK, shared_logprobs_TK)
 
 
 def test_the_store_of_a_wide_teacher_is_that_of_the_plain_pass(

@@ -2,6 +2,11 @@
 
 A version that exists is taken for the model only if all its files are the model's: those that are stored, read and hashed.
 Its tags alone prove nothing, because whoever reaches MLflow can write them, also before the model is registered.
+
+A trained model that is published in another precision is another version with other files:
+
+    version 1   model 4fe1, fp32        `registry.precision: fp32` finds version 1 from then on,
+    version 2   model 4fe1, bf16        and `bf16` version 2
 """
 
 import logging
@@ -36,7 +41,7 @@ from star.registry.publish import (
     store_model,
     update_tags,
 )
-from star.registry.versions import Version, find_versions_of
+from star.registry.versions import PRECISION_KEY, Version, find_versions_of
 from star.tracking.server import connect
 
 logger = logging.getLogger(__name__)
@@ -59,7 +64,7 @@ def register_or_find(
     Args:
         scores: name of a score -> its value; tags of the version and metrics of the LoggedModel.
         lineage: tags that say where the model comes from.
-        model_digest: digest of the model's content; two versions of one model never have the same.
+        model_digest: of the model as it was trained; two versions have the same only if their precisions differ.
 
     Returns:
         The version, and a sentence for each version that says it is this model and is not.
@@ -75,8 +80,11 @@ def register_or_find(
     passed_over: list[str] = []
     # Looked up first, so that a stage that is retried or run again creates no second version of the same content.
     for version in find_versions_of(name, model_digest):
+        known = find_recorded(ledger, version.version)
+        if known and known.lineage.get(PRECISION_KEY) != lineage.get(PRECISION_KEY):
+            continue
         try:
-            return _verified(version, ledger, folder=folder, files=files), passed_over
+            return _verified(version, known, ledger, folder=folder, files=files), passed_over
         except OtherFilesError as error:
             passed_over.append(f"{version} has the digest of this model in its tags and is another: {error}")
             logger.warning("%s", passed_over[-1])
@@ -124,15 +132,18 @@ def vouch_for(version: Version, files: Mapping[str, str], *, ledger: Ledger, gat
     return with_registration(version, registration)
 
 
-def _verified(version: Version, ledger: Ledger, *, folder: Path, files: Mapping[str, str]) -> Version:
+def _verified(
+    version: Version, recorded: Registration | None, ledger: Ledger, *, folder: Path, files: Mapping[str, str]
+) -> Version:
     """The version, after all its stored files were found to be those of the model in `folder`.
+
+    Args:
+        recorded: the registration that the version was recorded to have.
 
     Raises:
         OtherFilesError: they are not, or nothing says that STAR registered them.
     """
-    known = find_recorded(ledger, version.version) or find_registration(
-        ledger, digest_of(version.files), model_digest=version.model_digest
-    )
+    known = recorded or find_registration(ledger, digest_of(version.files), model_digest=version.model_digest)
     claimed = with_registration(version, known) if known else version
     if claimed.model_digest != version.model_digest:
         raise OtherFilesError(f"it was registered as model {claimed.model_digest[:12]}")

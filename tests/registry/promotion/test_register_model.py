@@ -107,6 +107,25 @@ def test_what_is_recorded_holds_whatever_the_tags_say(home: Path, model: Path) -
     assert champion("tiny").version == 1
 
 
+def test_each_precision_of_a_model_is_a_version_and_a_download_of_its_own(
+    home: Path, model: Path, tmp_path: Path
+) -> None:
+    converted = tmp_path / "converted"
+    shutil.copytree(model, converted)
+    (converted / "model.safetensors").write_bytes(b"half of the bytes")
+    in_bf16 = {**ARGUMENTS, "lineage": {**ARGUMENTS["lineage"], "precision": "bf16"}}
+    given = {1: (model, ARGUMENTS), 2: (converted, in_bf16)}
+    for number in (1, 2, 1, 2):
+        folder, arguments = given[number]
+        version, passed_over = register_or_find(folder, **arguments)
+        assert (version.version, version.model_digest, passed_over) == (number, "d1", [])
+    downloads = {number: find_model(f"tiny/{number}", name="tiny")[1] for number in given}
+    for number, (folder, _) in given.items():
+        # Also after the other one was downloaded.
+        assert hash_files(downloads[number]) == hash_files(folder)
+    assert len(set(downloads.values())) == 2
+
+
 @pytest.mark.parametrize("forged", ["another's name", "not json", "another registry"])
 def test_a_record_that_is_not_right_is_as_good_as_none(home: Path, model: Path, forged: str) -> None:
     register_model(model, **ARGUMENTS)
