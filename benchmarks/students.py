@@ -117,7 +117,9 @@ def healing(config: Config, *, steps: int, heal_steps: int | None) -> Training:
     heal = config.student.heal or half
     if heal_steps is None and config.student.heal and heal.steps and config.distill.steps:
         heal_steps = max(1, round(heal.steps * steps / config.distill.steps))
-    return heal.model_copy(update={"steps": heal_steps, "epochs": None}) if heal_steps else heal
+    if heal_steps is None and heal.steps is None:
+        raise InputError("the profile counts the healing in epochs: give --heal-steps")
+    return heal.model_copy(update={"steps": heal_steps or heal.steps, "epochs": None})
 
 
 def with_steps(config: Config, steps: int) -> Config:
@@ -134,7 +136,8 @@ def make_student(name: str, config: Config, store: Path, *, layers: int, heal: T
     if name == "short":
         return distil(config, short, store, out / name)
     if name == "longer":
-        return distil(with_steps(config, (config.distill.steps or 0) + (heal.steps or 0)), short, store, out / name)
+        longer = sum(training.steps or 0 for training in (config.distill, heal))  # both are in steps by now
+        return distil(with_steps(config, longer), short, store, out / name)
     if name == "healed":
         return distil(config, short.model_copy(update={"heal": heal}), store, out / name)
     by_ids = config.model_copy(update={"distill": Distill(kind="ce", **heal.model_dump())})

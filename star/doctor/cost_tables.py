@@ -10,7 +10,7 @@ SHARDED = ("rollout", "extract-topk", "evaluate")  # their work on the host is d
 
 
 def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
-    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, for each model three of Sim-RL, and both bases evaluated."""
+    """The paper's recipe on so many rows: 8 samples of each, one pass of distillation, three of Sim-RL per model; bases evaluated too."""
     return Workload(
         teacher=teacher,
         student=QWEN3_06B,

@@ -21,7 +21,6 @@ from star.modeling.special_tokens import PRODUCT_TOKENS, settle_alike
 from star.modeling.tokenizer import bootstrap_tokenizer, tokenizer_differences, tokenizer_digest
 from tests.small_models import random_model, small_sizes
 
-
 SFT = {"steps": 1, "learning_rate": 1e-3}
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 TOOLS = [{"name": "clock", "description": "", "parameters": {"type": "object", "properties": {"zone": {}}}}]
