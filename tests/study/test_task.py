@@ -29,12 +29,12 @@ def test_every_word_comes_in_many_tools() -> None:
 
 def test_all_kinds_of_requests_are_held_out_with_new_tools(tmp_path: Path) -> None:
     profile = load_config("study-tiny")
-    data = profile.data.model_copy(update={"generated_rows": 700, "heldout_rows": 60})
+    data = profile.data.model_copy(update={"generated_rows": 1400, "heldout_rows": 120})
     for name in ("out", "state"):
         (tmp_path / name).mkdir()
     make_data_set(data, seed=profile.seed, out=tmp_path / "out", state=tmp_path / "state")
     train, held = (list(read_rows(tmp_path / "out" / f"{name}.jsonl")) for name in ("train", "heldout"))
-    assert len(held) == 60
+    assert len(held) == 120
     seen = {tool_identity(tool) for row in train for tool in row["tools"]}
     assert all(any(tool_identity(tool) not in seen for tool in row["tools"]) for row in held)
     assert {row["kind"] for row in held} == {kind for kind, weight in data.kinds.items() if weight}
