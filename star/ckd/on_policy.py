@@ -35,7 +35,7 @@ from star.config.experiment import Config
 from star.config.training import Distill, Precision
 from star.errors import InputError
 from star.folders.workspace import Workspace
-from star.modeling.head import require_head_output
+from star.modeling.head import require_plain_head
 from star.modeling.models import load_model, load_tokenizer, save_model
 from star.modeling.precision import computes_in_bf16
 from star.modeling.prompts import Prompt, render_rows, within_length
@@ -137,8 +137,8 @@ def build_on_policy_trainer(
             f"the teacher's head has {rows_of_heads[0]} rows and the student's {rows_of_heads[1]}: on-policy distillation compares "
             "whole distributions, so take models with equal heads; the stored signal (`star distill`) works with these"
         )
-    require_head_output(teacher, what="the teacher")
-    require_head_output(student, what="the student")
+    require_plain_head(teacher, what="the teacher")
+    require_plain_head(student, what="the student")
     bf16 = computes_in_bf16(precision, student.config)
     arguments = DistillationConfig(
         **supervised_values(settings, folder=folder, seed=seed, bf16=bf16, sequences=len(prompts), logging_steps=1),
