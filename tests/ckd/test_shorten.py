@@ -18,7 +18,7 @@ from star.topk.sequences import TOKENIZER
 from tests.small_models import small_sizes, write_scratch_model
 
 SIZES = Architecture(**small_sizes(16, 16, layers=4, heads=1, head_dim=16))
-HEAL = Training(steps=4, batch_size=2, learning_rate=1e-2, save_steps=2)
+HEAL = Training(steps=4, batch_size=16, learning_rate=1e-2, save_steps=2)
 
 
 @pytest.fixture(scope="module")
