@@ -29,6 +29,7 @@ from star import distributed
 from star.config.training import HALF_MICRO_BATCH, Schedule, SimRL, Training
 from star.errors import GpuMemoryError, InputError
 from star.folders import checkpoints_s3
+from star.modeling.freed_memory import ReturnFreedMemory
 from star.progress import Bar, print_line
 from star.sigterm import EXIT_STATUS, SigtermFlag
 
@@ -246,6 +247,8 @@ def train(trainer: Trainer, *, phase: str, label: str, state: Path, log_metrics:
         ignore_repeats=distributed.world_size() > 1,
     )
     trainer.add_callback(_StopWithCheckpoint(sigterm))
+    if trainer.args.use_cpu:
+        trainer.add_callback(ReturnFreedMemory())
     if distributed.is_rank0():
         trainer.add_callback(
             _ShowProgress(label, lambda values, step: log_metrics({f"{phase}/{k}": v for k, v in values.items()}, step))

@@ -133,7 +133,7 @@ def test_every_target_token_of_a_step_weighs_the_same(
         return kind(config)
 
     settings = Training(batch_size=8, micro_batch_size=2, steps=1, learning_rate=1e-2)
-    arguments = supervised_arguments(settings, folder=tmp_path / "sft", seed=7, bf16=False)
+    arguments = supervised_arguments(settings, folder=tmp_path / "sft", seed=7, bf16=False, sequences=8)
     arguments.max_grad_norm = 0.0  # clipped gradients would hide their size
     trainer = Noting(
         model=made(),
