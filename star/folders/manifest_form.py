@@ -15,7 +15,7 @@ _ORIGIN = {
     **{f"{key}?": str for key in ("commit", "dirty", "image", "kfp_run", "mlflow_run", "seed")},
     "inputs?": {ANY: {"path": str, "sha256": str}},
     "base?": {**{f"{key}?": str for key in _BASE_TEXTS}, "layers?": int},
-    "trained?": [{"phase": str, "steps": int, "reward?": str}],
+    "trained?": [{"phase": str, "steps?": int, "epochs?": float, "reward?": str}],
     "data?": {"sources?": {ANY: int}, "licences?": {ANY: int}},
 }
 _SUMMARY = {

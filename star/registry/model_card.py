@@ -5,6 +5,7 @@ comes from the manifests of the stages (card_facts.py). Names and licences are t
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -153,7 +154,8 @@ def _trainings_in_words(trainings: Any) -> str:
 def _length_in_words(training: dict[str, Any]) -> str:
     if "steps" in training:
         return f"{training['steps']:,} step{'s' * (training['steps'] != 1)}"
-    return f"{training['epochs']:g} epoch{'s' * (training['epochs'] != 1)}"
+    epochs = training.get("epochs", math.nan)  # a manifest of somebody else's may have neither
+    return f"{epochs:g} epoch{'s' * (epochs != 1)}"
 
 
 def _training_in_words(training: dict[str, Any]) -> str:
