@@ -142,6 +142,9 @@ def test_sigterm_deletes_the_job_and_a_failed_job_is_followed_by_the_next(
     interrupted.send_signal(signal.SIGTERM)
     assert interrupted.wait(timeout=60) == 143 and kubernetes.jobs == {}
 
+    # What the deleted pods still write would be taken for the next job's.
+    for pod in list(kubernetes.pods.values()):
+        pod.process.wait(timeout=60)
     left = newest_checkpoint(kubernetes)
     failing = task(kubernetes, config, finished, tmp_path / "out")
     wait_until(lambda: kubernetes.jobs and newest_checkpoint(kubernetes) > left, failing)
