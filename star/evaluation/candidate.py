@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from star.config.evaluation import Evaluate
 from star.evaluation.journal import Journal
@@ -52,24 +52,28 @@ class Candidate:
     first_prompts: list[str] = field(default_factory=list)
 
     def generate(
-        self, prompts: list[str], *, samples: int, temperature: float, seed: int, max_new_tokens: int
+        self, prompts: list[str], *, samples: int, temperature: float, seed: int, max_new_tokens: int, **shared: Any
     ) -> list[list["Sample"]]:
-        """Generates as star.modeling.generation.generate, and counts tokens and seconds."""
+        """Generates as star.modeling.generation.generate, and counts tokens and seconds.
+
+        Args:
+            shared: `reading` and `meter` of that function, for a model in this process.
+        """
         began = time.monotonic()
         groups = self._generate(
-            prompts, samples=samples, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens
+            prompts, samples=samples, temperature=temperature, seed=seed, max_new_tokens=max_new_tokens, **shared
         )
         self.seconds += time.monotonic() - began
         self.first_prompts = self.first_prompts or prompts[:LATENCY_PROMPTS]
         self.tokens += sum(len(sample.token_ids) for group in groups for sample in group)
         return groups
 
-    def _generate(self, prompts: list[str], **settings: float) -> list[list["Sample"]]:
+    def _generate(self, prompts: list[str], **settings: Any) -> list[list["Sample"]]:
         if self.sampler:
             return self.sampler(self.tokenizer, prompts, **settings)
         from star.modeling.generation import generate
 
-        return generate(self.model, self.tokenizer, prompts, **settings)  # type: ignore[arg-type]  # samples, seed: int
+        return generate(self.model, self.tokenizer, prompts, **settings)
 
     def reply(self, suite: str, prompts: list[str]) -> list[dict[str, str]]:
         """Answers each prompt greedily.

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from star.chat import FormatError, parse_completion, parse_target, validate_calls
 from star.data.rows import read_rows
@@ -16,6 +16,9 @@ from star.evaluation.suite_scores import Score, ScoringSettings, SuiteScores
 from star.modeling.prompts import Prompt, render_rows
 from star.progress import Bar
 from star.rewards.similarity import exact_match, similarity_reward
+
+if TYPE_CHECKING:
+    from star.modeling.generation import Sample
 
 PASS_K = (1, 4, 8)
 ENTROPY_BATCH_TOKENS = 8192
@@ -161,26 +164,40 @@ def _answer_batch(candidate: Candidate, prompts: list[str], *, number: int) -> l
 
 
 def _generate_answers(candidate: Candidate, prompts: list[str], *, seed: int) -> list[Answers]:
-    from star.modeling.generation import Sequence, policy_entropy
+    from star.modeling.decoding import PromptReading
+    from star.modeling.entropy import EntropyMeter
+    from star.modeling.prompt_groups import is_wide
 
-    settings, tokenizer = candidate.settings, candidate.tokenizer
-    limit = settings.max_new_tokens
+    settings = candidate.settings
+    local: dict[str, Any] = {"seed": seed, "max_new_tokens": settings.max_new_tokens}
+    if not candidate.sampler:
+        local["reading"] = PromptReading()
     # Exact match is greedy, because a model is used so. The samples are for pass@k and the entropy.
-    greedy = candidate.generate(prompts, samples=1, temperature=0.0, seed=seed, max_new_tokens=limit)
-    sampled = candidate.generate(
-        prompts, samples=settings.samples, temperature=settings.temperature, seed=seed, max_new_tokens=limit
-    )
-    first_samples = [
-        Sequence(tokenizer(prompt, add_special_tokens=False)["input_ids"], group[0].token_ids)
-        for prompt, group in zip(prompts, sampled, strict=True)
-    ]
-    entropies = policy_entropy(
-        candidate.model, first_samples, pad_id=tokenizer.pad_token_id, batch_tokens=ENTROPY_BATCH_TOKENS
-    )
+    greedy = candidate.generate(prompts, samples=1, temperature=0.0, **local)
+    if is_measured := not candidate.sampler and is_wide(candidate.model):
+        local["meter"] = EntropyMeter()
+    sampled = candidate.generate(prompts, samples=settings.samples, temperature=settings.temperature, **local)
+    if is_measured:
+        lengths = [len(sample.token_ids) for group in sampled for sample in group]
+        entropies = local["meter"].means(lengths)[:: settings.samples]
+    else:
+        entropies = _entropies(candidate, prompts, [group[0] for group in sampled])
     return [
         {"greedy": best[0].text, "samples": [sample.text for sample in group], "entropy": entropy}
         for best, group, entropy in zip(greedy, sampled, entropies, strict=True)
     ]
+
+
+def _entropies(candidate: Candidate, prompts: list[str], samples: "list[Sample]") -> list[float]:
+    """The mean entropy over each prompt's sample, by reading both once more."""
+    from star.modeling.generation import Sequence, policy_entropy
+
+    tokenizer = candidate.tokenizer
+    sequences = [
+        Sequence(tokenizer(prompt, add_special_tokens=False)["input_ids"], sample.token_ids)
+        for prompt, sample in zip(prompts, samples, strict=True)
+    ]
+    return policy_entropy(candidate.model, sequences, pad_id=tokenizer.pad_token_id, batch_tokens=ENTROPY_BATCH_TOKENS)
 
 
 def _outcome(row: dict, prompt: Prompt, answer: Answers, seen_tools: set[str]) -> HeldoutOutcome:

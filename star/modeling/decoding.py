@@ -15,11 +15,19 @@ Shapes: B rows of the batch, R rows that are still decoded, P different prompts,
 of the cache, N tokens that its memory holds, D numbers per head.
 """
 
-from typing import Any, Protocol, cast, runtime_checkable
+from abc import abstractmethod
+from copy import copy
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import LongTensor, Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import (
     MinPLogitsWarper,
@@ -31,6 +39,7 @@ from transformers.generation import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from star import distributed
 
@@ -38,17 +47,23 @@ ROOM = 64  # tokens that the cache's memory grows by
 ENDED = 1 / 8  # share of the rows that must have ended before the others are gathered, which copies their cache
 
 
-@runtime_checkable
-class DrawsPerRow(Protocol):
-    """A logits processor that draws the tokens itself, from random numbers of each row, and masks all other tokens."""
+class FollowsRows(LogitsProcessor):
+    """A logits processor that has something for each row of the batch.
 
+    Attributes:
+        draws: whether it draws the tokens itself, and masks all other tokens.
+    """
+
+    draws: ClassVar[bool] = False
+
+    @abstractmethod
     def keep_rows(self, rows_R: Tensor) -> None:
-        """Keeps the random numbers of these rows only, because the others have left the batch."""
+        """Goes on with these rows only, because the others have left the batch."""
 
 
 # Processors of which `_keep_rows` knows what they keep per row. With any other, no row leaves the batch.
 FOLLOWS_ROWS = (
-    DrawsPerRow,
+    FollowsRows,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -95,6 +110,32 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
 
+class PromptReading:
+    """What a model computed of a batch of prompts: `decode` reads them with it once, however often it is called for them."""
+
+    def __init__(self) -> None:
+        self._seen_PL: Tensor | None = None
+        self._logits_PV: Tensor | None = None
+        self._cache: Cache | None = None
+
+    def keep(self, seen_PL: Tensor, logits_PV: Tensor, cache: Cache) -> None:
+        """Keeps the logits after the prompts and their cache, which may change afterwards."""
+        self._seen_PL, self._logits_PV, self._cache = seen_PL, logits_PV, _copy_of(cache)
+
+    def recall(self, seen_PL: Tensor) -> tuple[Tensor, Cache] | None:
+        """Logits and a cache that may be changed; None for other prompts than the kept ones."""
+        if self._seen_PL is None or self._logits_PV is None or self._cache is None:
+            return None
+        return (self._logits_PV, _copy_of(self._cache)) if torch.equal(seen_PL, self._seen_PL) else None
+
+
+def _copy_of(cache: Cache) -> Cache:
+    """A cache with the same tensors. Layers replace their tensors and never write into them, so the original stays as it is."""
+    copied = copy(cache)
+    copied.layers = [copy(layer) for layer in cache.layers]
+    return copied
+
+
 def _with_room(states_BHLD: Tensor, room: int) -> Tensor:
     rows, heads, tokens, numbers = states_BHLD.shape
     memory_BHND = states_BHLD.new_empty(rows, heads, tokens + room, numbers)
@@ -108,12 +149,16 @@ def decode(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
+    reading: PromptReading | None = None,
     **model_kwargs: Any,
 ) -> Tensor:
     """Decodes a batch of left-padded prompts; called by `generate`, with what it has prepared.
 
     Where the model's cache cannot be copied per row (states of a recurrent layer, a cache in CPU memory), or ranks hold
     parts of the model, it is transformers' own loop that decodes.
+
+    Args:
+        reading: of the same prompts, if they are decoded more than once.
 
     Returns:
         The prompts and the drawn tokens [B, L], rows that ended earlier filled up with the padding token.
@@ -124,7 +169,7 @@ def decode(
         return causal_model._sample(
             input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=synced, **model_kwargs
         )
-    logits_RV = _read_prompts(causal_model, input_ids, model_kwargs)
+    logits_RV = _read_prompts(causal_model, input_ids, model_kwargs, reading)
     rows, vocabulary = logits_RV.shape
     # Settled by `generate`, or given by every caller.
     max_length, padding = cast(int, generation_config.max_length), cast(int, generation_config.pad_token_id)
@@ -169,7 +214,9 @@ def _can_share(input_ids: Tensor, generation_config: GenerationConfig, model_kwa
     )
 
 
-def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+def _read_prompts(
+    causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, Any], reading: PromptReading | None
+) -> Tensor:
     """Reads each prompt once, and gives its cache to all rows that begin with it. Changes `model_kwargs`.
 
     Returns:
@@ -180,10 +227,18 @@ def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, 
     seen = input_ids if mask_BL is None else input_ids.masked_fill(mask_BL == 0, -1)
     _, prompt_of_row_B = torch.unique_consecutive(seen, dim=0, return_inverse=True)
     is_first_B = torch.diff(prompt_of_row_B, prepend=prompt_of_row_B.new_full((1,), -1)) > 0
-    of_prompts = {key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()}
-    given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
-    outputs = causal_model(**given, return_dict=True)
-    cache = outputs.past_key_values
+    if reading and (recalled := reading.recall(seen[is_first_B])):
+        logits_PV, cache = recalled
+        outputs: Any = CausalLMOutputWithPast(past_key_values=cache)
+    else:
+        of_prompts = {
+            key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()
+        }
+        given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
+        outputs = causal_model(**given, return_dict=True)
+        logits_PV, cache = outputs.logits[:, -1].float(), outputs.past_key_values
+        if reading:
+            reading.keep(seen[is_first_B], logits_PV, cache)
     # Layer by layer, so that no second copy of the whole cache exists.
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
@@ -192,7 +247,7 @@ def _read_prompts(causal_model: Any, input_ids: Tensor, model_kwargs: dict[str, 
         else:
             layer.batch_select_indices(prompt_of_row_B)
     model_kwargs |= causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
-    return outputs.logits[:, -1].float()[prompt_of_row_B]
+    return logits_PV[prompt_of_row_B]
 
 
 def _draw(
@@ -203,7 +258,9 @@ def _draw(
     generation_config: GenerationConfig,
 ) -> Tensor:
     """Draws a token per row, as transformers would in the whole batch of `shape` [B, V]."""
-    if not generation_config.do_sample or any(isinstance(processor, DrawsPerRow) for processor in logits_processor):
+    if not generation_config.do_sample or any(
+        isinstance(processor, FollowsRows) and processor.draws for processor in logits_processor
+    ):
         return scores_RV.argmax(-1)
     # What torch.multinomial does for one sample per row. It is written out, because the numbers of the rows that have
     # left the batch must be drawn as well: otherwise a row's token would depend on how many others have ended.
@@ -218,7 +275,7 @@ def _keep_rows(kept_R: Tensor, logits_processor: LogitsProcessorList, model_kwar
         if isinstance(value, Tensor):
             model_kwargs[key] = value[kept_R]
     for processor in logits_processor:
-        if isinstance(processor, DrawsPerRow):
+        if isinstance(processor, FollowsRows):
             processor.keep_rows(kept_R)
         elif isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(
             processor.prompt_ignore_length, Tensor

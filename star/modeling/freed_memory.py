@@ -12,7 +12,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-WORTH = 1 << 29  # bytes; less is kept, because the next step would take it again, page by page: a quarter of a small model's time
+WORTH = (
+    1 << 29
+)  # bytes; less is kept, because the next step would take it again, page by page: a quarter of a small model's time
 
 
 class ReturnFreedMemory(TrainerCallback):

@@ -7,16 +7,18 @@ Shapes: B sequences of a batch, L padded length, T completion tokens of one sequ
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from star.chat import prompt_opening
 from star.errors import InputError
-from star.modeling.decoding import decode
+from star.modeling.decoding import PromptReading, decode
+from star.modeling.entropy import EntropyMeter
 from star.modeling.tokenizer import ids_without_token
 
 
@@ -56,6 +58,8 @@ def generate(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    reading: PromptReading | None = None,
+    meter: EntropyMeter | None = None,
 ) -> list[list[Sample]]:
     """Samples `samples` completions per prompt. The same seed and the same batch of prompts give the same completions.
 
@@ -64,6 +68,8 @@ def generate(
     Args:
         prompts: rendered prompts, generated as one padded batch.
         temperature: 0 is greedy.
+        reading: one for all calls with these prompts, which are then read once.
+        meter: measures the entropies.
 
     Raises:
         InputError: the model's generation_config.json asks for what cannot be done.
@@ -85,7 +91,8 @@ def generate(
         output = causal_model.generate(
             **batch,
             **sampling,
-            custom_generate=decode,
+            custom_generate=partial(decode, reading=reading),
+            logits_processor=LogitsProcessorList([meter] if meter else []),
             num_beams=1,  # a model's own settings may ask for any number of beams
             num_return_sequences=samples,
             max_new_tokens=max_new_tokens,

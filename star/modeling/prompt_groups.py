@@ -129,12 +129,17 @@ def _allowed(packed: PackedGroups, *, window: int | None) -> Tensor:
     return allowed_GLL[:, None]
 
 
+def is_wide(model: PreTrainedModel) -> bool:
+    """Whether a model is as wide as pretrained ones."""
+    return model.config.get_text_config().hidden_size >= MIN_WIDTH
+
+
 def shares_prompts(model: PreTrainedModel, *, work: str) -> bool:
     """Whether `work` with this model shares prompts; says so where it cannot.
 
     Narrow models do not, so that the numbers of those from scratch stay as they were.
     """
-    if model.config.get_text_config().hidden_size < MIN_WIDTH:
+    if not is_wide(model):
         return False
     if reason := why_not_shared(model):
         logger.warning(

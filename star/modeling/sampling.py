@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
-from star.modeling.decoding import decode
+from star.modeling.decoding import FollowsRows, decode
 
 RolloutKey = tuple[int, ...]  # identifies a rollout: seed, step, row, sample
 
 
-class SeededSampling(LogitsProcessor):
+class SeededSampling(FollowsRows):
     """Draws one token per row at `temperature`, and masks all other tokens so that `generate` can only take it.
 
     The draw inverts the cumulative distribution: with probabilities 0.5, 0.3, 0.2 and the row's next uniform number 0.6
@@ -32,6 +32,8 @@ class SeededSampling(LogitsProcessor):
         moves_generator: whether torch's own generator moves on as if `torch.multinomial` had drawn the tokens. TRL
             shuffles the rollouts with it.
     """
+
+    draws = True
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """The loop that reads each prompt once and lets rows leave draws what transformers' own loop draws."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from star.modeling.decoding import decode
+from star.modeling.decoding import PromptReading, decode
 from star.modeling.sampling import SeededSampling
 from tests.small_models import random_model, small_sizes
 
@@ -76,6 +77,28 @@ def test_a_prompt_is_read_once_and_ended_rows_leave_the_batch() -> None:
     ended = torch.isin(ids_BL[:, 40:-1], torch.tensor(ENDS)).any(1).sum().item()
     assert ended > 4
     assert 18 - ended <= read[-1][0] < 18
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_reading_serves_several_draws_of_the_same_prompts(kind: str) -> None:
+    model = random_model(CONFIGS[kind])
+    read: list[int] = []
+    reading = PromptReading()
+    shared = partial(decode, reading=reading)
+    for samples in (1, 6, 1):
+        alone = draw(model, samples=samples, new_tokens=24, custom_generate=decode)
+        counter = model.get_input_embeddings().register_forward_hook(
+            lambda _, given, __: read.append(given[0].shape[1])
+        )
+        assert torch.equal(draw(model, samples=samples, new_tokens=24, custom_generate=shared), alone)
+        counter.remove()
+    assert read.count(40) == (1 if kind != "no cache to copy" else 3)
+    # Other prompts are read, whatever was kept.
+    other = {"input_ids": three_prompts()["input_ids"].flip(0), "attention_mask": three_prompts()["attention_mask"]}
+    settings: dict[str, Any] = {"do_sample": False, "eos_token_id": ENDS, "pad_token_id": 0, "max_new_tokens": 8}
+    with torch.inference_mode():
+        expected = model.generate(**other, **settings, custom_generate=decode)
+        assert torch.equal(model.generate(**other, **settings, custom_generate=shared), expected)
 
 
 def test_rollouts_of_simrl_keep_their_own_random_numbers() -> None:

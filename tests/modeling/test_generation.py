@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.data.rows import read_rows
+from star.modeling.entropy import EntropyMeter
 from star.modeling.generation import Sequence, batches_by_length, completion_hidden_states, generate, policy_entropy
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import render_rows, within_length
@@ -91,6 +92,22 @@ def test_entropy_is_that_of_the_next_token(teacher) -> None:
     assert policy_entropy(model, [sequence], pad_id=tokenizer.pad_token_id, batch_tokens=64) == [
         pytest.approx(expected, rel=1e-4)
     ]
+
+
+def test_entropy_measured_while_sampling_is_that_of_a_second_pass(teacher) -> None:
+    model, tokenizer, prompts = teacher
+    texts, meter = [prompt.text for prompt in prompts[:6]], EntropyMeter()
+    settings = {"samples": 3, "temperature": 1.5, "max_new_tokens": 48, "seed": 5}
+    groups = generate(model, tokenizer, texts, **settings, meter=meter)
+    assert groups == generate(model, tokenizer, texts, **settings)
+    samples = [sample.token_ids for group in groups for sample in group]
+    assert len(set(map(len, samples))) > 3  # some ended early, and left the batch
+    sequences = [
+        Sequence(tokenizer(text, add_special_tokens=False)["input_ids"], ids)
+        for text, ids in zip([text for text in texts for _ in range(3)], samples, strict=True)
+    ]
+    expected = policy_entropy(model, sequences, pad_id=tokenizer.pad_token_id, batch_tokens=4096)
+    assert meter.means(list(map(len, samples))) == pytest.approx(expected, rel=1e-4)
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), budget=st.integers(1, 120))
