@@ -140,14 +140,14 @@ def _simrl(model: ModelSize, work: Workload, training: SimRL | None, cpu: Cpu) -
 
 
 def _evaluation(config: Config, work: Workload, cpu: Cpu) -> float:
-    """Greedy answers and samples of each model on all held-out rows, and a pass over them for the entropy."""
+    """Greedy answers and samples of each model on all held-out rows, whose prompts are read once for both."""
     rows, settings = work.heldout_rows, config.evaluate
     trained = _longest(work, settings.max_new_tokens)
     asked = [(work.teacher, trained), (work.student, trained), (work.student, trained)]
     asked += [(base, work.longest_answer) for base in work.bases]
     seconds = 0.0
     for model, longest in asked:
-        seconds += 2 * _reading(model, rows * work.heldout_prompt_tokens, cpu)
+        seconds += _reading(model, rows * work.heldout_prompt_tokens, cpu)
         for samples in (1, settings.samples):
             batch = settings.batch_size * samples
             seconds += _writing(model, cpu, answers=rows * samples, batch=batch, longest=longest)
