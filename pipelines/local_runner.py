@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from star.config.experiment import Config
 from star.config.models import Architecture
+from star.doctor.input_checks import check_prompts
 from star.doctor.rehearsal_record import passed_before, rehearsal_checks
 from star.errors import PipelineError
 from star.folders.in_use import using
@@ -74,6 +75,7 @@ def run_local(config: Config) -> PipelineResult:
 
     Raises:
         PipelineError: a stage failed. The message names the stage and the log.
+        InputError: the rows are too few for Sim-RL; no stage was started.
     """
     from star.pipelines.progress_display import ProgressDisplay
 
@@ -82,6 +84,7 @@ def run_local(config: Config) -> PipelineResult:
         for name in folders:
             print_line(f"{name:<16} already done")
         return PipelineResult(folders, [], time.monotonic() - start, log=None, run_id=None)
+    check_prompts(config)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     log = root / "logs" / f"{stamp}.log"
     events = root / "logs" / f"{stamp}.events.jsonl"

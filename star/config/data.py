@@ -107,11 +107,6 @@ class Data(Section):
         description="Whether answers of generated rows have a line of reasoning; without it the think block is empty",
     )
 
-    @property
-    def known_rows(self) -> int:
-        """The rows whose number the settings say: generated ones, and those of sources that name one."""
-        return self.generated_rows + sum(source.rows or 0 for source in self.sources)
-
     @model_validator(mode="after")
     def _sources_have_names_of_their_own(self) -> Self:
         names = [source.source for source in self.sources]

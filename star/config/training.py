@@ -43,6 +43,7 @@ class Optimisation(Section):
     epochs: float | None = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="Number of passes over the training set, in place of `steps`; a share of one, such as 0.5, too",
     )
     schedule: Schedule = Schedule()

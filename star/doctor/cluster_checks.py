@@ -9,6 +9,7 @@ from functools import partial
 from star.config.experiment import Config
 from star.doctor.check import Check, NotCheckedError, run_check
 from star.doctor.hub import ask_hub
+from star.doctor.input_checks import check_prompts
 from star.doctor.kfp_server import NO_HOST, KfpServer, ask_server, check_experiments
 from star.doctor.kubernetes_checks import kubernetes_checks
 from star.doctor.preflight import memory_checks
@@ -45,6 +46,13 @@ def cluster_checks(config: Config, *, host: str | None, token: str | None, names
         yield run_check("experiments", partial(check_experiments, host, token, server=servers[0], namespace=namespace))
     multi_user = servers[0].multi_user if servers else namespace not in (None, "kubeflow")
     yield from kubernetes_checks(config.cluster, namespace=namespace, multi_user=multi_user)
+
+    def count_prompts() -> str:
+        if config.data.seed_data or config.data.sources:  # which may be out of reach here
+            raise NotCheckedError("the pipeline's first task counts the rows that are read")
+        return check_prompts(config)
+
+    yield run_check("prompts", count_prompts)
     hub = ask_hub(config)
     if hub and not hub.passed:
         yield Check("memory", True, f"not checked: {hub.detail}", checked=False)

@@ -122,7 +122,7 @@ def _supervised(model: ModelSize, work: Workload, training: Training | None, cpu
 
 
 def _simrl(model: ModelSize, work: Workload, training: SimRL | None, cpu: Cpu) -> float:
-    """Samples a step's groups, reads them with the old weights and the starting ones, and trains on them."""
+    """Samples groups, reads them with the starting weights (KL) and the sampling ones (several updates), and trains on them."""
     if training is None:
         return 0
     steps, group = training.count_steps(work.training_rows), training.num_generations
@@ -135,7 +135,7 @@ def _simrl(model: ModelSize, work: Workload, training: SimRL | None, cpu: Cpu) -
         longest=_longest(work, training.max_new_tokens),
     )
     tokens = groups * (work.prompt_tokens + group * work.completion_tokens)
-    read = _reading(model, tokens, cpu) * (2 if training.beta else 1)
+    read = _reading(model, tokens, cpu) * (bool(training.beta) + (training.updates_per_rollout > 1))
     return sampled * (REFILLED if training.max_refills else 1) + read + _updates(model, tokens, steps=steps, cpu=cpu)
 
 

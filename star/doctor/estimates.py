@@ -12,7 +12,7 @@ from star.config.files import GgufFile, ModelFolder
 from star.config.models import Architecture, Base, Student, Teacher
 from star.config.training import Distill, FineTuning, SimRL, Training
 from star.doctor.costs import ModelSize, Workload, stage_costs, workload_of
-from star.doctor.sample_rows import COMPLETION_TOKENS, PROMPT_TOKENS, Lengths
+from star.doctor.sample_rows import COMPLETION_TOKENS, PROMPT_TOKENS, Lengths, typical_lengths
 from star.evaluation.bases import bases_beside
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ PROCESS_BYTES = GIB / 2  # of Python with torch and transformers
 
 
 def topk_store_bytes(config: Config) -> tuple[int, float]:
-    """Returns how many samples the rollout draws at most, and how many bytes their top-k store takes at most."""
+    """Returns how many samples the rollout draws at most, and how many bytes their top-k store takes at most.
+
+    Raises:
+        InputError: a set of rows cannot be read.
+    """
     from star.topk.disk_space import max_bytes_per_token
 
-    samples = (config.rollout.prompts or config.data.known_rows) * config.rollout.samples
+    samples = (config.rollout.prompts or typical_lengths(config).rows) * config.rollout.samples
     vocab_size = config.scratch.vocab_size if config.scratch else QWEN3_VOCABULARY
     return samples, samples * config.rollout.kept_tokens * max_bytes_per_token(config.topk.top_k, vocab_size)
 

@@ -1,10 +1,11 @@
-"""Checks what a run reads from elsewhere: tools, rows, bases, and what the suites of the evaluation need.
+"""Checks what a run reads from elsewhere: tools, rows, bases, what the suites need; and that there are rows enough for Sim-RL.
 
 Each check returns what it found, as one phrase, or raises InputError with what is wrong and what to do.
 """
 
 from star.config.experiment import Config
 from star.config.files import inputs_in
+from star.doctor.sample_rows import most_rows
 from star.errors import InputError
 
 
@@ -22,6 +23,30 @@ def check_inputs(config: Config) -> str:
             raise InputError(f"{name}: {error}") from error
         names.append(name)
     return f"{', '.join(names)}: read and compared with the digest"
+
+
+def check_prompts(config: Config) -> str:
+    """Checks that the training rows can fill a rollout of Sim-RL, which otherwise ends when its training starts.
+
+    Raises:
+        InputError: there are too few, or a set of rows cannot be read.
+    """
+    heldout, found = config.data.heldout_rows, []
+    for name, settings in (("teacher.refine", config.teacher.refine), ("refine", config.refine)):
+        if settings is None:
+            continue
+        needed = settings.prompts_per_rollout
+        rows = most_rows(config.data, enough=needed + heldout)
+        if rows - heldout < needed:
+            several = settings.updates_per_rollout > 1
+            raise InputError(
+                f"{name} samples {needed} prompts at a time (prompts_per_step = {settings.prompts_per_step}"
+                f"{f' for {settings.updates_per_rollout} updates' if several else ''}), and at most {max(0, rows - heldout)} of {rows} "
+                f"rows are left to train on, because {heldout} are held out: give or generate more rows, hold out fewer, or lower "
+                f"`{name}.prompts_per_step`{f' or `{name}.updates_per_rollout`' if several else ''}"
+            )
+        found.append(f"{needed} at a time for {name}")
+    return f"{', '.join(found)}: there are rows enough"
 
 
 def check_suites(config: Config, *, on_cluster: bool) -> str:

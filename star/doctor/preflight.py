@@ -6,7 +6,7 @@ writes an MLflow run, an S3 object, a file. A new check is one more entry in `pr
 - service_checks.py: secrets, MLflow, promotions, S3, the volume, Kubeflow Trainer
 - registry_rehearsal.py: the end of the run: publishing, deciding, fetching
 - hub.py: the Hugging Face hub, asked once for all checks of models
-- input_checks.py: tools, rows and bases by their digests, the data and programs of the evaluation's suites
+- input_checks.py: tools, rows and bases by their digests, rows enough for Sim-RL, the data and programs of the evaluation's suites
 - model_checks.py: disk space for the top-k store, memory of nodes and accelerators, vLLM
 - rehearsal.py: the models and the data together, from a rendered row to one distillation step
 - machine.py: packages, disk and memory of this machine (`star doctor` only)
@@ -18,7 +18,7 @@ from functools import partial
 from star.config.experiment import Config
 from star.doctor.check import Check, run_check
 from star.doctor.hub import ask_hub
-from star.doctor.input_checks import check_inputs, check_suites
+from star.doctor.input_checks import check_inputs, check_prompts, check_suites
 from star.doctor.model_checks import check_accelerator_memory, check_node_memory, check_vllm, check_volume_space
 from star.doctor.registry_rehearsal import rehearse_registration
 from star.doctor.rehearsal import rehearse
@@ -58,7 +58,10 @@ def preflight_checks(config: Config, *, on_cluster: bool = True) -> Iterator[Che
     if work_folder:
         yield run_check("volume", partial(check_volume, work_folder))
         yield run_check("space", partial(check_volume_space, config, work_folder))
-    yield run_check("inputs", partial(check_inputs, config))
+    inputs = run_check("inputs", partial(check_inputs, config))
+    yield inputs
+    if inputs.passed:  # it would only say the same again
+        yield run_check("prompts", partial(check_prompts, config))
     yield run_check("suites", partial(check_suites, config, on_cluster=on_cluster))
     if stages := config.vllm_stages():
         yield run_check("vLLM", partial(check_vllm, list(stages)))

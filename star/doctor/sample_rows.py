@@ -1,7 +1,11 @@
 """Makes a few rows as the stage synthesize would, and measures how long they are: time and memory of a run depend on it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, islice
+from math import ceil
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -36,10 +40,14 @@ class Lengths:
 
 
 def typical_lengths(config: Config) -> Lengths:
-    """Typical lengths within the limits of a profile, and the rows whose number it says: what is known without a look at any row."""
-    prompt, made = min(PROMPT_TOKENS, config.max_prompt_tokens), config.data.known_rows
+    """Typical lengths within the limits of a profile, and the number of its rows, of which none is looked at.
+
+    Raises:
+        InputError: a set of rows cannot be read.
+    """
+    prompt, made = min(PROMPT_TOKENS, config.max_prompt_tokens), _count_rows(config.data)
     completion = min(COMPLETION_TOKENS, config.rollout.kept_tokens)
-    return Lengths(made, config.rollout.prompts or made, prompt, completion, prompt)
+    return Lengths(made, max(0, made - config.data.heldout_rows), prompt, completion, prompt)
 
 
 def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
@@ -88,7 +96,7 @@ def measure_lengths(config: Config) -> Lengths:
     from star.modeling.prompts import render_rows
     from star.modeling.tokenizer import tokenize
 
-    limit, read_rows = config.max_prompt_tokens, config.data.generated_rows + _count_given_rows(config.data)
+    limit, read_rows = config.max_prompt_tokens, _count_rows(config.data)
     rows, looked_at = sample_rows(config)
     tokenizer = open_tokenizer(config.teacher).tokenizer
     prompts = render_rows(rows, tokenizer)
@@ -103,7 +111,7 @@ def measure_lengths(config: Config) -> Lengths:
         raise InputError(f"all of the first {len(rows)} prompts are longer than max_prompt_tokens = {limit}: raise it")
     trained = max(0, read_rows * len(rows) / looked_at - config.data.heldout_rows) * len(used) / len(rows)
     return Lengths(
-        int(read_rows),
+        read_rows,
         int(trained),
         fmean(prompt_lengths[place] for place in used),
         fmean(answer_lengths[place] for place in used),
@@ -111,16 +119,53 @@ def measure_lengths(config: Config) -> Lengths:
     )
 
 
-def _count_given_rows(data: Data) -> float:
-    """Rows of all sets that are read. Of a sampled one they are those that are used, which are clean."""
-    count = float(_count_records(data.seed_data) if data.seed_data else 0)
+def most_rows(data: Data, *, enough: int) -> int:
+    """The most rows that a run can have: generated ones, and given ones as far as they can be read. Cleaning leaves some out.
+
+    Args:
+        enough: given rows are counted up to this number of all rows.
+
+    Raises:
+        InputError: a set of rows cannot be read.
+    """
+    from star.data.importers import import_rows
+    from star.data.row_sources import read_source
+
+    count = data.generated_rows
+    if data.seed_data and count < enough:
+        count += _count_readable(import_rows(data.seed_data.read_verified(), source="seed"), most=enough - count)
     for source in data.sources:
-        found = _count_records(source.path)
-        count += found * source.share if source.share else min(found, source.rows or found)
+        if count < enough:
+            share = source.share or 1
+            found = _count_readable(read_source(source), most=ceil((enough - count) / share))
+            count += min(round(found * share), source.rows or found)
     return count
 
 
-def _count_records(rows: Input) -> int:
+def _count_readable(rows: Iterable[object], *, most: int) -> int:
+    from star.data.rows import Reject
+
+    return sum(1 for _ in islice((row for row in rows if not isinstance(row, Reject)), most))
+
+
+def _count_rows(data: Data) -> int:
+    """Rows that are generated, and records of all sets that are read. Of a sampled set they are those that are used, which are clean."""
+    count = float(data.generated_rows)
+    if data.seed_data:
+        count += _count_records(data.seed_data, most=COUNTED_ROWS)
+    for source in data.sources:
+        found = _count_records(source.path, most=source.rows or COUNTED_ROWS)
+        count += found * (source.share or 1)
+    return int(count)
+
+
+def _count_records(rows: Input, *, most: int) -> int:
+    return _count_verified(rows.read_verified(), rows.sha256, most)
+
+
+@cache
+def _count_verified(path: Path, sha256: str, most: int) -> int:
+    """Counts the records of a file or folder once per process: several estimates ask, and a large file takes a minute."""
     from star.data.read_records import read_records
 
-    return sum(1 for _ in islice(read_records(rows.read_verified()), COUNTED_ROWS))
+    return sum(1 for _ in islice(read_records(path), most))

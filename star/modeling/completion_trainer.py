@@ -5,7 +5,9 @@ states that predict these, and the logits of prompts, most of all logits, are ne
 a child class (star/teacher/sft.py, star/ckd/trainer.py).
 
 One process and several ranks (DDP, FSDP) make the same step: the loss is divided by the number of completion tokens of
-the whole batch, and the forward pass and the loss go through whatever accelerate wrapped the model in.
+the whole batch, and the forward pass and the loss go through whatever accelerate wrapped the model in. The last step of
+an epoch may differ: on several ranks accelerate fills it up to a whole micro batch on each, with rows from the beginning
+of the epoch (`even_batches`).
 
 Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary.
 """

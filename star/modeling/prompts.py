@@ -87,6 +87,11 @@ def template_beginning(tokenizer: "PreTrainedTokenizerBase") -> str:
     return bos if bos and bos != IM_START and prompt.startswith(bos) else ""
 
 
+def longest_prompt(prompts: list[Prompt], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of the longest prompt."""
+    return max(map(len, chain.from_iterable(tokenize([prompt.text for prompt in prompts], tokenizer))))
+
+
 def within_length(
     prompts: list[Prompt], tokenizer: "PreTrainedTokenizerBase", *, max_prompt_tokens: int
 ) -> list[Prompt]:

@@ -73,6 +73,17 @@ def choose_batch(kept: Sequence[Group], dropped: Sequence[Group], *, count: int)
     return [*kept, *spare][:count]
 
 
+def share_of_rank(groups: Sequence[Group], *, updates: int, rank: int, processes: int) -> list[Group]:
+    """A process's groups of a batch for `updates` updates, those of its first update first."""
+    share: list[Group] = []
+    for update in range(updates):
+        # Every so many-th group: dropped ones that fill the batch come last, and are not all of one update.
+        # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
+        ordered = sorted(groups[update::updates], key=lambda group: group.packed_tokens, reverse=True)
+        share += ordered[rank::processes]
+    return share
+
+
 def refill_size(*, missing: int, kept: int, tried: int, limit: int, multiple: int) -> int:
     """How many new prompts a refill draws, so that the missing groups are expected at the kept fraction seen so far.
 

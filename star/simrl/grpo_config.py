@@ -59,6 +59,9 @@ def grpo_config(
         # sampled tokens once, before the first step.
         steps_per_generation=common["gradient_accumulation_steps"] * settings.updates_per_rollout,
         epsilon=CLIPPING,
+        # A ratio of probabilities for each token, and none for the completion. Only so the KL term is without bias.
+        importance_sampling_level="token",
+        use_bias_correction_kl=True,
         weight_decay=0.0,  # OpenRLHF's default
     )
 
@@ -77,6 +80,9 @@ def _vllm_arguments(settings: SimRL, *, longest_prompt: int) -> dict[str, Any]:
         "vllm_server_base_url": settings.vllm.server_url,
         "vllm_gpu_memory_utilization": settings.vllm.gpu_memory_utilization,
         "vllm_tensor_parallel_size": settings.vllm.tensor_parallel_size,
+        # Off, as in the official training. By default TRL leaves out a completion whose probability here is more than three
+        # times that in vLLM, and weighs the others by the quotient.
+        "vllm_importance_sampling_correction": False,
         # By default the model's whole context, 40,960 tokens for Qwen3: 6 GB of an 8B model's cache for each GPU.
         "vllm_max_model_length": longest_prompt + settings.max_new_tokens,
     }

@@ -80,7 +80,8 @@ class HeldoutCheck(TrainerCallback):
     def _exact_matches(self) -> list[int]:
         """1 per check prompt whose greedy answer is exact, else 0."""
         model, settings = self.trainer.accelerator.unwrap_model(self.trainer.model), self.trainer.settings
-        batch_size = settings.prompts_per_rollout * settings.num_generations  # as many sequences as are sampled at once
+        # As many sequences as are trained on at once: a rollout of several updates may have too many.
+        batch_size = settings.micro_batch_size or settings.prompts_per_step * settings.num_generations
         exact = []
         for start in range(0, len(self.prompts), batch_size):
             batch = self.prompts[start : start + batch_size]

@@ -30,13 +30,13 @@ What is overridden of TRL, in the order in which a training and its steps call i
                                              Ours: replays the chosen rollouts, which are sampled already.
     _generate_single_turn(prompt_ids, ...)   TRL: calls the model or vLLM. Called by TRL's `_generate`.
                                              Ours: has the model draw each rollout from its own random numbers
-                                             (star/modeling/sampling.py); vLLM is left as it is.
+                                             (star/modeling/sampling.py), for one update at a time; vLLM is left as it is.
     _prepare_inputs(batch)                   TRL: shuffles the chosen rollouts and cuts them into micro batches.
                                              Ours: leaves groups together, groups of similar length beside each other.
     _get_per_token_logps_and_entropies(...)  TRL: makes a forward pass over prompts and completions.
                                              Ours: has a prompt in it once for all of its rollouts.
 
-The last two share the prompts of a model that `shares_prompts` (star/modeling/prompt_groups.py); they are TRL's for others.
+The last two, and sampling for one update at a time, are for a model that `shares_prompts` (star/modeling/prompt_groups.py).
 
 TRL scores the replayed completions again through `reward_funcs`, which read the cache of `SimRLTrainer.score`. As TRL's
 `_generate` runs for each sampling round, its metrics of completion lengths and tokens include the dropped groups. These
@@ -62,9 +62,9 @@ from star.config.training import Precision, SimRL
 from star.errors import InputError
 from star.modeling.precision import computes_in_bf16
 from star.modeling.prompt_groups import shares_prompts
-from star.modeling.prompts import Prompt
+from star.modeling.prompts import Prompt, longest_prompt
 from star.modeling.sampling import RolloutKey, SeededSampling, use_sampling
-from star.modeling.tokenizer import ids_without_token, tokenize
+from star.modeling.tokenizer import ids_without_token
 from star.rewards.baselines import REWARDS
 from star.rewards.breakdown import Score, score_parts
 from star.simrl.filter_and_refill import (
@@ -74,6 +74,7 @@ from star.simrl.filter_and_refill import (
     draw_refill_rows,
     is_informative,
     refill_size,
+    share_of_rank,
 )
 from star.simrl.grpo_config import grpo_config, reward_names
 from star.simrl.prompt_order import SeedOfEpoch
@@ -116,26 +117,16 @@ def build_trainer(
             "row": list(range(len(prompts))),
         }
     )
-    longest_prompt = _longest(prompts, tokenizer, settings)
     bf16 = computes_in_bf16(precision, model.config)
+    longest = longest_prompt(prompts, tokenizer) if settings.vllm else 0  # only vLLM asks
     return SimRLTrainer(
         prompts,
         settings,
         model=model,
-        args=grpo_config(
-            settings, folder=folder, seed=seed, bf16=bf16, prompts=len(prompts), longest_prompt=longest_prompt
-        ),
+        args=grpo_config(settings, folder=folder, seed=seed, bf16=bf16, prompts=len(prompts), longest_prompt=longest),
         train_dataset=rows,
         processing_class=tokenizer,
     )
-
-
-def _longest(prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase, settings: SimRL) -> int:
-    """Tokens of the longest prompt; 0 where nobody asks."""
-    if settings.vllm is None:
-        return 0
-    texts = [prompt.text for prompt in prompts]
-    return max(len(ids) for batch in tokenize(texts, tokenizer) for ids in batch)
 
 
 class SimRLTrainer(GRPOTrainer):
@@ -234,16 +225,24 @@ class SimRLTrainer(GRPOTrainer):
         """Overrides TRL's method: each rollout is drawn from its own random numbers, except by vLLM."""
         if self.use_vllm:
             return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
-        sampling = SeededSampling(
-            self._sampling_keys,
-            temperature=self.settings.temperature,
-            max_new_tokens=self.settings.max_new_tokens,
-            excluded_ids=self._padding_ids,
-            moves_generator=not self.shares_prompts,  # or TRL's shuffling would be another than in earlier versions
-        )
+        settings, size, completion_ids = self.settings, len(prompt_ids), list[list[int]]()
+        if self.shares_prompts:
+            # This process's share of one update: the cache of a whole rollout would be `updates_per_rollout` times as large.
+            size = settings.prompts_per_step * settings.num_generations // self.accelerator.num_processes
         # Around the whole sampling, so that bf16 weights are made of the trained ones once and not for every token.
-        with use_sampling(self.accelerator.unwrap_model(self.model), sampling), self.accelerator.autocast():
-            return super()._generate_single_turn(prompt_ids, *arguments, **keywords)
+        with self.accelerator.autocast():
+            for start in range(0, len(prompt_ids), size):
+                sampling = SeededSampling(
+                    self._sampling_keys[start : start + size],
+                    temperature=settings.temperature,
+                    max_new_tokens=settings.max_new_tokens,
+                    excluded_ids=self._padding_ids,
+                    moves_generator=not self.shares_prompts,  # or TRL's shuffling would be another than in earlier versions
+                )
+                with use_sampling(self.accelerator.unwrap_model(self.model), sampling):
+                    part = super()._generate_single_turn(prompt_ids[start : start + size], *arguments, **keywords)
+                completion_ids += part[0]
+        return completion_ids, None  # log-probs are vLLM's
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Any:
         """Overrides TRL's method: a resumed training finds the order of its epoch again."""
@@ -325,20 +324,11 @@ class SimRLTrainer(GRPOTrainer):
             inputs = [self.rows[row] for row in self._slice_of_rank(rows) for _ in range(self.settings.num_generations)]
         self._log_sampling(kept=len(kept), refills=refills, missing=max(0, missing))
         dropped = [group for group in self.sampled_groups if not self.is_kept(group)]
-        return self._share_of_rank(choose_batch(kept, dropped, count=count))
-
-    def _share_of_rank(self, groups: list[Group]) -> list[Group]:
-        """This process's groups of a batch, those of its first update first."""
+        groups = choose_batch(kept, dropped, count=count)
         if not self.shares_prompts:
             return self._slice_of_rank(groups)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        updates, share = self.settings.updates_per_rollout, list[Group]()
-        for update in range(updates):
-            # Every so many-th group: dropped ones that fill the batch come last, and are not all of one update.
-            # By length, so that the rows of a micro batch pad each other little. Dealt, so that no rank waits for a longer one.
-            ordered = sorted(groups[update::updates], key=lambda group: group.packed_tokens, reverse=True)
-            share += ordered[rank::processes]
-        return share
+        return share_of_rank(groups, updates=self.settings.updates_per_rollout, rank=rank, processes=processes)
 
     def is_kept(self, group: Group) -> bool:
         """Whether dynamic filtering keeps a group."""

@@ -1,5 +1,6 @@
 """How many steps a training has: epochs of sequences, and of prompts in whole rollouts."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,12 @@ def test_an_epoch_of_prompts_has_whole_rollouts(epochs: float, prompts: int, per
     assert steps >= updates and steps % updates == 0
     # Of one epoch, at most the last, incomplete rollout is left out; a started rollout is whole.
     assert steps * per_step <= epochs * prompts + training.prompts_per_rollout
+
+
+@pytest.mark.parametrize("epochs", [float("inf"), float("nan"), 0, -1])
+def test_epochs_are_a_positive_number(epochs: float) -> None:
+    with pytest.raises(ValueError, match="epochs"):
+        SimRL(epochs=epochs)
 
 
 def test_epochs_count_as_they_are_written() -> None:

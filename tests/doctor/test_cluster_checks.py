@@ -145,6 +145,7 @@ def test_a_cluster_that_has_everything_passes(cluster: KubernetesServer, kfp: Kf
         "priority class": ("ok", "night is there"),
         "node cpu": ("ok", "1 of 2 nodes fit, 2 pods at a time where nothing else runs"),
         "node gpu": ("ok", "1 of 2 nodes fit, 8 pods at a time where nothing else runs"),
+        "prompts": ("ok", "16 at a time for refine: there are rows enough"),
         "memory": ("ok", "refine needs at least 3.91 of 6 GiB on its node, other stages a smaller part"),
         "GPU, distill": ("ok", "at least 0.00208 GiB for weights and optimiser, nvidia.com/gpu has 80"),
         "GPU, rollout": ("ok", "at least 0.00026 GiB for weights and optimiser, nvidia.com/gpu has 80"),

@@ -11,9 +11,18 @@ import pytest
 from star.config.experiment import Config
 from star.doctor import cost_lines, machine
 from star.doctor.costs import ModelSize, stage_costs, workload_of
-from star.doctor.cpu_costs import SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
-from star.doctor.estimates import FROZEN, FULL, GIB, describe_base, host_memory_needed, memory_needed, workload
-from star.doctor.sample_rows import Lengths, measure_lengths, sample_rows
+from star.doctor.cpu_costs import BYTES_PER_UPDATE, SECONDS_TO_START, Cpu, measure_cpu, stage_seconds
+from star.doctor.estimates import (
+    FROZEN,
+    FULL,
+    GIB,
+    describe_base,
+    host_memory_needed,
+    memory_needed,
+    topk_store_bytes,
+    workload,
+)
+from star.doctor.sample_rows import Lengths, measure_lengths, sample_rows, typical_lengths
 from tests.small_models import write_scratch_model
 
 # Two cores with AVX-512 and bf16, as measured, and SmolLM2-135M.
@@ -47,6 +56,13 @@ def test_a_stage_takes_longer_where_it_has_more_to_do(base: Path) -> None:
     # 180 rows with 8 samples each in batches of 128, and 11 rollouts of 16 prompts.
     assert seconds(lengths, distill={"epochs": 2}) == seconds(lengths, distill={"steps": 24})
     assert seconds(lengths, refine={"epochs": 3}) == seconds(lengths, refine={"steps": 33})
+    # Completions are read by the starting model for the KL term, and by the one that sampled for several updates.
+    one_update = {"prompts_per_step": 16, "steps": 32}
+    kl = seconds(lengths, refine=one_update)["refine"] - seconds(lengths, refine={**one_update, "beta": 0})["refine"]
+    two_updates = {"prompts_per_step": 8, "steps": 64, "updates_per_rollout": 2}
+    sampler = seconds(lengths, refine=two_updates)["refine"] - seconds(lengths, refine=one_update)["refine"]
+    optimiser = 32 * BYTES_PER_UPDATE * SMOLLM2.parameters / TWO_CORES.bytes_per_second
+    assert kl > 0 and sampler - optimiser == pytest.approx(kl)
     slower = seconds(lengths, replace(TWO_CORES, flops=TWO_CORES.flops / 10))
     assert all(slower[stage] > before[stage] for stage in before if stage != "refine-teacher")
     # 8 sequences of 400 tokens take about 10 s a step at 330 tokens per second, as measured.
@@ -114,6 +130,12 @@ def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_pat
     sources = [{"path": str(seeds), "source": "half", "share": 0.5}, {"path": str(seeds), "source": "few", "rows": 100}]
     listed = pretrained(base, data={"sources": sources, "generated_rows": 0, "heldout_rows": 50})
     assert measure_lengths(listed).read_rows == 10 * len(rows) + 100
+    # Where no row is looked at, they are counted all the same, and those that are held out are not trained on.
+    known = typical_lengths(listed)
+    assert (known.read_rows, known.rows) == (10 * len(rows) + 100, 10 * len(rows) + 50)
+    assert topk_store_bytes(listed)[0] == known.rows * listed.rollout.samples
+    some = workload(pretrained(base, data={"generated_rows": 500, "heldout_rows": 50}, rollout={"prompts": 100}))
+    assert (some.rows, some.training_rows) == (100, 450)
 
 
 def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from star.config.experiment import Config
 from star.config.load import load_config
 from star.doctor.check import Check
 from star.doctor.estimates import GIB, disk_needed, host_memory_needed, memory_needed
+from star.doctor.input_checks import check_prompts
 from star.doctor.model_checks import check_vllm
 from star.doctor.preflight import preflight_checks, require_all
 from star.errors import InputError
@@ -104,7 +105,7 @@ def test_a_healthy_environment_passes_every_check(healthy: dict) -> None:
     assert failed_details(healthy) == {}
     assert [check.name for check in checks] == [
         "secrets", "MLflow", "registry", "promotions", "registration", "checkpoints", "volume", "space",
-        "inputs", "suites", "rows", "teacher", "student", "tokenizers", "template", "rehearsal",
+        "inputs", "prompts", "suites", "rows", "teacher", "student", "tokenizers", "template", "rehearsal",
         "memory", "GPU, refine-teacher", "GPU, distill", "GPU, refine",
     ]  # fmt: skip
 
@@ -207,6 +208,11 @@ def no_such_model(settings: dict, tmp_path: Path, **_: object) -> None:
     settings["teacher"] = {"base": "example/no-such-model"}
 
 
+def too_few_rows_for_a_rollout(settings: dict, **_: object) -> None:
+    settings["data"] = {"generated_rows": 150, "heldout_rows": 30}
+    settings["refine"] = {"steps": 8, "updates_per_rollout": 8, "save_steps": 8}
+
+
 def small_accelerator(settings: dict, **_: object) -> None:
     settings["cluster"]["nodes"]["gpu"]["accelerator_memory"] = 0.0001
 
@@ -237,6 +243,10 @@ ENVIRONMENTS: list[tuple[Callable, str, str, str]] = [
     (store_larger_than_the_disk, "space", "the teacher's signal", "free some"),
     (student_with_another_tokenizer, "tokenizers", "different tokenizers", "choose a student of the teacher's family"),
     (no_such_model, "model hub", "example/no-such-model", "name a model folder"),
+    (
+        too_few_rows_for_a_rollout, "prompts", "at most 120 of 150 rows are left to train on, because 30 are held out",
+        "give or generate more rows, hold out fewer, or lower `refine.prompts_per_step` or `refine.updates_per_rollout`",
+    ),
     (small_accelerator, "GPU, distill", "at least", "place distill on a larger node"),
     (no_cluster_for_a_training_on_several_nodes, "Kubeflow Trainer", "no cluster", "set KUBECONFIG"),
 ]  # fmt: skip
@@ -261,6 +271,34 @@ def test_a_broken_environment_is_named_with_its_cure(
     found = next(one for one in preflight_checks(Config.model_validate(healthy)) if one.name == check)
     assert not found.passed and fault in found.detail and cure in found.detail
     assert "secret" not in found.detail.replace("Secret", "").replace("secrets", "")
+
+
+def test_given_rows_count_as_those_that_they_make(tmp_path: Path) -> None:
+    def left(refine: dict, **data: object) -> str:
+        return check_prompts(Config.model_validate({"data": {"generated_rows": 0, **data}, "refine": refine}))
+
+    asked, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
+    rows = tmp_path / "rows.jsonl"
+    record = json.dumps({"messages": [asked, answer, asked, answer], "tools": []})
+    rows.write_text(f"{record}\n" * 20 + "broken\n" * 20)
+    source = {"path": str(rows), "source": "given"}
+    # A set is counted until there are enough. Of a conversation each turn may be a row, and a broken line is none.
+    step = {"steps": 1, "prompts_per_step": 16}
+    enough = "16 at a time for refine: there are rows enough"
+    assert left(step, seed_data=str(rows), heldout_rows=4) == enough
+    assert left(step, sources=[{**source, "every_turn": True, "share": 0.5}], heldout_rows=4) == enough
+    for given in ({"seed_data": str(rows)}, {"sources": [{**source, "every_turn": True, "rows": 20}]}):
+        with pytest.raises(InputError, match="at most 15 of 20 rows are left"):
+            left(step, **given, heldout_rows=5)
+    # The teacher's own training is asked too.
+    teacher = {
+        "teacher": {"refine": {"steps": 1, "prompts_per_step": 101}},
+        "data": {"generated_rows": 200, "heldout_rows": 100},
+    }
+    with pytest.raises(
+        InputError, match=r"teacher.refine samples 101 prompts at a time .* lower `teacher.refine.prompts_per_step`$"
+    ):
+        check_prompts(Config.model_validate(teacher))
 
 
 def test_all_faults_are_in_one_message(healthy: dict, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:

@@ -1,8 +1,10 @@
 """Several updates per rollout: what each trains on, and that a stopped training goes on to the same weights."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from star.errors import InputError
 from star.modeling import prompt_groups
 from star.modeling.models import load_model, load_tokenizer
 from star.modeling.prompts import render_rows
+from star.modeling.sampling import RolloutKey, SeededSampling
 from star.modeling.training import train
 from star.simrl.trainer import SimRLTrainer, build_trainer
 
@@ -154,6 +157,45 @@ def test_the_loss_is_a_mean_over_tokens_or_completions(
     assert any(losses) and (len(set(weights)) > 1) == (loss == "token")
     expected = sum(value * weight for value, weight in zip(losses, weights, strict=True)) / sum(weights)
     assert entry["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_update_divides_by_its_share_of_the_rollouts_tokens(
+    finished: dict[str, Path], tmp_path: Path, layout: str
+) -> None:
+    # With a rate that moves no weight, all ratios are 1 and the KL is 0 in both updates.
+    trainer = trainer_of(finished, tmp_path / "simrl", steps=2, micro_batch_size=4, learning_rate=1e-30)
+    trainer.args.logging_steps = 1
+    curve = run(trainer, tmp_path / "state")
+    tokens = [len(rollout.completion_ids) for group in trainer.batch_groups for rollout in group.rollouts]
+    of_updates = []
+    for update in range(2):
+        passes = trainer._buffered_inputs[2 * update :][:2]
+        assert sum(len(inputs["advantages"]) for inputs in passes) == 8
+        losses = [-(inputs["advantages"] * inputs["completion_mask"].sum(1)).sum().item() for inputs in passes]
+        assert curve[update]["loss"] == pytest.approx(sum(losses) / (sum(tokens) / 2), abs=1e-4)
+        of_updates.append(sum(inputs["completion_mask"].sum().item() for inputs in passes))
+    assert sum(of_updates) == sum(tokens) and of_updates[0] != of_updates[1]
+
+
+def test_a_rollout_is_sampled_one_update_at_a_time_and_is_the_same(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled, sizes = [], list[list[int]]()
+
+    class Counted(SeededSampling):
+        def __init__(self, keys: Sequence[RolloutKey], **settings: Any) -> None:
+            sizes[-1].append(len(keys))
+            super().__init__(keys, **settings)
+
+    monkeypatch.setattr("star.simrl.trainer.SeededSampling", Counted)
+    for layout, width in (("TRL's layout", prompt_groups.MIN_WIDTH), ("shared prompts", 1)):
+        monkeypatch.setattr(prompt_groups, "MIN_WIDTH", width)
+        trainer = trainer_of(finished, tmp_path / layout, steps=2)
+        sizes.append([])
+        groups = trainer._sample_groups([trainer.rows[row] for row in range(4) for _ in range(4)])
+        sampled.append([[rollout.completion_ids for rollout in group.rollouts] for group in groups])
+    assert sizes == [[16], [8, 8]]
+    assert sampled[0] == sampled[1]
 
 
 def test_too_few_prompts_for_a_rollout_are_refused(finished: dict[str, Path], tmp_path: Path) -> None:
