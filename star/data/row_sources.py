@@ -58,6 +58,11 @@ def is_sampled(source: RowSource) -> bool:
     return source.rows is not None or source.share is not None
 
 
+def sample_rank(row: dict, seed: int) -> int:
+    """Returns the rank of a row in its source's sample, which has nothing to do with its rank in the split."""
+    return row_rank(row, f"sample {seed}")
+
+
 def choose_samples(rows: Iterable[dict], sources: Iterable[RowSource], *, seed: int) -> dict[str, Sample]:
     """Chooses the rows of the sampled sources: all that a second pass over the rows needs. Takes 9 bytes of memory per row.
 
@@ -71,7 +76,7 @@ def choose_samples(rows: Iterable[dict], sources: Iterable[RowSource], *, seed: 
         source = sampled.get(row["source"])
         if source and not _fault_of_limits(row, source.strata):
             ranks, categories = found[source.source]
-            ranks.append(row_rank(row, seed))
+            ranks.append(sample_rank(row, seed))
             categories.append(_categories_of(row))
     return {name: _choose_sample(source, *found[name]) for name, source in sampled.items()}
 
@@ -91,7 +96,7 @@ def within_samples(
             yield row
         elif fault := _fault_of_limits(row, strata[name]):
             yield Reject(row["id"], *fault, row)
-        elif (rank := row_rank(row, seed)) in sample.ranks:
+        elif (rank := sample_rank(row, seed)) in sample.ranks:
             # Two rows may have one rank, where they differ in their tools only.
             sample.ranks.remove(rank)
             yield row

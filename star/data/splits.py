@@ -77,8 +77,13 @@ def places_by_rank(ranks: array) -> Iterator[int]:
     return map(int, np.argsort(np.frombuffer(ranks, dtype=np.uint64), kind="stable")) if len(ranks) else iter(())
 
 
-def row_rank(row: dict, seed: int) -> int:
-    """Returns the rank of a row: 64 bits of a hash of its content."""
+def row_rank(row: dict, seed: int | str) -> int:
+    """Returns the rank of a row: 64 bits of a hash of its content.
+
+    Args:
+        seed: of the split. A choice before the split puts a word in front of the seed: with the same ranks in both, the rows that
+            it takes would be those that are held out.
+    """
     text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
