@@ -12,17 +12,23 @@ OWN_SOURCES = ("seed", "generated")  # names that rows of `seed_data` and of the
 
 
 class Strata(Section):
-    """Shares of a sample by what the last turn of a row is. Rows are taken while one of their shares is not reached."""
+    """Shares of a sample by what the last turn of a row is.
+
+    Rows are taken while one of their shares is not reached, up to 1.1 times the sample, which is drawn from them.
+    """
 
     response: float = Field(
-        0.2, ge=0, le=1, description="Share of rows whose last turn says something; no more are taken"
+        0.2, ge=0, le=1, description="Most rows whose last turn says something, as a share of the sample"
     )
-    multi_step: float = Field(0.3, ge=0, le=1, description="Least share of rows that call tools right after a result")
+    multi_step: float = Field(0.3, ge=0, le=1, description="Wanted share of rows that call tools right after a result")
     single_turn: float = Field(
-        0.3, ge=0, le=1, description="Least share of rows whose last turn is the first answer; of later turns the rest"
+        0.3, ge=0, le=1, description="Wanted share of rows whose last turn is the first answer; of later turns the rest"
     )
     parallel: float = Field(
-        0.5, ge=0, le=1, description="Least share of rows with several calls in the last turn; of single calls the rest"
+        0.5,
+        ge=0,
+        le=1,
+        description="Wanted share of rows with several calls in the last turn; of single calls the rest",
     )
     max_turns: int = Field(10, ge=1, description="Most turns in a conversation; rows with more are left out")
     max_prompt_tokens: int = Field(

@@ -13,6 +13,8 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import groupby, islice
 
 from star.config.data import RowSource, Strata
 from star.data.importers import import_rows
@@ -21,6 +23,7 @@ from star.data.splits import places_by_rank, row_rank
 from star.data.turn_labels import label_turn
 
 CHARACTERS_PER_TOKEN, CHARACTERS_PER_MESSAGE = 3, 10  # the paper's estimate where there is no tokenizer
+CANDIDATES = 1.1  # a stratified sample is drawn from that many times its rows, as in the paper's script
 CATEGORIES = ("single_turn", "multi_turn", "parallel", "single", "response", "multi_step")
 
 
@@ -30,7 +33,7 @@ class Sample:
 
     Attributes:
         ranks: those of the rows that are used.
-        shortfalls: number of missing rows: of the wanted number as `rows`, and by category.
+        shortfalls: number of missing rows: of the wanted number as `rows`, and by category those that the source does not have.
     """
 
     ranks: set[int] = field(default_factory=set)
@@ -112,37 +115,44 @@ def all_shortfalls(samples: dict[str, Sample]) -> Counter:
 
 
 def _choose_sample(source: RowSource, ranks: array, categories: array) -> Sample:
-    clean = len(ranks)
-    total = source.rows if source.rows is not None else round(clean * (source.share or 1))
-    sample = Sample()
+    total = source.rows if source.rows is not None else round(len(ranks) * (source.share or 1))
+    if source.strata is None:
+        # Once each: two rows may have one rank.
+        distinct = (rank for rank, _ in groupby(ranks[place] for place in places_by_rank(ranks)))
+        chosen = set(islice(distinct, total))
+        return Sample(chosen, +Counter({"rows": total - len(chosen)}))
     least = _least_counts(source.strata, total)
+    candidates = sorted(_choose_by_categories(ranks, categories, least, most=int(CANDIDATES * total)), key=_redraw_key)
+    chosen = set(candidates[:total])
+    # A category with enough rows is short of none, even where the shares of the others left no room for all of them.
+    available = Counter(name for bits in categories for name in _names_of(bits))
+    missing = {name: count - available[name] for name, count in least.items()}
+    return Sample(chosen, +Counter({"rows": total - len(chosen), **missing}))
+
+
+def _choose_by_categories(ranks: array, categories: array, least: dict[str, int], *, most: int) -> list[int]:
+    """Returns the ranks of the rows that are taken while one of their categories lacks rows, replies up to their share only."""
+    taken: list[int] = []
     counts: Counter = Counter()
     for place in places_by_rank(ranks):
-        if len(sample.ranks) == total:
+        if len(taken) >= most:
             break
-        given = [name for number, name in enumerate(CATEGORIES) if categories[place] >> number & 1]
-        if least is not None and not _is_wanted(given, counts, least):
+        given = _names_of(categories[place])
+        is_one_too_many = "response" in given and counts["response"] >= least["response"]
+        if is_one_too_many or ranks[place] in taken[-1:]:
             continue
-        sample.ranks.add(ranks[place])
-        counts.update(given)
-    sample.shortfalls = Counter({"rows": total - len(sample.ranks)})
-    sample.shortfalls += Counter({name: count - counts[name] for name, count in (least or {}).items()})
-    return sample
+        if any(counts[name] < least[name] for name in given):
+            taken.append(ranks[place])
+            counts.update(given)
+    return taken
 
 
-def _is_wanted(given: list[str], counts: Counter, least: dict[str, int]) -> bool:
-    """Whether a row is taken: one of its categories lacks rows, and replies do not exceed their share.
-
-    So does the paper's script, in a random order of the rows.
-    """
-    if "response" in given and counts["response"] >= least["response"]:
-        return False
-    return any(counts[name] < least[name] for name in given)
+def _redraw_key(rank: int) -> bytes:
+    """Another random order of the ranks, in which the candidates are cut down to the sample."""
+    return sha256(f"candidate {rank}".encode()).digest()
 
 
-def _least_counts(strata: Strata | None, total: int) -> dict[str, int] | None:
-    if strata is None:
-        return None
+def _least_counts(strata: Strata, total: int) -> dict[str, int]:
     shares = {
         "single_turn": strata.single_turn,
         "multi_turn": 1 - strata.single_turn,
@@ -152,6 +162,10 @@ def _least_counts(strata: Strata | None, total: int) -> dict[str, int] | None:
         "multi_step": strata.multi_step,
     }
     return {name: int(share * total) for name, share in shares.items()}
+
+
+def _names_of(bits: int) -> list[str]:
+    return [name for number, name in enumerate(CATEGORIES) if bits >> number & 1]
 
 
 def _categories_of(row: dict) -> int:

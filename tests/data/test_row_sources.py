@@ -125,6 +125,8 @@ def test_a_sample_is_stratified_as_the_papers(tmp_path: Path) -> None:
     found = labels_of(rows)
     assert 15 <= found["response"] <= 20 and 40 <= found["single"] <= 55 and found["single_turn"] >= 30
     assert found["response"] + found["single"] + found["parallel"] == 100
+    # The set has enough of all: what the shares leave no room for is not missing.
+    assert json.loads((tmp_path / "a" / "out" / "figures.json").read_text())["shortfalls"] == {}
     # The choice is the content's: another order of the file gives the same rows.
     lines = (tmp_path / "mind.jsonl").read_text().splitlines()
     (tmp_path / "mind.jsonl").write_text("\n".join(reversed(lines)) + "\n")
