@@ -10,13 +10,13 @@ from star.data.data_card import write_card
 from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows
 from star.data.row_sources import all_shortfalls, choose_samples, is_sampled, read_source, within_samples
-from star.data.rows import Reject, is_answered, json_line, read_rows
+from star.data.rows import Reject, json_line, read_rows
 from star.data.set_statistics import SetStatistics
 from star.data.splits import (
-    choose_heldout_ranks,
+    choose_heldout_rows,
     choose_heldout_tools,
     count_heldout_without_call,
-    row_rank,
+    split_by_row,
     split_by_tool,
 )
 from star.data.tool_coverage import add_tool_coverage, coverage_lines
@@ -128,11 +128,8 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
         without_call = count_heldout_without_call(read_rows(rows), tools=tools, heldout=heldout)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout, without_call=without_call)
     else:
-        chosen = choose_heldout_ranks(filter(is_answered, read_rows(rows)), heldout=heldout, seed=seed)
-        sides = (
-            ("heldout" if is_answered(row) and row_rank(row, seed) in chosen else "train", row)
-            for row in read_rows(rows)
-        )
+        chosen = choose_heldout_rows(read_rows(rows), heldout=heldout, seed=seed)
+        sides = split_by_row(read_rows(rows), chosen, seed=seed)
     # A copy: the caller still needs the statistics from before the split.
     statistics = SetStatistics.from_json(statistics.to_json())
     with (
@@ -148,4 +145,6 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
             else:
                 statistics.split[side] += 1
                 files[side].write(json_line(row))
+    if not statistics.split["train"]:
+        raise InputError(f"no row is left to train on beside {heldout} held-out ones: hold out fewer")
     return statistics

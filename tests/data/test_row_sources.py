@@ -144,6 +144,22 @@ def test_what_a_source_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "20 rows short of mind: parallel" in capsys.readouterr().err
 
 
+def test_turns_of_a_conversation_are_on_one_side(tmp_path: Path) -> None:
+    file = write_source(tmp_path / "ace.jsonl", {"later single": 40, "later response": 30, "later parallel": 20})
+    rows, metrics = make(tmp_path, {"path": str(file), "source": "ace", "every_turn": True}, heldout_rows=31)
+    assert metrics["heldout"] == 31 and len(rows) + metrics["rejected"] == 180
+    assert set(rejects_of(tmp_path)) <= {"heldout_conversation"} and metrics["rejected"] <= 3
+    held, trained = (
+        {row["id"].partition("#")[0] for row in read_rows(tmp_path / "out" / f"{side}.jsonl")}
+        for side in ("heldout", "train")
+    )
+    assert held.isdisjoint(trained) and len(held) <= 20
+    # All kinds are held out in proportion, as without conversations.
+    kinds = Counter(row["kind"] for row in read_rows(tmp_path / "out" / "heldout.jsonl"))
+    for kind, count in Counter(row["kind"] for row in rows).items():
+        assert abs(kinds[kind] - 31 * count / len(rows)) < 2
+
+
 def test_limits_leave_long_conversations_out(tmp_path: Path) -> None:
     file = write_source(tmp_path / "mind.jsonl", {"single": 20, "later single": 10})
     long = {"id": "long", "messages": conversation(500, "single"), "tools": TOOLS}
@@ -156,7 +172,7 @@ def test_limits_leave_long_conversations_out(tmp_path: Path) -> None:
 
 def test_every_turn_of_a_set_can_be_a_row(tmp_path: Path) -> None:
     file = write_source(tmp_path / "ace.jsonl", {"later single": 20})
-    rows, _ = make(tmp_path, {"path": str(file), "source": "toolace", "every_turn": True})
+    rows, _ = make(tmp_path, {"path": str(file), "source": "toolace", "every_turn": True}, heldout_rows=4)
     assert Counter(row["turn"]["number"] for row in rows) == {1: 20, 2: 20}
 
 
