@@ -12,17 +12,19 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby, islice
 
 from star.config.data import RowSource, Strata
 from star.data.importers import import_rows
+from star.data.row_files import row_files
 from star.data.rows import Reject
 from star.data.splits import places_by_rank, row_rank
 from star.data.turn_labels import label_turn
 
 CHARACTERS_PER_TOKEN, CHARACTERS_PER_MESSAGE = 3, 10  # the paper's estimate where there is no tokenizer
+SET = "set"  # field of a row with the name of the source that it was read from, until the samples are taken
 CANDIDATES = 1.1  # a stratified sample is drawn from that many times its rows, as in the paper's script
 CATEGORIES = ("single_turn", "multi_turn", "parallel", "single", "response", "multi_step")
 
@@ -43,17 +45,25 @@ class Sample:
 def read_source(source: RowSource) -> Iterator[dict | Reject]:
     """Yields the rows and rejects of one set, as `star data import` makes them, each with the name of the source.
 
+    Ids begin with that name, because those of several sets may be the same. `within_samples` takes the field SET away again.
+
     Raises:
         InputError: the file has changed since the configuration was loaded, or holds no rows.
     """
-    path = source.path.read_verified()
-    # A file that was fetched has another name, and must make the same rejects.
-    rows = import_rows(
-        path, source=source.source, licence=source.licence, every_turn=source.every_turn, label=source.source
-    )
-    for row in rows:
-        # Rows that STAR wrote keep the name of an older origin; the sample is chosen by this one.
-        yield row if isinstance(row, Reject) else {**row, "source": source.source}
+    name, files = source.source, row_files(source.path.read_verified())
+    for file in files:
+        # Not by the name of a single file: one that was fetched has another name, and must make the same rejects.
+        label = name if len(files) == 1 else f"{name}/{file.name}"
+        for row in import_rows(
+            file,
+            source=name,
+            licence=source.licence,
+            every_turn=source.every_turn,
+            label=label,
+            among_others=True,
+        ):
+            # Rows that STAR wrote keep the name of an older origin; here all have that of this set.
+            yield replace(row, source=name) if isinstance(row, Reject) else {**row, "source": name, SET: name}
 
 
 def is_sampled(source: RowSource) -> bool:
@@ -70,13 +80,13 @@ def choose_samples(rows: Iterable[dict], sources: Iterable[RowSource], *, seed: 
     """Chooses the rows of the sampled sources: all that a second pass over the rows needs. Takes 9 bytes of memory per row.
 
     Args:
-        rows: the clean rows of all sources, and others.
+        rows: the clean rows of all sources, and others. Those of `seed_data` are no source's, whatever name they have.
     """
     sampled = {source.source: source for source in sources if is_sampled(source)}
     # Arrays instead of lists: a list of integers would take several times the memory.
     found = {name: (array("Q"), array("B")) for name in sampled}
     for row in rows:
-        source = sampled.get(row["source"])
+        source = sampled.get(row.get(SET, ""))
         if source and not _fault_of_limits(row, source.strata):
             ranks, categories = found[source.source]
             ranks.append(sample_rank(row, seed))
@@ -85,26 +95,36 @@ def choose_samples(rows: Iterable[dict], sources: Iterable[RowSource], *, seed: 
 
 
 def within_samples(
-    rows: Iterable[dict], samples: dict[str, Sample], sources: Iterable[RowSource], *, seed: int
+    rows: Iterable[dict], samples: dict[str, Sample], sources: Iterable[RowSource], *, seed: int, used: Counter
 ) -> Iterator[dict | Reject]:
     """Yields every row, or a Reject (`too_many_turns`, `too_long`, `not_sampled`) for one that is not used.
 
     Args:
         samples: their ranks are used up.
+        used: the used rows of each source are counted here.
     """
     strata = {source.source: source.strata for source in sources}
-    for row in rows:
-        name = row["source"]
+    empty = {name for name, sample in samples.items() if not sample.ranks}
+    for marked in rows:
+        name = marked.get(SET, "")
+        row = {key: value for key, value in marked.items() if key != SET}
         if (sample := samples.get(name)) is None:
+            used[name] += 1
             yield row
         elif fault := _fault_of_limits(row, strata[name]):
             yield Reject(row["id"], *fault, row)
         elif (rank := sample_rank(row, seed)) in sample.ranks:
             # Two rows may have one rank, where they differ in their tools only.
             sample.ranks.remove(rank)
+            used[name] += 1
             yield row
         else:
-            yield Reject(row["id"], "not_sampled", f"other rows of {name} are used", row)
+            why = (
+                f"the sample of {name} has no rows: too few are asked for"
+                if name in empty
+                else f"other rows of {name} are used"
+            )
+            yield Reject(row["id"], "not_sampled", why, row)
 
 
 def all_shortfalls(samples: dict[str, Sample]) -> Counter:

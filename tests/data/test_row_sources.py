@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from star.config.data import Data, RowSource
 from star.data.row_sources import choose_samples, sample_rank
-from star.data.rows import read_rows
+from star.data.rows import read_json_lines, read_rows
 from star.data.synthesize import make_data_set
 from star.data.turn_labels import label_turn
 from star.errors import InputError
@@ -142,6 +142,81 @@ def test_what_a_source_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixtu
     missing = {"mind: rows": 20, "mind: multi_turn": 42, "mind: multi_step": 18, "mind: parallel": 20}
     assert json.loads((tmp_path / "out" / "figures.json").read_text())["shortfalls"] == missing
     assert "20 rows short of mind: parallel" in capsys.readouterr().err
+
+
+def test_sets_with_the_same_ids_are_read_whole(tmp_path: Path) -> None:
+    for name, start in (("tickets", 0), ("mails", 100)):
+        rows = [{"id": str(n), "messages": conversation(start + n, "single"), "tools": TOOLS} for n in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows, metrics = make(
+        tmp_path, *({"path": str(tmp_path / f"{name}.jsonl"), "source": name} for name in ("tickets", "mails"))
+    )
+    assert metrics["rejected"] == 0 and len(rows) == 80
+    assert {row["id"] for row in rows} >= {"tickets-0", "mails-0"}
+    # The mark of the set is no field of a row.
+    assert set(rows[0]) == {
+        "id",
+        "messages",
+        "tools",
+        "source",
+        "kind",
+        "turn",
+        "licence",
+        "generator",
+        "seed",
+        "parents",
+    }
+
+
+def test_rows_of_ones_own_are_in_no_sample(tmp_path: Path) -> None:
+    given_rows = write_source(tmp_path / "xlam.jsonl", {"single": 40})
+    own = tmp_path / "own.jsonl"
+    # As `star data import` wrote them, from a part of the same origin.
+    provenance = {"source": "xlam", "licence": "CC-BY-4.0", "generator": "import", "seed": None, "parents": []}
+    rows = [
+        {"id": f"own-{n}", "messages": conversation(200 + n, "single"), "tools": TOOLS, "kind": "simple", **provenance}
+        for n in range(30)
+    ]
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made, _ = make(tmp_path, {"path": str(given_rows), "source": "xlam", "rows": 10}, seed_data=str(own))
+    assert sum(row["id"].startswith("own-") for row in made) == 30 and len(made) == 40
+
+
+def test_a_sampled_set_does_not_take_rows_from_a_whole_one(tmp_path: Path) -> None:
+    big = write_source(tmp_path / "big.jsonl", {"single": 100})
+    own = write_source(tmp_path / "own.jsonl", {"single": 40})
+    rows, _ = make(tmp_path, {"path": str(big), "source": "big", "rows": 10}, {"path": str(own), "source": "own"})
+    assert Counter(row["source"] for row in rows) == {"own": 40, "big": 10}
+
+
+def test_a_set_that_gives_no_row_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good = {"path": str(write_source(tmp_path / "good.jsonl", {"single": 40})), "source": "good"}
+    bad = tmp_path / "bad.jsonl"
+    broken = {"id": "r0", "source": "reddit", "messages": conversation(500, "single"), "tools": TOOLS}
+    broken["messages"][-1]["tool_calls"] = [{"name": "weather", "arguments": "not json"}]
+    bad.write_text(json.dumps(broken) + "\n")
+    with pytest.raises(InputError, match=r"`data.sources.1`: no row of mails is used \(mails:1: unreadable: "):
+        make(tmp_path / "none", good, {"path": str(bad), "source": "mails"})
+    seed_data = str(write_source(tmp_path / "seed.jsonl", {"single": 40}, start=200))
+    small = {**good, "source": "small", "share": 0.001}
+    with pytest.raises(InputError, match=r"no row of small is used \(small-good-\d+: not_sampled: the sample of small"):
+        make(tmp_path / "few", small, seed_data=seed_data)
+    # With one good row it is a warning.
+    bad.write_text(bad.read_text() + json.dumps({"messages": conversation(501, "single"), "tools": TOOLS}) + "\n")
+    make(tmp_path / "some", good, {"path": str(bad), "source": "mails"})
+    said = capsys.readouterr().err
+    assert "more than a tenth of mails was left out" in said and "more than a tenth of good" not in said
+    [reject] = read_json_lines(tmp_path / "some" / "out" / "rejects.jsonl")
+    assert (reject[1]["id"], reject[1]["source"]) == ("mails:1", "mails")
+
+
+def test_a_made_set_is_read_without_its_rejects(tmp_path: Path) -> None:
+    file = write_source(tmp_path / "first.jsonl", {"single": 20})
+    file.write_text(file.read_text() * 2)
+    _, metrics = make(tmp_path / "a", {"path": str(file), "source": "first"})
+    assert metrics["rejected"] == 20
+    rows, metrics = make(tmp_path / "b", {"path": str(tmp_path / "a" / "out"), "source": "again"})
+    assert len(rows) == metrics["imported"] == 20 and metrics["rejected"] == 0
 
 
 def test_turns_of_a_conversation_are_on_one_side(tmp_path: Path) -> None:
