@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from star.config.base import Section
 from star.config.files import PACKAGED, File, Rows
 from star.config.row_kinds import ROW_KIND_WEIGHTS
+from star.errors import InputError
 
 OWN_SOURCES = ("seed", "generated")  # names that rows of `seed_data` and of the generator have
 
@@ -60,6 +61,15 @@ class RowSource(Section):
     strata: Strata | None = Field(
         None, description="Stratified sampling of the used rows (`{}` for the paper's shares); needs `rows` or `share`"
     )
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _fault_names_the_set(cls, value: object, convert: ValidatorFunctionWrapHandler) -> object:
+        # pydantic knows the place of a ValueError in the list, and lets an InputError pass without it.
+        try:
+            return convert(value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _sample_has_one_size(self) -> Self:
