@@ -5,13 +5,15 @@ from itertools import chain, islice
 from statistics import fmean
 from typing import Any
 
-from star.config.data import Data
+from star.config.data import Data, RowSource
 from star.config.experiment import Config
 from star.config.files import Input
+from star.data.rows import Reject
 from star.errors import InputError
 
 MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch is trained
 SEED_ROWS = 64  # read of each set
+TURN_ROWS = 1000  # read of a set whose every turn is a row, to know how many a record has
 COUNTED_ROWS = 200_000  # of each set; more are not counted
 # Where no row can be measured: typical ones.
 PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
@@ -115,9 +117,19 @@ def _count_given_rows(data: Data) -> float:
     """Rows of all sets that are read. Of a sampled one they are those that are used, which are clean."""
     count = float(_count_records(data.seed_data) if data.seed_data else 0)
     for source in data.sources:
-        found = _count_records(source.path)
+        found = _count_records(source.path) * (_turns_per_record(source) if source.every_turn else 1)
         count += found * source.share if source.share else min(found, source.rows or found)
     return count
+
+
+def _turns_per_record(source: RowSource) -> float:
+    """Rows per record of a set whose every turn is a row, by its first rows."""
+    from star.data.row_sources import read_source
+    from star.data.splits import conversation_id
+
+    rows = list(islice(read_source(source), TURN_ROWS))
+    records = {row.id if isinstance(row, Reject) else conversation_id(row) for row in rows}
+    return len(rows) / max(1, len(records))
 
 
 def _count_records(rows: Input) -> int:

@@ -114,6 +114,14 @@ def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_pat
     sources = [{"path": str(seeds), "source": "half", "share": 0.5}, {"path": str(seeds), "source": "few", "rows": 100}]
     listed = pretrained(base, data={"sources": sources, "generated_rows": 0, "heldout_rows": 50})
     assert measure_lengths(listed).read_rows == 10 * len(rows) + 100
+    # Every record has two turns of the assistant.
+    for row in rows:
+        row["messages"] = [row["messages"][0], {"role": "assistant", "content": "Wait."}, *row["messages"]]
+    turns = tmp_path / "turns.jsonl"
+    turns.write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n, row in enumerate(rows)))
+    sources = [{"path": str(turns), "source": "ace", "every_turn": True}]
+    listed = pretrained(base, data={"sources": sources, "generated_rows": 0, "heldout_rows": 10})
+    assert measure_lengths(listed).read_rows >= 2 * len(rows)
 
 
 def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
