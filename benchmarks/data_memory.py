@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from star.data.splits import choose_heldout_ranks
+from star.data.splits import choose_heldout_rows
 from star.data.write_set import write_set
 
 TOOL = {
@@ -47,7 +47,7 @@ def measure(count: int) -> None:
         began = time.process_time()
         statistics = write_set(lambda start: made_rows(start, count), out=out, state=out, total=count)
         peak_cleaning = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        choose_heldout_ranks(read_rows(out / "rows.jsonl"), heldout=min(1000, count // 10), seed=1)
+        choose_heldout_rows(read_rows(out / "rows.jsonl"), heldout=min(1000, count // 10), seed=1)
         peak_split = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         disk = sum(file.stat().st_size for file in out.iterdir()) / 2**20
         seconds = time.process_time() - began

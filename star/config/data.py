@@ -2,27 +2,34 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from star.config.base import Section
 from star.config.files import PACKAGED, File, Rows
 from star.config.row_kinds import ROW_KIND_WEIGHTS
+from star.errors import InputError
 
 OWN_SOURCES = ("seed", "generated")  # names that rows of `seed_data` and of the generator have
 
 
 class Strata(Section):
-    """Shares of a sample by what the last turn of a row is. Rows are taken while one of their shares is not reached."""
+    """Shares of a sample by what the last turn of a row is.
+
+    Rows are taken while one of their shares is not reached, up to 1.1 times the sample, which is drawn from them.
+    """
 
     response: float = Field(
-        0.2, ge=0, le=1, description="Share of rows whose last turn says something; no more are taken"
+        0.2, ge=0, le=1, description="Most rows whose last turn says something, as a share of the sample"
     )
-    multi_step: float = Field(0.3, ge=0, le=1, description="Least share of rows that call tools right after a result")
+    multi_step: float = Field(0.3, ge=0, le=1, description="Wanted share of rows that call tools right after a result")
     single_turn: float = Field(
-        0.3, ge=0, le=1, description="Least share of rows whose last turn is the first answer; of later turns the rest"
+        0.3, ge=0, le=1, description="Wanted share of rows whose last turn is the first answer; of later turns the rest"
     )
     parallel: float = Field(
-        0.5, ge=0, le=1, description="Least share of rows with several calls in the last turn; of single calls the rest"
+        0.5,
+        ge=0,
+        le=1,
+        description="Wanted share of rows with several calls in the last turn; of single calls the rest",
     )
     max_turns: int = Field(10, ge=1, description="Most turns in a conversation; rows with more are left out")
     max_prompt_tokens: int = Field(
@@ -54,6 +61,15 @@ class RowSource(Section):
     strata: Strata | None = Field(
         None, description="Stratified sampling of the used rows (`{}` for the paper's shares); needs `rows` or `share`"
     )
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _fault_names_the_set(cls, value: object, convert: ValidatorFunctionWrapHandler) -> object:
+        # pydantic knows the place of a ValueError in the list, and lets an InputError pass without it.
+        try:
+            return convert(value)
+        except InputError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _sample_has_one_size(self) -> Self:

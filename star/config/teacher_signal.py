@@ -63,7 +63,7 @@ class Rollout(Section):
         if self.cut_at is not None and self.cut_at >= self.max_new_tokens:
             raise ValueError(
                 f"`cut_at` {self.cut_at} cuts nothing, because no sample has more than `max_new_tokens` {self.max_new_tokens}: raise "
-                "`max_new_tokens`, or leave `cut_at` out"
+                "`max_new_tokens`, or set `cut_at: null`"
             )
         return self
 

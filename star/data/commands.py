@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from star.config.row_kinds import ROW_KIND_WEIGHTS
+from star.data.row_files import row_files
 from star.digest_cache import digest_of_file, digests_of
 from star.errors import InputError
 from star.folders.code_digest import code_digest
@@ -186,7 +187,8 @@ def check(settings: CheckSettings, *, out: Path, resume: bool = True) -> Counts:
         "rows": settings.rows,
         "seed": settings.seed,
     }
-    inputs = [*_row_files(settings.files), *([settings.benchmark] if settings.benchmark else [])]
+    benchmark = [settings.benchmark] if settings.benchmark else []
+    inputs = [*chain.from_iterable(map(row_files, settings.files)), *benchmark]
     return _run("check", _write_checked_rows, settings, relevant, inputs=inputs, out=out, resume=resume)
 
 
@@ -351,7 +353,8 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
     checks += [benchmark.check] if benchmark else []
 
     def records() -> Iterator["dict | Reject"]:
-        return chain.from_iterable(import_rows(file, source=file.stem) for file in _row_files(settings.files))
+        files = chain.from_iterable(map(row_files, settings.files))
+        return chain.from_iterable(import_rows(file, source=file.stem) for file in files)
 
     # A set that is still to be cut down is not the result: a killed run goes on with it in the state.
     wanted = settings.rows if settings.quotas else None
@@ -370,23 +373,6 @@ def _write_checked_rows(settings: CheckSettings, workspace: Workspace) -> Counts
         statistics = apply_quotas(whole, out=workspace.out, shares=settings.quotas, total=wanted, seed=settings.seed)
     write_card(workspace.out)
     return statistics.counts() | {"short": dict(statistics.shortfalls)}
-
-
-def _row_files(paths: list[Path]) -> list[Path]:
-    """The files with the kept rows where a path is a set's folder, without its rejects; any other path as it is."""
-    files = []
-    for path in paths:
-        # A folder as such would be read with every .jsonl file in it, and so with its rejects.
-        names = next(
-            (
-                names
-                for names in (["rows.jsonl"], ["train.jsonl", "heldout.jsonl"])
-                if all((path / name).is_file() for name in names)
-            ),
-            None,
-        )
-        files += [path / name for name in names] if names else [path]
-    return files
 
 
 def _content_digest(path: Path) -> str:

@@ -61,12 +61,19 @@ def conversation_of(written: list, tools: Tools) -> list[dict]:
     for part in written:
         for message in messages_of(part, tools):
             last = messages[-1] if messages else {}
-            if _spelled_role(part) in CALL_ROLES and last.get("role") == "assistant":
+            is_more = _spelled_role(part) in CALL_ROLES or (_is_only_calls(last) and _is_only_calls(message))
+            if is_more and last.get("role") == "assistant":
                 last["tool_calls"] = (last["tool_calls"] or []) + message["tool_calls"]
                 last["reasoning_content"] = _same_reasoning(last["reasoning_content"], message["reasoning_content"])
             else:
                 messages.append(message)
     return messages
+
+
+def _is_only_calls(message: dict) -> bool:
+    """Whether a message has calls and says nothing. ToolACE's copies write each of several calls as a message of its own."""
+    says = message.get("content") or message.get("reasoning_content")
+    return bool(message.get("tool_calls")) and not (isinstance(says, str) and says.strip())
 
 
 def messages_of(written: Any, tools: Tools) -> list[dict]:

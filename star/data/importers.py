@@ -39,13 +39,19 @@ PROVENANCE = ("source", "licence", "generator", "seed", "parents")
 
 
 def import_rows(
-    path: Path, *, source: str, licence: str | None = None, every_turn: bool = False, label: str | None = None
+    path: Path,
+    *,
+    source: str,
+    licence: str | None = None,
+    every_turn: bool = False,
+    label: str | None = None,
+    among_others: bool = False,
 ) -> Iterator[dict | Reject]:
     """Yields a row or a Reject for each record of a JSON Lines, JSON or Parquet file, or of a data set's folder.
 
     Forms: {"messages" or "conversations", "tools"}, with calls as {"function": {"name", "arguments": text or object}}, as {"name",
     "arguments"}, in `<tool_call>` tags or as ToolACE's text; xLAM's and Hammer's {"query", "answers", "tools"}. Lists may be JSON text. A
-    record's own `id` is kept (behind the source where it is a number); without one, the id is a hash of the content.
+    record's own `id` is kept (behind the source where it is a number); without one, the id is the source and a hash of the content.
 
     A row that STAR wrote keeps its source, licence, generator, seed and parents.
 
@@ -54,6 +60,8 @@ def import_rows(
         licence: written on every row; without it the row's own licence, that of a known source, or `unknown`.
         every_turn: one row per assistant turn instead of one per record; ids end in the turn's number.
         label: what rejects without an id are named by, with their number; by default the name of the file or folder.
+        among_others: several sets are read, whose ids may be the same: all ids begin with the source, and all rejects are named by
+            label and number.
 
     Raises:
         InputError: the file is missing, or no record in it is JSON; the message names the file.
@@ -71,14 +79,14 @@ def import_rows(
             with record_limit():
                 rows = [
                     ordered_row(row | _provenance(record, source=source, licence=licence))
-                    for row in _rows(record, source=source, every_turn=every_turn)
+                    for row in _rows(record, source=source, every_turn=every_turn, among_others=among_others)
                 ]
                 for row in rows:
                     # Raises ValueError for what cannot be written later, such as nan, while the record is still known.
                     json_line(row)
         # Tables may hold dates or bytes, which are no JSON (TypeError), and JSON may nest too deeply to be checked.
         except (InputError, ValueError, TypeError, RecursionError, TookTooLong) as error:
-            identity = record.get("id") if isinstance(record, dict) else None
+            identity = record.get("id") if isinstance(record, dict) and not among_others else None
             yield Reject(str(identity or name), "unreadable", str(error), record)
             continue
         yield from rows
@@ -95,13 +103,15 @@ def _provenance(record: dict, *, source: str, licence: str | None) -> dict:
     return {"source": source, "licence": known, "generator": "import", "seed": None, "parents": []}
 
 
-def _rows(record: Any, *, source: str, every_turn: bool) -> list[dict]:
+def _rows(record: Any, *, source: str, every_turn: bool, among_others: bool) -> list[dict]:
     if not isinstance(record, dict):
         raise InputError(f"a record must be an object, got {str(record)[:80]}")
     messages, tools, unanswered = _conversation(record)
     if not messages:
         raise InputError("a record must have a message of the assistant")
     identity = _identity(record.get("id"), {"messages": messages, "tools": tools}, source)
+    if among_others and not identity.startswith(f"{source}-"):
+        identity = f"{source}-{identity}"
     if not every_turn:
         kind = record.get("kind") or kind_of(messages)
         return [_row(identity, messages, tools, kind=kind, unanswered=unanswered)]

@@ -30,14 +30,16 @@ def within_quotas(
         rows, again: the same rows twice, for two passes over a file. Memory grows with the wanted rows, not with the given ones.
     """
     lowest: dict[str, list[int]] = {kind: [] for kind in wanted}
+    # Other ranks than those of a split with this seed, which would hold out these rows more often than those of other sets.
+    ranked = f"quota {seed}"
     for row in rows:
         if (heap := lowest.get(row["kind"])) is None or not wanted[row["kind"]]:
             continue
         # A heap of negated ranks has the highest rank first: it is replaced when a lower one comes.
         if len(heap) < wanted[row["kind"]]:
-            heapq.heappush(heap, -row_rank(row, seed))
+            heapq.heappush(heap, -row_rank(row, ranked))
         else:
-            heapq.heappushpop(heap, -row_rank(row, seed))
+            heapq.heappushpop(heap, -row_rank(row, ranked))
     # The highest rank that is kept of each kind; the second pass compares with it.
     edge = {kind: -heap[0] for kind, heap in lowest.items() if heap}
     taken: Counter = Counter()
@@ -46,7 +48,7 @@ def within_quotas(
         if kind not in wanted:
             yield Reject(row["id"], "no_quota", f"no rows of the kind {kind} are wanted", row)
         # Equal rows share a rank, so the edge alone could let too many pass.
-        elif kind not in edge or row_rank(row, seed) > edge[kind] or taken[kind] == wanted[kind]:
+        elif kind not in edge or row_rank(row, ranked) > edge[kind] or taken[kind] == wanted[kind]:
             yield Reject(row["id"], "over_quota", f"{wanted[kind]} rows of the kind {kind} are wanted", row)
         else:
             taken[kind] += 1

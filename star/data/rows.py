@@ -85,12 +85,14 @@ class Reject:
         reason: a fixed word to count by, such as near_duplicate.
         detail: one line for a person.
         row: what was read.
+        source: name of the set that it was read from, where a run reads several.
     """
 
     id: str
     reason: str
     detail: str
     row: object
+    source: str | None = None
 
 
 def ordered_row(row: dict) -> dict:

@@ -102,7 +102,7 @@ class SetStatistics:
     def add_reject(self, reject: Reject) -> None:
         """Counts a reject, by its reason and source."""
         self.rejects[reject.reason] += 1
-        source = reject.row.get("source") if isinstance(reject.row, dict) else None
+        source = reject.source or (reject.row.get("source") if isinstance(reject.row, dict) else None)
         self.rejects_by_source[f"{source or 'unread'}: {reject.reason}"] += 1
 
 

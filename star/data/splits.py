@@ -3,6 +3,9 @@
 By row: rows are sorted by a hash of (seed, query, target), their rank, and the lowest ones of each kind are held out. So the order of the
 rows does not matter, and rows that are added change the side of few others, because all ranks stay.
 
+The turns of one conversation stay on one side: an earlier answer stands in the prompt of a later turn. Conversations are sorted by a hash
+of their id, and the lowest ones are held out. Their rows that no kind has room for are left out.
+
 By tool: tools are sorted by a hash, and the lowest ones are held out with all rows that call them, until there are enough rows. Rows that
 call nothing but show one of these tools are held out too, in proportion, so that refusals are evaluated as well. Training prompts show none
 of these tools: where one was only shown beside others, it is removed from the prompt.
@@ -12,6 +15,7 @@ import hashlib
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from star.data.rows import Reject, is_answered, query_of, target_of
@@ -26,25 +30,41 @@ def split(rows: list[dict], *, heldout: int, seed: int) -> tuple[list[dict], lis
     Raises:
         InputError: nothing would be left to train on, or repeated rows leave no split of that size.
     """
-    chosen = choose_heldout_ranks(rows, heldout=heldout, seed=seed)
-    train: list[dict] = []
-    held: list[dict] = []
-    for row in rows:
-        (held if row_rank(row, seed) in chosen else train).append(row)
-    return train, held
+    chosen = choose_heldout_rows(rows, heldout=heldout, seed=seed)
+    sides: dict[str, list[dict]] = {"train": [], "heldout": []}
+    for side, row in split_by_row(rows, chosen, seed=seed):
+        if isinstance(row, dict):
+            sides[side].append(row)
+    return sides["train"], sides["heldout"]
 
 
-def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> set[int]:
-    """Returns the ranks of the rows to hold out: all that a second pass over the file needs. Takes 9 bytes of memory per row.
+@dataclass
+class HeldOut:
+    """Which rows are held out.
+
+    Attributes:
+        ranks: of the rows that belong to no conversation.
+        conversations: by their rank, the number of rows of each kind.
+    """
+
+    ranks: set[int] = field(default_factory=set)
+    conversations: dict[int, Counter] = field(default_factory=dict)
+
+
+def choose_heldout_rows(rows: Iterable[dict], *, heldout: int, seed: int) -> HeldOut:
+    """Chooses the rows to hold out: all that a second pass over the file needs. Takes 10 bytes of memory per row.
+
+    Rows without an answer are not held out, and do not count.
 
     Raises:
         InputError: as `split`.
     """
     # Arrays instead of lists: a list of integers would take several times the memory.
-    ranks, kinds = array("Q"), array("B")
+    ranks, kinds, in_conversation = array("Q"), array("B"), array("B")
     names: dict[str, int] = {}
-    for row in rows:
-        ranks.append(row_rank(row, seed))
+    for row in filter(is_answered, rows):
+        ranks.append(_rank_in_split(row, seed))
+        in_conversation.append(conversation_id(row) is not None)
         kinds.append(names.setdefault(row["kind"], len(names)))
     if not 0 <= heldout < len(ranks):
         raise InputError(f"cannot hold out {heldout} of {len(ranks)} rows and train on the rest: hold out fewer")
@@ -52,22 +72,74 @@ def choose_heldout_ranks(rows: Iterable[dict], *, heldout: int, seed: int) -> se
         raise InputError(f"the rows have {len(names)} kinds; a split by kind takes at most 255")
     by_number = dict(enumerate(names))
     quota = _quotas({by_number[number]: size for number, size in Counter(kinds).items()}, heldout, total=len(ranks))
-    chosen: set[int] = set()
+    chosen = HeldOut()
     for value, group in groupby(places_by_rank(ranks), key=lambda place: ranks[place]):
+        if not any(quota.values()):
+            break
         places = list(group)
+        if in_conversation[places[0]]:
+            if counts := _take(Counter(by_number[kinds[place]] for place in places), quota):
+                chosen.conversations[value] = counts
+            continue
         # Rows with the same query and target have one rank and must stay on one side, whatever their kinds.
         kind = min(by_number[kinds[place]] for place in places)
         # A group that is larger than what is left of the quota stays in training, and a later one fills the quota.
         if len(places) <= quota[kind]:
             quota[kind] -= len(places)
-            chosen.add(value)
-        if not any(quota.values()):
-            break
+            chosen.ranks.add(value)
     if any(quota.values()):
         raise InputError(
             f"cannot hold out {heldout} of {len(ranks)} rows: too many repeat each other; clean them first"
         )
     return chosen
+
+
+def _take(counts: Counter, quota: dict[str, int]) -> Counter:
+    """Takes as many rows of each kind as the quota has left. Returns their numbers."""
+    taken = +Counter({kind: min(count, quota[kind]) for kind, count in counts.items()})
+    for kind, count in taken.items():
+        quota[kind] -= count
+    return taken
+
+
+def split_by_row(rows: Iterable[dict], chosen: HeldOut, *, seed: int) -> Iterator[tuple[str, dict | Reject]]:
+    """Yields ("train" | "heldout" | "reject", row or Reject) for each row, in order.
+
+    Of a conversation with held-out rows, the rows that are not held out are rejected.
+
+    Args:
+        chosen: its conversations are used up.
+    """
+    for row in rows:
+        rank = _rank_in_split(row, seed)
+        if conversation_id(row) is None:
+            yield "heldout" if is_answered(row) and rank in chosen.ranks else "train", row
+        elif (left := chosen.conversations.get(rank)) is None:
+            yield "train", row
+        elif is_answered(row) and left[row["kind"]]:
+            left[row["kind"]] -= 1
+            yield "heldout", row
+        else:
+            yield "reject", _reject_of_conversation(row)
+
+
+def _reject_of_conversation(row: dict) -> Reject:
+    return Reject(row["id"], "heldout_conversation", "other turns of its conversation are held out", row)
+
+
+def conversation_id(row: dict) -> str | None:
+    """Returns the id of the conversation of which the row is one turn (`every_turn`), or None for a row of its own.
+
+    The id of such a row ends in the place of its last message, as in `toolace-7#3`.
+    """
+    conversation, mark, place = row["id"].rpartition("#")
+    return conversation if mark and place == str(len(row["messages"]) - 1) else None
+
+
+def _rank_in_split(row: dict, seed: int) -> int:
+    if (conversation := conversation_id(row)) is None:
+        return row_rank(row, seed)
+    return _hash_of(f"{seed}\nconversation\n{conversation}")
 
 
 def places_by_rank(ranks: array) -> Iterator[int]:
@@ -77,9 +149,17 @@ def places_by_rank(ranks: array) -> Iterator[int]:
     return map(int, np.argsort(np.frombuffer(ranks, dtype=np.uint64), kind="stable")) if len(ranks) else iter(())
 
 
-def row_rank(row: dict, seed: int) -> int:
-    """Returns the rank of a row: 64 bits of a hash of its content."""
-    text = f"{seed}\n{query_of(row)}\n{target_of(row)}"
+def row_rank(row: dict, seed: int | str) -> int:
+    """Returns the rank of a row: 64 bits of a hash of its content.
+
+    Args:
+        seed: of the split. A choice before the split puts a word in front of the seed: with the same ranks in both, the rows that
+            it takes would be those that are held out.
+    """
+    return _hash_of(f"{seed}\n{query_of(row)}\n{target_of(row)}")
+
+
+def _hash_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
@@ -165,12 +245,19 @@ def split_by_tool(
         heldout: number of held-out rows, `without_call` of them without a call.
     """
     left_to_hold = {True: heldout - without_call, False: without_call}  # by whether the row calls a held-out tool
+    conversations: set[str] = set()  # with a held-out row
     for row in rows:
+        conversation = conversation_id(row)
         calls = bool(_called(row) & tools)
         may_hold = calls or (_answers_without_call(row) and _shows(row, tools))
         if may_hold and left_to_hold[calls]:
             left_to_hold[calls] -= 1
+            conversations.update(filter(None, [conversation]))
             yield "heldout", row
+            continue
+        # A later turn shows the held-out answer in its prompt.
+        if conversation in conversations:
+            yield "reject", _reject_of_conversation(row)
             continue
         if calls:
             why = "calls a held-out tool, and enough rows of it are held out"

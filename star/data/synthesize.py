@@ -1,6 +1,7 @@
 """Makes the data set of a run: generates and imports rows, cleans and samples them, and splits them into training and held-out rows."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,21 +11,30 @@ from star.data.data_card import write_card
 from star.data.generate_offline import generate_rows
 from star.data.importers import import_rows
 from star.data.row_sources import all_shortfalls, choose_samples, is_sampled, read_source, within_samples
-from star.data.rows import Reject, is_answered, json_line, read_rows
+from star.data.rows import Reject, json_line, read_rows
 from star.data.set_statistics import SetStatistics
 from star.data.splits import (
-    choose_heldout_ranks,
+    choose_heldout_rows,
     choose_heldout_tools,
     count_heldout_without_call,
-    row_rank,
+    split_by_row,
     split_by_tool,
 )
 from star.data.tool_coverage import add_tool_coverage, coverage_lines
 from star.data.tool_files import load_tools
-from star.data.write_set import REJECTS, ROWS, STATISTICS, reject_line, write_selection, write_set
+from star.data.write_set import (
+    REJECTS,
+    ROWS,
+    STATISTICS,
+    first_reasons,
+    reject_line,
+    write_selection,
+    write_set,
+)
 from star.errors import InputError
 from star.json_file import write_json
 from star.progress import print_line
+from star.terminal import continued
 
 
 def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[str, float]:
@@ -59,8 +69,9 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     set_folder = state / "set"
     set_folder.mkdir(parents=True, exist_ok=True)
     statistics = write_set(records, out=set_folder, state=state, total=settings.generated_rows, label="make rows")
-    if any(map(is_sampled, settings.sources)):
-        set_folder, statistics = _sample_sources(settings, set_folder, out=state / "sampled", seed=seed)
+    if settings.sources:
+        _say_rejects_of_sources(settings, statistics, set_folder)
+        set_folder, statistics = _select_rows_of_sources(settings, set_folder, out=state / "sampled", seed=seed)
     if statistics.rows <= settings.heldout_rows:
         raise InputError(
             f"only {statistics.rows} of {statistics.read} rows are clean ({dict(statistics.rejects)}), too few to hold out "
@@ -101,20 +112,45 @@ def _imported_rows(settings: Data) -> Iterator[dict | Reject]:
         seed_data = settings.seed_data.read_verified()
         # A folder that was fetched has another name, and must make the same rejects.
         yield from import_rows(seed_data, source="seed", label="seed_data" if seed_data.is_dir() else None)
-    for source in settings.sources:
+    # Whole sets first: of copies the first is kept, and that of a sampled set may be left out later.
+    for source in sorted(settings.sources, key=is_sampled):
         yield from read_source(source)
 
 
-def _sample_sources(settings: Data, folder: Path, *, out: Path, seed: int) -> tuple[Path, SetStatistics]:
-    """Writes the set of the rows that are used to `out`. Returns that folder and the set's statistics."""
+def _say_rejects_of_sources(settings: Data, statistics: SetStatistics, folder: Path) -> None:
+    """Prints why records of a set were left out, if more than a tenth was, as `star data import` does."""
+    for name in (source.source for source in settings.sources):
+        counts = statistics.rejects_by_source.items()
+        left_out = sum(count for said, count in counts if said.startswith(f"{name}: "))
+        if left_out * 10 > left_out + statistics.sources[name]:
+            print_line(f"more than a tenth of {name} was left out; the first reasons (all are in {REJECTS}):")
+            for reason in first_reasons(folder, source=name):
+                print_line(f"  {continued(reason[:300])}")
+
+
+def _select_rows_of_sources(settings: Data, folder: Path, *, out: Path, seed: int) -> tuple[Path, SetStatistics]:
+    """Writes the set of the rows that are used to `out`. Returns that folder and the set's statistics.
+
+    Raises:
+        InputError: no row of a source is used.
+    """
     samples = choose_samples(read_rows(folder / ROWS), settings.sources, seed=seed)
     missing = all_shortfalls(samples)
     for name, count in missing.items():
         print_line(f"{count} rows short of {name}")
     out.mkdir(exist_ok=True)
     # A second pass over the file, because the rows to keep are known only after all were seen.
-    selection = within_samples(read_rows(folder / ROWS), samples, settings.sources, seed=seed)
-    return out, write_selection(folder, selection, out=out, shortfalls=lambda kept: missing)
+    used: Counter = Counter()
+    selection = within_samples(read_rows(folder / ROWS), samples, settings.sources, seed=seed, used=used)
+    statistics = write_selection(folder, selection, out=out, shortfalls=lambda kept: missing)
+    for number, source in enumerate(settings.sources):
+        if not used[source.source]:
+            reasons = "; ".join(reason[:300] for reason in first_reasons(out, source=source.source))
+            raise InputError(
+                f"`data.sources.{number}`: no row of {source.source} is used ({reasons or 'it has no records'}): correct the set, or "
+                "leave it out"
+            )
+    return out, statistics
 
 
 def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed: int, out: Path) -> SetStatistics:
@@ -128,11 +164,8 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
         without_call = count_heldout_without_call(read_rows(rows), tools=tools, heldout=heldout)
         sides = split_by_tool(read_rows(rows), tools=tools, heldout=heldout, without_call=without_call)
     else:
-        chosen = choose_heldout_ranks(filter(is_answered, read_rows(rows)), heldout=heldout, seed=seed)
-        sides = (
-            ("heldout" if is_answered(row) and row_rank(row, seed) in chosen else "train", row)
-            for row in read_rows(rows)
-        )
+        chosen = choose_heldout_rows(read_rows(rows), heldout=heldout, seed=seed)
+        sides = split_by_row(read_rows(rows), chosen, seed=seed)
     # A copy: the caller still needs the statistics from before the split.
     statistics = SetStatistics.from_json(statistics.to_json())
     with (
@@ -148,4 +181,6 @@ def _split(rows: Path, statistics: SetStatistics, *, heldout: int, by: str, seed
             else:
                 statistics.split[side] += 1
                 files[side].write(json_line(row))
+    if not statistics.split["train"]:
+        raise InputError(f"no row is left to train on beside {heldout} held-out ones: hold out fewer")
     return statistics

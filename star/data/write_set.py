@@ -155,10 +155,15 @@ def write_selection(
     return after
 
 
-def first_reasons(folder: Path, *, most: int = 3) -> list[str]:
-    """Returns the first rejects of a set that differ in their reasons, as "id: reason: detail"."""
+def first_reasons(folder: Path, *, source: str | None = None, most: int = 3) -> list[str]:
+    """Returns the first rejects of a set that differ in their reasons, as "id: reason: detail".
+
+    Args:
+        source: of the rejects to look at; all by default.
+    """
     seen: dict[tuple[str, str], str] = {}
-    for _, reject in islice(read_json_lines(folder / REJECTS), COMMIT_EVERY):
+    rejects = (reject for _, reject in read_json_lines(folder / REJECTS) if source in (None, _source_of(reject)))
+    for reject in islice(rejects, COMMIT_EVERY):
         # The end of a detail often quotes the record, so its beginning says whether it is another reason.
         mark = (reject["reason"], reject["detail"][:70])
         seen.setdefault(mark, f"{reject['id']}: {reject['reason']}: {' '.join(reject['detail'].split())}")
@@ -167,16 +172,22 @@ def first_reasons(folder: Path, *, most: int = 3) -> list[str]:
     return list(seen.values())
 
 
+def _source_of(reject: dict) -> object:
+    row = reject["row"]
+    return reject.get("source") or (row.get("source") if isinstance(row, dict) else None)
+
+
 def reject_line(reject: Reject) -> bytes:
     """Returns a reject as a line of rejects.jsonl. What cannot be written as JSON, or is too long, is written as the start of its text."""
+    fields = {key: value for key, value in vars(reject).items() if key != "source" or value}
     try:
-        if len(line := json_line(vars(reject))) <= REJECT_BYTES:
+        if len(line := json_line(fields)) <= REJECT_BYTES:
             return line
     # A reject holds what could not be read, so it may contain anything and must not stop the run.
     except (ValueError, RecursionError, TypeError):
         pass
     texts = {"row": reject.row, "detail": reject.detail, "id": reject.id}
-    return json_line({**vars(reject), **{key: _start_of(value) for key, value in texts.items()}})
+    return json_line({**fields, **{key: _start_of(value) for key, value in texts.items()}})
 
 
 def _start_of(value: object) -> str:

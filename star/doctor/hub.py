@@ -5,10 +5,12 @@ The hub's own client retries every file of every model for minutes where no netw
 
 import os
 import re
+from collections.abc import Sequence
 from functools import partial
 
 from star.config.experiment import Config
-from star.config.files import HUB_ID
+from star.config.files import HUB_ID, inputs_in
+from star.config.hub_files import HUB_FILE
 from star.config.models import Student, Teacher
 from star.doctor.check import Check, run_check
 from star.errors import InputError
@@ -29,21 +31,29 @@ def hub_models(config: Config) -> list[Teacher | Student]:
     ]
 
 
+def hub_inputs(config: Config) -> list[str]:
+    """The addresses of the files that a configuration reads from the hub."""
+    return [found.path for _, found in inputs_in(config) if found.is_on_hub]
+
+
 def ask_hub(config: Config) -> Check | None:
-    """Runs `check_hub` on the models of a configuration; None where none of them is on the hub."""
+    """Runs `check_hub` on the models and files of a configuration; None where no model is on the hub."""
     models = hub_models(config)
-    return run_check(HUB, partial(check_hub, models)) if models else None
+    return run_check(HUB, partial(check_hub, models, hub_inputs(config))) if models else None
 
 
-def check_hub(models: list[Teacher | Student]) -> str:
+def check_hub(models: list[Teacher | Student], files: Sequence[str] = ()) -> str:
     """Checks that the hub answers, or that the cache of this machine has the models. Without an answer nobody asks it again.
+
+    Args:
+        files: addresses of files on the hub. They were read when the configuration was loaded, and are named if they have no commit.
 
     Raises:
         InputError: the hub does not answer, and a model is not in the cache.
     """
     from huggingface_hub import constants
 
-    unpinned = _without_commit(models)
+    unpinned = _without_commit(models, files)
     reason = "the offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _why_no_answer(models[0])
     if reason is None:
         return f"{constants.ENDPOINT} answers{unpinned}"
@@ -57,12 +67,19 @@ def check_hub(models: list[Teacher | Student]) -> str:
     return f"{reason}; the models are in the cache{unpinned}"
 
 
-def _without_commit(models: list[Teacher | Student]) -> str:
-    """Says which models are named without a commit: under a branch, or the newest one, a change on the hub is not noticed."""
-    names = sorted({str(model.base) for model in models if not COMMIT.fullmatch(model.revision or "")})
-    if not names:
-        return ""
-    return f"; {', '.join(names)} may change there unnoticed: set `revision` to a commit"
+def _without_commit(models: list[Teacher | Student], files: Sequence[str]) -> str:
+    """Says which models and files are named without a commit: what a branch or tag names on the hub can change."""
+    said = ""
+    if names := sorted({str(model.base) for model in models if not COMMIT.fullmatch(model.revision or "")}):
+        said += f"; {', '.join(names)} may change there unnoticed: set `revision` to a commit"
+    if names := sorted(file for file in files if not _has_commit(file)):
+        said += f"; {', '.join(names)} may change there: write a commit behind the @"
+    return said
+
+
+def _has_commit(file: str) -> bool:
+    named = HUB_FILE.fullmatch(file)
+    return bool(named and COMMIT.fullmatch(named["revision"]))
 
 
 def _why_no_answer(model: Teacher | Student) -> str | None:

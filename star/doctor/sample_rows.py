@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from star.config.data import Data
+from star.config.data import Data, RowSource
 from star.config.experiment import Config
 from star.config.files import Input
+from star.data.rows import Reject
 from star.errors import InputError
 
 MADE_ROWS = 64  # generated, on which also the tokenizer of a model from scratch is trained
 SEED_ROWS = 64  # read of each set
+TURN_ROWS = 1000  # read of a set whose every turn is a row, to know how many a record has
 COUNTED_ROWS = 200_000  # of each set; more are not counted
 # Where no row can be measured: typical ones.
 PROMPT_TOKENS, COMPLETION_TOKENS = 2000, 150
@@ -143,8 +145,6 @@ def most_rows(data: Data, *, enough: int) -> int:
 
 
 def _count_readable(rows: Iterable[object], *, most: int) -> int:
-    from star.data.rows import Reject
-
     return sum(1 for _ in islice((row for row in rows if not isinstance(row, Reject)), most))
 
 
@@ -155,8 +155,19 @@ def _count_rows(data: Data) -> int:
         count += _count_records(data.seed_data, most=COUNTED_ROWS)
     for source in data.sources:
         found = _count_records(source.path, most=source.rows or COUNTED_ROWS)
-        count += found * (source.share or 1)
+        found *= _turns_per_record(source) if source.every_turn else 1
+        count += min(found * (source.share or 1), source.rows or found)
     return int(count)
+
+
+def _turns_per_record(source: RowSource) -> float:
+    """Rows per record of a set whose every turn is a row, by its first rows."""
+    from star.data.row_sources import read_source
+    from star.data.splits import conversation_id
+
+    rows = list(islice(read_source(source), TURN_ROWS))
+    records = {row.id if isinstance(row, Reject) else conversation_id(row) for row in rows}
+    return len(rows) / max(1, len(records))
 
 
 def _count_records(rows: Input, *, most: int) -> int:

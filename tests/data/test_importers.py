@@ -216,6 +216,21 @@ def test_toolace_is_read_turn_by_turn_and_never_executed(tmp_path: Path) -> None
     assert "cannot be read" in refused.detail
 
 
+def test_calls_in_messages_of_their_own_are_one_turn(tmp_path: Path) -> None:
+    second = {"name": "get_weather", "arguments": {"city": "Rome"}}
+    split = [{"role": "assistant", "content": "", "tool_calls": [call]} for call in (CALL, second)]
+    results = [{"role": "tool", "content": "Rain."}, {"role": "tool", "content": "Sun."}]
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps(record(content="Rain and sun.", before=(*split, *results))))
+    first, last = import_rows(path, source="test", every_turn=True)
+    assert first["messages"][-1]["tool_calls"] == [CALL, second] and first["kind"] == "parallel"
+    assert [message["role"] for message in last["messages"]] == ["user", "assistant", "tool", "tool", "assistant"]
+    # A message that says something is a turn of its own.
+    split[1]["content"] = "And in Rome:"
+    path.write_text(json.dumps(record(content="Rain and sun.", before=(*split, *results))))
+    assert len(list(import_rows(path, source="test", every_turn=True))) == 3
+
+
 def test_hermes_calls_in_the_text_are_calls(tmp_path: Path) -> None:
     said = '<think>\nOslo\n</think>\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
     [row] = imported(

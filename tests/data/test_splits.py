@@ -76,6 +76,29 @@ def test_a_query_with_its_target_stays_on_one_side(copies: list[int], seed: int)
     assert len(held) == 3
 
 
+@settings(deadline=None)
+@given(
+    turns=st.lists(st.lists(st.sampled_from(["simple", "response"]), min_size=1, max_size=3), min_size=4, max_size=20)
+)
+def test_conversations_are_never_on_both_sides(turns: list[list[str]]) -> None:
+    rows = []
+    for number, kinds in enumerate(turns):
+        messages = []
+        for kind in kinds:
+            messages = [*messages, *row(number * 10 + len(messages), kind)["messages"]]
+            rows.append({**row(0, kind), "messages": messages, "id": f"c{number}#{len(messages) - 1}"})
+    train, held = split(rows, heldout=len(rows) // 4, seed=0)
+    assert len(held) == len(rows) // 4
+    sides = [{row["id"].partition("#")[0] for row in side} for side in (train, held)]
+    assert sides[0].isdisjoint(sides[1])
+
+
+def test_an_id_that_only_looks_like_a_turns_is_a_row_of_its_own() -> None:
+    rows = [{**row(number), "id": f"issue#{number + 5}"} for number in range(20)]
+    train, held = split(rows, heldout=5, seed=0)
+    assert (len(train), len(held)) == (15, 5)
+
+
 def test_another_seed_holds_out_other_rows() -> None:
     rows = [row(number) for number in range(100)]
     assert ids(split(rows, heldout=10, seed=0)[1]) != ids(split(rows, heldout=10, seed=1)[1])

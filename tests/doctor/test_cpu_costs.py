@@ -136,6 +136,14 @@ def test_rows_are_measured_with_the_tokenizer_of_the_teacher(base: Path, tmp_pat
     assert topk_store_bytes(listed)[0] == known.rows * listed.rollout.samples
     some = workload(pretrained(base, data={"generated_rows": 500, "heldout_rows": 50}, rollout={"prompts": 100}))
     assert (some.rows, some.training_rows) == (100, 450)
+    # Every record has two turns of the assistant.
+    for row in rows:
+        row["messages"] = [row["messages"][0], {"role": "assistant", "content": "Wait."}, *row["messages"]]
+    turns = tmp_path / "turns.jsonl"
+    turns.write_text("".join(json.dumps({**row, "id": str(n)}) + "\n" for n, row in enumerate(rows)))
+    sources = [{"path": str(turns), "source": "ace", "every_turn": True}]
+    listed = pretrained(base, data={"sources": sources, "generated_rows": 0, "heldout_rows": 10})
+    assert measure_lengths(listed).read_rows >= 2 * len(rows)
 
 
 def test_without_a_gpu_each_stage_says_how_long_the_cpu_takes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

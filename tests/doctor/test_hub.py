@@ -100,6 +100,14 @@ def test_a_model_without_a_commit_is_named(config: Config, hub: type[Answer]) ->
     assert said.endswith("answers; team/model may change there unnoticed: set `revision` to a commit")
 
 
+def test_a_file_without_a_commit_is_named(config: Config, hub: type[Answer]) -> None:
+    files = [f"hf://datasets/team/{name}/rows.jsonl" for name in ("old@main", f"set@{'a' * 40}")]
+    said = check_hub(hub_models(config), files)
+    assert said.endswith(
+        "answers; hf://datasets/team/old@main/rows.jsonl may change there: write a commit behind the @"
+    )
+
+
 def test_any_answer_will_do_but_that_of_a_broken_server(config: Config, hub: type[Answer]) -> None:
     assert check_hub(hub_models(config)).endswith("answers")
     [path] = hub.asked
