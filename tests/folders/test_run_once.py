@@ -211,7 +211,10 @@ def test_empty_folders_and_open_files_of_nfs_are_no_additions(tmp_path: Path) ->
         ({"ancestors": {"a" * 64: {"stage": "distill"}}}, r"manifest\.json is damaged \(ancestors\.a{64}\.fingerprint"),
         ({"origin": {"base": ["a"]}}, r"manifest\.json is damaged \(origin\.base is missing or of another kind\)"),
         ({"origin": {"base": {"name": None}}}, r"manifest\.json is damaged \(origin\.base\.name"),
-        ({"origin": {"trained": [{"phase": "sft", "steps": "many"}]}}, r"manifest\.json is damaged \(origin\.trained\[0\]\.steps"),
+        (
+            {"origin": {"trained": [{"phase": "sft", "steps": "many"}]}},
+            r"manifest\.json is damaged \(origin\.trained\[0\]\.steps",
+        ),
         (
             {"origin": {"data": {"licences": {"mit": "many"}}}},
             r"manifest\.json is damaged \(origin\.data\.licences\.mit",
