@@ -59,9 +59,10 @@ def run(
 def report(
     results: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV that `star study run` wrote.")],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Page to write; its charts go into the folder `study` beside it.")
+        Path, typer.Option("--out", "-o", help="Page to write; its charts go into a folder of its name beside it.")
     ],
     config: ConfigArgument = "study-tiny",
+    seed_data: SeedDataOption = None,
     notes: Annotated[
         Path | None,
         typer.Option(
@@ -73,20 +74,34 @@ def report(
 ) -> None:
     """Write the page of a study from its recorded values: tables with intervals, the paper's claims, learning curves, compute.
 
+    Lines that other settings made are left out, and named.
+
     Example: `star study report --config configs/study-tiny.yaml --results docs/study/tiny.csv --out docs/study.md`
     """
     from star.config.load import load_config
-    from star.study.grid import cells_of
-    from star.study.report import write_report
+    from star.progress import print_line
+    from star.study.claims import left_out
+    from star.study.report import Names, write_report
     from star.study.results import read_results
 
-    settings = load_config(config)
-    cells_of(settings)  # refuses a configuration without a study, by name
-    write_report(
+    settings = load_config(config, seed_data=seed_data)
+    recorded = write_report(
         settings,
         read_results(results),
         out=out,
-        config_name=config,
-        results_name=str(results),
+        names=Names(
+            config=config,
+            results=str(results),
+            out=str(out),
+            seed_data=str(seed_data) if seed_data else None,
+            notes=str(notes) if notes else None,
+        ),
         notes=notes.read_text(encoding="utf-8") if notes else "",
     )
+    if recorded.others and settings.study:
+        print_line(left_out(recorded.others, settings.study))
+    if recorded.unknown:
+        print_line(
+            f"lines of {results} that do not say which settings made them, because an older version wrote them: {recorded.unknown}; "
+            "they were taken as they are"
+        )

@@ -32,6 +32,10 @@ class Sweep(Section):
 class Study(Section):
     """A comparison of ways to train the student on one task."""
 
+    about: str | None = Field(
+        None,
+        description="What the study asks and what its task is, as Markdown; the page about it begins with this text",
+    )
     seeds: tuple[int, ...] = Field(
         (11, 12, 13), min_length=1, description="Seeds of the students: of their bases, distillation and Sim-RL"
     )

@@ -3,8 +3,9 @@
 from pathlib import Path
 from statistics import fmean
 
-from star.html_kit import STYLE
+from star.html_kit import SERIES_COLOURS, STYLE
 from star.study.results import Row, read_pairs
+from star.study.scores import RL_NAMES
 from star.svg_charts import Line, line_chart
 
 # File -> column of the results, title, and the cells that are drawn: at most as many as there are colours.
@@ -16,7 +17,7 @@ CHARTS = {
     ),
     "reward.svg": (
         "rl_reward",
-        "Similarity reward of the samples during Sim-RL, after each distillation",
+        "Similarity reward of the samples during Sim-RL",
         {
             "none": "none+similarity",
             "CE": "ce+similarity",
@@ -27,7 +28,7 @@ CHARTS = {
     ),
     "entropy.svg": (
         "rl_entropy",
-        "Entropy of the policy during Sim-RL, after each distillation",
+        "Entropy of the policy during Sim-RL",
         {
             "none": "none+similarity",
             "CE": "ce+similarity",
@@ -40,12 +41,22 @@ CHARTS = {
 
 
 def write_curves(rows: list[Row], *, folder: Path) -> dict[str, str]:
-    """Writes the charts for which there are values. Returns file -> title."""
+    """Writes the charts for which there are values. Returns file -> title.
+
+    A study of something else than the kinds of distillation has at most one of the cells of CHARTS. Then its own cells are drawn.
+    """
     written = {}
     for file, (column, title, cells) in CHARTS.items():
+        recorded = {row["cell"]: row for row in rows if row[column]}
+        drawn = list(cells.items())
+        if len(recorded.keys() & set(cells.values())) < 2:
+            # Those of one reward, because cells with other rewards share their distillation.
+            rl = min((row["rl"] for row in recorded.values()), key=list(RL_NAMES).index, default="")
+            own = [(row["value"] or row["kd"], cell) for cell, row in recorded.items() if row["rl"] == rl]
+            drawn = own[:SERIES_COLOURS]
         lines = [
             line
-            for colour, (label, cell) in enumerate(cells.items())
+            for colour, (label, cell) in enumerate(drawn)
             if (line := _line(colour, label, [row[column] for row in rows if row["cell"] == cell and row[column]]))
         ]
         if not lines:

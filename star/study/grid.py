@@ -77,7 +77,7 @@ class Cell:
 
 
 def cells_of(config: Config) -> list[Cell]:
-    """The cells of the configuration's study, seed by seed: after a third of the time three seeds have a first answer each.
+    """The cells of the configuration's study, seed by seed: a third of the time gives all cells of the first of three seeds.
 
     Raises:
         InputError: there is no section `study`, or a sweep names a setting that does not exist.

@@ -44,6 +44,17 @@ class Claim(NamedTuple):
     worse: str
     column: Literal["exact_match", "before_rl_pass_at_8", "before_rl_entropy"] = "exact_match"
 
+    def papers_difference(self) -> PaperScore | None:
+        """The paper's own difference of the two cells, in points of its benchmarks; None where its tables have none."""
+        if self.column != "exact_match" or not {self.better, self.worse} <= PAPER.keys():
+            return None
+        return PaperScore(
+            *(
+                None if better is None or worse is None else better - worse
+                for better, worse in zip(PAPER[self.better], PAPER[self.worse], strict=True)
+            )
+        )
+
 
 CLAIMS = (
     Claim("After Sim-RL, CKD is better than forward KL", "ckd+similarity", "fkl+similarity"),
@@ -52,7 +63,16 @@ CLAIMS = (
     Claim("After Sim-RL, CKD is better than reverse KL", "ckd+similarity", "rkl+similarity"),
     Claim("After Sim-RL, CKD is better than hard labels (CE)", "ckd+similarity", "ce+similarity"),
     Claim("Before Sim-RL, CKD is better than hard labels (CE)", "ckd+none", "ce+none"),
-    Claim("Reverse KL collapses: it is worse than forward KL", "fkl+none", "rkl+none"),
+    Claim("Forward KL is better than reverse KL before Sim-RL", "fkl+none", "rkl+none"),
+    Claim(
+        "Reverse KL collapses: forward KL has more entropy before Sim-RL", "fkl+none", "rkl+none", "before_rl_entropy"
+    ),
+    Claim(
+        "Reverse KL collapses: forward KL has a higher pass@8 before Sim-RL",
+        "fkl+none",
+        "rkl+none",
+        "before_rl_pass_at_8",
+    ),
     Claim(
         "CKD keeps exploration: more entropy before Sim-RL than forward KL", "ckd+none", "fkl+none", "before_rl_entropy"
     ),
@@ -68,6 +88,8 @@ CLAIMS = (
     Claim("Sim-RL makes the student of CKD better", "ckd+similarity", "ckd+none"),
     Claim("Distillation before Sim-RL is better than Sim-RL alone", "ckd+similarity", "none+similarity"),
 )
+# The distillation that an arm is compared with where the grid has no cell of the same name.
+NEIGHBOURS = {"cold-start": "ckd", "on-policy-fkl": "fkl", "on-policy-rkl": "rkl"}
 # What the paper does not claim and people ask: whether the stored signal of the teacher's samples loses against other ways to the student.
 # The cells are those of a sweep `arms`.
 QUESTIONS = (

@@ -49,10 +49,33 @@ def plan_lines(work: list[Work], *, cells: int, expected: Mapping[str, float], w
     for label, count in counts.items():
         each = format_seconds(round(seconds[label])) if label in seconds else "unknown"
         lines.append(f"  {label:<17} {count:>4}, {finished_counts[label]} done, {each} each")
-    total = format_seconds(round(duration(work, done=done, seconds=seconds, workers=workers)))
-    unknown = sorted(label for label in counts if label not in seconds)
-    lines.append(
-        f"about {total} with {workers} processes of one thread each"
-        + (f", and the time of {', '.join(unknown)}, which `study.seconds` does not say" if unknown else "")
-    )
+    lines.append(_total(work, done=done, seconds=seconds, workers=workers))
     return lines
+
+
+def _total(work: list[Work], *, done: Collection[str], seconds: Mapping[str, float], workers: int) -> str:
+    if len(done) == len(work):
+        return "nothing is left to do"
+    unknown = sorted({one.label for one in work if one.key not in done and one.label not in seconds})
+    total = duration(work, done=done, seconds=seconds, workers=workers)
+    processes = "one process of one thread" if workers == 1 else f"{workers} processes of one thread each"
+    if not unknown:
+        return f"about {format_seconds(round(total))} with {processes}"
+    without = f"`study.seconds` does not say how long {', '.join(unknown)} takes"
+    known = f"at least {format_seconds(round(total))}" if total else "for an unknown time"
+    return f"{known} with {processes}, because {without}"
+
+
+def time_left(
+    work: list[Work], *, done: Collection[str], ended: Collection[str], expected: Mapping[str, float], workers: int
+) -> float | None:
+    """Seconds until the rest of the work is done; None if nobody knows how long some of it takes. Work in progress counts in full.
+
+    Args:
+        done: keys of the finished work, which is measured.
+        ended: those with the work that failed, which is not done again.
+    """
+    seconds = seconds_by_label(work, done=done, expected=expected)
+    if any(one.label not in seconds for one in work if one.key not in ended):
+        return None
+    return duration(work, done=ended, seconds=seconds, workers=workers)

@@ -3,16 +3,23 @@
     cell,sweep,value,kd,rl,seed,exact_match,...
     ckd+similarity,grid,,ckd,similarity,11,0.62,...
 
-The file belongs into the repository. Its lines stand in the order of the study's cells, whatever finished first.
+The file belongs into the repository. Its lines stand in the order of the study's cells, whatever finished first. The column `key` is a
+digest of the settings that made a line, so that a report is not made of lines of other settings. Files of older versions lack it.
 """
 
 import csv
 import json
 from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
+from typing import NamedTuple
 
+from filelock import FileLock
+
+from star.errors import InputError
 from star.evaluation.evaluate import EVALUATION
 from star.folders.manifest import read_manifest
+from star.folders.owners import file_mode
 from star.study.evaluate import MODEL
 from star.study.grid import Cell
 from star.study.work import Work
@@ -25,9 +32,24 @@ CURVE_POINTS = 25
 COLUMNS = (
     "cell", "sweep", "value", "kd", "rl", "seed", "failed", *SCORES,
     *COLUMNS_BEFORE_RL, "by_kind", "teacher_exact_match", "parameters", "heldout_rows",
-    *CURVES, "seconds", "student", "code_version",
+    *CURVES, "seconds", "student", "code_version", "key",
 )  # fmt: skip
+NUMBERS = ("seed", *SCORES, *COLUMNS_BEFORE_RL, "teacher_exact_match", "parameters", "heldout_rows")
 Row = dict[str, str]
+
+
+class Recorded(NamedTuple):
+    """The lines of a file, by whether the study's settings made them.
+
+    Attributes:
+        rows: the lines of the study's cells.
+        others: lines that other settings made, and those of cells that the study does not have.
+        unknown: how many of `rows` do not say which settings made them.
+    """
+
+    rows: list[Row]
+    others: list[Row]
+    unknown: int
 
 
 def row_of(cell: Cell) -> Row:
@@ -62,32 +84,74 @@ def failed_row(cell: Cell, reason: str) -> Row:
 
 
 def read_results(file: Path) -> list[Row]:
-    """The lines of a file; none if it does not exist."""
+    """The lines of a file; none if it does not exist.
+
+    Raises:
+        InputError: it is another table, or a line of it is damaged.
+    """
     if not file.is_file():
         return []
     with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
+        reader = csv.DictReader(lines)
+        if missing := sorted({*COLUMNS} - {*(reader.fieldnames or ()), "key"}):
+            raise InputError(
+                f"{file} is no table of a study's results, because it lacks the columns {', '.join(missing)}: name a file that "
+                "`star study run` wrote"
+            )
+        return [_checked(row, place=f"{file}, line {reader.line_num}") for row in reader]
+
+
+def _checked(row: Row, *, place: str) -> Row:
+    """The line with all columns. Only a line of a failed cell has no numbers."""
+    row = {"key": "", **row}
+    if None in row or None in row.values():
+        raise InputError(f"{place} has another number of values than there are columns: restore the file")
+    for column in NUMBERS:
+        if not (_is_number(row[column]) if row[column] else row["failed"]):
+            raise InputError(f"{place}: `{column}` is {row[column]!r}, which is no number: restore the file")
+    return row
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def lines_of(cells: Sequence[Cell], rows: Iterable[Row]) -> Recorded:
+    """Sorts lines by whether the settings of these cells made them. Lines of files without the column `key` are taken."""
+    keys = {(cell.name, str(cell.seed)): cell.evaluation.key for cell in cells}
+    own, others = list[Row](), list[Row]()
+    for row in rows:
+        key = keys.get(_key(row))
+        (own if key is not None and row["key"] in ("", key) else others).append(row)
+    return Recorded(own, others, sum(not row["key"] for row in own))
 
 
 def write_result(file: Path, row: Row, *, order: Sequence[Cell]) -> bool:
-    """Puts a line into the file, in place of an older one of the same cell and seed. Returns whether that changed the file.
+    """Puts a line into the file, in place of an older one of the same cell and seed. Returns whether that brought new values.
 
-    Lines of cells that are not in `order` stay, behind the others.
+    Lines of cells that are not in `order` stay, behind the others. A failure does not replace a result of the same settings.
     """
-    rows = {_key(line): line for line in read_results(file)}
-    if rows.get(_key(row)) == row:
-        return False
-    rows[_key(row)] = row
-    position = {(cell.name, str(cell.seed)): number for number, cell in enumerate(order)}
-    ordered = sorted(rows.values(), key=lambda line: position.get(_key(line), len(position)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(ordered)
-    temporary.replace(file)
-    return True
+    # Other machines may write theirs at the same moment.
+    with FileLock(file.with_name(f".{file.name}.lock"), mode=file_mode()):
+        rows = {_key(line): line for line in read_results(file)}
+        old = rows.get(_key(row))
+        if old == row or (old and row["failed"] and not old["failed"] and old["key"] in ("", row["key"])):
+            return False
+        rows[_key(row)] = row
+        position = {(cell.name, str(cell.seed)): number for number, cell in enumerate(order)}
+        ordered = sorted(rows.values(), key=lambda line: position.get(_key(line), len(position)))
+        temporary = file.with_name(f".{file.name}.tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(ordered)
+        temporary.replace(file)
+    # A line of an older version gets its key.
+    return old is None or {**old, "key": row["key"]} != row
 
 
 def read_pairs(text: str) -> dict[str, float]:
@@ -107,6 +171,7 @@ def _names(cell: Cell) -> dict[str, object]:
         "kd": cell.kd,
         "rl": cell.rl,
         "seed": cell.seed,
+        "key": cell.evaluation.key,
     }
 
 

@@ -1,7 +1,8 @@
 """Computes means over seeds, differences of two cells by seed, and their 95% intervals (Student's t).
 
-The intervals say how far another set of seeds may fall from this one. All cells are evaluated on the same rows, so the choice of the rows
-does not show in a difference.
+The intervals say how far another set of seeds may fall from this one. All cells are evaluated on the same rows, and a difference is paired
+by seed. Pairing removes what a row does to both cells alike, such as being hard. It does not remove what a row does to one of them: other
+rows can still give another difference, and no interval here says how far.
 """
 
 from collections.abc import Mapping
@@ -32,16 +33,22 @@ class Estimate(NamedTuple):
         return 1 if self.mean > 0 else -1
 
 
-def estimate(values: list[float]) -> Estimate:
-    """The mean of one value per seed."""
+def estimate(values: list[float], *, resolution: float = 0.0) -> Estimate:
+    """The mean of one value per seed.
+
+    Args:
+        resolution: the step in which a value can change, such as 1/300 for a share of 300 rows. Seeds that agree more closely than that do
+            so by chance, so the standard deviation counts as at least this step.
+    """
     if len(values) < 2:
         return Estimate(fmean(values), None, len(values))
     freedom = len(values) - 1
     quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL_QUANTILE
-    return Estimate(fmean(values), quantile * stdev(values) / sqrt(len(values)), len(values))
+    spread = max(stdev(values), resolution)
+    return Estimate(fmean(values), quantile * spread / sqrt(len(values)), len(values))
 
 
-def difference(left: Mapping[int, float], right: Mapping[int, float]) -> Estimate | None:
+def difference(left: Mapping[int, float], right: Mapping[int, float], *, resolution: float = 0.0) -> Estimate | None:
     """The mean of left - right over the seeds that both have, paired by seed; None if there are none."""
     seeds = sorted(left.keys() & right.keys())
-    return estimate([left[seed] - right[seed] for seed in seeds]) if seeds else None
+    return estimate([left[seed] - right[seed] for seed in seeds], resolution=resolution) if seeds else None

@@ -6,7 +6,7 @@ from star.config.experiment import Config
 from star.config.study import Study, Sweep
 from star.errors import InputError
 from star.study.grid import cells_of
-from star.study.plan import duration
+from star.study.plan import duration, plan_lines, time_left
 from star.study.work import all_work
 
 
@@ -130,3 +130,29 @@ def test_the_duration_counts_what_can_be_done_at_once(micro: Config) -> None:
     assert duration(cell.work, done=(), seconds=seconds, workers=1) == 32.5
     # The base and the evaluations but the last go beside the chain from the data to the refined student.
     assert duration(cell.work, done=(), seconds=seconds, workers=4) == 27.5
+
+
+def test_the_plan_says_what_time_it_does_not_know(micro: Config) -> None:
+    [cell] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",)))
+
+    def last_line(**expected: float) -> str:
+        return plan_lines(cell.work, cells=1, expected=expected, workers=1)[-1]
+
+    assert last_line().startswith("for an unknown time with one process of one thread, because `study.seconds`")
+    assert last_line(distill=60.0).startswith("at least 1 min 0 s with one process")
+    every = {one.label: 10.0 for one in cell.work}
+    assert last_line(**every) == "about 1 min 20 s with one process of one thread"
+
+
+def test_the_time_left_is_that_of_the_work_that_has_not_ended(micro: Config) -> None:
+    [cell] = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",)))
+    expected = {one.label: 10.0 for one in cell.work}
+    keys = [one.key for one in cell.work]
+
+    def left(ended: list[str], **seconds: float) -> float | None:
+        return time_left(cell.work, done=(), ended=ended, expected=seconds, workers=1)
+
+    assert left([], **expected) == 10.0 * len(keys)
+    assert left(keys[:-1], **expected) == 10.0
+    assert left(keys, **expected) == 0.0
+    assert left([], distill=10.0) is None

@@ -5,18 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from star.config.experiment import Config
-from star.config.study import Study
+from star.config.study import Study, Sweep
 from star.errors import BusyError, InputError, PipelineError
 from star.home import home
 from star.run_stage import Stage
 from star.study.grid import cells_of
 from star.study.results import read_results, row_of
-from star.study.run import choose_cells, do_work, run_study
+from star.study.run import choose_cells, do_work, run_study, weak_teachers
 from star.study.work import Work, all_work
 from star.study.work import finished as finished_keys
 
@@ -87,8 +88,57 @@ def test_cells_are_chosen_by_name_and_seed(micro: Config) -> None:
     config = micro.model_copy(update={"study": Study(seeds=(1, 2), kd=("fkl", "ckd"), rl=("none", "binary"))})
     chosen = choose_cells(config, cell="ckd+*", seed=2)
     assert [(cell.name, cell.seed) for cell in chosen] == [("ckd+none", 2), ("ckd+binary", 2)]
-    with pytest.raises(InputError, match=r"its cells are fkl\+none, fkl\+binary"):
-        choose_cells(config, cell="kcd+none", seed=None)
+
+
+def test_a_wrong_cell_or_seed_is_named_with_those_there_are(micro: Config) -> None:
+    sweeps = {"top_k": Sweep(rl=("none",), values={"4": {"topk": {"top_k": 4}}, "8": {"topk": {"top_k": 8}}})}
+    study = Study(seeds=(1, 2), kd=("fkl", "ckd"), rl=("none", "binary"), sweeps=sweeps)
+    config = micro.model_copy(update={"study": study})
+    cells = r"its cells are \{fkl,ckd\}\+\{none,binary\}, top_k=\{4,8\}/ckd\+none"
+    seeds = r"its seeds are 1, 2"
+    for cell, seed, error in (
+        ("kcd+none", None, f"has no cell kcd.none: {cells}$"),
+        ("ckd+none", 3, f"has no seed 3: {seeds}$"),
+        ("kcd+none", 3, f"has no cell kcd.none: {cells}; and it has no seed 3: {seeds}$"),
+    ):
+        with pytest.raises(InputError, match=error):
+            choose_cells(config, cell=cell, seed=seed)
+
+
+def test_a_sweeps_own_teacher_below_the_bar_is_named(micro: Config) -> None:
+    sweeps = {"thinking": Sweep(rl=("none",), values={"off": {"data": {"reasoning": False}}})}
+    config = micro.model_copy(update={"study": Study(seeds=(1, 2), kd=("ckd",), rl=("none",), sweeps=sweeps)})
+    cells = cells_of(config)
+    good, weak = (cell.evaluation_teacher for cell in cells[:2])
+    for work, exact in ((good, 0.95), (weak, 0.55)):
+        work.folder.mkdir(parents=True)
+        (work.folder / "metrics.json").write_text(json.dumps({"model_exact_match": exact}))
+    found = weak_teachers(cells, done={good.key, weak.key}, least=0.9)
+    assert list(found) == [weak.key]
+    assert "the teacher of thinking=off/ckd+none answers 55.0%" in found[weak.key]
+    assert weak_teachers(cells, done={good.key}, least=0.9) == {}
+
+
+def test_another_table_is_refused_before_anything_is_trained(micro: Config, tmp_path: Path) -> None:
+    config = micro.model_copy(update={"study": Study(seeds=(1,), kd=("fkl",), rl=("none",))})
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="lacks the columns"):
+        run_study(config, cells_of(config), results=tmp_path / "other.csv", workers=1)
+
+
+@pytest.mark.usefixtures("logs")
+def test_the_progress_says_how_much_time_is_left(micro: Config, capfd: pytest.CaptureFixture[str]) -> None:
+    data = work_of("data", write, micro)
+    work = [data, work_of("student", write, micro, data=data)]
+
+    def left(done: Collection[str], failed: Collection[str]) -> str:
+        return f", about {len(work) - len(done)} min left"
+
+    do_work(work, workers=1, left=left)
+    said = capfd.readouterr().err
+    assert (
+        "[1/2] data, seed 7: 1 s, about 1 min left" in said and "[2/2] student, seed 7: 1 s, about 0 min left" in said
+    )
 
 
 @pytest.fixture
