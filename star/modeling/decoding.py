@@ -227,6 +227,7 @@ def _read_prompts(
     seen = input_ids if mask_BL is None else input_ids.masked_fill(mask_BL == 0, -1)
     _, prompt_of_row_B = torch.unique_consecutive(seen, dim=0, return_inverse=True)
     is_first_B = torch.diff(prompt_of_row_B, prepend=prompt_of_row_B.new_full((1,), -1)) > 0
+    cache: Any  # not every kind of layer that it may hold has what those have that `_can_share` lets through
     if reading and (recalled := reading.recall(seen[is_first_B])):
         logits_PV, cache = recalled
         outputs: Any = CausalLMOutputWithPast(past_key_values=cache)
