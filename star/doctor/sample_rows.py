@@ -154,8 +154,8 @@ def _count_rows(data: Data) -> int:
     if data.seed_data:
         count += _count_records(data.seed_data, most=COUNTED_ROWS)
     for source in data.sources:
-        found = _count_records(source.path, most=source.rows or COUNTED_ROWS)
-        found *= _turns_per_record(source) if source.every_turn else 1
+        turns = _turns_per_record(source) if source.every_turn else 1
+        found = turns * _count_records(source.path, most=source.rows or COUNTED_ROWS)
         count += min(found * (source.share or 1), source.rows or found)
     return int(count)
 
