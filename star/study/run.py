@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from star.config.experiment import Config
+from star.doctor.input_checks import check_prompts
 from star.errors import BusyError, InputError, PipelineError, cure_of
 from star.folders.in_use import using
 from star.folders.owners import create_in_home
@@ -93,11 +94,14 @@ def run_study(config: Config, cells: list[Cell], *, results: Path, workers: int)
     """Does the work of the cells and writes their lines to the file `results`.
 
     Raises:
-        InputError: the profile's teacher is not good enough to compare students of it, or `results` is another file.
+        InputError: the rows are too few for Sim-RL, the profile's teacher is not good enough to compare students of it, or `results` is
+            another file.
         PipelineError: some work failed. Everything that does not need it is done.
     """
     root, order = home(), cells_of(config)
     read_results(results)  # refuses another file before anything is trained
+    for one in {(cell.sweep, cell.value): cell for cell in cells if cell.rl != "none"}.values():
+        check_prompts(one.student.config)
     for name in ("logs", "study"):
         create_in_home(name)
     require_rehearsal(config, root)

@@ -126,6 +126,16 @@ def test_another_table_is_refused_before_anything_is_trained(micro: Config, tmp_
         run_study(config, cells_of(config), results=tmp_path / "other.csv", workers=1)
 
 
+def test_a_sweep_with_too_few_rows_for_sim_rl_is_refused_before_anything_is_trained(
+    micro: Config, tmp_path: Path
+) -> None:
+    sweeps = {"batch": Sweep(kd=("fkl",), rl=("binary",), values={"large": {"refine": {"prompts_per_step": 5000}}})}
+    config = micro.model_copy(update={"study": Study(seeds=(1,), kd=("fkl",), rl=("none",), sweeps=sweeps)})
+    with pytest.raises(InputError, match=r"^refine samples 5000 prompts at a time"):
+        run_study(config, cells_of(config), results=tmp_path / "study.csv", workers=1)
+    assert not (home() / "study").exists()
+
+
 @pytest.mark.usefixtures("logs")
 def test_the_progress_says_how_much_time_is_left(micro: Config, capfd: pytest.CaptureFixture[str]) -> None:
     data = work_of("data", write, micro)
