@@ -12,6 +12,7 @@ from star.html_kit import SERIES_COLOURS, escape_html, visible
 
 Point = tuple[float, float]
 LABEL_CHARACTERS = 12  # of a series: the length of "student-base"
+LABEL_HEIGHT = 13
 
 
 class Dot(NamedTuple):
@@ -99,8 +100,17 @@ def line_chart(
     y_text: Callable[[float], str],
     width: int = 420,
     height: int = 240,
+    is_log: bool = False,
 ) -> str:
-    """Lines over a light grid, with their intervals shaded and their labels at the right end."""
+    """Lines over a light grid, with their intervals shaded and their labels at the right end.
+
+    Args:
+        is_log: equal factors are equally high, where all values are positive.
+    """
+    if is_log and (logs := _logarithms(lines)):
+        lines, ticks_of, shown = logs, _log_ticks, lambda y: y_text(10**y)
+    else:
+        ticks_of, shown = round_ticks, y_text
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for y in [*(y for _, y in line.points), *(y for band in line.band for y in band[1:])]]
     (y_low, y_high), right = _padded(min(ys), max(ys)), width - (92 if any(line.label for line in lines) else 8)
@@ -109,9 +119,9 @@ def line_chart(
         return f"{_scale(x, min(xs), max(xs), 44, right):.1f} {_scale(y, y_low, y_high, height - 24, 8):.1f}"
 
     body = ""
-    for y in round_ticks(y_low, y_high):
+    for y in ticks_of(y_low, y_high):
         body += f'<path class="rule" d="M{at(min(xs), y)}H{right}"/>'
-        body += f'<text class="small end" transform="translate({at(min(xs), y)})" x="-6" y="4">{y_text(y)}</text>'
+        body += f'<text class="small end" transform="translate({at(min(xs), y)})" x="-6" y="4">{shown(y)}</text>'
     for x, label in x_ticks:
         body += f'<text class="small middle" transform="translate({at(x, y_low)})" y="16">{escape_html(label)}</text>'
     for line in lines:
@@ -129,13 +139,39 @@ def line_chart(
 
 def _end_labels(lines: list[Line], y_low: float, y_high: float, right: int, height: int) -> str:
     """Every line's label beside its last point, from the top down, pushed apart where they would overlap."""
-    body, free = "", 0.0
-    for line in sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1]):
-        y = max(_scale(line.points[-1][1], y_low, y_high, height - 24, 8), free)
+    labelled = sorted((line for line in lines if line.label), key=lambda line: -line.points[-1][1])
+    heights, free = list[float](), 0.0
+    for line in labelled:
+        heights.append(max(_scale(line.points[-1][1], y_low, y_high, height - 24, 8), free))
+        free = heights[-1] + LABEL_HEIGHT
+    body, most = "", height - 24.0
+    for line, y in zip(reversed(labelled), reversed(heights), strict=True):
+        # Upwards again, so that the lowest does not leave the chart.
+        y, most = min(y, most), min(y, most) - LABEL_HEIGHT
         body += f'<text class="c{line.colour % SERIES_COLOURS} series" x="{right + 9}" y="{y + 4:.1f}">'
         body += f"{escape_html(_clip(line.label, LABEL_CHARACTERS))}</text>"
-        free = y + 13
     return body
+
+
+def _logarithms(lines: list[Line]) -> list[Line] | None:
+    """The lines with the logarithms of their values to base 10; None if there is a value that has none."""
+    if any(y <= 0 for line in lines for y in [*(y for _, y in line.points), *(low for _, low, _ in line.band)]):
+        return None
+    return [
+        line._replace(
+            points=[(x, math.log10(y)) for x, y in line.points],
+            band=[(x, math.log10(low), math.log10(high)) for x, low, high in line.band],
+        )
+        for line in lines
+    ]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Logarithms of round numbers inside [low, high]: 1, 2 and 5 times powers of ten, or the powers alone where these are many."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    factors = (1, 2, 5) if high - low < 3 else (1,)
+    ticks = [power + math.log10(factor) for power in powers for factor in factors]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def round_ticks(low: float, high: float, *, about: int = 5) -> list[float]:

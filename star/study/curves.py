@@ -8,16 +8,19 @@ from star.study.results import Row, read_pairs
 from star.study.scores import RL_NAMES
 from star.svg_charts import Line, line_chart
 
-# File -> column of the results, title, and the cells that are drawn: at most as many as there are colours.
+# File -> column of the results, title, whether equal factors are equally high, and the cells that are drawn: at most as many as there are
+# colours, and each kind of distillation at the same place, so that it has the same colour in all charts.
 CHARTS = {
     "distillation.svg": (
         "distill_ce",
         "Cross-entropy on the teacher's samples during distillation",
-        {"CE": "ce+none", "FKL": "fkl+none", "RKL": "rkl+none", "AKL": "akl+none", "CKD": "ckd+none"},
+        True,
+        {"AKL": "akl+none", "CE": "ce+none", "FKL": "fkl+none", "RKL": "rkl+none", "CKD": "ckd+none"},
     ),
     "reward.svg": (
         "rl_reward",
         "Similarity reward of the samples during Sim-RL",
+        False,
         {
             "none": "none+similarity",
             "CE": "ce+similarity",
@@ -29,6 +32,7 @@ CHARTS = {
     "entropy.svg": (
         "rl_entropy",
         "Entropy of the policy during Sim-RL",
+        True,
         {
             "none": "none+similarity",
             "CE": "ce+similarity",
@@ -46,7 +50,7 @@ def write_curves(rows: list[Row], *, folder: Path) -> dict[str, str]:
     A study of something else than the kinds of distillation has at most one of the cells of CHARTS. Then its own cells are drawn.
     """
     written = {}
-    for file, (column, title, cells) in CHARTS.items():
+    for file, (column, title, is_log, cells) in CHARTS.items():
         recorded = {row["cell"]: row for row in rows if row[column]}
         drawn = list(cells.items())
         if len(recorded.keys() & set(cells.values())) < 2:
@@ -63,7 +67,7 @@ def write_curves(rows: list[Row], *, folder: Path) -> dict[str, str]:
             continue
         steps = sorted({x for line in lines for x, _ in line.points})
         ticks = [(step, f"step {step:.0f}") for step in (steps[0], steps[-1])]
-        chart = line_chart(title, lines, x_ticks=ticks, y_text="{:.3g}".format, width=640, height=300)
+        chart = line_chart(title, lines, x_ticks=ticks, y_text="{:.3g}".format, width=640, height=300, is_log=is_log)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(standalone(chart) + "\n", encoding="utf-8")
         written[file] = title

@@ -111,11 +111,12 @@ def _how(cells: list[Cell], names: Names, *, home: str) -> str:
 
 
 def _curves(charts: dict[str, str], *, folder: str) -> str:
+    if not charts:
+        return ""
     text = "".join(f"\n![{title}]({folder}/{file})\n" for file, title in charts.items())
     return (
-        f"\n## Learning curves\n\nMeans over the seeds; the shade is from the lowest to the highest seed.\n{text}"
-        if text
-        else ""
+        "\n## Learning curves\n\nMeans over the seeds; the shade is from the lowest to the highest seed. The scales of cross-entropy and "
+        f"entropy are logarithmic.\n{text}"
     )
 
 

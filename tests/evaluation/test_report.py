@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,32 @@ def test_thinned_curves_keep_their_extremes(values: list[float]) -> None:
     found = svg_charts.thin_out(points)
     assert len(found) <= 240 and found == sorted(found) and set(found) <= set(points)
     assert {max(values), min(values)} <= {y for _, y in found}
+
+
+def _chart(lines: list[svg_charts.Line], *, is_log: bool) -> str:
+    return svg_charts.line_chart(
+        "chart", lines, x_ticks=[], y_text="{:.3g}".format, width=640, height=300, is_log=is_log
+    )
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_labels_of_lines_stay_apart_and_inside_the_chart(ends: list[float]) -> None:
+    lines = [svg_charts.Line(i, f"line {i}", [(0.0, 1.0), (1.0, end)], []) for i, end in enumerate(ends)]
+    heights = sorted(float(y) for y in re.findall(r'series" x="\d+" y="([\d.]+)"', _chart(lines, is_log=False)))
+    assert len(heights) == len(lines) and heights[0] > 0 and heights[-1] <= 300 - 24 + 4
+    assert all(after - before >= 12.9 for before, after in pairwise(heights))
+
+
+def test_equal_factors_are_equally_high_on_a_logarithmic_scale() -> None:
+    line = svg_charts.Line(0, "", [(0.0, 0.01), (1.0, 0.1), (2.0, 1.0)], [(0.0, 0.005, 0.02)])
+    drawn = _chart([line], is_log=True)
+    [path] = re.findall(r'class="line" d="M([^"]+)"', drawn)
+    low, middle, high = (float(point.split()[1]) for point in path.split("L"))
+    assert low - middle == pytest.approx(middle - high, abs=0.11)
+    shown = re.findall(r'y="4">([^<]+)<', drawn)
+    assert shown == ["0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
+    with_zero = line._replace(points=[*line.points, (3.0, 0.0)])
+    assert _chart([with_zero], is_log=True) == _chart([with_zero], is_log=False)
 
 
 def test_a_flat_curve_and_a_long_one_are_drawn(tmp_path: Path, evaluation: dict) -> None:
