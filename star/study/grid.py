@@ -183,6 +183,7 @@ def _base(config: Config, study: Study, *, data: Work, topk: Work) -> Work:
         revision=student.revision,
         chat_template=config.teacher.chat_template,
         add_format_tokens=config.teacher.add_format_tokens,
+        open_think=config.teacher.open_think,
         sft=pretrain,
     )
     work = Work.of("refine-teacher", config.model_copy(update={"teacher": as_teacher}), data=data)

@@ -55,6 +55,12 @@ def test_the_base_is_trained_as_the_student_and_not_as_the_teacher(micro: Config
     assert made.refine is None
 
 
+def test_the_base_writes_its_prompts_as_the_teacher_does(micro: Config) -> None:
+    config = micro.model_copy(update={"teacher": micro.teacher.model_copy(update={"open_think": True})})
+    [cell] = cells_of(with_study(config, seeds=(1,), kd=("none",), rl=("none",)))
+    assert cell.student.config.teacher.open_think
+
+
 def test_a_value_of_a_sweep_that_the_profile_has_is_the_cell_of_the_grid(micro: Config) -> None:
     sweep = Sweep(kd=("ckd",), rl=("none",), values={"16": {"topk": {"top_k": 16}}, "4": {"topk": {"top_k": 4}}})
     same, other = cells_of(with_study(micro, seeds=(1,), kd=("ckd",), rl=("none",), sweeps={"top_k": sweep}))[1:]
