@@ -5,9 +5,13 @@
     python benchmarks/real_training.py MODEL --against ../before           # both, in turns, and the ratio
     python benchmarks/real_training.py MODEL --against ../before --same    # in fp32 and with the final weights compared
 
+    # Distillation on 4 samples of each prompt, with a row for each, and with the prompt computed once (distill.share_prompts):
+    python benchmarks/real_training.py MODEL --phases ckd ckd-shared --samples 4
+
 MODEL is a model folder. Each measurement is a process of its own (side_by_side.py), which trains on drawn rows: 14% of
 the tokens are completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the
-optimiser steps after the first, and a token is one of a row: padding counts as no token. The CPU time of both checkouts is
+optimiser steps after the first. A token is one of a row: padding counts as no token, and a shared prompt once for each of
+its rows. The column "computed" says how many tokens are computed for one of a row. The CPU time of both checkouts is
 comparable also while other processes run. The peak memory is that of the process.
 """
 
@@ -37,25 +41,29 @@ LENGTH, SPREAD = 480, 0.4  # median length of a row, and the standard deviation 
 MIN_LENGTH = 32
 TARGETS = 0.14  # share of a row's tokens that are its completion
 K = 100
-PHASES = ("sft", "ckd")
+PHASES = ("sft", "ckd", "ckd-shared")
 COLUMNS: dict[str, Column] = {
     **SPEEDS,
-    "padded by": lambda runs: f"{runs[0]['padding']:.2f}",
+    "computed": lambda runs: f"{runs[0]['computed']:.2f}",
     "peak memory": largest_peak,
     "last loss": lambda runs: f"{runs[0]['losses'][-1]:.4f}",
 }
 
 
-def draw_rows(count: int, *, most: int, vocab: int) -> list[tuple[list[int], list[int]]]:
-    """Prompts and completions of random ids; rows that would be longer than `most` are drawn again."""
+def draw_rows(count: int, *, most: int, vocab: int, samples: int) -> list[tuple[list[int], list[int]]]:
+    """Prompts and completions of random ids, `samples` of each prompt; rows that would be longer than `most` are drawn again."""
     import numpy as np
 
     draw = np.random.default_rng(0)
     median = LENGTH * min(1.0, most / 512)  # with a lower limit all lengths shrink
     lengths = draw.lognormal(np.log(median), SPREAD, 100 * count).astype(int)
-    lengths = lengths[(lengths >= MIN_LENGTH) & (lengths <= most)][:count]
-    rows = [draw.integers(10, vocab - 10, length).tolist() for length in lengths]
-    return [(row[: (cut := int(len(row) * (1 - TARGETS)))], row[cut:]) for row in rows]
+    lengths = lengths[(lengths >= MIN_LENGTH) & (lengths <= most)][: count // samples]
+    rows = []
+    for length in lengths:
+        cut = int(length * (1 - TARGETS))
+        prompt = draw.integers(10, vocab - 10, cut).tolist()
+        rows += [(prompt, draw.integers(10, vocab - 10, length - cut).tolist()) for _ in range(samples)]
+    return rows
 
 
 def write_store(folder: Path, rows: list[tuple[list[int], list[int]]], *, vocab: int) -> None:
@@ -68,13 +76,18 @@ def write_store(folder: Path, rows: list[tuple[list[int], list[int]]], *, vocab:
     from star.topk.store import TopKWriter
 
     draw = np.random.default_rng(1)
-    names = [f"row-{number}#0" for number in range(len(rows))]
+    names = [f"row-{number:06}#0" for number in range(len(rows))]
     with TopKWriter(folder, K, vocab_size=vocab) as writer:
         for name, (_, completion) in zip(names, rows, strict=True):
             ids = np.stack([draw.choice(vocab, K, replace=False) for _ in completion])
             logprobs = -draw.exponential(1, (len(completion), K)).cumsum(1) * 0.1 - 0.5
             writer.add(name, ids, logprobs.astype(np.float32))
-    prompts, completions = (pa.array(column, pa.list_(pa.int32())) for column in zip(*rows, strict=True))
+    prompts, completions = zip(*rows, strict=True)
+    # A prompt is left out where it is that of the row above.
+    new = [
+        prompt if number == 0 or prompt is not prompts[number - 1] else None for number, prompt in enumerate(prompts)
+    ]
+    prompts, completions = (pa.array(column, pa.list_(pa.int32())) for column in (new, completions))
     pq.write_table(pa.table({"id": names, "prompt_ids": prompts, "completion_ids": completions}), folder / SEQUENCES)
 
 
@@ -85,7 +98,7 @@ def make_trainer(phase: str, model: Any, folder: Path, options: argparse.Namespa
     from star.modeling.training import collate_completions, supervised_arguments
 
     vocab = model.get_output_embeddings().weight.shape[0]
-    rows = draw_rows(options.batch * options.steps, most=options.most, vocab=vocab)
+    rows = draw_rows(options.batch * options.steps, most=options.most, vocab=vocab, samples=options.samples)
     sizes: dict[str, Any] = {
         "steps": options.steps,
         "batch_size": options.batch,
@@ -100,7 +113,8 @@ def make_trainer(phase: str, model: Any, folder: Path, options: argparse.Namespa
         bf16: dict[str, Any] = {"bf16": computes_in_bf16(options.precision, model.config)}
     except ImportError:  # before the setting
         precision, bf16 = {}, {}
-    if phase == "ckd":
+    if phase != "sft":
+        sizes |= {"share_prompts": True} if phase == "ckd-shared" else {}
         write_store(folder, rows, vocab=vocab)
         state = folder / "state"
         return CKDTrainer(model, folder, settings=Distill(**sizes), state=state, pad_id=0, seed=1, **precision)
@@ -119,6 +133,8 @@ def make_trainer(phase: str, model: Any, folder: Path, options: argparse.Namespa
 
 class Rows:
     """The rows as fine-tuning has them."""
+
+    starts = None
 
     def __init__(self, rows: list[tuple[list[int], list[int]]]) -> None:
         self.rows = rows
@@ -151,7 +167,7 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
     def count_tokens(collate: Callable[[list], dict]) -> Callable[[list], dict]:
         def counting(rows: list) -> dict:
             batch = collate(rows)
-            tokens.append((int(batch["attention_mask"].sum()), batch["attention_mask"].numel()))
+            tokens.append((sum(len(row["input_ids"]) for row in rows), batch["input_ids"].numel()))
             return batch
 
         return counting
@@ -168,12 +184,12 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
     micro_batches = options.batch // options.micro
     # The first step pays for what is set up once.
     begin, end = ends.times[1], ends.times[-1]
-    real, padded = (sum(column) for column in zip(*tokens[micro_batches:], strict=True))
+    real, computed = (sum(column) for column in zip(*tokens[micro_batches:], strict=True))
     if options.weights:
         torch.save([parameter.detach() for parameter in model.parameters()], options.weights)
     return {
         "tokens": real,
-        "padding": padded / real,
+        "computed": computed / real,
         "seconds": end[0] - begin[0],
         "cpu": end[1] - begin[1],
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
@@ -203,10 +219,11 @@ def compare(phase: str, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, turns=1, same="the final weights")
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="what to measure (both)")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES[:2], help="what to measure (sft and ckd)")
     parser.add_argument("--steps", type=positive, default=4, help="optimiser steps; the first is not counted (4)")
     parser.add_argument("--batch", type=positive, default=16, help="sequences per step (16)")
     parser.add_argument("--micro", type=positive, default=4, help="sequences per forward pass (4)")
+    parser.add_argument("--samples", type=positive, default=1, help="sequences of each prompt (1)")
     parser.add_argument("--most", type=positive, default=512, help="tokens of the longest row (512)")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parse_options(parser)
@@ -214,6 +231,8 @@ def main() -> None:
         parser.error("--steps 1 leaves nothing to count, because the first step is not counted: give 2 or more")
     if options.batch % options.micro:
         parser.error(f"--micro {options.micro} must divide --batch {options.batch}")
+    if options.micro % options.samples:
+        parser.error(f"--samples {options.samples} must divide --micro {options.micro}")
     if options.most < MIN_LENGTH:
         parser.error(f"--most {options.most} leaves no rows, which have {MIN_LENGTH} tokens or more")
     if options.measure:

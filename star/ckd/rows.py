@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 
 from star.ckd.objectives import draw_shares
 from star.errors import InputError
+from star.modeling.completion_trainer import PACKED
+from star.modeling.prompt_groups import pack_groups
 from star.modeling.training import IGNORE_INDEX, collate_completions
 from star.topk.sequences import read_lengths, read_sequences
 from star.topk.store import TopKStore
@@ -35,13 +37,22 @@ class DistillationRows(Dataset):
     Args:
         folder: the top-k store with its sequences.
         draw_seed: for RSKD: replaces the teacher's probabilities by shares that are drawn from them with this seed.
+        keep_prompts_together: whether the sequences of a prompt stay together when the rows are shuffled.
+
+    Attributes:
+        lengths: tokens per sequence; those of its prompt with all of its completions where these stay together.
+        starts: the first sequence of each prompt where they stay together, else None.
     """
 
-    def __init__(self, folder: Path, *, draw_seed: int | None = None) -> None:
+    def __init__(self, folder: Path, *, draw_seed: int | None = None, keep_prompts_together: bool = False) -> None:
         self.ids, self.sequences = read_sequences(folder)
         self.store = TopKStore(folder)
         self.folder, self.draw_seed = folder, draw_seed
-        self.lengths = read_lengths(folder)
+        lengths = read_lengths(folder)
+        self.lengths, self.starts = lengths.prompts_S + lengths.completions_S, None
+        if keep_prompts_together:
+            self.starts, tokens = lengths.by_prompt()
+            self.lengths = np.repeat(tokens, np.diff(self.starts, append=len(self.lengths)))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,17 +99,34 @@ class DistillationRows(Dataset):
 
 
 class BatchCollator:
-    """Makes batches of the rows of `rows`, and lets a thread read the teacher's part of each."""
+    """Makes batches of the rows of `rows`, and lets a thread read the teacher's part of each.
 
-    def __init__(self, rows: DistillationRows, *, pad_id: int) -> None:
-        self.rows, self.pad_id = rows, pad_id
+    Args:
+        packs: whether neighbours with equal prompts share them.
+    """
+
+    def __init__(self, rows: DistillationRows, *, pad_id: int, packs: bool = False) -> None:
+        self.rows, self.pad_id, self.packs = rows, pad_id, packs
         # One thread: the store is read by one thread at a time. It starts with the first batch, and ends with the
         # collator or the process; an exit waits for the batches already asked for, which takes milliseconds.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="top-k reader")
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Makes a batch: what `collate_completions` makes, and TEACHER_ROWS."""
-        batch = collate_completions(rows, pad_id=self.pad_id)
-        lengths = (batch["labels"] != IGNORE_INDEX).sum(1).tolist()
+        """Makes a batch: what `collate_completions` makes, or prompts that are shared; and TEACHER_ROWS."""
+        lengths = [int((row["labels"] != IGNORE_INDEX).sum()) for row in rows]
+        batch = _pack(rows, lengths) if self.packs else collate_completions(rows, pad_id=self.pad_id)
         reading = self._reader.submit(self.rows.read_teacher, [row["index"] for row in rows], lengths)
         return {**batch, TEACHER_ROWS: reading}
+
+
+def _pack(rows: list[dict[str, Any]], completion_lengths: list[int]) -> dict[str, Any]:
+    """A batch whose prompts are shared: PACKED, and the ids and labels that Trainer counts."""
+    ids = [
+        np.split(row["input_ids"], [len(row["input_ids"]) - count])
+        for row, count in zip(rows, completion_lengths, strict=True)
+    ]
+    prompts, completions = ([part.tolist() for part in parts] for parts in zip(*ids, strict=True))
+    packed = pack_groups(prompts, completions, device=torch.device("cpu"))
+    # Trainer counts labels from the second on, because those of a language model are shifted.
+    labels_1N = torch.cat([torch.tensor([IGNORE_INDEX]), packed.targets_N])[None]
+    return {"input_ids": packed.input_ids_GL, "labels": labels_1N, PACKED: packed}

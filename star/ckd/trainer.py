@@ -1,5 +1,7 @@
 """Trains a student on the teacher's stored top-k with CompletionTrainer. The teacher itself is not loaded.
 
+With `share_prompts`, the samples of a prompt come together in a step, and a wide model computes the prompt once for all of them.
+
 Overridden of CompletionTrainer are `compute_loss` (the fused CKD loss) and `log` (its statistics, averaged over ranks).
 
 The student's softmax is over all rows of its head, also over those that are no token. The stored distribution gives
@@ -23,9 +25,10 @@ from star.ckd.loss import KDOutput, fused_linear_kd
 from star.ckd.rows import TEACHER_ROWS, BatchCollator, DistillationRows
 from star.config.training import Distill, Precision
 from star.errors import InputError
-from star.modeling.completion_trainer import CompletionTrainer
+from star.modeling.completion_trainer import PACKED, CompletionTrainer
 from star.modeling.head import require_plain_head
 from star.modeling.precision import computes_in_bf16
+from star.modeling.prompt_groups import shares_prompts
 from star.modeling.training import supervised_arguments
 
 CKD_METRICS = ("fkl", "tail", "ce", "entropy", "overlap")  # fields of KDOutput, logged beside the loss
@@ -55,7 +58,11 @@ class CKDTrainer(CompletionTrainer):
         seed: int,
         precision: Precision = "auto",
     ) -> None:
-        rows = DistillationRows(folder, draw_seed=seed if settings.kind == "rskd" else None)
+        rows = DistillationRows(
+            folder,
+            draw_seed=seed if settings.kind == "rskd" else None,
+            keep_prompts_together=settings.share_prompts,
+        )
         vocab_size = model.get_output_embeddings().weight.shape[0]
         # A wider head is fine: its further ids are in no stored row.
         if rows.store.vocab_size > vocab_size:
@@ -65,6 +72,7 @@ class CKDTrainer(CompletionTrainer):
                 "version, which stored ids that are no token: extract the top-k again"
             )
         require_plain_head(model, what="the student")
+        packs = settings.share_prompts and shares_prompts(model, work="The distillation")
         bf16 = computes_in_bf16(precision, model.config)
         super().__init__(
             model=model,
@@ -72,7 +80,7 @@ class CKDTrainer(CompletionTrainer):
                 settings, folder=state, seed=seed, bf16=bf16, sequences=len(rows), logging_steps=1
             ),
             train_dataset=rows,
-            data_collator=BatchCollator(rows, pad_id=pad_id),
+            data_collator=BatchCollator(rows, pad_id=pad_id, packs=packs),
         )
         self.settings = settings
         self._reset_log_window()
@@ -83,6 +91,8 @@ class CKDTrainer(CompletionTrainer):
         teacher_rows = inputs[TEACHER_ROWS].result()
         inputs = {name: value for name, value in inputs.items() if name != TEACHER_ROWS}
         inputs |= {name: rows_TK.to(self.args.device) for name, rows_TK in teacher_rows.items()}
+        if PACKED in inputs:
+            inputs[PACKED] = inputs[PACKED].to(self.args.device)
         output: KDOutput = self.loss_of_completions(model, inputs, partial(self._summed_loss, inputs))
         tokens = inputs["teacher_ids"].shape[0]
         self.window_tokens += tokens

@@ -53,7 +53,8 @@ class Workload:
         rows: those of them that are rolled out.
         made_rows, heldout_rows: rows that are generated, and rows that are evaluated on.
         samples, evaluated_samples: answers drawn for each row.
-        warm_sequences, distilled_sequences: sequences that the teacher's supervised training sees, and healing and distillation.
+        warm_sequences, healed_sequences, distilled_sequences: that the teacher's supervised training sees, and healing and distillation.
+        distilled_group: samples of one prompt with which the distillation computes it.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
         prompt_tokens, completion_tokens: means over the rows that are trained on.
@@ -73,7 +74,9 @@ class Workload:
     top_k: int
     vocab_size: int
     warm_sequences: int
+    healed_sequences: int
     distilled_sequences: int
+    distilled_group: int
     teacher_refine: int
     student_refine: int
     teacher_group: int
@@ -83,6 +86,11 @@ class Workload:
     heldout_prompt_tokens: float = PROMPT_TOKENS
     bases: tuple[ModelSize, ...] = ()
     longest_answer: float = 512
+
+    @property
+    def distilled_length(self) -> float:
+        """Tokens that the distillation computes of each sequence: its own, and its share of the prompt."""
+        return self.prompt_tokens / self.distilled_group + self.completion_tokens
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,9 @@ def workload_of(
         top_k=min(config.topk.top_k, vocab_size),
         vocab_size=vocab_size,
         warm_sequences=_sequences(config.teacher.sft, lengths.rows),
-        distilled_sequences=_sequences(config.student.heal, samples) + _sequences(config.distill, samples),
+        healed_sequences=_sequences(config.student.heal, samples),
+        distilled_sequences=_sequences(config.distill, samples),
+        distilled_group=config.rollout.samples if config.distill.share_prompts else 1,
         teacher_refine=_completions(config.teacher.refine, lengths.rows),
         student_refine=_completions(config.refine, lengths.rows),
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
@@ -173,7 +183,8 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
         ),
         "distill": Cost(
             stored_bytes * SECONDS_TO_HASH_A_BYTE,
-            training_seconds(student, work.distilled_sequences * length),
+            training_seconds(student, work.healed_sequences * length)
+            + training_seconds(student, work.distilled_sequences * work.distilled_length),
             4 * student.parameters,
         ),
         "refine": Cost(

@@ -82,7 +82,7 @@ def stage_seconds(config: Config, work: Workload, cpu: Cpu) -> dict[str, float]:
         ),
         "extract-topk": _reading(teacher, read, cpu),
         "distill": _supervised(student, work, config.student.heal, cpu, available=answers)
-        + _supervised(student, work, config.distill, cpu, available=answers),
+        + _supervised(student, work, config.distill, cpu, available=answers, length=work.distilled_length),
         "refine": _simrl(student, work, config.refine, cpu),
         "evaluate": _evaluation(config, work, cpu),
     }
@@ -112,12 +112,20 @@ def _updates(model: ModelSize, tokens: float, *, steps: int, cpu: Cpu) -> float:
     return passes + steps * BYTES_PER_UPDATE * model.parameters / cpu.bytes_per_second
 
 
-def _supervised(model: ModelSize, work: Workload, training: Training | None, cpu: Cpu, *, available: int) -> float:
-    """A training on a set of so many sequences."""
+def _supervised(
+    model: ModelSize,
+    work: Workload,
+    training: Training | None,
+    cpu: Cpu,
+    *,
+    available: int,
+    length: float | None = None,
+) -> float:
+    """A training on a set of so many sequences, by default with a prompt for each."""
     if training is None:
         return 0
     steps = training.count_steps(available)
-    tokens = steps * training.batch_size * (work.prompt_tokens + work.completion_tokens)
+    tokens = steps * training.batch_size * (length or work.prompt_tokens + work.completion_tokens)
     return _updates(model, tokens, steps=steps, cpu=cpu)
 
 

@@ -9,6 +9,8 @@ the whole batch, and the forward pass and the loss go through whatever accelerat
 an epoch may differ: on several ranks accelerate fills it up to a whole micro batch on each, with rows from the beginning
 of the epoch (`even_batches`).
 
+Where the rows of a prompt come together, the prompt is computed once for all of them (star/modeling/prompt_groups.py).
+
 Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary.
 """
 
@@ -21,14 +23,18 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer
 
+from star.modeling.prompt_groups import packed_inputs
 from star.modeling.step_order import SortedSteps, TellEpoch
 from star.modeling.training import IGNORE_INDEX
+
+PACKED = "packed"  # key of a batch whose prompts are shared: its PackedGroups
 
 
 class CompletionTrainer(Trainer):
     """Trainer whose micro batches hold rows of similar length, and whose loss is computed from hidden states.
 
-    Its data set has an attribute `lengths`: tokens per row.
+    Its data set has the attributes `lengths`: tokens per row, and `starts`: the first row of each prompt where the rows of a prompt stay
+    together, else None.
     """
 
     model: PreTrainedModel  # narrower than in Trainer, where it may be None or any module
@@ -42,12 +48,12 @@ class CompletionTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Overrides Trainer's method: rows of similar length come together within a step."""
         step_rows = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        # A step that is one micro batch has nothing to sort.
-        if step_rows == self.args.per_device_train_batch_size:
-            return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset
+        # A step that is one micro batch has nothing to sort.
+        if step_rows == self.args.per_device_train_batch_size and rows.starts is None:
+            return super()._get_train_sampler(train_dataset)
         seed = self.args.data_seed or self.args.seed
-        sampler = SortedSteps(np.asarray(rows.lengths), step_rows=step_rows, seed=seed)
+        sampler = SortedSteps(np.asarray(rows.lengths), step_rows=step_rows, seed=seed, starts=rows.starts)
         self.add_callback(TellEpoch(sampler))
         return sampler
 
@@ -58,25 +64,18 @@ class CompletionTrainer(Trainer):
 
         Args:
             model: what accelerate wrapped the model in, or the model itself.
-            inputs: input_ids, labels and attention_mask [B, L].
+            inputs: input_ids, labels and attention_mask [B, L]; or PACKED.
             loss: called with hidden_TH, weight_VH of the head, and labels_T; its result is returned.
         """
         student = self.accelerator.unwrap_model(model)
         return call_as_forward_of(model, student, self._loss_of_model, inputs, loss)
 
-    def _loss_of_model(self, model: PreTrainedModel, inputs: dict[str, Tensor], loss: Callable) -> Any:
+    def _loss_of_model(self, model: PreTrainedModel, inputs: dict[str, Any], loss: Callable) -> Any:
         with self.accelerator.autocast():
-            hidden_BLH = model.get_decoder()(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state
-        # The state at a token predicts the next one: labels begin at 1, and states end before the last.
-        labels_BL = inputs["labels"][:, 1:]
-        is_completion_BL = labels_BL != IGNORE_INDEX
-        hidden_TH = hidden_BLH[:, :-1][is_completion_BL]
+            hidden_TH, labels_T = _completion_states(model, inputs)
         # The loss runs outside autocast. On a GPU it multiplies the head in bf16. A CPU would convert both for each chunk.
         if self.args.bf16 and hidden_TH.is_cuda:
             hidden_TH = hidden_TH.bfloat16()
-        labels_T = labels_BL[is_completion_BL]
         head = model.get_output_embeddings()
         return call_as_forward_of(head, head, lambda head: loss(hidden_TH, head.weight, labels_T))
 
@@ -90,6 +89,21 @@ class CompletionTrainer(Trainer):
         # Trainer sums the loss over accumulation steps; DDP and FSDP average it over ranks, so the divisor is the
         # batch's tokens per rank.
         return torch.tensor(tokens) if tokens_of_batch is None else tokens_of_batch / self.accelerator.num_processes
+
+
+def _completion_states(model: PreTrainedModel, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The decoder's hidden states that predict completion tokens [T, H], and these tokens [T]."""
+    decoder, packed = model.get_decoder(), inputs.get(PACKED)
+    if packed is not None:
+        hidden_GLH = decoder(**packed_inputs(packed, model), use_cache=False).last_hidden_state
+        return hidden_GLH[packed.rows_N, packed.columns_N], packed.targets_N
+    hidden_BLH = decoder(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+    ).last_hidden_state
+    # The state at a token predicts the next one: labels begin at 1, and states end before the last.
+    labels_BL = inputs["labels"][:, 1:]
+    is_completion_BL = labels_BL != IGNORE_INDEX
+    return hidden_BLH[:, :-1][is_completion_BL], labels_BL[is_completion_BL]
 
 
 def call_as_forward_of(wrapped: nn.Module, module: nn.Module, function: Callable, *arguments: Any) -> Any:

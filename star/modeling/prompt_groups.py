@@ -7,13 +7,14 @@ the earlier tokens of its own completion, and its position is the one that it ha
              P P P P b b b b    position   0 1 2 3 4 4 5 6 4        so it is left out
              P P P P c c        branch     0 0 0 0 1 2 2 2 3
 
-Hidden states are those of the plain layout up to rounding. Sim-RL trains on this layout, and the extraction reads it.
+Hidden states are those of the plain layout up to rounding. Sim-RL and, on demand, the distillation train on this layout, and the extraction
+reads it.
 
 Shapes: P padded prompt, N completion tokens of all completions, G rows, L tokens of the longest row, H hidden.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class PackedGroups:
     rows_N: Tensor
     columns_N: Tensor
     targets_N: Tensor
+
+    def to(self, device: torch.device) -> "PackedGroups":
+        """The same on a device."""
+        return PackedGroups(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def pack_groups(prompts: list[list[int]], completions: list[list[int]], *, device: torch.device) -> PackedGroups:

@@ -9,6 +9,9 @@ into micro batches: the step is the same up to rounding, and each micro batch ho
     micro batches of 2, sorted         (200 300) (800 900)     padded to 300 + 300 + 900 + 900 = 2,400 tokens
 
 Several ranks take the micro batches in turn, so the ranks of a round have micro batches of similar length too.
+
+Where rows share their prompts, whole prompts are shuffled, each with its rows behind one another. The border of a step may part the rows
+of a prompt. Each counts with the length that they have together.
 """
 
 from collections.abc import Iterator
@@ -23,14 +26,16 @@ class SortedSteps(Sampler[int]):
     """The indices of an epoch in the order that accelerate shuffles them, those of each step sorted by length.
 
     Args:
-        lengths: of all rows, in tokens.
+        lengths: of all rows, in tokens; equal for rows that stay together.
         step_rows: rows per optimiser step, over all ranks.
         seed: of the shuffles; epoch e is shuffled with seed + e.
+        starts: the first of each rows that stay together, rising; by default every row is alone.
     """
 
-    def __init__(self, lengths: np.ndarray, *, step_rows: int, seed: int) -> None:
+    def __init__(self, lengths: np.ndarray, *, step_rows: int, seed: int, starts: np.ndarray | None = None) -> None:
         self.lengths, self.step_rows = lengths, step_rows
-        self.shuffled = SeedableRandomSampler(range(len(lengths)), data_seed=seed)
+        self.together = None if starts is None else np.split(np.arange(len(lengths)), starts[1:])
+        self.shuffled = SeedableRandomSampler(range(len(self.together or lengths)), data_seed=seed)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -40,7 +45,9 @@ class SortedSteps(Sampler[int]):
         self.shuffled.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.fromiter(self.shuffled, np.int64, len(self))
+        order = np.fromiter(self.shuffled, np.int64)
+        if self.together:
+            order = np.concatenate([self.together[place] for place in order])
         for start in range(0, len(order), self.step_rows):
             step = order[start : start + self.step_rows]
             yield from step[np.argsort(self.lengths[step], kind="stable")].tolist()

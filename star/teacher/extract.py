@@ -46,7 +46,7 @@ from star.topk.sequences import (
     Lengths,
     StoredSequences,
     copy_sequences,
-    read_lengths_of_parts,
+    read_lengths,
     read_sequences,
 )
 from star.topk.store import TopKWriter
@@ -118,7 +118,7 @@ def copy_shard(
     Returns:
         the shard's batches, as indices of the copied sequences.
     """
-    lengths = read_lengths_of_parts(rollouts)
+    lengths = read_lengths(rollouts)
     if share_prompts:
         every_batch = batches_by_prompt(lengths, batch_tokens=batch_tokens)
     else:
@@ -139,11 +139,7 @@ def batches_by_prompt(lengths: Lengths, *, batch_tokens: int) -> Iterator[np.nda
     A batch of prompts, each with its completions behind it and padded to the longest, has at most `batch_tokens` tokens,
     unless a single one is longer.
     """
-    starts = np.flatnonzero(lengths.is_new_S)
-    if not len(starts):
-        return
-    # The last token of a completion is not read.
-    packed_lengths = lengths.prompts_S[starts] + np.add.reduceat(np.maximum(lengths.completions_S - 1, 0), starts)
+    starts, packed_lengths = lengths.by_prompt()
     sequences_of = np.split(np.arange(len(lengths.prompts_S)), starts[1:])
     for prompts in batches_by_length(packed_lengths, batch_tokens=batch_tokens):
         yield np.concatenate([sequences_of[prompt] for prompt in prompts])

@@ -116,8 +116,11 @@ def summed_cross_entropy(hidden_TH: Tensor, weight_VH: Tensor, labels_T: Tensor)
 class SupervisedRows(Dataset):
     """The tokens of prompts and targets; the labels are those of what the model has to write.
 
-    `lengths` has the tokens per row. The tokens are kept as Arrow arrays, four bytes per token, and become lists one row at a time.
+    `lengths` has the tokens per row, and every row has a prompt of its own. The tokens are kept as Arrow arrays, four bytes per token, and
+    become lists one row at a time.
     """
+
+    starts = None
 
     def __init__(self, prompts: list[Prompt], tokenizer: PreTrainedTokenizerBase) -> None:
         # Tokenized apart, as in use, where the prompt's tokens are fixed before the model writes.

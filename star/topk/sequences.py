@@ -120,14 +120,18 @@ class Lengths(NamedTuple):
     completions_S: np.ndarray
     is_new_S: np.ndarray
 
+    def by_prompt(self) -> tuple[np.ndarray, np.ndarray]:
+        """The place of the first sequence of each prompt, and the prompt's tokens with those of all of its completions.
 
-def read_lengths(folder: Path) -> np.ndarray:
-    """Reads the number of tokens of every sequence, prompt and completion together."""
-    lengths = read_lengths_of_parts(folder)
-    return lengths.prompts_S + lengths.completions_S
+        The last token of a completion predicts nothing, and does not count.
+        """
+        starts = np.flatnonzero(self.is_new_S)
+        if not len(starts):
+            return starts, np.zeros(0, np.int64)
+        return starts, self.prompts_S[starts] + np.add.reduceat(np.maximum(self.completions_S - 1, 0), starts)
 
 
-def read_lengths_of_parts(folder: Path) -> Lengths:
+def read_lengths(folder: Path) -> Lengths:
     """Reads the number of tokens of every sequence, group by group."""
     prompts_S, completions_S, is_new_S = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for group in read_groups(sequences_file(folder), columns=["id", PROMPT, COMPLETION]):

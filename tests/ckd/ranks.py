@@ -1,6 +1,8 @@
 """One process of a distillation, alone or one rank of several, started by test_ranks.py: a few steps, then the weights.
 
-python tests/ckd/ranks.py TOPK OUT alone|ddp|fsdp
+python tests/ckd/ranks.py TOPK OUT alone|ddp|fsdp [shared]
+
+With `shared`, the samples of a prompt share it.
 """
 
 import sys
@@ -12,6 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from star.ckd.trainer import CKDTrainer
 from star.config.training import Distill
+from star.modeling import prompt_groups
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
@@ -32,6 +35,9 @@ if __name__ == "__main__":
     settings = Distill(
         steps=3, batch_size=4, micro_batch_size=1, learning_rate=1e-3, top_m=9, tail_weight=2.0, save_steps=3
     )
+    if sys.argv[4:] == ["shared"]:
+        prompt_groups.MIN_WIDTH = 1
+        settings = settings.model_copy(update={"share_prompts": True, "micro_batch_size": 2})
     trainer_class = ShardedTrainer if wrapper == "fsdp" else CKDTrainer
     trainer = trainer_class(student, topk, settings=settings, state=out / "state", pad_id=0, seed=1)
     kind = trainer.accelerator.distributed_type.name

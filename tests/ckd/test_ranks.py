@@ -1,11 +1,13 @@
-"""Two ranks on a CPU (gloo), under DDP and under FSDP, make the same steps as one process."""
+"""Two ranks on a CPU (gloo), under DDP and under FSDP, make the same steps as one process, also where samples share their prompts."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,7 @@ from star.topk.sequences import SEQUENCES
 from star.topk.store import TopKWriter
 
 pytestmark = pytest.mark.slow
+Trained = tuple[dict[str, torch.Tensor], list[dict]]  # the weights, and the logged figures
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -31,23 +34,24 @@ FSDP = {
 
 @pytest.fixture(scope="module")
 def topk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What some teacher says of 12 random sequences of unequal lengths."""
+    """What some teacher says of 12 random sequences of unequal lengths, two of each prompt."""
     folder, rng = tmp_path_factory.mktemp("topk"), torch.Generator().manual_seed(0)
     rows = []
     with TopKWriter(folder, 8, vocab_size=300) as writer:
         for number in range(12):
             tokens = torch.randint(3, 300, (8 + number,), generator=rng).tolist()
-            rows.append({"id": f"s{number}", "prompt_ids": tokens[:5], "completion_ids": tokens[5:]})
+            prompt = tokens[:5] if number % 2 == 0 else None  # None: that of the row above
+            rows.append({"id": f"s{number:02}", "prompt_ids": prompt, "completion_ids": tokens[5:]})
             logits = 3 * torch.randn(len(tokens) - 5, 300, generator=rng)
             logprobs, ids = torch.log_softmax(logits, dim=1).topk(8, dim=1)
-            writer.add(f"s{number}", ids, logprobs)
+            writer.add(f"s{number:02}", ids, logprobs)
     pq.write_table(pa.Table.from_pylist(rows), folder / SEQUENCES)
     return folder
 
 
-def trained(topk: Path, out: Path, wrapper: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+def trained(topk: Path, out: Path, wrapper: str, *options: str) -> Trained:
     """The weights and the logged figures of a training by one process, or by two."""
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(topk), str(out), wrapper]
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(topk), str(out), wrapper, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | (FSDP if wrapper == "fsdp" else {})
     ranks = [{}]
     if wrapper != "alone":
@@ -74,18 +78,24 @@ def trained(topk: Path, out: Path, wrapper: str) -> tuple[dict[str, torch.Tensor
 
 
 @pytest.fixture(scope="module")
-def alone(topk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    out = tmp_path_factory.mktemp("alone")
-    weights, logged = trained(topk, out, "alone")
-    started = load_file(out / "started" / "model.safetensors")
-    assert max((weights[name] - started[name]).abs().max() for name in weights) > 1e-3 and len(logged) == 3
-    return weights, logged
+def alone(topk: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
+    """The training by one process, made once with each of the options."""
+
+    @cache
+    def train_alone(*options: str) -> Trained:
+        out = tmp_path_factory.mktemp("alone")
+        weights, logged = trained(topk, out, "alone", *options)
+        started = load_file(out / "started" / "model.safetensors")
+        assert max((weights[name] - started[name]).abs().max() for name in weights) > 1e-3 and len(logged) == 3
+        return weights, logged
+
+    return train_alone
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
-def test_two_ranks_make_the_steps_of_one(wrapper, alone, topk, tmp_path):
-    weights, logged = trained(topk, tmp_path, wrapper)
-    expected_weights, expected = alone
+@pytest.mark.parametrize(("wrapper", "options"), [("ddp", ()), ("fsdp", ()), ("fsdp", ("shared",))])
+def test_two_ranks_make_the_steps_of_one(wrapper, options, alone, topk, tmp_path):
+    weights, logged = trained(topk, tmp_path, wrapper, *options)
+    expected_weights, expected = alone(*options)
     if wrapper == "fsdp":  # saves the tied head by both its names
         assert torch.equal(weights.pop("lm_head.weight"), weights["model.embed_tokens.weight"])
     assert weights.keys() == expected_weights.keys()

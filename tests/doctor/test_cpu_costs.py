@@ -53,6 +53,9 @@ def test_a_stage_takes_longer_where_it_has_more_to_do(base: Path) -> None:
     assert all(longer[stage] > before[stage] for stage in ("rollout", "extract-topk", "distill", "refine"))
     assert seconds(replace(lengths, heldout_prompt_tokens=1000))["evaluate"] > before["evaluate"]
     assert seconds(lengths, distill={"steps": 2000})["distill"] > before["distill"]
+    # Of 8 x 395 tokens, 320 + 8 x 75 are left where the samples share their prompt.
+    shared = seconds(lengths, distill={"steps": 1000, "share_prompts": True})["distill"]
+    assert shared / seconds(lengths, distill={"steps": 1000})["distill"] == pytest.approx(920 / 3160, rel=0.05)
     # 180 rows with 8 samples each in batches of 128, and 11 rollouts of 16 prompts.
     assert seconds(lengths, distill={"epochs": 2}) == seconds(lengths, distill={"steps": 24})
     assert seconds(lengths, refine={"epochs": 3}) == seconds(lengths, refine={"steps": 33})

@@ -1,5 +1,7 @@
 """Tests that rows of similar length come together, and that no optimiser step gets other rows by it."""
 
+from itertools import groupby
+
 import numpy as np
 import pytest
 from accelerate.data_loader import DataLoaderShard, SeedableRandomSampler, prepare_data_loader, skip_first_batches
@@ -31,6 +33,21 @@ def test_every_step_has_the_rows_of_the_shuffle_in_order_of_length(
         step = after[start : start + step_rows]
         assert sorted(step) == sorted(before[start : start + step_rows])
         assert [lengths[row] for row in step] == sorted(lengths[row] for row in step)
+
+
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12), step_rows=st.integers(1, 12), seed=st.integers(0, 9))
+def test_rows_that_belong_together_are_parted_by_the_border_of_a_step_only(
+    sizes: list[int], step_rows: int, seed: int
+) -> None:
+    starts = np.cumsum([0, *sizes[:-1]])
+    group_of = np.repeat(np.arange(len(sizes)), sizes)
+    sampler = SortedSteps(np.array(sizes)[group_of], step_rows=step_rows, seed=seed, starts=starts)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(group_of)))
+    for start in range(0, len(order), step_rows):
+        groups = group_of[order[start : start + step_rows]].tolist()
+        assert len([key for key, _ in groupby(groups)]) == len(set(groups))
+    assert len({group_of[row] for row in order[: max(sizes)]}) <= max(sizes)
 
 
 def test_padding_falls() -> None:

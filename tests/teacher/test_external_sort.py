@@ -77,9 +77,9 @@ def test_copies_of_a_part_are_read_at_any_place_and_merge_to_the_bytes_of_the_wh
         (tmp_path / name).mkdir(exist_ok=True)
     with RowWriter(tmp_path / "rollout" / SEQUENCES, SCHEMA) as writer:
         writer.write(pa.Table.from_pylist(rows, schema=SCHEMA))
-    assert read_lengths(tmp_path / "rollout").tolist() == [
-        len(row["prompt_ids"] + row["completion_ids"]) for row in rows
-    ]
+    lengths = read_lengths(tmp_path / "rollout")
+    assert lengths.prompts_S.tolist() == [len(row["prompt_ids"]) for row in rows]
+    assert lengths.completions_S.tolist() == [len(row["completion_ids"]) for row in rows]
     taken = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))), bool)
     files = []
     for name, kept in {"part": taken, "rest": ~taken, "all": np.ones(len(rows), bool)}.items():

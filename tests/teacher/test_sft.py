@@ -44,6 +44,8 @@ SIZES: dict[str, Any] = {
 class DrawnRows(Dataset):
     """Rows of random ids and lengths."""
 
+    starts = None
+
     def __init__(self, count: int, *, vocabulary: int = VOCABULARY) -> None:
         draw = np.random.default_rng(0)
         self.rows = [draw.integers(3, vocabulary, draw.integers(4, 40)).tolist() for _ in range(count)]
