@@ -11,11 +11,12 @@
 MODEL is a model folder. Each measurement is a process of its own (side_by_side.py), which trains on drawn rows: 14% of
 the tokens are completions, and the lengths are spread as those of xLAM's rows, cut at 512 tokens. The time is that of the
 optimiser steps after the first. A token is one of a row: padding counts as no token, and a shared prompt once for each of
-its rows. The column "computed" says how many tokens are computed for one of a row. The CPU time of both checkouts is
+its rows. The column "computed" has the tokens that are computed, padding included, per token of a row. The CPU time of both checkouts is
 comparable also while other processes run. The peak memory is that of the process.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -113,6 +114,8 @@ def make_trainer(phase: str, model: Any, folder: Path, options: argparse.Namespa
         bf16: dict[str, Any] = {"bf16": computes_in_bf16(options.precision, model.config)}
     except ImportError:  # before the setting
         precision, bf16 = {}, {}
+    if phase == "ckd-shared" and "share_prompts" not in Distill.model_fields:
+        sys.exit("this checkout has no distill.share_prompts: leave the phase ckd-shared out")
     if phase != "sft":
         sizes |= {"share_prompts": True} if phase == "ckd-shared" else {}
         write_store(folder, rows, vocab=vocab)

@@ -12,6 +12,7 @@ Shapes: T completion tokens of a batch, K teacher ids per token.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ class DistillationRows(Dataset):
         keep_prompts_together: whether the sequences of a prompt stay together when the rows are shuffled.
 
     Attributes:
-        lengths: tokens per sequence; those of its prompt with all of its completions where these stay together.
-        starts: the first sequence of each prompt where they stay together, else None.
+        lengths: tokens by which sequences are sorted: their own, or those of the prompt with all of its completions where these stay
+            together.
+        starts: index of the first sequence of each prompt where they stay together, else None. In stores of older versions, which have the
+            prompt in every row, each sequence counts as the first.
     """
 
     def __init__(self, folder: Path, *, draw_seed: int | None = None, keep_prompts_together: bool = False) -> None:
@@ -102,7 +105,7 @@ class BatchCollator:
     """Makes batches of the rows of `rows`, and lets a thread read the teacher's part of each.
 
     Args:
-        packs: whether neighbours with equal prompts share them.
+        packs: whether neighbours with equal prompts share them, in batches that have any.
     """
 
     def __init__(self, rows: DistillationRows, *, pad_id: int, packs: bool = False) -> None:
@@ -114,19 +117,22 @@ class BatchCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch: what `collate_completions` makes, or prompts that are shared; and TEACHER_ROWS."""
         lengths = [int((row["labels"] != IGNORE_INDEX).sum()) for row in rows]
-        batch = _pack(rows, lengths) if self.packs else collate_completions(rows, pad_id=self.pad_id)
+        batch = _packed(rows, lengths) if self.packs else None
+        batch = batch or collate_completions(rows, pad_id=self.pad_id)
         reading = self._reader.submit(self.rows.read_teacher, [row["index"] for row in rows], lengths)
         return {**batch, TEACHER_ROWS: reading}
 
 
-def _pack(rows: list[dict[str, Any]], completion_lengths: list[int]) -> dict[str, Any]:
-    """A batch whose prompts are shared: PACKED, and the ids and labels that Trainer counts."""
-    ids = [
+def _packed(rows: list[dict[str, Any]], completion_lengths: list[int]) -> dict[str, Any] | None:
+    """A batch whose prompts are shared: PACKED, and the ids and labels that Trainer counts. None if no neighbours have equal prompts."""
+    parts = [
         np.split(row["input_ids"], [len(row["input_ids"]) - count])
         for row, count in zip(rows, completion_lengths, strict=True)
     ]
-    prompts, completions = ([part.tolist() for part in parts] for parts in zip(*ids, strict=True))
+    prompts, completions = ([ids.tolist() for ids in column] for column in zip(*parts, strict=True))
+    if not any(before == after for before, after in pairwise(prompts)):
+        return None
     packed = pack_groups(prompts, completions, device=torch.device("cpu"))
     # Trainer counts labels from the second on, because those of a language model are shifted.
-    labels_1N = torch.cat([torch.tensor([IGNORE_INDEX]), packed.targets_N])[None]
-    return {"input_ids": packed.input_ids_GL, "labels": labels_1N, PACKED: packed}
+    labels = torch.cat([torch.tensor([IGNORE_INDEX]), packed.targets_N])[None]
+    return {"input_ids": packed.input_ids_GL, "labels": labels, PACKED: packed}

@@ -91,7 +91,7 @@ class CKDTrainer(CompletionTrainer):
         teacher_rows = inputs[TEACHER_ROWS].result()
         inputs = {name: value for name, value in inputs.items() if name != TEACHER_ROWS}
         inputs |= {name: rows_TK.to(self.args.device) for name, rows_TK in teacher_rows.items()}
-        if PACKED in inputs:
+        if PACKED in inputs:  # a batch that no loader has moved
             inputs[PACKED] = inputs[PACKED].to(self.args.device)
         output: KDOutput = self.loss_of_completions(model, inputs, partial(self._summed_loss, inputs))
         tokens = inputs["teacher_ids"].shape[0]

@@ -124,8 +124,8 @@ class Distill(Training):
     tail_weight: float = Field(10.0, ge=0, description="Weight of CKD's tail term, the paper's lambda")
     share_prompts: bool = Field(
         False,
-        description="Keep the samples of a prompt in one step, where a model at least 256 wide computes the prompt once for all of them: "
-        "with long prompts and several samples a step takes a fraction of the time, and has fewer different prompts",
+        description="Keep the samples of a prompt together, so that a model at least 256 wide computes the prompt once for those in a "
+        "micro batch: with long prompts and several samples a step takes a fraction of the time, and has fewer different prompts",
     )
     lora: Lora | None = Field(None, description="Train low-rank adapters; by default all weights are trained")
 

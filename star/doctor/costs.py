@@ -53,8 +53,9 @@ class Workload:
         rows: those of them that are rolled out.
         made_rows, heldout_rows: rows that are generated, and rows that are evaluated on.
         samples, evaluated_samples: answers drawn for each row.
-        warm_sequences, healed_sequences, distilled_sequences: that the teacher's supervised training sees, and healing and distillation.
-        distilled_group: samples of one prompt with which the distillation computes it.
+        warm_sequences: that the teacher's supervised training sees.
+        healed_sequences, distilled_sequences: that healing and distillation see.
+        samples_per_computed_prompt: for which the distillation computes a prompt once.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
         prompt_tokens, completion_tokens: means over the rows that are trained on.
@@ -76,7 +77,7 @@ class Workload:
     warm_sequences: int
     healed_sequences: int
     distilled_sequences: int
-    distilled_group: int
+    samples_per_computed_prompt: int
     teacher_refine: int
     student_refine: int
     teacher_group: int
@@ -90,7 +91,7 @@ class Workload:
     @property
     def distilled_length(self) -> float:
         """Tokens that the distillation computes of each sequence: its own, and its share of the prompt."""
-        return self.prompt_tokens / self.distilled_group + self.completion_tokens
+        return self.prompt_tokens / self.samples_per_computed_prompt + self.completion_tokens
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def workload_of(
         warm_sequences=_sequences(config.teacher.sft, lengths.rows),
         healed_sequences=_sequences(config.student.heal, samples),
         distilled_sequences=_sequences(config.distill, samples),
-        distilled_group=config.rollout.samples if config.distill.share_prompts else 1,
+        samples_per_computed_prompt=_samples_per_computed_prompt(config),
         teacher_refine=_completions(config.teacher.refine, lengths.rows),
         student_refine=_completions(config.refine, lengths.rows),
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
@@ -233,6 +234,11 @@ def simrl_seconds(model: ModelSize, work: Workload, *, completions: float, per_p
 def _sequences(training: Training | None, available: int) -> int:
     """Sequences that a training reads, of a set with so many."""
     return training.count_steps(available) * training.batch_size if training else 0
+
+
+def _samples_per_computed_prompt(config: Config) -> int:
+    distill = config.distill
+    return min(config.rollout.samples, distill.micro_batch_size or distill.batch_size) if distill.share_prompts else 1
 
 
 def _completions(training: SimRL | None, prompts: int) -> int:

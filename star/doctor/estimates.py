@@ -4,6 +4,7 @@ Example: Sim-RL of all weights of Qwen3-8B (8.19e9 parameters) with a KL term ta
 it takes 2.5 * 8.19e9 bytes = 19 GiB, which fits one 80 GB card.
 """
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,14 +133,22 @@ def _activations(config: Config, training: Training | SimRL, described: "Pretrai
     A layer keeps about 12 values per token of its width and 7 of its feed-forward width. Sequences are as long as the profile
     allows, up to typical lengths: batches by length bring the longest ones together.
     """
-    text = described.get_text_config()
+    from star.modeling.precision import MIN_WIDTH
+
+    text, together = described.get_text_config(), 1
     if isinstance(training, SimRL):
         whole, answer = training.prompts_per_step * training.num_generations, training.max_new_tokens
+        together = training.num_generations
     else:
         whole, answer = training.batch_size, config.rollout.kept_tokens
-    tokens = (training.micro_batch_size or whole) * (
-        min(PROMPT_TOKENS, config.max_prompt_tokens) + min(COMPLETION_TOKENS, answer)
-    )
+        if isinstance(training, Distill) and training.share_prompts:
+            together = config.rollout.samples
+    sequences = training.micro_batch_size or whole
+    prompts = sequences
+    if text.hidden_size >= MIN_WIDTH:
+        # One prompt more than there is room for, because the border of a micro batch may part the sequences of one.
+        prompts = min(sequences, ceil(sequences / together) + (together > 1))
+    tokens = prompts * min(PROMPT_TOKENS, config.max_prompt_tokens) + sequences * min(COMPLETION_TOKENS, answer)
     # Of a mixture of experts a token uses a few; their widths differ by family, so the width of the model stands in.
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     return tokens * text.num_hidden_layers * (12 * text.hidden_size + 7 * inner)

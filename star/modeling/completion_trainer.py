@@ -9,7 +9,7 @@ the whole batch, and the forward pass and the loss go through whatever accelerat
 an epoch may differ: on several ranks accelerate fills it up to a whole micro batch on each, with rows from the beginning
 of the epoch (`even_batches`).
 
-Where the rows of a prompt come together, the prompt is computed once for all of them (star/modeling/prompt_groups.py).
+A batch may share prompts (PACKED): then each is computed once for its neighbouring rows (star/modeling/prompt_groups.py).
 
 Shapes: B sequences, L padded length, T completion tokens of a micro batch, H hidden, V vocabulary.
 """
@@ -33,8 +33,8 @@ PACKED = "packed"  # key of a batch whose prompts are shared: its PackedGroups
 class CompletionTrainer(Trainer):
     """Trainer whose micro batches hold rows of similar length, and whose loss is computed from hidden states.
 
-    Its data set has the attributes `lengths`: tokens per row, and `starts`: the first row of each prompt where the rows of a prompt stay
-    together, else None.
+    Its data set has the attributes `lengths`, by which the rows of a step are sorted, and `starts`: index of the first row of each prompt
+    where the rows of a prompt stay together, else None.
     """
 
     model: PreTrainedModel  # narrower than in Trainer, where it may be None or any module

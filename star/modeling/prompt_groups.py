@@ -48,7 +48,7 @@ class PackedGroups:
     targets_N: Tensor
 
     def to(self, device: torch.device) -> "PackedGroups":
-        """The same on a device."""
+        """Copies its tensors to a device."""
         return PackedGroups(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
@@ -125,7 +125,7 @@ def attention_windows(config: PretrainedConfig) -> dict[str, int | None]:
 
 def _allowed(packed: PackedGroups, *, window: int | None) -> Tensor:
     """Which token [G, 1, L, 1] may attend to which [G, 1, 1, L]."""
-    branch_GL, position_GL = packed.branch_GL, packed.position_ids_GL
+    branch_GL, position_GL = packed.branch_GL, packed.position_ids_GL.int()  # half the memory of their differences
     distance_GLL = position_GL[:, :, None] - position_GL[:, None, :]
     allowed_GLL = (branch_GL[:, None, :] == 0) | (branch_GL[:, None, :] == branch_GL[:, :, None])
     allowed_GLL &= distance_GLL >= 0

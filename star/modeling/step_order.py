@@ -10,8 +10,8 @@ into micro batches: the step is the same up to rounding, and each micro batch ho
 
 Several ranks take the micro batches in turn, so the ranks of a round have micro batches of similar length too.
 
-Where rows share their prompts, whole prompts are shuffled, each with its rows behind one another. The border of a step may part the rows
-of a prompt. Each counts with the length that they have together.
+Where rows share their prompts, whole prompts are shuffled, and the rows of a prompt follow each other; the border of a step may part them.
+For sorting, each row has the length of its prompt with all completions.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,22 @@ class SortedSteps(Sampler[int]):
     """The indices of an epoch in the order that accelerate shuffles them, those of each step sorted by length.
 
     Args:
-        lengths: of all rows, in tokens; equal for rows that stay together.
+        lengths: by which the rows are sorted, in tokens; equal for the rows of a prompt that they share.
         step_rows: rows per optimiser step, over all ranks.
         seed: of the shuffles; epoch e is shuffled with seed + e.
-        starts: the first of each rows that stay together, rising; by default every row is alone.
+        starts: index of the first row of each prompt, ascending; None where every row has a prompt of its own.
     """
 
-    def __init__(self, lengths: np.ndarray, *, step_rows: int, seed: int, starts: np.ndarray | None = None) -> None:
-        self.lengths, self.step_rows = lengths, step_rows
-        self.together = None if starts is None else np.split(np.arange(len(lengths)), starts[1:])
-        self.shuffled = SeedableRandomSampler(range(len(self.together or lengths)), data_seed=seed)
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        *,
+        step_rows: int,
+        seed: int,
+        starts: np.ndarray | None = None,
+    ) -> None:
+        self.lengths, self.step_rows, self.starts = lengths, step_rows, starts
+        self.shuffled = SeedableRandomSampler(range(len(lengths if starts is None else starts)), data_seed=seed)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -46,11 +52,23 @@ class SortedSteps(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.fromiter(self.shuffled, np.int64)
-        if self.together:
-            order = np.concatenate([self.together[place] for place in order])
+        if self.starts is not None:
+            order = _rows_of(order, self.starts, count=len(self.lengths))
         for start in range(0, len(order), self.step_rows):
             step = order[start : start + self.step_rows]
             yield from step[np.argsort(self.lengths[step], kind="stable")].tolist()
+
+
+def _rows_of(prompts: np.ndarray, starts: np.ndarray, *, count: int) -> np.ndarray:
+    """The rows of the prompts, prompt by prompt.
+
+    Args:
+        starts: index of the first row of each prompt, ascending.
+        count: of all rows.
+    """
+    sizes = np.diff(starts, append=count)[prompts]
+    firsts = starts[prompts]
+    return np.arange(count) + np.repeat(firsts - (sizes.cumsum() - sizes), sizes)
 
 
 class TellEpoch(TrainerCallback):

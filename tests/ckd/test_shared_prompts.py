@@ -28,10 +28,11 @@ def trainer_of(
     )
 
 
-def gradients(trainer: CKDTrainer, batch: dict) -> torch.Tensor:
+def loss_and_gradients(trainer: CKDTrainer, batch: dict) -> tuple[float, torch.Tensor]:
     trainer.model.zero_grad()
-    trainer.compute_loss(trainer.model, batch).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return float(loss.detach()), torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
 
 
 def test_a_batch_has_its_loss_and_gradients_with_fewer_tokens(
@@ -43,10 +44,19 @@ def test_a_batch_has_its_loss_and_gradients_with_fewer_tokens(
         rows = [trainer.train_dataset[index] for index in range(6)]
         batch = trainer.data_collator(rows)
         counted = int((batch["labels"][:, 1:] != -100).sum())
-        found.append((batch["input_ids"].numel(), counted, gradients(trainer, batch)))
-    (plain_tokens, plain_counted, plain), (packed_tokens, packed_counted, packed) = found
+        found.append((batch["input_ids"].numel(), counted, *loss_and_gradients(trainer, batch)))
+    (plain_tokens, plain_counted, plain_loss, plain), (packed_tokens, packed_counted, packed_loss, packed) = found
     assert packed_tokens < 0.8 * plain_tokens and packed_counted == plain_counted
+    assert packed_loss == pytest.approx(plain_loss, rel=1e-5)
     assert (packed - plain).abs().max() < 1e-4 * plain.abs().max()
+
+
+def test_a_batch_without_a_prompt_to_share_is_laid_out_as_ever(
+    micro: Config, finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(finished, tmp_path, micro, monkeypatch=monkeypatch, width=1)
+    first, *_, last = trainer.train_dataset.starts
+    assert "attention_mask" in trainer.data_collator([trainer.train_dataset[row] for row in (first, last)])
 
 
 def test_steps_are_those_of_a_row_per_sample(

@@ -35,19 +35,26 @@ def test_every_step_has_the_rows_of_the_shuffle_in_order_of_length(
         assert [lengths[row] for row in step] == sorted(lengths[row] for row in step)
 
 
-@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12), step_rows=st.integers(1, 12), seed=st.integers(0, 9))
-def test_rows_that_belong_together_are_parted_by_the_border_of_a_step_only(
-    sizes: list[int], step_rows: int, seed: int
-) -> None:
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+    step_rows=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_rows_of_a_prompt_are_parted_by_the_border_of_a_step_only(sizes: list[int], step_rows: int, seed: int) -> None:
     starts = np.cumsum([0, *sizes[:-1]])
-    group_of = np.repeat(np.arange(len(sizes)), sizes)
-    sampler = SortedSteps(np.array(sizes)[group_of], step_rows=step_rows, seed=seed, starts=starts)
-    order = list(sampler)
-    assert sorted(order) == list(range(len(group_of)))
-    for start in range(0, len(order), step_rows):
-        groups = group_of[order[start : start + step_rows]].tolist()
-        assert len([key for key, _ in groupby(groups)]) == len(set(groups))
-    assert len({group_of[row] for row in order[: max(sizes)]}) <= max(sizes)
+    prompt_of = np.repeat(np.arange(len(sizes)), sizes)
+    lengths = np.array(sizes)[prompt_of]
+    order = list(SortedSteps(lengths, step_rows=step_rows, seed=seed, starts=starts))
+    assert sorted(order) == list(range(len(prompt_of)))
+    steps_of: dict[int, list[int]] = {}
+    for number, start in enumerate(range(0, len(order), step_rows)):
+        prompts = prompt_of[order[start : start + step_rows]].tolist()
+        assert len([prompt for prompt, _ in groupby(prompts)]) == len(set(prompts))
+        for prompt in set(prompts):
+            steps_of.setdefault(prompt, []).append(number)
+    for prompt, steps in steps_of.items():
+        assert steps == list(range(steps[0], steps[-1] + 1))
+        assert len(steps) <= max(0, sizes[prompt] - 2) // step_rows + 2
 
 
 def test_padding_falls() -> None:
