@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import groupby, islice
 
-from star.config.data import RowSource, Strata
+from star.config.data import Data, RowSource, Strata
 from star.data.importers import import_rows
 from star.data.row_files import row_files
 from star.data.rows import Reject
@@ -40,6 +40,22 @@ class Sample:
 
     ranks: set[int] = field(default_factory=set)
     shortfalls: Counter = field(default_factory=Counter)
+
+
+def read_seed_data(data: Data) -> Iterator[dict | Reject]:
+    """Yields the rows and rejects of `data.seed_data`; none where it is not set.
+
+    Raises:
+        InputError: the file has changed since the configuration was loaded, or holds no rows.
+    """
+    if data.seed_data is None:
+        return
+    path = data.seed_data.read_verified()
+    files = row_files(path)
+    for file in files:
+        # A folder that was fetched has another name, and must make the same rejects.
+        label = "seed_data" if len(files) == 1 else f"seed_data/{file.name}"
+        yield from import_rows(file, source="seed", label=label if path.is_dir() else None)
 
 
 def read_source(source: RowSource) -> Iterator[dict | Reject]:

@@ -9,8 +9,14 @@ from pathlib import Path
 from star.config.data import Data
 from star.data.data_card import write_card
 from star.data.generate_offline import generate_rows
-from star.data.importers import import_rows
-from star.data.row_sources import all_shortfalls, choose_samples, is_sampled, read_source, within_samples
+from star.data.row_sources import (
+    all_shortfalls,
+    choose_samples,
+    is_sampled,
+    read_seed_data,
+    read_source,
+    within_samples,
+)
 from star.data.rows import Reject, json_line, read_rows
 from star.data.set_statistics import SetStatistics
 from star.data.splits import (
@@ -108,10 +114,7 @@ def _say_coverage(statistics: SetStatistics, tools: list[dict], *, out: Path, ma
 
 
 def _imported_rows(settings: Data) -> Iterator[dict | Reject]:
-    if settings.seed_data:
-        seed_data = settings.seed_data.read_verified()
-        # A folder that was fetched has another name, and must make the same rejects.
-        yield from import_rows(seed_data, source="seed", label="seed_data" if seed_data.is_dir() else None)
+    yield from read_seed_data(settings)
     # Whole sets first: of copies the first is kept, and that of a sampled set may be left out later.
     for source in sorted(settings.sources, key=is_sampled):
         yield from read_source(source)

@@ -60,8 +60,7 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
     """
     from star.data.cleaning import clean
     from star.data.generate_offline import generate_rows
-    from star.data.importers import import_rows
-    from star.data.row_sources import read_source
+    from star.data.row_sources import read_seed_data, read_source
     from star.data.tool_files import load_tools
 
     data = config.data
@@ -69,8 +68,7 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
         raise InputError(
             "this profile has no rows: give yours with --seed-data, `data.seed_data` or `data.sources`, or set `data.generated_rows`"
         )
-    given = [import_rows(data.seed_data.read_verified(), source="seed")] if data.seed_data else []
-    given += [read_source(source) for source in data.sources]
+    given = [read_seed_data(data), *(read_source(source) for source in data.sources)]
     made = generate_rows(
         load_tools(data.tools.read_verified()),
         min(data.generated_rows, MADE_ROWS),
@@ -130,12 +128,11 @@ def most_rows(data: Data, *, enough: int) -> int:
     Raises:
         InputError: a set of rows cannot be read.
     """
-    from star.data.importers import import_rows
-    from star.data.row_sources import read_source
+    from star.data.row_sources import read_seed_data, read_source
 
     count = data.generated_rows
-    if data.seed_data and count < enough:
-        count += _count_readable(import_rows(data.seed_data.read_verified(), source="seed"), most=enough - count)
+    if count < enough:
+        count += _count_readable(read_seed_data(data), most=enough - count)
     for source in data.sources:
         if count < enough:
             share = source.share or 1
@@ -178,5 +175,6 @@ def _count_records(rows: Input, *, most: int) -> int:
 def _count_verified(path: Path, sha256: str, most: int) -> int:
     """Counts the records of a file or folder once per process: several estimates ask, and a large file takes a minute."""
     from star.data.read_records import read_records
+    from star.data.row_files import row_files
 
-    return sum(1 for _ in islice(read_records(path), most))
+    return sum(1 for _ in islice(chain.from_iterable(map(read_records, row_files(path))), most))

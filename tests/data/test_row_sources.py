@@ -15,6 +15,7 @@ from star.data.row_sources import choose_samples, sample_rank
 from star.data.rows import read_json_lines, read_rows
 from star.data.synthesize import make_data_set
 from star.data.turn_labels import label_turn
+from star.doctor.sample_rows import most_rows
 from star.errors import InputError
 
 TOOLS = [
@@ -324,3 +325,19 @@ def test_a_sample_has_at_most_its_size_and_its_share_of_replies(kinds: list[str]
     used = [row for row in given_rows if sample_rank(row, 3) in chosen.ranks]
     assert len(used) == len(chosen.ranks) == rows - chosen.shortfalls["rows"]
     assert sum("response" in label_turn(row["messages"]).labels for row in used) <= int(response * rows)
+
+
+def test_of_a_folder_that_star_wrote_the_seed_data_are_its_rows_without_the_rejects(tmp_path: Path) -> None:
+    rows, _ = make(tmp_path, seed_data=str(write_source(tmp_path / "mine.jsonl", {"single": 30})))
+    rejected = conversation(40, "single")
+    (tmp_path / "out" / "rejects.jsonl").write_text(
+        json.dumps(
+            {"reason": "invalid", "row": {"messages": rejected, "tools": TOOLS}, "messages": rejected, "tools": TOOLS}
+        )
+        + "\n"
+    )
+    again, metrics = make(tmp_path / "again", seed_data=str(tmp_path / "out"))
+    assert {row["id"] for row in again} == {row["id"] for row in rows}
+    assert metrics["imported"] == 30 and not rejects_of(tmp_path / "again")
+    settings = Data.model_validate({"seed_data": str(tmp_path / "out"), "generated_rows": 0})
+    assert most_rows(settings, enough=100) == 30
