@@ -8,6 +8,9 @@ The message of an InputError is one line: what is wrong, with the value and the 
 
 import errno
 
+# safetensors and torch, and then SQLite, report a full disk by errors of their own, without an errno.
+FULL_DISK = ("No space left on device", "database or disk is full")
+
 
 class InputError(Exception):
     """The user's input is at fault. The message is one line that names it and says what to do."""
@@ -41,8 +44,7 @@ def cure_of(error: BaseException) -> str | None:
     """Returns the line that tells the user what to do about an error, or None if the work itself failed."""
     if isinstance(error, InputError):
         return str(error)
-    # safetensors and torch report a full disk by errors of their own, without an errno.
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in FULL_DISK):
         place = getattr(error, "filename", None)
         return f"no space left on the disk{f' at {place}' if place else ''}: free some and run again, finished work is kept"
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError | IsADirectoryError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,12 @@ def test_a_stage_ends_with_its_runner(tmp_path: Path) -> None:
 def test_only_what_the_user_can_cure_is_a_cure(error: Exception, said: str | None) -> None:
     cure = cure_of(error)
     assert (cure is None) if said is None else (said in cure and "\n" not in cure)
+
+
+def test_a_full_sqlite_file_is_a_full_disk(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "index")
+    database.execute("create table rows (text)")
+    database.execute("pragma max_page_count = 2")  # SQLite answers then as on a full disk
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        database.execute("insert into rows values (?)", ("long " * 10_000,))
+    assert "no space left" in cure_of(caught.value)
