@@ -99,6 +99,12 @@ class Data(Section):
     )
     generated_rows: int = Field(6000, ge=0, description="Number of rows that the offline generator makes")
     heldout_rows: int = Field(300, ge=1, description="Number of rows held out for evaluation")
+    max_prompt_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens in the prompt of a row, estimated as a third of the characters of its messages and tools, because no "
+        "tokenizer is known yet; rows with longer prompts are neither trained on nor evaluated. No limit by default",
+    )
     split: Literal["row", "tool"] = Field(
         "row",
         description="What is held out: `row` takes rows of all tools, `tool` takes whole tools, so that held-out tools are new",

@@ -60,11 +60,11 @@ class CleanResult:
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
-def clean(rows: Iterable[dict | Reject]) -> CleanResult:
-    """Cleans rows that fit into memory: each by itself, then for duplicates. Of duplicates the first is kept."""
+def clean(rows: Iterable[dict | Reject], checks: Sequence[Check] = ()) -> CleanResult:
+    """Cleans rows that fit into memory: each by itself, by `checks`, then for duplicates. Of duplicates the first is kept."""
     given = list(rows)
-    checks = [fault_of, Duplicates().check_and_add]
-    checked = [check_row(row, checks) for row in given]
+    all_checks = [fault_of, *checks, Duplicates().check_and_add]
+    checked = [check_row(row, all_checks) for row in given]
     kept = [row for row in checked if isinstance(row, dict)]
     rejects = [row for row in checked if isinstance(row, Reject)]
     return CleanResult(kept, rejects, sum(is_coerced(*pair) for pair in zip(given, checked, strict=True)))

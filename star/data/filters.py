@@ -1,9 +1,13 @@
-"""Filters rows by the length of the conversation and by the language of the user. `star data check` applies them on request."""
+"""Filters rows by their length and by the language of the user, on request of `star data check` or the section `data`."""
 
+import json
+
+from star.config.data import Data
 from star.data.cleaning import Check
 from star.errors import InputError
 
 MIN_LETTERS = 24  # a shorter text is too short for its language to be recognised
+CHARACTERS_PER_TOKEN, CHARACTERS_PER_MESSAGE = 3, 10  # the paper's estimate where there is no tokenizer
 MIN_PROBABILITY = 0.9  # a text counts as another language from this probability on
 
 
@@ -15,6 +19,32 @@ def at_most_words(words: int) -> Check:
         return ("too_long", f"{count} words; at most {words} are wanted") if count > words else None
 
     return check
+
+
+def at_most_prompt_tokens(tokens: int) -> Check:
+    """Returns a check that rejects (`too_long`) rows whose prompt has about more tokens than this."""
+
+    def check(row: dict) -> tuple[str, str] | None:
+        count = estimate_prompt_tokens(row)
+        return ("too_long", f"about {count} tokens in the prompt; at most {tokens} are wanted") if count > tokens else None
+
+    return check
+
+
+def checks_of(settings: Data) -> tuple[Check, ...]:
+    """Returns the checks that the section `data` asks for."""
+    return () if settings.max_prompt_tokens is None else (at_most_prompt_tokens(settings.max_prompt_tokens),)
+
+
+def estimate_prompt_tokens(row: dict) -> int:
+    """Estimates the tokens of a row's prompt by its characters, as the paper's script does without a tokenizer."""
+    characters = len(json.dumps(row["tools"], ensure_ascii=False))
+    for message in row["messages"][:-1]:
+        texts = (message["role"], message.get("content") or "", message.get("reasoning_content") or "")
+        characters += sum(map(len, texts)) + CHARACTERS_PER_MESSAGE
+        if calls := message.get("tool_calls"):
+            characters += len(json.dumps(calls, ensure_ascii=False))
+    return characters // CHARACTERS_PER_TOKEN
 
 
 def in_languages(wanted: list[str]) -> Check:

@@ -8,7 +8,6 @@ Rows are chosen after the cleaning, so that the wanted number is one of clean ro
 seed and their content, so the choice does not depend on their places in the file.
 """
 
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,13 +16,13 @@ from hashlib import sha256
 from itertools import groupby, islice
 
 from star.config.data import Data, RowSource, Strata
+from star.data.filters import at_most_prompt_tokens
 from star.data.importers import import_rows
 from star.data.row_files import row_files
 from star.data.rows import Reject
 from star.data.splits import places_by_rank, row_rank
 from star.data.turn_labels import label_turn
 
-CHARACTERS_PER_TOKEN, CHARACTERS_PER_MESSAGE = 3, 10  # the paper's estimate where there is no tokenizer
 SET = "set"  # field of a row with the name of the source that it was read from, until the samples are taken
 CANDIDATES = 1.1  # a stratified sample is drawn from that many times its rows, as in the paper's script
 CATEGORIES = ("single_turn", "multi_turn", "parallel", "single", "response", "multi_step")
@@ -223,17 +222,4 @@ def _fault_of_limits(row: dict, strata: Strata | None) -> tuple[str, str] | None
         return None
     if (number := label_turn(row["messages"]).number) > strata.max_turns:
         return "too_many_turns", f"{number} turns; at most {strata.max_turns} are wanted"
-    if (tokens := estimate_prompt_tokens(row)) > strata.max_prompt_tokens:
-        return "too_long", f"about {tokens} tokens in the prompt; at most {strata.max_prompt_tokens} are wanted"
-    return None
-
-
-def estimate_prompt_tokens(row: dict) -> int:
-    """Estimates the tokens of a row's prompt by its characters, as the paper's script does without a tokenizer."""
-    characters = len(json.dumps(row["tools"], ensure_ascii=False))
-    for message in row["messages"][:-1]:
-        texts = (message["role"], message.get("content") or "", message.get("reasoning_content") or "")
-        characters += sum(map(len, texts)) + CHARACTERS_PER_MESSAGE
-        if calls := message.get("tool_calls"):
-            characters += len(json.dumps(calls, ensure_ascii=False))
-    return characters // CHARACTERS_PER_TOKEN
+    return at_most_prompt_tokens(strata.max_prompt_tokens)(row)

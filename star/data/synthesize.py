@@ -8,6 +8,7 @@ from pathlib import Path
 
 from star.config.data import Data
 from star.data.data_card import write_card
+from star.data.filters import checks_of
 from star.data.generate_offline import generate_rows
 from star.data.row_sources import (
     all_shortfalls,
@@ -74,7 +75,14 @@ def make_data_set(settings: Data, *, seed: int, out: Path, state: Path) -> dict[
     # In the state, because a run that was killed during the split finds the cleaned rows there.
     set_folder = state / "set"
     set_folder.mkdir(parents=True, exist_ok=True)
-    statistics = write_set(records, out=set_folder, state=state, total=settings.generated_rows, label="make rows")
+    statistics = write_set(
+        records,
+        out=set_folder,
+        state=state,
+        checks=checks_of(settings),
+        total=settings.generated_rows,
+        label="make rows",
+    )
     if settings.sources:
         _say_rejects_of_sources(settings, statistics, set_folder)
         set_folder, statistics = _select_rows_of_sources(settings, set_folder, out=state / "sampled", seed=seed)

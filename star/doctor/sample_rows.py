@@ -59,6 +59,7 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
         InputError: there are none, or none is clean.
     """
     from star.data.cleaning import clean
+    from star.data.filters import checks_of
     from star.data.generate_offline import generate_rows
     from star.data.row_sources import read_seed_data, read_source
     from star.data.tool_files import load_tools
@@ -77,7 +78,7 @@ def sample_rows(config: Config) -> tuple[list[dict[str, Any]], int]:
         kinds=data.kinds,
         masked=data.masked,
     )
-    cleaned = clean([*chain.from_iterable(islice(rows, SEED_ROWS) for rows in given), *made])
+    cleaned = clean([*chain.from_iterable(islice(rows, SEED_ROWS) for rows in given), *made], checks_of(data))
     if not cleaned.kept:
         raise InputError(
             f"none of the first {len(cleaned.rejects)} rows is clean ({cleaned.reasons()}): correct `data.seed_data` "

@@ -5,6 +5,7 @@ prompt once per sample and carries rows that have ended until the last one ends.
 with less work:
 
     8 samples of 4 prompts    the 4 prompts are read once, and their cache is copied to the 32 rows
+    prompts of 90 to 900      those of similar length are read together, with little padding (models at least 256 wide)
     each new token            is written into room that the cache has ahead; transformers copies the whole cache instead
     20 rows have ended        the 12 others go on in a batch of 12
 
@@ -15,8 +16,9 @@ Shapes: B rows of the batch, R rows that are still decoded, P different prompts,
 of the cache, N tokens that its memory holds, D numbers per head.
 """
 
+import inspect
 from abc import abstractmethod
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any, ClassVar, cast
 
 import torch
@@ -42,8 +44,10 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from star import distributed
+from star.modeling.prompt_groups import is_wide
 
 ROOM = 64  # tokens that the cache's memory grows by
+SIMILAR = 7 / 8  # of the longest prompt's tokens have all prompts that are read together
 ENDED = 1 / 8  # share of the rows that must have ended before the others are gathered, which copies their cache
 
 
@@ -230,16 +234,14 @@ def _read_prompts(
     cache: Any  # not every kind of layer that it may hold has what those have that `_can_share` lets through
     if reading and (recalled := reading.recall(seen[is_first_B])):
         logits_PV, cache = recalled
-        outputs: Any = CausalLMOutputWithPast(past_key_values=cache)
     else:
         of_prompts = {
             key: value[is_first_B] if isinstance(value, Tensor) else value for key, value in model_kwargs.items()
         }
-        given = causal_model.prepare_inputs_for_generation(input_ids[is_first_B], is_first_iteration=True, **of_prompts)
-        outputs = causal_model(**given, return_dict=True)
-        logits_PV, cache = outputs.logits[:, -1].float(), outputs.past_key_values
+        logits_PV, cache = _read_by_length(causal_model, input_ids[is_first_B], of_prompts)
         if reading:
             reading.keep(seen[is_first_B], logits_PV, cache)
+    outputs: Any = CausalLMOutputWithPast(past_key_values=cache)
     # Layer by layer, so that no second copy of the whole cache exists.
     for number, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
@@ -249,6 +251,72 @@ def _read_prompts(
             layer.batch_select_indices(prompt_of_row_B)
     model_kwargs |= causal_model._update_model_kwargs_for_generation(outputs, model_kwargs)
     return logits_PV[prompt_of_row_B]
+
+
+def _read_by_length(causal_model: Any, input_ids_PL: Tensor, of_prompts: dict[str, Any]) -> tuple[Tensor, Any]:
+    """Reads prompts of similar length together, so that little padding is computed.
+
+    Returns:
+        The logits after the prompts [P, V], and their cache, padded on the left as the prompts are.
+    """
+    groups = _similar_lengths(causal_model, input_ids_PL, of_prompts)
+    if len(groups) < 2:
+        return _read(causal_model, input_ids_PL, of_prompts)
+    read: list[tuple[Tensor, Any]] = []
+    for group_G, padding in groups:
+        part = {key: value[group_G, padding:] if isinstance(value, Tensor) else value for key, value in of_prompts.items()}
+        part["past_key_values"] = deepcopy(of_prompts["past_key_values"])
+        read.append(_read(causal_model, input_ids_PL[group_G, padding:], part))
+    place_P = torch.cat([group_G for group_G, _ in groups]).argsort()
+    logits_PV, caches = torch.cat([logits_GV for logits_GV, _ in read])[place_P], [cache for _, cache in read]
+
+    def join(states: list[Tensor]) -> Tensor:
+        joined_PHLD = states[0].new_zeros(len(place_P), states[0].shape[1], input_ids_PL.shape[1], states[0].shape[3])
+        for (group_G, padding), states_GHLD in zip(groups, states, strict=True):
+            joined_PHLD[group_G, :, padding:] = states_GHLD
+        return joined_PHLD
+
+    # Layer by layer, so that no second copy of the whole cache exists.
+    for number, layer in enumerate(caches[0].layers):
+        layers = [cache.layers[number] for cache in caches]
+        layer.keys, layer.values = join([part.keys for part in layers]), join([part.values for part in layers])
+        for cache in caches[1:]:
+            cache.layers[number] = None
+    return logits_PV, caches[0]
+
+
+def _read(causal_model: Any, input_ids_PL: Tensor, of_prompts: dict[str, Any]) -> tuple[Tensor, Any]:
+    """Makes one forward pass over prompts. Returns the logits after them [P, V], and their cache."""
+    given = causal_model.prepare_inputs_for_generation(input_ids_PL, is_first_iteration=True, **of_prompts)
+    outputs = causal_model(**given, return_dict=True)
+    return outputs.logits[:, -1].float(), outputs.past_key_values
+
+
+def _similar_lengths(causal_model: Any, input_ids_PL: Tensor, of_prompts: dict[str, Any]) -> list[tuple[Tensor, int]]:
+    """Groups of prompts with the padding on the left that all of a group have. No groups where all must be read at once.
+
+    So it is with narrow models, whose numbers stay as they were, and where positions or cache depend on the padding.
+    """
+    mask_PL, cache = of_prompts.get("attention_mask"), of_prompts["past_key_values"]
+    tensors = [value for value in of_prompts.values() if isinstance(value, Tensor)]
+    if (
+        not is_wide(causal_model)
+        or mask_PL is None
+        or "position_ids" not in inspect.signature(causal_model.forward).parameters
+        or any(type(layer) is not DynamicLayer for layer in cache.layers)
+        or any(tensor.shape != input_ids_PL.shape for tensor in tensors)
+    ):
+        return []
+    # From the longest on; the first token of the attention mask is where a prompt begins.
+    padding_P = mask_PL.argmax(-1).tolist()
+    order = sorted(range(len(padding_P)), key=lambda index: padding_P[index])
+    groups: list[list[int]] = []
+    longest = input_ids_PL.shape[1]
+    for index in order:
+        if not groups or longest - padding_P[index] < SIMILAR * (longest - padding_P[groups[-1][0]]):
+            groups.append([])
+        groups[-1].append(index)
+    return [(torch.tensor(group, device=input_ids_PL.device), padding_P[group[0]]) for group in groups]
 
 
 def _draw(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from star.config.data import Data, RowSource
+from star.data.filters import estimate_prompt_tokens
 from star.data.row_sources import choose_samples, sample_rank
 from star.data.rows import read_json_lines, read_rows
 from star.data.synthesize import make_data_set
@@ -244,6 +245,19 @@ def test_limits_leave_long_conversations_out(tmp_path: Path) -> None:
     strata = {"max_turns": 1, "max_prompt_tokens": 2000, "single_turn": 1.0, "parallel": 0.0}
     rows, _ = make(tmp_path, {"path": str(file), "source": "mind", "share": 1.0, "strata": strata})
     assert len(rows) == 20 and rejects_of(tmp_path) == {"too_many_turns": 10, "too_long": 1}
+
+
+def test_a_limit_of_the_prompt_holds_for_rows_of_every_origin(tmp_path: Path) -> None:
+    path = write_source(tmp_path / "mixed.jsonl", {"single": 20, "single later": 30})
+    given = {"seed_data": str(path), "generated_rows": 40, "heldout_rows": 10}
+    all_rows, _ = make(tmp_path / "all", **given)
+    lengths = sorted(map(estimate_prompt_tokens, all_rows))
+    limit = lengths[len(lengths) // 2]
+    rows, metrics = make(tmp_path / "short", **given, max_prompt_tokens=limit)
+    wanted = {row["id"] for row in all_rows if estimate_prompt_tokens(row) <= limit}
+    assert {row["id"] for row in rows} == wanted
+    assert {row["source"] for row in all_rows} == {"seed", "generated"}
+    assert metrics["rejected_too_long"] == len(all_rows) - len(rows) > 0
 
 
 def test_every_turn_of_a_set_can_be_a_row(tmp_path: Path) -> None:

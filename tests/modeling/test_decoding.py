@@ -13,6 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from star.modeling import prompt_groups
 from star.modeling.decoding import PromptReading, decode
 from star.modeling.sampling import SeededSampling
 from tests.small_models import random_model, small_sizes
@@ -77,6 +78,25 @@ def test_a_prompt_is_read_once_and_ended_rows_leave_the_batch() -> None:
     ended = torch.isin(ids_BL[:, 40:-1], torch.tensor(ENDS)).any(1).sum().item()
     assert ended > 4
     assert 18 - ended <= read[-1][0] < 18
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_prompts_of_unlike_length_are_read_apart(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_groups, "MIN_WIDTH", 1)
+    model = random_model(CONFIGS[kind])
+    read: list[tuple[int, ...]] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(tuple(given[0].shape)))
+    reading = PromptReading()
+    for samples in (6, 1):
+        plain = draw(model, samples=samples, new_tokens=24)
+        read.clear()
+        assert torch.equal(
+            draw(model, samples=samples, new_tokens=24, custom_generate=partial(decode, reading=reading)), plain
+        )
+        if samples == 6 and kind == "full attention":  # of 40, 33 and 10 tokens
+            assert read[:4] == [(1, 40), (1, 33), (1, 10), (18, 1)]
+    if kind == "full attention":
+        assert read[0] == (3, 1)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
