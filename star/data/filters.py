@@ -26,7 +26,9 @@ def at_most_prompt_tokens(tokens: int) -> Check:
 
     def check(row: dict) -> tuple[str, str] | None:
         count = estimate_prompt_tokens(row)
-        return ("too_long", f"about {count} tokens in the prompt; at most {tokens} are wanted") if count > tokens else None
+        return (
+            ("too_long", f"about {count} tokens in the prompt; at most {tokens} are wanted") if count > tokens else None
+        )
 
     return check
 

@@ -264,7 +264,9 @@ def _read_by_length(causal_model: Any, input_ids_PL: Tensor, of_prompts: dict[st
         return _read(causal_model, input_ids_PL, of_prompts)
     read: list[tuple[Tensor, Any]] = []
     for group_G, padding in groups:
-        part = {key: value[group_G, padding:] if isinstance(value, Tensor) else value for key, value in of_prompts.items()}
+        part = {
+            key: value[group_G, padding:] if isinstance(value, Tensor) else value for key, value in of_prompts.items()
+        }
         part["past_key_values"] = deepcopy(of_prompts["past_key_values"])
         read.append(_read(causal_model, input_ids_PL[group_G, padding:], part))
     place_P = torch.cat([group_G for group_G, _ in groups]).argsort()
