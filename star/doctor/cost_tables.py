@@ -26,6 +26,7 @@ def paper_workload(rows: int, *, teacher: ModelSize = QWEN3_8B) -> Workload:
         healed_sequences=0,
         distilled_sequences=rows * 8,
         samples_per_computed_prompt=1,
+        samples_per_extracted_prompt=8,
         teacher_refine=3 * rows * 8,
         student_refine=3 * rows * 8,
         teacher_group=8,

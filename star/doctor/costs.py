@@ -56,6 +56,7 @@ class Workload:
         warm_sequences: that the teacher's supervised training sees.
         healed_sequences, distilled_sequences: that healing and distillation see.
         samples_per_computed_prompt: for which the distillation computes a prompt once.
+        samples_per_extracted_prompt: for which the extraction does.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
         prompt_tokens, completion_tokens: means over the rows that are trained on.
@@ -78,6 +79,7 @@ class Workload:
     healed_sequences: int
     distilled_sequences: int
     samples_per_computed_prompt: int
+    samples_per_extracted_prompt: int
     teacher_refine: int
     student_refine: int
     teacher_group: int
@@ -92,6 +94,11 @@ class Workload:
     def distilled_length(self) -> float:
         """Tokens that the distillation computes of each sequence: its own, and its share of the prompt."""
         return self.prompt_tokens / self.samples_per_computed_prompt + self.completion_tokens
+
+    @property
+    def extracted_length(self) -> float:
+        """Tokens that the extraction computes of each sequence: its own, and its share of the prompt."""
+        return self.prompt_tokens / self.samples_per_extracted_prompt + self.completion_tokens
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ def workload_of(
         healed_sequences=_sequences(config.student.heal, samples),
         distilled_sequences=_sequences(config.distill, samples),
         samples_per_computed_prompt=_samples_per_computed_prompt(config),
+        # vLLM and servers compute it again for each.
+        samples_per_extracted_prompt=1 if config.topk.vllm or config.topk.server else config.rollout.samples,
         teacher_refine=_completions(config.teacher.refine, lengths.rows),
         student_refine=_completions(config.refine, lengths.rows),
         teacher_group=config.teacher.refine.num_generations if config.teacher.refine else 1,
@@ -179,7 +188,7 @@ def stage_costs(work: Workload) -> dict[str, Cost]:
         ),
         "extract-topk": Cost(
             answers * work.completion_tokens * SECONDS_TO_STORE_A_TOKEN * work.top_k / 100,
-            2 * teacher.parameters * answers * length / (FLOPS * PREFILL_UTILISATION),
+            2 * teacher.parameters * answers * work.extracted_length / (FLOPS * PREFILL_UTILISATION),
             stored_bytes + BYTES_OF_A_MAPPED_ID * ids,
         ),
         "distill": Cost(

@@ -68,7 +68,6 @@ def stage_seconds(config: Config, work: Workload, cpu: Cpu) -> dict[str, float]:
     """Seconds of each stage that runs a model, by its name."""
     teacher, student = work.teacher, work.student
     sampling, answers = config.rollout, work.rows * work.samples
-    read = work.rows * work.prompt_tokens + answers * work.completion_tokens
     seconds = {
         "refine-teacher": _supervised(teacher, work, config.teacher.sft, cpu, available=work.training_rows)
         + _simrl(teacher, work, config.teacher.refine, cpu),
@@ -80,7 +79,7 @@ def stage_seconds(config: Config, work: Workload, cpu: Cpu) -> dict[str, float]:
             batch=sampling.batch_size * work.samples,
             longest=_longest(work, sampling.max_new_tokens),
         ),
-        "extract-topk": _reading(teacher, read, cpu),
+        "extract-topk": _reading(teacher, answers * work.extracted_length, cpu),
         "distill": _supervised(student, work, config.student.heal, cpu, available=answers)
         + _supervised(student, work, config.distill, cpu, available=answers, length=work.distilled_length),
         "refine": _simrl(student, work, config.refine, cpu),

@@ -8,9 +8,10 @@ import pytest
 
 from star.config.cluster import Cluster, Node
 from star.config.experiment import Config
+from star.config.teacher_signal import Engine
 from star.doctor.cost_lines import cost_lines
 from star.doctor.cost_tables import paper_workload, size_table, stage_table
-from star.doctor.costs import stage_costs, store_bytes
+from star.doctor.costs import stage_costs, store_bytes, workload_of
 from star.topk.store import TopKStore, TopKWriter
 
 PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
@@ -77,3 +78,11 @@ def test_simrl_reads_a_prompt_once_for_each_group() -> None:
     costs, cheaper = stage_costs(work), stage_costs(larger_groups)
     assert cheaper["refine"].card_seconds < costs["refine"].card_seconds
     assert cheaper["refine-teacher"] == costs["refine-teacher"]
+
+
+def test_the_extraction_reads_a_prompt_once_for_its_samples(micro: Config) -> None:
+    engine = micro.model_copy(update={"topk": micro.topk.model_copy(update={"vllm": Engine()})})
+    model = paper_workload(1).student
+    own, of_engine = (workload_of(config, teacher=model, student=model, vocab_size=768) for config in (micro, engine))
+    assert own.extracted_length == own.prompt_tokens / micro.rollout.samples + own.completion_tokens
+    assert of_engine.extracted_length == own.prompt_tokens + own.completion_tokens
