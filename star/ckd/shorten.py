@@ -2,7 +2,7 @@
 
     base (30 layers) ─► 15 of them ─► healing, with student.heal ─► state/shortened ─► CKD
 
-A model that has just lost layers predicts worse than if it knew nothing: the layers after a gap get states that they have
+A model that has just lost half of its layers predicts worse than if it knew nothing: the layers after a gap get states that they have
 never seen. CKD starts badly from there, because its tail term then pushes down ids that are only wrong by accident. The
 healing is a supervised training on the same samples of the teacher with the forward KL on its stored distributions: it
 has no tail term, and tells more per token than the sampled ids alone.

@@ -111,7 +111,7 @@ class Student(Section):
     heal: Training | None = Field(
         None,
         description="Training on the teacher's samples (forward KL) after layers were dropped and before the distillation; without "
-        "it a student that lost layers starts worse than one that knows nothing",
+        "it a student that lost half of its layers starts worse than one that knows nothing",
     )
 
     @model_validator(mode="after")
