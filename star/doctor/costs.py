@@ -55,7 +55,7 @@ class Workload:
         samples, evaluated_samples: answers drawn for each row.
         warm_sequences: that the teacher's supervised training sees.
         healed_sequences, distilled_sequences: that healing and distillation see.
-        samples_per_computed_prompt: for which the distillation computes a prompt once.
+        samples_per_distilled_prompt: for which the distillation computes a prompt once.
         samples_per_extracted_prompt: for which the extraction does.
         teacher_refine, student_refine: completions that Sim-RL draws and trains on, in all.
         teacher_group, student_group: completions that Sim-RL draws of one prompt.
@@ -78,7 +78,7 @@ class Workload:
     warm_sequences: int
     healed_sequences: int
     distilled_sequences: int
-    samples_per_computed_prompt: int
+    samples_per_distilled_prompt: int
     samples_per_extracted_prompt: int
     teacher_refine: int
     student_refine: int
@@ -93,7 +93,7 @@ class Workload:
     @property
     def distilled_length(self) -> float:
         """Tokens that the distillation computes of each sequence: its own, and its share of the prompt."""
-        return self.prompt_tokens / self.samples_per_computed_prompt + self.completion_tokens
+        return self.prompt_tokens / self.samples_per_distilled_prompt + self.completion_tokens
 
     @property
     def extracted_length(self) -> float:
@@ -149,7 +149,7 @@ def workload_of(
         warm_sequences=_sequences(config.teacher.sft, lengths.rows),
         healed_sequences=_sequences(config.student.heal, samples),
         distilled_sequences=_sequences(config.distill, samples),
-        samples_per_computed_prompt=_samples_per_computed_prompt(config),
+        samples_per_distilled_prompt=_samples_per_distilled_prompt(config),
         # vLLM and servers compute it again for each.
         samples_per_extracted_prompt=1 if config.topk.vllm or config.topk.server else config.rollout.samples,
         teacher_refine=_completions(config.teacher.refine, lengths.rows),
@@ -245,7 +245,7 @@ def _sequences(training: Training | None, available: int) -> int:
     return training.count_steps(available) * training.batch_size if training else 0
 
 
-def _samples_per_computed_prompt(config: Config) -> int:
+def _samples_per_distilled_prompt(config: Config) -> int:
     distill = config.distill
     return min(config.rollout.samples, distill.micro_batch_size or distill.batch_size) if distill.share_prompts else 1
 
