@@ -43,7 +43,7 @@ def cost_lines(config: Config, *, here: bool = True) -> Iterator[str]:
         yield f"     costs                  not known: {error}"
         return
     yield (
-        f"about the costs of {work.rows:,} rows with {work.samples} samples each, for prompts of {work.prompt_tokens:,.0f} "
+        f"about the costs of {work.rows:,} rows (samples of each: {work.samples}), for prompts of {work.prompt_tokens:,.0f} "
         f"and answers of {work.completion_tokens:,.0f} tokens ({'measured on some rows, ' if measured else ''}docs/scale.md):"
     )
     if on_this_cpu:
