@@ -32,8 +32,9 @@ def machine_checks() -> Iterator[Check]:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, f"not installed: pip install {package}")
-    folder = _existing_home()
-    yield Check("home", os.access(folder, os.W_OK), f"{home()} must be writable: set STAR_HOME to a folder of yours")
+    writable = os.access(_existing_home(), os.W_OK)
+    cure = "" if writable else " is not writable: set STAR_HOME to a folder of yours"
+    yield Check("home", writable, f"{home()}{cure}")
 
 
 def room_checks(config: Config) -> Iterator[Check]:
