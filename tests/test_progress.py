@@ -63,8 +63,9 @@ def test_only_what_the_user_can_cure_is_a_cure(error: Exception, said: str | Non
 
 
 def test_a_full_sqlite_file_is_a_full_disk(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "index")) as database, pytest.raises(sqlite3.OperationalError) as caught:
+    with closing(sqlite3.connect(tmp_path / "index")) as database:
         database.execute("create table rows (text)")
         database.execute("pragma max_page_count = 2")  # SQLite answers then as on a full disk
-        database.execute("insert into rows values (?)", ("long " * 10_000,))
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            database.execute("insert into rows values (?)", ("long " * 10_000,))
     assert "no space left" in cure_of(caught.value)
