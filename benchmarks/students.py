@@ -13,7 +13,7 @@ The students are distilled from the run's top-k store, and asked the run's held-
 - `healed`: what `student.heal` does, by the forward KL to the stored distributions.
 
 The healing is the profile's `student.heal`, or as the distillation in half of its steps. `first` and `last` are the forward
-KL to the teacher (nats per completion token) at the first and the last step of CKD, or of the healing where there is one.
+KL to the teacher (nats per completion token) at the first step, of the healing where there is one, and at the last of CKD.
 A model that knows nothing begins at about the logarithm of the vocabulary's size, less the teacher's entropy. `minutes`
 are those since a student's last start.
 
