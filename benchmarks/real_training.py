@@ -3,7 +3,8 @@
     python benchmarks/real_training.py MODEL                               # this checkout: two minutes for 135M parameters
     git worktree add ../before COMMIT
     python benchmarks/real_training.py MODEL --against ../before           # both, in turns, and the ratio
-    python benchmarks/real_training.py MODEL --against ../before --same    # in fp32 and with the final weights compared
+    # In fp32, at a constant rate, and with the weights compared after one step of all rows: other checkouts put others into a step.
+    python benchmarks/real_training.py MODEL --against ../before --same --steps 1
 
     # Distillation on 4 samples of each prompt, with a row for each, and with the prompt computed once (distill.share_prompts):
     python benchmarks/real_training.py MODEL --phases ckd ckd-shared --samples 4
@@ -154,7 +155,7 @@ class Rows:
 def train_once(options: argparse.Namespace) -> dict[str, Any]:
     """Trains in this process. Returns seconds and CPU seconds per step, tokens, losses and the peak memory."""
     import torch
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import PrinterCallback, SchedulerType, TrainerCallback
 
     from star.modeling.models import load_model
 
@@ -183,10 +184,14 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
         trainer.add_callback(ends)
         trainer.data_collator = count_tokens(trainer.data_collator)
         trainer.args.save_strategy = "no"
+        if options.same:  # the schedules of checkouts differ
+            trainer.args.lr_scheduler_type, trainer.args.lr_scheduler_kwargs = SchedulerType.CONSTANT, {}
+            trainer.args.warmup_steps = 0
         trainer.train()
-    micro_batches = options.batch // options.micro
     # The first step pays for what is set up once.
-    begin, end = ends.times[1], ends.times[-1]
+    uncounted = min(1, options.steps - 1)
+    begin, end = ends.times[uncounted], ends.times[-1]
+    micro_batches = uncounted * options.batch // options.micro
     real, computed = (sum(column) for column in zip(*tokens[micro_batches:], strict=True))
     if options.weights:
         torch.save([parameter.detach() for parameter in model.parameters()], options.weights)
@@ -200,12 +205,13 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def largest_difference(first: Path, second: Path) -> float:
-    """The largest absolute difference between the weights of two files."""
+def differences(first: Path, second: Path) -> tuple[float, float]:
+    """The largest and the mean absolute difference between the weights of two files."""
     import torch
 
     pairs = zip(torch.load(first), torch.load(second), strict=True)
-    return max(float((one - other).abs().max()) for one, other in pairs)
+    apart = torch.cat([(one - other).abs().flatten() for one, other in pairs])
+    return float(apart.max()), float(apart.mean(dtype=torch.float64))
 
 
 def compare(phase: str, options: argparse.Namespace) -> None:
@@ -215,8 +221,8 @@ def compare(phase: str, options: argparse.Namespace) -> None:
         weights = {name: ["--weights", str(file)] if options.same else [] for name, file in files.items()}
         print_rows(phase, measure_in_turns(phase, options, more=lambda name: weights[name]), COLUMNS)
         if options.same:
-            difference = largest_difference(*files.values())
-            print(f"\n{phase}: weights differ by at most {difference:.1e}\n", flush=True)
+            largest, mean = differences(*files.values())
+            print(f"\n{phase}: weights differ by at most {largest:.1e}, by {mean:.1e} on average\n", flush=True)
 
 
 def main() -> None:
@@ -230,8 +236,8 @@ def main() -> None:
     parser.add_argument("--most", type=positive, default=512, help="tokens of the longest row (512)")
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     options = parse_options(parser)
-    if options.steps < 2:
-        parser.error("--steps 1 leaves nothing to count, because the first step is not counted: give 2 or more")
+    if options.steps < 2 and not options.same:
+        parser.error("--steps 1 has only the first step, which pays for what is set up once: give 2 or more")
     if options.batch % options.micro:
         parser.error(f"--micro {options.micro} must divide --batch {options.batch}")
     if options.micro % options.samples:
