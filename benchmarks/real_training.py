@@ -3,7 +3,7 @@
     python benchmarks/real_training.py MODEL                               # this checkout: two minutes for 135M parameters
     git worktree add ../before COMMIT
     python benchmarks/real_training.py MODEL --against ../before           # both, in turns, and the ratio
-    # In fp32, at a constant rate, and with the weights compared after one step of all rows: other checkouts put others into a step.
+    # In fp32 and at a constant rate, and the weights compared after one step, which takes all rows:
     python benchmarks/real_training.py MODEL --against ../before --same --steps 1
 
     # Distillation on 4 samples of each prompt, with a row for each, and with the prompt computed once (distill.share_prompts):
