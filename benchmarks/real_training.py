@@ -185,8 +185,8 @@ def train_once(options: argparse.Namespace) -> dict[str, Any]:
         trainer.data_collator = count_tokens(trainer.data_collator)
         trainer.args.save_strategy = "no"
         if options.same:  # the schedules of checkouts differ
-            trainer.args.lr_scheduler_type, trainer.args.lr_scheduler_kwargs = SchedulerType.CONSTANT, {}
-            trainer.args.warmup_steps = 0
+            constant = {"lr_scheduler_type": SchedulerType.CONSTANT, "lr_scheduler_kwargs": {}, "warmup_steps": 0}
+            vars(trainer.args).update(constant)
         trainer.train()
     # The first step pays for what is set up once.
     uncounted = min(1, options.steps - 1)
