@@ -32,7 +32,8 @@ def machine_checks() -> Iterator[Check]:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, f"not installed: pip install {package}")
-    writable = os.access(_existing_home(), os.W_OK)
+    folder = _existing_home()
+    writable = folder.is_dir() and os.access(folder, os.W_OK)
     cure = "" if writable else " is not writable: set STAR_HOME to a folder of yours"
     yield Check("home", writable, f"{home()}{cure}")
 
